@@ -1,0 +1,181 @@
+"""The artefact: one class for every trained transcoder, ours and others', always in raw units.
+
+`recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember (DESIGN of the files: FORMAT.md).
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from store.manifest import fsync_directory, write_atomically
+from store.views import VIEWS, Norm, ViewName
+
+CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
+
+
+class TranscoderConfig(BaseModel):
+    """What the weights are for. Written beside them as config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: Literal[1] = 1
+    name: str
+    architecture: str
+    """How it was trained, for people: `matryoshka_batchtopk`, `jumprelu`, ..."""
+    activation: Literal["threshold", "topk"] = "threshold"
+    """`threshold`: relu(pre) * (pre > threshold); `topk`: the k largest positive pre-activations of each row."""
+    model: str
+    layer: int
+    source_site: str = "resid_mid"
+    target_site: str = "mlp_out"
+    view: ViewName
+    d_in: int
+    d_sae: int
+    d_out: int
+    k: int | None
+    """Intended L0; None where the maker states none."""
+    prefix_sizes: tuple[int, ...]
+    """Cumulative; the last is d_sae. One entry when the dictionary is not nested."""
+    store_fingerprint: str | None = None
+    """Of the shards it was trained on; None for transcoders made elsewhere."""
+    units: Literal["raw"] = "raw"
+    source: str = ""
+    """Where the weights came from: a run, a hub repository and revision, a folder."""
+
+
+def check_prefix_sizes(sizes: tuple[int, ...], d_sae: int) -> None:
+    """ValueError unless the sizes are positive, increasing and end at d_sae."""
+    if not sizes or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+        raise ValueError(f"prefix_sizes {list(sizes)} must be positive and increasing")
+    if sizes[-1] != d_sae:
+        raise ValueError(f"prefix_sizes end at {sizes[-1]}, but d_sae is {d_sae}; make the last prefix the whole dictionary")
+
+
+@dataclass(frozen=True)
+class Transcoder:
+    """A trained transcoder for inference; float32, on one device."""
+
+    config: TranscoderConfig
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    threshold: Float[Tensor, " d_sae"]
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+
+    def __post_init__(self) -> None:
+        c = self.config
+        check_prefix_sizes(c.prefix_sizes, c.d_sae)
+        if c.k is not None and not 0 < c.k <= c.d_sae:
+            raise ValueError(f"k is {c.k}, but the dictionary has {c.d_sae} latents; choose 0 < k <= d_sae")
+        for name, shape in _shapes(c).items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"{c.name}: {name} has shape {list(found)}, its config asks for {list(shape)}")
+        if self.W_skip is not None and tuple(self.W_skip.shape) != (c.d_out, c.d_in):
+            raise ValueError(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
+
+    def view(self, resid: Float[Tensor, "rows d_in"], norm: Norm) -> Float[Tensor, "rows d_in"]:
+        """What this transcoder reads, from resid_mid as stored."""
+        return VIEWS[self.config.view](resid, norm)
+
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """Latents of x; zero where the pre-activation is not above the threshold (arXiv 2407.14435)."""
+        pre_acts = torch.addmm(self.b_enc, x, self.W_enc)
+        if self.config.activation == "threshold":
+            return pre_acts.relu_().mul_(pre_acts > self.threshold)
+        top = pre_acts.topk(self.config.k or self.config.d_sae, dim=1)
+        return torch.zeros_like(pre_acts).scatter_(1, top.indices, top.values.relu())
+
+    def decode(
+        self, latents: Float[Tensor, "rows d_sae"], x: Float[Tensor, "rows d_in"] | None = None
+    ) -> Float[Tensor, "rows d_out"]:
+        """Reconstruction of the target. ValueError when there is a skip connection and x is not given."""
+        return torch.addmm(self.offset(x), latents, self.W_dec)
+
+    def offset(self, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
+        """What is added to the latents' sum: b_dec, and the skip connection's x @ W_skip.T where there is one."""
+        if self.W_skip is None:
+            return self.b_dec
+        if x is None:
+            raise ValueError(f"{self.config.name} has a skip connection: decode needs x")
+        return torch.addmm(self.b_dec, x, self.W_skip.T)
+
+    def __call__(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+        return self.decode(self.encode(x), x)
+
+    def prefix(self, m: int) -> "Transcoder":
+        """The transcoder cut to its first m latents. ValueError unless m is one of its prefix sizes."""
+        sizes = self.config.prefix_sizes
+        if m not in sizes:
+            raise ValueError(f"{m} is not a prefix of {self.config.name}; its prefixes are {list(sizes)}")
+        k = None if self.config.k is None else min(self.config.k, m)
+        config = self.config.model_copy(update={"d_sae": m, "prefix_sizes": sizes[: sizes.index(m) + 1], "k": k})
+        return replace(
+            self, config=config, W_enc=self.W_enc[:, :m], b_enc=self.b_enc[:m], W_dec=self.W_dec[:m],
+            threshold=self.threshold[:m],
+        )  # fmt: skip
+
+    def to(self, device: torch.device | str) -> "Transcoder":
+        moved = {name: array.to(device) for name, array in self.arrays().items()}
+        return replace(self, **moved)
+
+    def arrays(self) -> dict[str, Tensor]:
+        names = (*_shapes(self.config), *(() if self.W_skip is None else ("W_skip",)))
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, directory: Path) -> None:
+        """Writes config.json and transcoder.safetensors, each whole or not at all; weights last."""
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / (WEIGHTS + ".partial")
+        save_file({name: array.detach().cpu().contiguous() for name, array in self.arrays().items()}, partial)
+        write_atomically(directory / CONFIG, self.config.model_dump_json(indent=1) + "\n")
+        partial.replace(directory / WEIGHTS)
+        fsync_directory(directory)
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device | str = "cpu") -> "Transcoder":
+        """The transcoder in a directory. ValueError for a missing file, a missing or unknown key, or a wrong shape."""
+        for name in (CONFIG, WEIGHTS):
+            if not (directory / name).exists():
+                raise ValueError(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
+        try:
+            config = TranscoderConfig.model_validate_json((directory / CONFIG).read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{directory / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        arrays = read_arrays(directory / WEIGHTS)
+        check_keys(directory / WEIGHTS, set(arrays), set(_shapes(config)), optional={"W_skip"})
+        return cls(config, **arrays).to(device)
+
+
+def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+    d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out
+    return {
+        "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "threshold": (d_sae,),
+    }  # fmt: skip
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """Every array of a safetensors file, float32. ValueError naming a file that is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore or download it again") from None
+
+
+def check_keys(path: Path, found: set[str], required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """ValueError naming the keys that are missing or unknown."""
+    missing, unknown = required - found, found - required - optional
+    if missing or unknown:
+        raise ValueError(
+            f"{path}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}; expected {sorted(required)}"
+        )

@@ -1,0 +1,58 @@
+"""What a transcoder reads: resid_mid as stored -> one of three views of it, in float32."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+ViewName = Literal["raw", "rms", "normed"]
+NormKind = Literal["rms", "layernorm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """The norm between resid_mid and the MLP, enough to apply it without the language model."""
+
+    kind: NormKind
+    """`rms` divides by the root mean square; `layernorm` first subtracts the row's mean."""
+    eps: float
+    gain: Float[Tensor, " d"]
+    """Multiplies the normalised row; for Gemma this is already 1 + w."""
+    bias: Float[Tensor, " d"] | None = None
+
+    def to(self, device: torch.device | str) -> "Norm":
+        bias = None if self.bias is None else self.bias.to(device)
+        return Norm(kind=self.kind, eps=self.eps, gain=self.gain.to(device), bias=bias)
+
+    @classmethod
+    def load(cls, path: Path, kind: NormKind, eps: float) -> "Norm":
+        """The norm whose gain (and bias) lie in a safetensors file."""
+        arrays = load_file(path)
+        return cls(kind=kind, eps=eps, gain=arrays["gain"], bias=arrays.get("bias"))
+
+
+def raw(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"]:
+    """resid_mid itself."""
+    return resid.float()
+
+
+def rms(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"]:
+    """resid_mid normalised, without the gain: TransformerLens `ln2.hook_normalized`, Gemma Scope 1's input."""
+    x = resid.float()
+    if norm.kind == "layernorm":
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
+
+
+def normed(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"]:
+    """What the MLP reads, gain applied: Gemma Scope 2's input."""
+    x = rms(resid, norm) * norm.gain
+    return x if norm.bias is None else x + norm.bias
+
+
+VIEWS: dict[str, Callable[[Tensor, Norm], Tensor]] = {"raw": raw, "rms": rms, "normed": normed}

@@ -1,0 +1,174 @@
+"""Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from store.formats import FORMATS
+from store.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    NORM_FILE,
+    Manifest,
+    Moments,
+    NormInfo,
+    Recipe,
+    ShardEntry,
+    fsync_directory,
+    load_manifest,
+    save_manifest,
+)
+from store.reader import read_array
+from store.views import Norm, rms
+
+RMS = "resid_mid.rms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """What the harvester hands over: rows in the order of the tokens."""
+
+    tokens: Tensor
+    """int32 [n_sequences, context]."""
+    sites: dict[str, Tensor]
+    """Each [n_sequences * context, width]."""
+    first_document: int
+    next_document: int
+
+
+def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int) -> tuple[Tensor, int]:
+    """The order in which a shard's rows are written (int64), and how many of them are kept: those come first, shuffled."""
+    flat = tokens.flatten()
+    dropped = torch.isin(flat, torch.tensor(excluded, dtype=flat.dtype)) if excluded else torch.zeros_like(flat).bool()
+    kept = (~dropped).nonzero().squeeze(1)
+    shuffle = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([kept[shuffle], dropped.nonzero().squeeze(1)]), len(kept)
+
+
+class StoreWriter:
+    """Appends shards to a store, continuing one that the same recipe began.
+
+    ValueError when the directory holds a store of another recipe: both are shown.
+    """
+
+    def __init__(self, directory: Path, recipe: Recipe, norm: Norm) -> None:
+        self.directory, self.recipe, self.norm = directory, recipe, norm
+        self.format = FORMATS[recipe.format]
+        info = NormInfo(kind=norm.kind, eps=norm.eps)
+        if (directory / MANIFEST).exists():
+            self.manifest = load_manifest(directory)
+            if self.manifest.recipe != recipe:
+                raise ValueError(
+                    f"{directory} holds another harvest ({self.manifest.fingerprint}, this one is "
+                    f"{recipe.fingerprint}): {self.manifest.recipe.differences(recipe)}; "
+                    "choose another STORE, or delete that one"
+                )
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
+            save_file({name: array.contiguous() for name, array in arrays.items()}, directory / NORM_FILE)
+            self.manifest = Manifest(
+                format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe, norm=info,
+                widths={}, statistics={}, shards=(),
+            )  # fmt: skip
+            save_manifest(directory, self.manifest)
+        for leftover in directory.glob("*.partial"):
+            leftover.unlink()
+        self.sums = self._sums_on_disk()
+
+    def _sums_on_disk(self) -> dict[str, Tensor]:
+        """Running sums over the training shards, added up in the order in which they were written."""
+        sums: dict[str, Tensor] = {}
+        for shard in self.manifest.of_split("train"):
+            path = self.directory / shard.name
+            places = self.format.places(path)
+            for key in (name for name in places if name.startswith("sum.") or name.startswith("sum_of_squares.")):
+                value = read_array(path, places[key])
+                sums[key] = sums[key] + value if key in sums else value
+        return sums
+
+    def append(self, rows: ShardRows) -> ShardEntry:
+        """The entry of the shard written. OSError when the disk is full: finished shards stay, nothing half-written."""
+        number, recipe = len(self.manifest.shards), self.recipe
+        name = f"shard-{number:05d}{self.format.suffix}"
+        order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number)
+        dtype = getattr(torch, recipe.dtype)
+        sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
+        sums = shard_sums(sites, kept, self.norm)
+        arrays = {"tokens": rows.tokens, "token_index": order.int()} | sites | sums
+        entry_bytes, checksum = self._publish(name, arrays)
+        split = recipe.split_of(number)
+        entry = ShardEntry(
+            name=name, split=split, rows=len(order), kept=kept, bytes=entry_bytes, xxh3_128=checksum,
+            first_sequence=number * recipe.shard_sequences, n_sequences=len(rows.tokens),
+            first_document=rows.first_document, next_document=rows.next_document,
+        )  # fmt: skip
+        if split == "train":
+            self.sums = {key: self.sums[key] + sums[key] if key in self.sums else sums[key] for key in sums}
+        self._enter(entry, {site: values.shape[1] for site, values in sites.items()})
+        return entry
+
+    def _publish(self, name: str, arrays: dict[str, Tensor]) -> tuple[int, str]:
+        partial = self.directory / (name + ".partial")
+        try:
+            n_bytes, checksum = self.format.write(partial, arrays)
+            partial.replace(self.directory / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if error.errno != errno.ENOSPC:
+                raise
+            needed = sum(array.numel() * array.element_size() for array in arrays.values())
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left for {name} ({needed / 1e6:.0f} MB) in {self.directory}; "
+                f"{len(self.manifest.shards)} finished shards are kept: free some space and run the same command again",
+            ) from None
+        fsync_directory(self.directory)
+        return n_bytes, checksum
+
+    def _enter(self, entry: ShardEntry, widths: dict[str, int]) -> None:
+        shards = (*self.manifest.shards, entry)
+        rows = sum(shard.kept for shard in shards if shard.split == "train")
+        statistics = {
+            key.removeprefix("sum."): Moments(
+                rows=rows,
+                mean=tuple((value / rows).tolist()),
+                mean_square=tuple((self.sums["sum_of_squares." + key.removeprefix("sum.")] / rows).tolist()),
+            )
+            for key, value in self.sums.items()
+            if key.startswith("sum.")
+        }
+        self._replace(widths=widths, statistics=statistics, shards=shards)
+
+    def mark_exhausted(self) -> None:
+        """Records that the text ended before the tokens asked for were reached."""
+        self._replace(exhausted=True)
+
+    def _replace(self, **changes: object) -> None:
+        self.manifest = self.manifest.model_copy(update=changes)
+        save_manifest(self.directory, self.manifest)
+
+
+def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:
+    """float64 sums and sums of squares by dimension over the kept rows, for each site and for resid_mid's rms view."""
+    sums: dict[str, Tensor] = {}
+    for site, values in sites.items():
+        _add_moments(sums, site, values[:kept], lambda block: block.double())
+    if "resid_mid" in sites:
+        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
+    return sums
+
+
+def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare) -> None:  # noqa: ANN001
+    total = torch.zeros(values.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for block in values.split(4096):
+        wide = prepare(block)
+        total += wide.sum(0)
+        squares += wide.square().sum(0)
+    sums["sum." + name], sums["sum_of_squares." + name] = total, squares
