@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 import xxhash
 from torch import Tensor
+from tqdm import tqdm
 
 from store.formats import FORMATS, ArrayPlace
-from store.manifest import NORM_FILE, Manifest, ShardEntry, load_manifest
+from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
 from store.views import Norm
 
 
@@ -77,9 +78,10 @@ def open_store(directory: Path) -> Store:
 _CURE = "restore the shard from a copy, or delete the store and harvest again"
 
 
-def verify(store: Store) -> Iterator[tuple[ShardEntry, bool]]:
-    """Each shard with whether its bytes still have the recorded XXH3-128."""
-    for shard in store.manifest.shards:
+def verify(store: Store, split: Split | None = None) -> Iterator[tuple[ShardEntry, bool]]:
+    """Each shard (of a split) with whether its bytes still have the recorded XXH3-128."""
+    shards = store.manifest.shards if split is None else store.manifest.of_split(split)
+    for shard in tqdm(shards, desc="checksums", unit="shard", leave=False):
         digest = xxhash.xxh3_128()
         with (store.directory / shard.name).open("rb") as file:
             while block := file.read(1 << 24):
@@ -87,8 +89,8 @@ def verify(store: Store) -> Iterator[tuple[ShardEntry, bool]]:
         yield shard, digest.hexdigest() == shard.xxh3_128
 
 
-def check_shards(store: Store) -> None:
+def check_shards(store: Store, split: Split | None = None) -> None:
     """ValueError naming every shard whose checksum is wrong."""
-    bad = [shard.name for shard, good in verify(store) if not good]
+    bad = [shard.name for shard, good in verify(store, split) if not good]
     if bad:
         raise ValueError(f"checksum of {', '.join(bad)} in {store.directory} is wrong: the bytes changed on disk; {_CURE}")

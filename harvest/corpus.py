@@ -1,0 +1,146 @@
+"""Documents: a data set on the hub, a local file or the embedded text -> strings, in an order that never changes."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import xxhash
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from harvest.config import HarvestConfig
+
+DOCUMENTED_PACKAGES = ("numpy", "networkx", "pandas", "sympy", "torch")
+DOCSTRINGS = "pip:docstrings"
+LOCAL_LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+MIN_DOCSTRING = 200
+"""Characters; shorter docstrings are mostly `Return self.`"""
+FILES_A_GROUP = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of documents that can start anywhere."""
+
+    name: str
+    revision: str
+    """Changes whenever the documents may: a commit, a hash of the file, package versions."""
+    documents: Callable[[int], Iterator[str]]
+    """The documents from the given number on."""
+
+
+def open_corpus(config: HarvestConfig) -> Corpus:
+    """The corpus that a configuration names. ValueError when it is missing or has no such text column."""
+    if config.dataset.startswith("pip:"):
+        if config.dataset != DOCSTRINGS:
+            raise ValueError(f"unknown embedded text {config.dataset!r}; the only one is {DOCSTRINGS}")
+        return Corpus(DOCSTRINGS, documented_versions(), lambda start: islice(docstrings(), start, None))
+    if Path(config.dataset).suffix in LOCAL_LOADERS:
+        return _open_local(Path(config.dataset), config)
+    return _open_hub(config)
+
+
+def documented_versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in DOCUMENTED_PACKAGES)
+
+
+def docstrings() -> Iterator[str]:
+    """Docstrings of installed packages, each once; the order depends only on the packages' versions.
+
+    Source files come in the order of a hash of their names, and within groups of files docstrings in the order of a
+    hash of their text, so that any stretch of documents mixes packages. Nothing is imported: the sources are parsed.
+    """
+    files = [
+        (xxhash.xxh3_64_intdigest(f"{name}/{path.relative_to(root)}".encode()), path)
+        for name in DOCUMENTED_PACKAGES
+        for root in [_package_root(name)]
+        for path in root.rglob("*.py")
+    ]
+    files.sort()
+    seen: set[int] = set()
+    for start in range(0, len(files), FILES_A_GROUP):
+        group: dict[int, str] = {}
+        for _, path in files[start : start + FILES_A_GROUP]:
+            for text in _docstrings_of(path):
+                group.setdefault(xxhash.xxh3_64_intdigest(text.encode()), text)
+        for key in sorted(group.keys() - seen):
+            yield group[key]
+        seen |= group.keys()
+
+
+def _package_root(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{DOCSTRINGS} needs the package {name}; install the project's dependencies")
+    return Path(spec.origin).parent
+
+
+def _docstrings_of(path: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return  # packages carry a few files for other Python versions
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) >= MIN_DOCSTRING:
+                yield text
+
+
+def _open_local(path: Path, config: HarvestConfig) -> Corpus:
+    if not path.exists():
+        raise ValueError(f"data set file {path} does not exist; give a .txt, .jsonl or .parquet file or a hub data set")
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    loader = LOCAL_LOADERS[path.suffix]
+    options = {"sample_by": "paragraph"} if loader == "text" else {}
+    column = "text" if loader == "text" else config.text_column
+
+    def load() -> datasets.IterableDataset:
+        return datasets.load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
+
+    return _checked(Corpus(str(path), digest.hexdigest(), lambda start: _texts(load(), column, start)), load, column)
+
+
+def _open_hub(config: HarvestConfig) -> Corpus:
+    name = config.dataset
+    try:
+        revision = HfApi().dataset_info(name).sha or "unknown"
+
+        def load() -> datasets.IterableDataset:
+            return datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
+
+        label = name if config.subset is None else f"{name}:{config.subset}"
+        corpus = Corpus(label, revision, lambda start: _texts(load(), config.text_column, start))
+        return _checked(corpus, load, config.text_column)
+    except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(
+            f"data set {name!r} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}); check the name "
+            "and the network, or give a local .txt, .jsonl or .parquet file, or pip:docstrings"
+        ) from None
+
+
+def _texts(dataset: datasets.IterableDataset, column: str, start: int) -> Iterator[str]:
+    return (row[column] for row in dataset.skip(start))
+
+
+def _checked(corpus: Corpus, load: Callable[[], datasets.IterableDataset], column: str) -> Corpus:
+    first = next(iter(load()), None)
+    if first is None:
+        raise ValueError(f"data set {corpus.name} has no documents")
+    if not isinstance(first.get(column), str):
+        raise ValueError(
+            f"data set {corpus.name} has no text column {column!r}; its columns are {sorted(first)}: choose with --text-column"
+        )
+    return corpus

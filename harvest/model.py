@@ -1,0 +1,108 @@
+"""The language model: tokens -> the sites of one layer, nothing above that layer run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from harvest import embedded
+from harvest.config import SITES
+from store.devices import native_bfloat16
+from store.views import Norm, NormKind
+
+RESID_POST = "blocks.{layer}.hook_resid_post"
+NORMS: dict[str, tuple[NormKind, Callable[[Tensor], Tensor]]] = {
+    "Gemma2RMSNorm": ("rms", lambda weight: 1 + weight),
+    "Gemma3RMSNorm": ("rms", lambda weight: 1 + weight),
+    "LayerNorm": ("layernorm", lambda weight: weight),
+}
+"""Norms before the MLP by their class in transformers: the kind, and the gain from the stored weight."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model loaded for one layer."""
+
+    bridge: TransformerBridge
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str
+    tokenizer_hash: str
+    layer: int
+    norm: Norm
+
+    @torch.no_grad()
+    def run(self, tokens: Int[Tensor, "batch context"]) -> dict[str, Float[Tensor, "batch context d"]]:
+        """The sites of this layer, and resid_post, on the model's device."""
+        names = {site: name.format(layer=self.layer) for site, name in (*SITES.items(), ("resid_post", RESID_POST))}
+        _, cache = self.bridge.run_with_cache(
+            tokens.long(), names_filter=list(names.values()), stop_at_layer=self.layer + 1
+        )
+        return {site: cache[name] for site, name in names.items()}
+
+
+def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype named; `auto` is bfloat16 wherever the device multiplies it natively, otherwise float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if native_bfloat16(device) else torch.float32
+
+
+def load_model(name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
+    """The model, ready to run. ValueError for an unknown model, a layer out of range, or a norm of an unknown kind."""
+    source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
+    if name.startswith("pip:") and name != embedded.NAME:
+        raise ValueError(f"unknown embedded model {name!r}; the only one is {embedded.NAME}")
+    config = _config(str(source), revision)
+    n_layers = config.get_text_config().num_hidden_layers
+    if not 0 <= layer < n_layers:
+        raise ValueError(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
+    if known_revision is None:
+        known_revision = getattr(config, "_commit_hash", None) or _hash_weights(Path(name))
+    bridge = TransformerBridge.boot_transformers(str(source), device=device, dtype=dtype, revision=revision)
+    tokenizer = bridge.tokenizer
+    vocabulary = "\n".join(f"{token}\t{index}" for token, index in sorted(tokenizer.get_vocab().items()))
+    return LanguageModel(
+        bridge=bridge, tokenizer=tokenizer, name=name, revision=known_revision, layer=layer,
+        tokenizer_hash=xxhash.xxh3_128_hexdigest(vocabulary.encode()), norm=_norm_of(bridge, layer),
+    )  # fmt: skip
+
+
+def _config(source: str, revision: str | None):  # noqa: ANN202
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model {source!r} cannot be opened ({line}); check the name and the network. Gated models (Gemma) also need "
+            "their licence accepted on huggingface.co and `hf auth login`"
+        ) from None
+
+
+def _hash_weights(folder: Path) -> str:
+    digest = xxhash.xxh3_128()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def _norm_of(bridge: TransformerBridge, layer: int) -> Norm:
+    module = bridge.blocks[layer].ln2.original_component
+    name = type(module).__name__
+    if name not in NORMS:
+        raise ValueError(f"the norm before the MLP is a {name}; known are {sorted(NORMS)}")
+    kind, gain = NORMS[name]
+    bias = getattr(module, "bias", None)
+    return Norm(
+        kind=kind, eps=float(module.eps), gain=gain(module.weight.detach().float().cpu()),
+        bias=None if bias is None else bias.detach().float().cpu(),
+    )  # fmt: skip

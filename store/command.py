@@ -1,0 +1,74 @@
+"""How every room's command line behaves: counts like `100M`, one-line errors, Ctrl-C, where things lie by default."""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+INTERRUPTED = 130
+
+
+def parse_count(text: str) -> int:
+    """The number in `300000`, `300_000`, `300K`, `16.4M` or `1B`. ValueError for anything else."""
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMbB]?)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a count; write it like 300000, 300K or 16.4M")
+    return round(float(match[1].replace("_", "")) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()])
+
+
+Count = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1, metavar="COUNT", instance_from_str=lambda args: parse_count(args[0]),
+        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
+    ),
+]  # fmt: skip
+"""An integer that may be written with a suffix: 300K, 16.4M."""
+
+
+def model_slug(model: str) -> str:
+    """The folder name of a model: `google/gemma-2-2b` -> `gemma-2-2b`."""
+    return re.sub(r"[^\w.-]+", "-", model.removeprefix("pip:").rstrip("/").rsplit("/", 1)[-1])
+
+
+def default_store(model: str, layer: int) -> Path:
+    return Path("data") / model_slug(model) / f"layer{layer}"
+
+
+def default_run(model: str, layer: int, run: str) -> Path:
+    return Path("results") / model_slug(model) / f"layer{layer}" / run
+
+
+@contextlib.contextmanager
+def command(name: str) -> Iterator[None]:
+    """Runs a command's body: a bad input ends it with one line and exit code 1, Ctrl-C with one line and 130.
+
+    `MATRYOSHKA_TRACEBACK=1` shows where an error came from.
+    """
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "httpx2", "transformer_lens", "datasets", "huggingface_hub", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MATRYOSHKA_TRACEBACK"):
+            raise
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+__all__ = ["INTERRUPTED", "Count", "command", "default_run", "default_store", "model_slug", "parse_count", "tyro"]

@@ -1,0 +1,1 @@
+"""Shards -> a trained transcoder; no language model in sight."""

@@ -1,0 +1,20 @@
+"""`python -m train`: parses the options and trains."""
+
+import tyro
+
+from store.command import command
+
+
+def main() -> None:
+    with command("train"):
+        from train.config import TrainConfig
+
+        config = tyro.cli(TrainConfig, prog="python -m train")
+        from train.loop import train
+
+        transcoder = train(config)
+        print(f"{config.run_directory}: {transcoder.config.name}, d_sae {transcoder.config.d_sae}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Training state on disk: everything that a resumed run needs to be the uninterrupted one, bit for bit."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from store.manifest import fsync_directory
+from train.config import TrainConfig
+from train.module import TrainingTranscoder
+
+CHECKPOINT = "checkpoint.safetensors"
+NOT_PART_OF_THE_RUN = ("store", "run", "device", "checkpoint_every", "log_every", "wandb_project", "check")
+
+
+def identity(config: TrainConfig, store_fingerprint: str, low_precision: bool) -> dict[str, Any]:
+    """What must agree for two runs to be the same run."""
+    fields = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
+    return fields | {
+        "prefix_sizes": list(config.prefixes), "store_fingerprint": store_fingerprint,
+        "candidates": "bfloat16" if low_precision else "float32",
+    }  # fmt: skip
+
+
+def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = sorted(saved.keys() | wanted.keys())
+    return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
+
+
+def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, step: int, run: dict[str, Any]) -> None:
+    """Replaces the checkpoint whole or not at all."""
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"step": str(step), "run": json.dumps(run)}
+    try:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+    except (OSError, SafetensorError):
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+    fsync_directory(path.parent)
+
+
+def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, run: dict[str, Any]) -> int:
+    """The step at which the checkpoint was taken, its state put into module and optimizer.
+
+    ValueError when it is damaged, or belongs to a run with other options (a checkpoint of another width, say).
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            saved = json.loads(metadata["run"])
+            if saved != run:
+                raise ValueError(
+                    f"{path} belongs to a run with other options: {differences(saved, run)}; "
+                    "give those options, or another --run"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start this run again") from None
+    module.load_state_dict(_under("module.", tensors))
+    groups = optimizer.state_dict()["param_groups"]
+    state = {index: _under(f"adam.{index}.", tensors) for index in groups[0]["params"]}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return int(metadata["step"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
