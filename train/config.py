@@ -70,6 +70,8 @@ class TrainConfig:
     """Steps between checkpoints."""
     log_every: int = 10
     """Steps between lines of training_log.jsonl."""
+    gemma_scope_folder: Path | None = None
+    """Also write the transcoder here, in Gemma Scope 2's file layout; needs --view normed."""
     wandb_project: str = "matryoshka-transcoders"
     """Used when wandb is logged in, or WANDB_MODE is online or offline."""
     check: bool = True
@@ -90,6 +92,8 @@ class TrainConfig:
             raise ValueError(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
         if self.architecture == "jumprelu" and self.prefix_sizes is not None:
             raise ValueError("prefix_sizes are for matryoshka_batchtopk; jumprelu has one dictionary")
+        if self.gemma_scope_folder is not None and self.view != "normed":
+            raise ValueError(f"Gemma Scope 2's layout means view normed, but view is {self.view}; give --view normed")
         self.prefixes  # noqa: B018  # refuses a bad list at the door
 
     @property

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from store.batches import batches
 from store.devices import native_bfloat16, resolve_device
+from store.interchange import save_scope2
 from store.manifest import write_atomically
 from store.reader import Store, check_shards, open_store
 from store.transcoder import CONFIG, WEIGHTS, Transcoder
@@ -48,7 +49,7 @@ def train(config: TrainConfig) -> Transcoder:
     run = checkpoint.identity(config, store.fingerprint, low_precision)
     folder = config.run_directory
     finished = already_trained(folder, run)
-    if finished is not None:
+    if finished is not None and (config.gemma_scope_folder is None or config.gemma_scope_folder.exists()):
         log.info("%s is trained already", folder)
         return finished
     if config.check:
@@ -65,8 +66,10 @@ def train(config: TrainConfig) -> Transcoder:
         steps(config, store, module, optimizer, first, run)
         threshold = calibrate(config, store, module) if config.architecture == "matryoshka_batchtopk" else None
     name = f"{config.architecture}, k {config.k}"
-    transcoder = module.export(store.fingerprint, name, str(folder), threshold)
-    transcoder.to("cpu").save(folder)
+    transcoder = module.export(store.fingerprint, name, str(folder), threshold).to("cpu")
+    transcoder.save(folder)
+    if config.gemma_scope_folder is not None:
+        save_scope2(transcoder, config.gemma_scope_folder)
     path.unlink(missing_ok=True)
     return transcoder
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from store.manifest import Manifest, Moments
 from store.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
-from train.activations import ACTIVATIONS
+from train.activations import ACTIVATIONS, JumpReLU
 from train.config import TrainConfig
 from train.sparse import by_row, decode_nested, weight_gradients
 
@@ -100,12 +100,12 @@ class TrainingTranscoder(nn.Module):
         entries = selection.entries
         layout = by_row(entries, self.group_of, n_groups, rows)
         decoded = decode_nested(selection.latents, layout, self.decoder, self.b_dec, y, n_groups)
-        grad_value, grad_threshold = self.activation.threshold_gradient(selection, decoded.grad_value * unit, rows)
+        grad_value, grad_threshold = self.activation.gradients(selection, decoded.grad_value * unit, rows)
         self.encoder.grad, self.b_enc.grad, self.decoder.grad = weight_gradients(
             entries, layout, selection.latents, decoded.grad_bags, grad_value, x, unit
         )
         self.b_dec.grad = decoded.grad_bags.view(rows, n_groups, -1)[:, 0].sum(0) * unit
-        if grad_threshold is not None:
+        if isinstance(self.activation, JumpReLU):
             self.activation.log_threshold.grad = grad_threshold
         aux_loss = self._aux(x, decoded.residual)
         l2_loss = decoded.sse.sum() * unit

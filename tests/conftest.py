@@ -1,0 +1,115 @@
+"""Shapes are checked in every test; fixtures are tiny models and small stores, made without a network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook(["store", "harvest", "train", "evaluate"], "beartype.beartype")
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from store.manifest import Recipe  # noqa: E402
+from store.reader import Store, open_store  # noqa: E402
+from store.views import Norm  # noqa: E402
+from store.writer import ShardRows, StoreWriter  # noqa: E402
+
+torch.set_num_threads(2)
+BOS, EOS, PAD = 2, 1, 0
+FAMILIES = ("gemma2", "gemma3", "gpt2")
+
+
+def make_recipe(**changes) -> Recipe:
+    fields = dict(
+        model="tiny", model_revision="r", tokenizer_hash="t", layer=1, sites=("resid_mid", "mlp_out"), dataset="made up",
+        dataset_revision="1", dataset_split="train", text_column="text", context=8, packing="p",
+        excluded_tokens=(PAD, EOS, BOS), shard_sequences=16, heldout_every=3, seed=0, format="safetensors",
+        dtype="bfloat16", compute_dtype="float32", libraries={},
+    )  # fmt: skip
+    return Recipe(**(fields | changes))
+
+
+def make_rows(seed: int, recipe: Recipe, d_in: int = 12, d_out: int = 10) -> ShardRows:
+    """Targets are a fixed nonlinear function of the sources, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, 50, (recipe.shard_sequences, recipe.context), generator=generator, dtype=torch.int32)
+    tokens[:, 0] = BOS
+    tokens[::3, 4] = EOS
+    source = torch.randn(tokens.numel(), d_in, generator=generator) * 3 + 1
+    weight = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(99))
+    target = (source @ weight).relu() + 0.5
+    return ShardRows(
+        tokens=tokens, sites={"resid_mid": source, "mlp_out": target}, first_document=seed * 5, next_document=seed * 5 + 5
+    )
+
+
+def make_norm(d: int = 12) -> Norm:
+    return Norm(kind="rms", eps=1e-6, gain=torch.linspace(0.5, 2, d))
+
+
+def make_store(directory: Path, n_shards: int = 4, **changes) -> Store:
+    recipe = make_recipe(**changes)
+    writer = StoreWriter(directory, recipe, make_norm())
+    for number in range(len(writer.manifest.shards), n_shards):
+        writer.append(make_rows(number, recipe))
+    return open_store(directory)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model of each family with a character tokenizer, saved where transformers loads it."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        GPT2Config,
+        GPT2LMHeadModel,
+        PreTrainedTokenizerFast,
+    )
+
+    characters = {chr(code): index + 3 for index, code in enumerate(range(32, 127))}
+    tokenizer = Tokenizer(models.BPE(vocab={"<pad>": PAD, "<eos>": EOS, "<bos>": BOS} | characters, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    special = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    gemma = dict(
+        vocab_size=98, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, sliding_window=16, **special,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    made = {
+        "gemma2": Gemma2ForCausalLM(Gemma2Config(**gemma)),
+        "gemma3": Gemma3ForCausalLM(Gemma3TextConfig(**gemma)),
+        "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=98, n_embd=16, n_layer=3, n_head=2, n_positions=64, **special)),
+    }
+    folders = {}
+    for family, model in made.items():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_" in name:
+                parameter.data.normal_(0, 0.3)  # trained gains are not 0 or 1
+        model.config.architectures = [type(model).__name__]
+        folders[family] = tmp_path_factory.mktemp(family)
+        model.save_pretrained(folders[family])
+        fast.save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    documents = [f"Document {number} says <bos> and <eos>: " + "words " * (number % 17) for number in range(400)]
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    return path

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from store.manifest import MANIFEST, load_manifest
+from store.reader import Store
+from tests.conftest import make_recipe
+
+
+def test_fingerprint_depends_on_the_recipe_alone():
+    assert make_recipe().fingerprint == make_recipe().fingerprint
+    assert make_recipe().fingerprint != make_recipe(layer=2).fingerprint
+    assert make_recipe().differences(make_recipe(layer=2)) == "layer: 1 != 2"
+
+
+def test_heldout_membership_is_fixed_by_the_shards_number():
+    splits = [make_recipe(heldout_every=4).split_of(number) for number in range(10)]
+    assert [number for number, split in enumerate(splits) if split == "heldout"] == [1, 5, 9]
+
+
+def test_manifest_cut_in_half_is_named(store: Store):
+    path = store.directory / MANIFEST
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"manifest\.json does not fit format 1"):
+        load_manifest(store.directory)
+
+
+def test_edited_recipe_is_refused(store: Store):
+    path = store.directory / MANIFEST
+    content = json.loads(path.read_text())
+    content["recipe"]["layer"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="was edited"):
+        load_manifest(store.directory)
+
+
+def test_unknown_field_is_refused(store: Store):
+    path = store.directory / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
+    with pytest.raises(ValueError, match="surprise"):
+        load_manifest(store.directory)
+
+
+def test_folder_without_a_manifest_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is not an activation store"):
+        load_manifest(tmp_path)
