@@ -1,0 +1,60 @@
+import json
+from itertools import islice
+
+import pytest
+
+from harvest.config import HarvestConfig
+from harvest.corpus import docstrings, documented_versions, open_corpus
+
+
+def first(config: HarvestConfig, n: int, start: int = 0) -> list[str]:
+    return list(islice(open_corpus(config).documents(start), n))
+
+
+def test_jsonl_documents_can_start_anywhere(text_file):
+    config = HarvestConfig(dataset=str(text_file))
+    everything = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    assert first(config, 1000) == everything
+    assert first(config, 5, start=123) == everything[123:128]
+
+
+def test_text_files_are_cut_at_blank_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\nstill one\n\ntwo\n\nthree")
+    assert [text.strip() for text in first(HarvestConfig(dataset=str(path)), 9)] == ["one\nstill one", "two", "three"]
+
+
+def test_parquet_with_another_column(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["x", "y"], "n": [1, 2]}), path)
+    assert first(HarvestConfig(dataset=str(path), text_column="body"), 9) == ["x", "y"]
+    with pytest.raises(ValueError, match=r"no text column 'text'; its columns are \['body', 'n'\]"):
+        open_corpus(HarvestConfig(dataset=str(path)))
+
+
+def test_changed_file_is_another_revision(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before = open_corpus(HarvestConfig(dataset=str(path))).revision
+    path.write_text("two")
+    assert open_corpus(HarvestConfig(dataset=str(path))).revision != before
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [("nowhere.jsonl", "does not exist"), ("pip:poems", "unknown embedded text"), ("nobody/nothing", "cannot be opened")],
+)
+def test_missing_data_sets_are_refused(dataset, message):
+    with pytest.raises(ValueError, match=message):
+        open_corpus(HarvestConfig(dataset=dataset))
+
+
+def test_docstrings_are_distinct_and_always_in_the_same_order():
+    once, again = (list(islice(docstrings(), 300)) for _ in range(2))
+    assert once == again
+    assert len(set(once)) == 300
+    assert min(map(len, once)) >= 200
+    assert "torch 2." in documented_versions()

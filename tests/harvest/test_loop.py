@@ -1,0 +1,139 @@
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harvest.config import HarvestConfig
+from harvest.loop import harvest
+from harvest.model import load_model
+from store.reader import check_shards, open_store
+from tests.conftest import BOS, EOS, PAD
+
+
+@pytest.fixture
+def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
+    return HarvestConfig(
+        model=str(tiny_models["gemma2"]), layer=1, dataset=str(text_file), tokens=3 * 512, shard_tokens=512, context=32,
+        heldout_every=2, batch_sequences=5, store=tmp_path / "store", device="cpu", compute_dtype="float32",
+    )  # fmt: skip
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_stored_rows_are_the_models_sites_at_their_tokens(config):
+    harvest(config)
+    store = open_store(config.directory)
+    check_shards(store)
+    model = load_model(config.model, 1, torch.device("cpu"), torch.float32)
+    assert [shard.split for shard in store.manifest.shards] == ["train", "heldout", "train"]
+    for shard in store.manifest.shards:
+        tokens, index = store.array(shard, "tokens"), store.array(shard, "token_index").long()
+        sites = model.run(tokens)
+        for site in ("resid_mid", "mlp_out"):
+            expected = sites[site].flatten(0, 1)[index].bfloat16()
+            torch.testing.assert_close(store.array(shard, site), expected, rtol=2**-7, atol=1e-6)
+        special = torch.isin(tokens.flatten()[index], torch.tensor([BOS, EOS, PAD]))
+        assert not special[: shard.kept].any()
+        assert special[shard.kept :].all()
+
+
+def test_extending_continues_the_same_store(config, tmp_path):
+    harvest(config)
+    before = files_of(config.directory)
+    longer = replace(config, tokens=5 * 512)
+    harvest(longer)
+    whole = replace(longer, store=tmp_path / "whole")
+    harvest(whole)
+    assert files_of(config.directory) == files_of(whole.directory)
+    assert all(files_of(config.directory)[name] == data for name, data in before.items() if name != "manifest.json")
+
+
+def test_finished_harvest_does_nothing(config, monkeypatch):
+    manifest = harvest(config)
+    monkeypatch.setattr("harvest.loop.load_model", None)
+    assert harvest(config) == manifest
+
+
+@pytest.mark.parametrize("change", [{"layer": 2}, {"context": 16}, {"dtype": "float32"}])
+def test_store_of_another_harvest_is_refused(config, change):
+    harvest(config)
+    before = files_of(config.directory)
+    with pytest.raises(ValueError, match="holds another harvest"):
+        harvest(replace(config, **change))
+    assert files_of(config.directory) == before
+
+
+def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="does not fill one shard of 512 tokens"):
+        harvest(replace(config, dataset=str(path)))
+
+
+def test_text_that_ends_early_keeps_what_there_is(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        manifest = harvest(replace(config, shard_tokens=8192, tokens=1000 * 8192))
+    assert manifest.exhausted
+    assert 3 <= len(manifest.shards) < 10
+    assert "the text ended after" in caplog.text
+
+
+KILLER = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from harvest.config import HarvestConfig
+import harvest.loop, harvest.model, transformer_lens.model_bridge, transformers
+
+config = HarvestConfig(
+    model=sys.argv[1], layer=1, dataset=sys.argv[2], tokens=3 * 512, shard_tokens=512, context=32, heldout_every=2,
+    batch_sequences=5, device="cpu", compute_dtype="float32",
+)
+
+def dies_at(function, n):
+    calls = []
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapped
+
+def child(store, patches):
+    if (pid := os.fork()) == 0:
+        for owner, name, n in patches:
+            setattr(owner, name, dies_at(getattr(owner, name), n))
+        harvest.loop.harvest(replace(config, store=Path(store)))
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+assert child(sys.argv[3] + "/whole", []) == 0
+points = [
+    (harvest.model.LanguageModel, "run", 1), (harvest.model.LanguageModel, "run", 6), (os, "fsync", 1), (os, "fsync", 4),
+    (os, "fsync", 7), (os, "fsync", 9), (Path, "replace", 2), (Path, "replace", 3), (Path, "replace", 5),
+]
+for number, point in enumerate(points):
+    store = f"{sys.argv[3]}/killed{number}"
+    assert child(store, [point]) == signal.SIGKILL, point
+    assert child(store, [point]) in (signal.SIGKILL, 0)
+    assert child(store, []) == 0
+"""
+
+
+def test_killed_by_sigkill_anywhere_and_resumed_equals_uninterrupted(tiny_models, text_file, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", KILLER, str(tiny_models["gemma2"]), str(text_file), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": "."})
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = files_of(tmp_path / "whole")
+    assert len([name for name in whole if name.startswith("shard-")]) == 3
+    for number in range(9):
+        assert files_of(tmp_path / f"killed{number}") == whole

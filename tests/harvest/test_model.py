@@ -1,0 +1,95 @@
+"""Against transformers itself: a plain forward with hooks on its modules, no TransformerLens."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from harvest.loop import check_finite, check_identity
+from harvest.model import load_model
+from store.views import normed, rms
+from tests.conftest import BOS, FAMILIES
+
+CPU = torch.device("cpu")
+
+
+def by_hand(folder, family: str, layer: int, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """resid_mid and mlp_out by hooks on the transformers modules, and the MLP's own input."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    seen = {}
+    if family == "gpt2":
+        block = model.transformer.h[layer]
+        block.ln_2.register_forward_pre_hook(lambda m, a: seen.update(resid_mid=a[0]))
+        block.mlp.register_forward_pre_hook(lambda m, a: seen.update(mlp_in=a[0]))
+        block.mlp.register_forward_hook(lambda m, a, out: seen.update(mlp_out=out))
+    else:
+        block = model.model.layers[layer]
+        block.pre_feedforward_layernorm.register_forward_pre_hook(lambda m, a: seen.update(resid_mid=a[0]))
+        block.mlp.register_forward_pre_hook(lambda m, a: seen.update(mlp_in=a[0]))
+        block.post_feedforward_layernorm.register_forward_hook(lambda m, a, out: seen.update(mlp_out=out))
+    with torch.no_grad():
+        model(tokens)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    ids = torch.randint(3, 98, (3, 24), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = BOS
+    return ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_sites_equal_a_plain_forward_with_hooks(tiny_models, family, layer, tokens):
+    expected = by_hand(tiny_models[family], family, layer, tokens)
+    got = load_model(str(tiny_models[family]), layer, CPU, torch.float32).run(tokens)
+    for site in ("resid_mid", "mlp_out"):
+        torch.testing.assert_close(got[site], expected[site], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got["resid_post"], expected["resid_mid"] + expected["mlp_out"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_normed_view_is_what_the_mlp_reads(tiny_models, family, tokens):
+    expected = by_hand(tiny_models[family], family, 1, tokens)
+    model = load_model(str(tiny_models[family]), 1, CPU, torch.float32)
+    source = expected["resid_mid"].flatten(0, 1)
+    torch.testing.assert_close(normed(source, model.norm), expected["mlp_in"].flatten(0, 1), rtol=1e-4, atol=1e-5)
+    assert (rms(source, model.norm) - expected["mlp_in"].flatten(0, 1)).abs().max() > 0.1
+
+
+def test_nothing_above_the_layer_is_run(tiny_models, tokens):
+    model = load_model(str(tiny_models["gemma2"]), 1, CPU, torch.float32)
+
+    def above(*args):
+        raise AssertionError("layer 2 was run")
+
+    for part in ("input_layernorm", "self_attn", "mlp"):
+        getattr(model.bridge.original_model.model.layers[2], part).register_forward_pre_hook(above)
+    assert model.run(tokens)["mlp_out"].shape == (3, 24, 16)
+
+
+def test_layer_out_of_range_is_refused_before_loading(tiny_models):
+    with pytest.raises(ValueError, match=r"layer 3 is out of range: .* has layers 0 to 2"):
+        load_model(str(tiny_models["gpt2"]), 3, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "pip:gpt-5"])
+def test_unknown_models_are_refused(name):
+    with pytest.raises(ValueError, match=r"cannot be opened|unknown embedded model"):
+        load_model(name, 0, CPU, torch.float32)
+
+
+def test_a_value_that_is_not_finite_is_placed():
+    values = torch.zeros(2, 5, 4)
+    values[1, 3, 2] = float("nan")
+    with pytest.raises(ValueError, match="mlp_out is not finite in shard 7, sequence 41, token 3"):
+        check_finite({"resid_mid": torch.zeros(2, 5, 4), "mlp_out": values}, "shard 7", 40)
+
+
+def test_sites_that_do_not_add_up_are_refused():
+    mid, out = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    check_identity({"resid_mid": mid, "mlp_out": out, "resid_post": mid + out})
+    low = {"resid_mid": mid.bfloat16(), "mlp_out": out.bfloat16(), "resid_post": mid.bfloat16() + out.bfloat16()}
+    check_identity(low)
+    with pytest.raises(ValueError, match="wrong hooks"):
+        check_identity({"resid_mid": mid, "mlp_out": out, "resid_post": mid + 2 * out})
