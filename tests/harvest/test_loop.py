@@ -79,7 +79,7 @@ def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
 
 def test_text_that_ends_early_keeps_what_there_is(config, caplog):
     with caplog.at_level(logging.WARNING):
-        manifest = harvest(replace(config, shard_tokens=8192, tokens=1000 * 8192))
+        manifest = harvest(replace(config, shard_tokens=8192, tokens=1000 * 8192, batch_sequences=64))
     assert manifest.exhausted
     assert 3 <= len(manifest.shards) < 10
     assert "the text ended after" in caplog.text

@@ -1,0 +1,183 @@
+"""One step's gradients against a dense float64 reference, and the artefact against the module."""
+
+import pytest
+import torch
+
+from store.batches import batches
+from store.reader import Store
+from tests.train import reference
+from train import sparse
+from train.config import TrainConfig
+from train.loop import calibrate, train_step
+from train.module import TrainingTranscoder, view_moments
+
+
+def make_config(**changes) -> TrainConfig:
+    fields = dict(
+        model="tiny", layer=1, d_sae=40, k=4, tokens=3200, batch_rows=32, lr=3e-3, warmup_steps=5, aux_k=3,
+        dead_after=10_000, device="cpu", candidates="float32",
+    )  # fmt: skip
+    return TrainConfig(**(fields | changes))
+
+
+def make_module(store: Store, config: TrainConfig) -> TrainingTranscoder:
+    return TrainingTranscoder(config, store.manifest, store.norm, config.candidates == "bfloat16")
+
+
+def first_batch(store: Store, config: TrainConfig):
+    return next(batches(store, "train", config.batch_rows, view=config.view))
+
+
+def perturb(module: TrainingTranscoder) -> None:
+    """A module in the midst of training: biases are not zero."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in (module.b_enc, module.b_dec):
+        parameter.data.normal_(0, 0.2, generator=generator)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    error = (found.double() - expected).norm() / expected.norm().clamp_min(1e-12)
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("candidates", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prefix_sizes", ["40", "5,13,40", "5,10,20,30,40"])
+@pytest.mark.parametrize("n_dead", [0, 2, 9])
+def test_batch_topk_gradients_equal_a_dense_float64_reference(store, candidates, prefix_sizes, n_dead, monkeypatch):
+    monkeypatch.setattr(sparse, "SCAN_LATENTS", 16)
+    monkeypatch.setattr(sparse, "DECODE_ROWS", 10)
+    config = make_config(candidates=candidates, prefix_sizes=prefix_sizes)
+    module = make_module(store, config)
+    perturb(module)
+    module.tokens_since_fired[7 : 7 + n_dead] = config.dead_after
+    batch = first_batch(store, config)
+    x, y = module.normalise(batch.source, batch.target)
+    loss, expected = reference.batch_topk(module, x, y, module.dead)
+    result = module.step_gradients(batch.source, batch.target)
+    assert_close(result.loss, loss)
+    for name, gradient in expected.items():
+        assert_close(getattr(module, name).grad, gradient)
+    assert result.l0 == config.k
+
+
+def test_the_loss_sees_every_prefix(store):
+    """A Matryoshka whose loss saw only the last prefix has been published."""
+    config = make_config(prefix_sizes="5,40", aux_weight=0.0)
+    module = make_module(store, config)
+    batch = first_batch(store, config)
+    result = module.step_gradients(batch.source, batch.target)
+    assert result.l2_loss.item() == pytest.approx(
+        (result.fvu_per_prefix * module.normalise(batch.source, batch.target)[1].square().mean()).sum().item(), rel=1e-5
+    )
+    alone = make_module(store, make_config(prefix_sizes="40", aux_weight=0.0))
+    alone.step_gradients(batch.source, batch.target)
+    assert (module.decoder.grad[:5] - alone.decoder.grad[:5]).norm() > 0.1 * alone.decoder.grad[:5].norm()
+    torch.testing.assert_close(module.decoder.grad[5:], alone.decoder.grad[5:])
+
+
+@pytest.mark.parametrize("bandwidth", [0.05, 0.5])
+def test_jumprelu_gradients_equal_a_dense_float64_reference(store, bandwidth):
+    config = make_config(architecture="jumprelu", bandwidth=bandwidth, aux_weight=0.0)
+    module = make_module(store, config)
+    perturb(module)
+    generator = torch.Generator().manual_seed(2)
+    module.activation.log_threshold.data.copy_(torch.rand(config.d_sae, generator=generator) - 0.3)
+    batch = first_batch(store, config)
+    x, y = module.normalise(batch.source, batch.target)
+    loss, expected = reference.jumprelu(module, x, y)
+    result = module.step_gradients(batch.source, batch.target)
+    assert_close(result.l2_loss, loss)
+    assert_close(module.activation.log_threshold.grad, expected.pop("log_threshold"))
+    for name, gradient in expected.items():
+        assert_close(getattr(module, name).grad, gradient)
+
+
+def test_dead_is_counted_in_tokens_and_survives_saving(store):
+    config = make_config(dead_after=64)
+    module = make_module(store, config)
+    module.b_enc[3] = -1e3
+    batch = first_batch(store, config)
+    for tokens in (32, 64):
+        assert not module.dead[3]
+        module.step_gradients(batch.source, batch.target)
+        assert module.tokens_since_fired[3] == tokens
+    assert module.dead[3]
+    again = make_module(store, config)
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again.tokens_since_fired, module.tokens_since_fired)
+
+
+def test_auxk_revives_only_dead_latents_and_leaves_the_others_alone(store):
+    config = make_config()
+    plain, aux = (make_module(store, make_config(aux_weight=w)) for w in (0.0, 1.0))
+    batch = first_batch(store, config)
+    for module in (plain, aux):
+        module.tokens_since_fired[[2, 30]] = config.dead_after
+        module.step_gradients(batch.source, batch.target)
+    difference = (aux.decoder.grad - plain.decoder.grad).norm(dim=1)
+    assert set(difference.nonzero().squeeze(1).tolist()) <= {2, 30}
+    assert difference[[2, 30]].max() > 0
+
+
+@pytest.mark.parametrize("view", ["raw", "rms", "normed"])
+def test_normalised_views_are_centred_with_unit_mean_square(store, view):
+    n = store.manifest.n_rows("train")
+    module = make_module(store, make_config(view=view))
+    x, y = zip(*(module.normalise(b.source, b.target) for b in batches(store, "train", n, view=view, stop=n)), strict=True)
+    for values in (torch.cat(x), torch.cat(y)):
+        assert values.mean(0).abs().max() < 1e-3
+        assert values.square().mean() == pytest.approx(1, rel=1e-3)
+
+
+def test_view_moments_with_a_bias_equal_the_moments_of_the_view(store):
+    from store.views import Norm, normed
+
+    norm = Norm(kind="rms", eps=1e-6, gain=store.norm.gain, bias=torch.linspace(-1, 1, 12))
+    n = store.manifest.n_rows("train")
+    rows = torch.cat([normed(b.source, norm) for b in batches(store, "train", n, view="raw", stop=n)]).double()
+    mean, square = view_moments(store.manifest, norm, "normed")
+    torch.testing.assert_close(mean, rows.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(square, rows.square().mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["matryoshka_batchtopk", "jumprelu"])
+@pytest.mark.parametrize("view", ["raw", "rms", "normed"])
+def test_the_artefact_in_raw_units_computes_what_the_module_does(store, architecture, view):
+    config = make_config(architecture=architecture, view=view, candidates="float32")
+    module = make_module(store, config)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    for batch in batches(store, "train", 32, view=view, stop=320):
+        train_step(module, optimizer, batch.source, batch.target, 1e-2)
+    transcoder = module.export("fingerprint", "name", "source")
+    batch = first_batch(store, config)
+    x, y = module.normalise(batch.source, batch.target)
+    pre = x.double() @ module.encoder.double().T + module.b_enc.double()
+    latents = pre * (pre > module.activation.threshold.double()) * (pre > 0)
+    recon = (latents @ module.decoder.double() + module.b_dec.double()) / module.target_scale.double()
+    torch.testing.assert_close(transcoder.encode(batch.source).double(), latents, rtol=1e-4, atol=1e-4)
+    expected = recon + module.target_mean.double()
+    torch.testing.assert_close(transcoder(batch.source).double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_decoder_rows_keep_norm_one_and_the_loss_falls(store):
+    config = make_config()
+    module = make_module(store, config)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    losses = [
+        train_step(module, optimizer, b.source, b.target, 3e-3).loss.item()
+        for b in batches(store, "train", 32, stop=32 * 150)
+    ]
+    torch.testing.assert_close(module.decoder.norm(dim=1), torch.ones(40))
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_calibrated_threshold_gives_l0_k_on_training_rows(store):
+    config = make_config(tokens=32 * 60)
+    module = make_module(store, config)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    for b in batches(store, "train", 32, stop=config.tokens):
+        train_step(module, optimizer, b.source, b.target, 3e-3)
+    transcoder = module.export("f", "n", "s", calibrate(config, store, module))
+    n = store.manifest.n_rows("train")
+    active = sum((transcoder.encode(b.source) > 0).sum().item() for b in batches(store, "train", 50, stop=n))
+    assert active / n == pytest.approx(config.k, rel=0.01)
