@@ -42,7 +42,7 @@ def load_scope1(path: Path, layer: int, model: str = "google/gemma-2-2b") -> Tra
     The decoder is used as it is, the threshold always, and the input is the ungained `rms` view.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as npz ({error}); download it again") from None

@@ -9,7 +9,7 @@ from torch import Tensor
 from train.config import TrainConfig
 from train.sparse import Entries, keep_largest, scan
 
-SLACK = 0.9
+SLACK = 0.95
 """Candidates are searched above the last step's threshold times this: thresholds drift by less in one step, and
 bfloat16's rounding is smaller still."""
 SAMPLE_ROWS = 64

@@ -69,7 +69,7 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
         raise ValueError(f"{path} is damaged ({error}); delete it to start this run again") from None
     module.load_state_dict(_under("module.", tensors))
     groups = optimizer.state_dict()["param_groups"]
-    state = {index: _under(f"adam.{index}.", tensors) for index in groups[0]["params"]}
+    state = {index: _under(f"adam.{index}.", tensors) for group in groups for index in group["params"]}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return int(metadata["step"])
 

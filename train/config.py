@@ -57,7 +57,7 @@ class TrainConfig:
     """Tokens without firing before a latent counts as dead."""
     l0_weight: float = 1.0
     """jumprelu only: weight of the penalty (L0 / k - 1)^2."""
-    bandwidth: float = 0.2
+    bandwidth: float = 0.5
     """jumprelu only: width of the straight-through kernel, in units of the normalised pre-activations."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents; their values and gradients are float32 always. auto is bfloat16 where

@@ -28,6 +28,8 @@ from train.sparse import scan
 
 TRAIN_CONFIG = "train_config.json"
 CALIBRATION_ROWS = 131_072
+THRESHOLD_LR_SCALE = 10.0
+"""JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +57,7 @@ def train(config: TrainConfig) -> Transcoder:
     if config.check:
         check_shards(store)
     module = TrainingTranscoder(config, store.manifest, store.norm, low_precision).to(device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.lr, fused=True)
+    optimizer = make_optimizer(module, config.lr)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.CHECKPOINT
     first = checkpoint.load(path, module, optimizer, run) if path.exists() else 0
@@ -72,6 +74,16 @@ def train(config: TrainConfig) -> Transcoder:
         save_scope2(transcoder, config.gemma_scope_folder)
     path.unlink(missing_ok=True)
     return transcoder
+
+
+def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
+    """Adam over float32 master weights; `lr_scale` of a group multiplies the schedule's learning rate."""
+    thresholds = [p for name, p in module.named_parameters() if name.endswith("log_threshold")]
+    others = [p for name, p in module.named_parameters() if not name.endswith("log_threshold")]
+    groups = [{"params": others, "lr_scale": 1.0}]
+    if thresholds:
+        groups.append({"params": thresholds, "lr_scale": THRESHOLD_LR_SCALE})
+    return torch.optim.Adam(groups, lr=lr, fused=True)
 
 
 def check_store(store: Store, config: TrainConfig) -> None:
@@ -138,7 +150,7 @@ def train_step(
     result = module.step_gradients(source, target)
     module.project()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     optimizer.step()
     module.renormalise()
     return result

