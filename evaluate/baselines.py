@@ -75,7 +75,9 @@ def _scope1(repo: str, layer: int) -> list[Published]:
 
 def _scope2(model: re.Match[str], layer: int) -> list[Published]:
     repo = f"google/gemma-scope-2-{model[1]}-{model[2] or 'pt'}"
-    pattern = re.compile(rf"(transcoder(?:_all)?/layer_{layer}_width_(\d+)k_l0_(small|medium|big)(?:_affine)?)/config\.json")
+    pattern = re.compile(
+        rf"(transcoder(?:_all)?/layer_{layer}_width_(\d+)k_l0_(small|medium|big)(?:_affine)?)/config\.json"
+    )
     found = []
     for match in filter(None, map(pattern.fullmatch, HfApi().list_repo_files(repo))):
         info = Scope2Config.model_validate_json(Path(hf_hub_download(repo, match[0])).read_bytes())

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import xxhash
@@ -112,7 +112,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     return results
 
 
-def with_bar(stream: Iterator[Batch], rows: int) -> Iterator[Batch]:
+def with_bar(stream: Iterable[Batch], rows: int) -> Iterator[Batch]:
     with tqdm(total=rows, unit="row", unit_scale=True, desc="evaluate") as bar:
         for batch in stream:
             yield batch

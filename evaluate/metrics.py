@@ -75,6 +75,7 @@ class Accumulator:
         """Adds a batch: x is this transcoder's view, y the target, `inlier` marks rows that are not outliers."""
         latents = self.transcoder.encode(x)
         recon = self.transcoder.offset(x).expand_as(y)
+        error = (recon - y).double()
         start = 0
         for index, size in enumerate(self.transcoder.config.prefix_sizes):
             recon = torch.addmm(recon, latents[:, start:size], self.transcoder.W_dec[start:size])

@@ -20,7 +20,7 @@ class Redundancy:
     """That largest |cosine|, by latent."""
 
 
-def redundancy(W_dec: Float[Tensor, "d_sae d_out"]) -> Redundancy:  # noqa: N803
+def redundancy(W_dec: Float[Tensor, "d_sae d_out"]) -> Redundancy:
     """Redundancy of decoder rows; rows of norm zero count as unlike everything."""
     unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
     n = len(unit)

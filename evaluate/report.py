@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import jinja2
@@ -24,7 +25,12 @@ ROWS = (
     ("d_sae", "width", "{:,}", "latents in the dictionary"),
     ("dead_features", "dead features", "{:,}", "never fired on these rows"),
     ("dead_fraction", "dead share", "{:.2%}", ""),
-    ("redundancy", "redundancy", "{:.2e}", "share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)"),
+    (
+        "redundancy",
+        "redundancy",
+        "{:.2e}",
+        "share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)",
+    ),
     ("mean_max_cosine", "mean largest cosine", "{:.3f}", "of each decoder row with another"),
     ("fvu_scalar_variance", "legacy scalar-variance FVU", "{:.4f}", "always lower; not comparable with FVU"),
 )
@@ -72,21 +78,25 @@ def provenance(metrics: dict, store: Store) -> str:
 def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, winners: dict[str, str]) -> None:
     """Writes a page that opens without a network: table, training curves, FVU by prefix and by L0, densities."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     figures = [
         (title, note, figure.to_plotly_json())
         for title, note, figure in (
-            ("FVU by prefix", "Each prefix is a transcoder by itself; a longer one should never be worse.", by_prefix(measured)),
+            (
+                "FVU by prefix",
+                "Each prefix is a transcoder by itself; a longer one should never be worse.",
+                by_prefix(measured),
+            ),
             ("FVU against L0", "Down and to the left is better; small marks are prefixes.", frontier(measured)),
             ("How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
             ("Training", "FVU of training batches.", curves(run)),
         )
         if figure.data
     ]
-    rows = [
-        (label, note, [cell(m, key, form) for m in measured], winners.get(key)) for key, label, form, note in ROWS
-    ]
+    rows = [(label, note, [cell(m, key, form) for m in measured], winners.get(key)) for key, label, form, note in ROWS]
     html = environment.get_template("report.html").render(
         title=" against ".join(m["name"] for m in measured[:2]), verdict=verdict(measured, winners), measured=measured,
         rows=rows, provenance=provenance(measured[0], store), recipe=store.manifest.recipe, fingerprint=store.fingerprint,
@@ -147,7 +157,7 @@ def densities(measured: Sequence[dict]) -> go.Figure:
     figure = _figure("log10 of the share of rows", "features")
     for m, colour in zip(measured, COLOURS, strict=False):
         edges = m["density_histogram"]["log10_edges"]
-        centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+        centres = [(a + b) / 2 for a, b in pairwise(edges)]
         figure.add_bar(x=centres, y=m["density_histogram"]["features"], name=m["name"], marker={"color": colour})
     return figure
 
@@ -158,6 +168,10 @@ def curves(run: Path) -> go.Figure:
     if path.exists():
         records = [json.loads(line) for line in path.read_text().splitlines()]
         tokens = [record["tokens"] for record in records]
-        for key, name, colour in (("fvu", "all latents", 0), ("fvu_max", "worst prefix", 1), ("fvu_mean", "mean of prefixes", 2)):
+        for key, name, colour in (
+            ("fvu", "all latents", 0),
+            ("fvu_max", "worst prefix", 1),
+            ("fvu_mean", "mean of prefixes", 2),
+        ):
             figure.add_scatter(x=tokens, y=[r[key] for r in records], name=name, line={"color": COLOURS[colour]})
     return figure

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import xxhash
@@ -104,7 +105,7 @@ def _open_local(path: Path, config: HarvestConfig) -> Corpus:
         while block := file.read(1 << 24):
             digest.update(block)
     loader = LOCAL_LOADERS[path.suffix]
-    options = {"sample_by": "paragraph"} if loader == "text" else {}
+    options: dict[str, Any] = {"sample_by": "paragraph"} if loader == "text" else {}
     column = "text" if loader == "text" else config.text_column
 
     def load() -> datasets.IterableDataset:
@@ -141,6 +142,6 @@ def _checked(corpus: Corpus, load: Callable[[], datasets.IterableDataset], colum
         raise ValueError(f"data set {corpus.name} has no documents")
     if not isinstance(first.get(column), str):
         raise ValueError(
-            f"data set {corpus.name} has no text column {column!r}; its columns are {sorted(first)}: choose with --text-column"
+            f"data set {corpus.name} has no text column {column!r}; it has {sorted(first)}: choose with --text-column"
         )
     return corpus

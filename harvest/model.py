@@ -54,7 +54,9 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native_bfloat16(device) else torch.float32
 
 
-def load_model(name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
+def load_model(
+    name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None
+) -> LanguageModel:
     """The model, ready to run. ValueError for an unknown model, a layer out of range, or a norm of an unknown kind."""
     source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
     if name.startswith("pip:") and name != embedded.NAME:
@@ -74,7 +76,7 @@ def load_model(name: str, layer: int, device: torch.device, dtype: torch.dtype, 
     )  # fmt: skip
 
 
-def _config(source: str, revision: str | None):  # noqa: ANN202
+def _config(source: str, revision: str | None):
     try:
         return AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:

@@ -32,10 +32,10 @@ class SpecialTokens:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
         """ValueError when the tokenizer has no BOS or no EOS."""
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        bos, eos, pad = (getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         if bos is None or eos is None:
             raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has bos {bos} and eos {eos}; both are needed")
-        found = {token for token in (bos, eos, tokenizer.pad_token_id) if token is not None}
+        found = {token for token in (bos, eos, pad) if token is not None}
         return cls(bos=int(bos), eos=int(eos), excluded=tuple(sorted(found)))
 
 

@@ -61,12 +61,17 @@ def write_safetensors(path: Path, arrays: dict[str, Tensor]) -> tuple[int, str]:
     digest, total = xxhash.xxh3_128(), len(head) + offset
     with path.open("wb") as file:
         reserve(file.fileno(), total)
-        for block in (head, *(memoryview(a.contiguous().view(-1).view(torch.uint8).numpy()) for a in arrays.values())):
+        for block in (head, *(bytes_of(a.contiguous()) for a in arrays.values())):
             file.write(block)
             digest.update(block)
         file.flush()
         os.fsync(file.fileno())
     return total, digest.hexdigest()
+
+
+def bytes_of(array: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return array.view(-1).view(torch.uint8).numpy().data
 
 
 def reserve(descriptor: int, n_bytes: int) -> None:

@@ -10,14 +10,14 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from store.formats import FORMATS, ArrayPlace
+from store.formats import FORMATS, ArrayPlace, bytes_of
 from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
 from store.views import Norm
 
 
 def read_into(descriptor: int, buffer: Tensor, offset: int) -> None:
     """Fills a contiguous CPU tensor from a file, straight from the page cache. EOFError when the file is too short."""
-    view = memoryview(buffer.view(-1).view(torch.uint8).numpy())
+    view = bytes_of(buffer)
     done = 0
     while done < len(view):
         got = os.preadv(descriptor, [view[done:]], offset + done)

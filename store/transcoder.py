@@ -55,7 +55,9 @@ def check_prefix_sizes(sizes: tuple[int, ...], d_sae: int) -> None:
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
         raise ValueError(f"prefix_sizes {list(sizes)} must be positive and increasing")
     if sizes[-1] != d_sae:
-        raise ValueError(f"prefix_sizes end at {sizes[-1]}, but d_sae is {d_sae}; make the last prefix the whole dictionary")
+        raise ValueError(
+            f"prefix_sizes end at {sizes[-1]}, but d_sae is {d_sae}; make the last prefix the whole dictionary"
+        )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class StoreWriter:
         for shard in self.manifest.of_split("train"):
             path = self.directory / shard.name
             places = self.format.places(path)
-            for key in (name for name in places if name.startswith("sum.") or name.startswith("sum_of_squares.")):
+            for key in (name for name in places if name.startswith(("sum.", "sum_of_squares."))):
                 value = read_array(path, places[key])
                 sums[key] = sums[key] + value if key in sums else value
         return sums
@@ -164,7 +164,7 @@ def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Ten
     return sums
 
 
-def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare) -> None:  # noqa: ANN001
+def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare) -> None:
     total = torch.zeros(values.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for block in values.split(4096):

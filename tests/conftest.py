@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 install_import_hook(["store", "harvest", "train", "evaluate"], "beartype.beartype")
 
@@ -45,7 +45,10 @@ def make_rows(seed: int, recipe: Recipe, d_in: int = 12, d_out: int = 10) -> Sha
     weight = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(99))
     target = (source @ weight).relu() + 0.5
     return ShardRows(
-        tokens=tokens, sites={"resid_mid": source, "mlp_out": target}, first_document=seed * 5, next_document=seed * 5 + 5
+        tokens=tokens,
+        sites={"resid_mid": source, "mlp_out": target},
+        first_document=seed * 5,
+        next_document=seed * 5 + 5,
     )
 
 

@@ -72,8 +72,6 @@ class JumpReLU(torch.nn.Module):
     penalty is its variant l0_weight * (L0 / k - 1)^2, which aims at an L0 instead of trading it for error.
     """
 
-    threshold: Tensor
-
     def __init__(self, config: TrainConfig, low_precision: bool) -> None:
         super().__init__()
         self.k, self.low_precision = config.k, low_precision
@@ -81,7 +79,7 @@ class JumpReLU(torch.nn.Module):
         self.log_threshold = torch.nn.Parameter(torch.full((config.d_sae,), float("-inf")))
 
     @property
-    def threshold(self) -> Tensor:  # type: ignore[override]
+    def threshold(self) -> Tensor:
         return self.log_threshold.exp()
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -17,13 +17,16 @@ LOG = "training_log.jsonl"
 log = logging.getLogger(__name__)
 
 
-def wandb_mode() -> str:
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+def wandb_mode() -> WandbMode:
     """WANDB_MODE where it is set; else online when wandb has a key, otherwise disabled."""
     mode = os.environ.get("WANDB_MODE")
     if mode is not None:
-        if mode not in ("online", "offline", "disabled"):
+        if mode not in get_args(WandbMode):
             raise ValueError(f"WANDB_MODE is {mode!r}; it must be online, offline or disabled")
-        return mode
+        return mode  # type: ignore[return-value]
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_wandb() else "disabled"
 
 

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from train.module import StepResult, TrainingTranscoder
 from train.sparse import scan
 
 TRAIN_CONFIG = "train_config.json"
-CALIBRATION_ROWS = 131_072
+CALIBRATION_ROWS = 65_536
 THRESHOLD_LR_SCALE = 10.0
 """JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def train(config: TrainConfig) -> Transcoder:
         log.info("%s is trained already", folder)
         return finished
     if config.check:
-        check_shards(store)
+        check_shards(store, "train")
     module = TrainingTranscoder(config, store.manifest, store.norm, low_precision).to(device)
     optimizer = make_optimizer(module, config.lr)
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +193,13 @@ def calibrate(config: TrainConfig, store: Store, module: TrainingTranscoder) -> 
     """The one threshold at which the finished weights have a mean L0 of k on training rows."""
     rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
     stream = batches(
-        store, "train", config.batch_rows, view=config.view, device=module.encoder.device, seed=config.seed + 1, stop=rows
+        store,
+        "train",
+        config.batch_rows,
+        view=config.view,
+        device=module.encoder.device,
+        seed=config.seed + 1,
+        stop=rows,
     )
     cutoff = 0.5 * float(module.activation.threshold.min())
     values = []

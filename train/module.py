@@ -16,7 +16,6 @@ from train.activations import ACTIVATIONS, JumpReLU
 from train.config import TrainConfig
 from train.sparse import cut_into_bags, decode_nested, weight_gradients
 
-
 CHUNK = 1024
 """Decoder rows touched at once, so that they are read from memory once."""
 
@@ -157,7 +156,7 @@ class TrainingTranscoder(nn.Module):
         """
         config = self.config
         threshold = self.activation.threshold if threshold is None else threshold
-        W_enc = self.encoder.T * self.input_scale  # noqa: N806
+        W_enc = self.encoder.T * self.input_scale
         scale = 1 / self.target_scale
         artefact = TranscoderConfig(
             name=name, architecture=config.architecture, model=config.model, layer=config.layer, view=config.view,

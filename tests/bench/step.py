@@ -91,7 +91,9 @@ def main() -> None:
         matmul_weight = module.encoder.T.contiguous()
         runs: dict[str, Callable[[], object]] = {
             "one float32 encoder matmul": lambda: x @ matmul_weight,
-            "step, five prefixes": lambda: train_step(module, optimizers["five prefixes"], batch.source, batch.target, 2e-3),
+            "step, five prefixes": lambda: train_step(
+                module, optimizers["five prefixes"], batch.source, batch.target, 2e-3
+            ),
             "step, one prefix": lambda: train_step(
                 modules["one prefix"], optimizers["one prefix"], batch.source, batch.target, 2e-3
             ),

@@ -31,7 +31,7 @@ def test_parquet_with_another_column(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": ["x", "y"], "n": [1, 2]}), path)
     assert first(HarvestConfig(dataset=str(path), text_column="body"), 9) == ["x", "y"]
-    with pytest.raises(ValueError, match=r"no text column 'text'; its columns are \['body', 'n'\]"):
+    with pytest.raises(ValueError, match=r"no text column 'text'; it has \['body', 'n'\]"):
         open_corpus(HarvestConfig(dataset=str(path)))
 
 
@@ -45,7 +45,11 @@ def test_changed_file_is_another_revision(tmp_path):
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
-    [("nowhere.jsonl", "does not exist"), ("pip:poems", "unknown embedded text"), ("nobody/nothing", "cannot be opened")],
+    [
+        ("nowhere.jsonl", "does not exist"),
+        ("pip:poems", "unknown embedded text"),
+        ("nobody/nothing", "cannot be opened"),
+    ],
 )
 def test_missing_data_sets_are_refused(dataset, message):
     with pytest.raises(ValueError, match=message):

@@ -22,7 +22,9 @@ def test_the_embedded_model_knows_paris_and_its_sites_equal_a_plain_forward():
     assert revision.startswith("sha256:")
     model = load_model(embedded.NAME, 9, torch.device("cpu"), torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.tensor([[2, *model.tokenizer("The capital of France is the city of", add_special_tokens=False)["input_ids"]]])
+    ids = torch.tensor(
+        [[2, *model.tokenizer("The capital of France is the city of", add_special_tokens=False)["input_ids"]]]
+    )
     seen = {}
     block = plain.model.layers[9]
     block.pre_feedforward_layernorm.register_forward_pre_hook(lambda m, a: seen.update(resid_mid=a[0]))

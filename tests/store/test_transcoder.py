@@ -39,7 +39,16 @@ def test_forward_equals_numpy(skip):
 
 def test_threshold_by_hand():
     config = TranscoderConfig(
-        name="t", architecture="test", model="m", layer=0, view="raw", d_in=1, d_sae=3, d_out=1, k=None, prefix_sizes=(3,)
+        name="t",
+        architecture="test",
+        model="m",
+        layer=0,
+        view="raw",
+        d_in=1,
+        d_sae=3,
+        d_out=1,
+        k=None,
+        prefix_sizes=(3,),
     )
     one = torch.ones(1, 3)
     t = Transcoder(config, one, torch.tensor([0.0, 1.0, -9.0]), one.T.contiguous(), torch.zeros(1), torch.full((3,), 2.0))

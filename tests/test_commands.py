@@ -1,0 +1,85 @@
+"""Bad input at the command line: one line, an exit code that is not 0, nothing half-written."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from store.command import parse_count
+from tests.conftest import make_store
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
+    """The exit code and standard error of `python -m ...`."""
+    monkeypatch.setattr(sys, "argv", list(command))
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as exit_:
+        return int(exit_.code or 0), capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("harvest --model nobody/nothing --dataset pip:docstrings", "model 'nobody/nothing' cannot be opened"),
+        ("harvest --model MODEL --layer 99 --dataset TEXT", "layer 99 is out of range"),
+        ("harvest --model MODEL --dataset nowhere.jsonl", "nowhere.jsonl does not exist"),
+        ("harvest --model MODEL --dataset TEXT --text-column body", "no text column 'body'"),
+        ("harvest --model MODEL --layer 1 --dataset TEXT --tokens 100M --shard-tokens 64M", "does not fill one shard"),
+        ("harvest --model MODEL --layer 1 --dataset TEXT --shard-tokens 1000", "is not a multiple of context"),
+        ("harvest --model MODEL --dataset TEXT --device cuda:77", "device 'cuda:77' cannot be used"),
+        ("train --model m --layer 3 --store STORE", "holds tiny layer 1"),
+        ("train --store nowhere", "nowhere is not an activation store"),
+        ("train --store STORE --model tiny --layer 1 --d-sae 40 --k 50", "k is 50, but the dictionary has only 40"),
+        ("train --store STORE --model tiny --layer 1 --d-sae 40 --k 4 --prefix-sizes 10,20", "but d_sae is 40"),
+        ("evaluate metrics --store STORE --run nowhere", "nowhere holds no transcoder"),
+        ("evaluate compare --store STORE --run nowhere", "nowhere holds no transcoder"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, tiny_models, text_file, tmp_path, command, message):
+    make_store(tmp_path / "store")
+    before = sorted(path.name for path in (tmp_path / "store").iterdir())
+    places = {"MODEL": str(tiny_models["gemma2"]), "TEXT": str(text_file), "STORE": str(tmp_path / "store")}
+    monkeypatch.chdir(tmp_path)
+    code, errors = run(monkeypatch, capsys, *(places.get(word, word) for word in command.split()))
+    lines = [line for line in errors.splitlines() if "error:" in line]
+    assert code == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == before
+    assert not (tmp_path / "results").exists()
+    assert not list((tmp_path / "data").rglob("shard-*")) if (tmp_path / "data").exists() else True
+
+
+def test_a_misspelt_option_is_refused_with_the_nearest_name(monkeypatch, capsys):
+    code, errors = run(monkeypatch, capsys, "train", "--batch-row", "3")
+    assert code == 2
+    assert "--batch-rows" in errors
+
+
+@pytest.mark.parametrize("room", ["harvest", "train", "evaluate"])
+def test_help_teaches(room):
+    done = subprocess.run([sys.executable, "-m", room, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0
+    assert "usage: python -m " + room in done.stdout
+    expected = {"harvest": "--shard-tokens", "train": "--prefix-sizes", "evaluate": "compare"}
+    assert expected[room] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("300000", 300_000), ("300_000", 300_000), ("300K", 300_000), ("16.4m", 16_400_000)]
+)
+def test_counts_may_have_suffixes(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "many", "3X", "-5", "1e6"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(ValueError, match="is not a count"):
+        parse_count(text)

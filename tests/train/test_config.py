@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from train.config import TrainConfig, parse_prefix_sizes
+
+GROUPS = "[1152, 2073, 3732, 6718, 4757]"
+PREFIXES = "2304, 4608, 9216, 13824, 18432"
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        (GROUPS, (1152, 3225, 6957, 13675, 18432)),
+        (GROUPS.strip("[]"), (1152, 3225, 6957, 13675, 18432)),
+        (PREFIXES, (2304, 4608, 9216, 13824, 18432)),
+        (f"[{PREFIXES}]", (2304, 4608, 9216, 13824, 18432)),
+        ("18432", (18432,)),
+        ("6144,6144,6144", (6144, 12288, 18432)),
+    ],
+)
+def test_group_and_prefix_lists_are_both_understood(text, sizes):
+    assert parse_prefix_sizes(text, 18432) == sizes
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "[1,", "1.5,18432", "-1,18433", "[]", "{}", "true", "[[18432]]"])
+def test_what_is_no_list_of_sizes_is_refused(text):
+    with pytest.raises(ValueError, match="is not a list of positive whole numbers"):
+        parse_prefix_sizes(text, 18432)
+
+
+@pytest.mark.parametrize("text", ["2304,9216", "4608,2304,18432", "18433"])
+def test_lists_that_do_not_end_at_d_sae_are_refused(text):
+    with pytest.raises(ValueError, match="but d_sae is 18432"):
+        TrainConfig(prefix_sizes=text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 20_000}, "k is 20000, but the dictionary has only 18432"),
+        ({"k": 0}, "k is 0"),
+        ({"tokens": 10}, "do not fill one batch"),
+        ({"min_lr": 2.0}, "min_lr is 2.0"),
+        ({"architecture": "jumprelu", "prefix_sizes": "18432"}, "jumprelu has one dictionary"),
+        ({"gemma_scope_folder": Path("x")}, "give --view normed"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
+
+
+def test_defaults_are_the_layer_8_recipe():
+    config = TrainConfig()
+    assert config.prefixes == (2304, 4608, 9216, 13824, 18432)
+    assert (config.k, config.batch_rows, config.lr, config.warmup_steps) == (96, 1024, 4e-4, 1024)
+    assert config.n_steps == 16_000
+    assert str(config.store_directory) == "data/gemma-2-2b/layer8"
+    assert str(config.run_directory) == "results/gemma-2-2b/layer8/matryoshka_batchtopk"
