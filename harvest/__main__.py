@@ -1,15 +1,13 @@
 """`python -m harvest`: parses the options and harvests."""
 
-import tyro
-
-from store.command import command
+from store.command import command, parse
 
 
 def main() -> None:
     with command("harvest"):
         from harvest.config import HarvestConfig
 
-        config = tyro.cli(HarvestConfig, prog="python -m harvest")
+        config = parse(HarvestConfig, "python -m harvest")
         from harvest.loop import harvest
 
         manifest = harvest(config)

@@ -1,6 +1,7 @@
 """How every room's command line behaves: counts like `100M`, one-line errors, Ctrl-C, where things lie by default."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -8,12 +9,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 INTERRUPTED = 130
+T = TypeVar("T")
 
 
 def parse_count(text: str) -> int:
@@ -47,6 +49,16 @@ def default_run(model: str, layer: int, run: str) -> Path:
     return Path("results") / model_slug(model) / f"layer{layer}" / run
 
 
+def parse(kind: type[T], prog: str) -> T:
+    """The options of the command line as a config dataclass.
+
+    Types are tyro's business; what `__post_init__` refuses comes out as a ValueError of its own, one line, not in a box.
+    """
+    unchecked = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
+    options = tyro.cli(unchecked, prog=prog)
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
 def command(name: str) -> Iterator[None]:
     """Runs a command's body: a bad input ends it with one line and exit code 1, Ctrl-C with one line and 130.
@@ -69,6 +81,3 @@ def command(name: str) -> Iterator[None]:
             raise
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-__all__ = ["INTERRUPTED", "Count", "command", "default_run", "default_store", "model_slug", "parse_count", "tyro"]

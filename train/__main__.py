@@ -1,15 +1,13 @@
 """`python -m train`: parses the options and trains."""
 
-import tyro
-
-from store.command import command
+from store.command import command, parse
 
 
 def main() -> None:
     with command("train"):
         from train.config import TrainConfig
 
-        config = tyro.cli(TrainConfig, prog="python -m train")
+        config = parse(TrainConfig, "python -m train")
         from train.loop import train
 
         transcoder = train(config)

@@ -10,9 +10,7 @@ from evaluate.compare import judge, publish
 from store.reader import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-)
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 
 
 def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
