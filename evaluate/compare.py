@@ -2,19 +2,17 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
-from tqdm import tqdm
 
 from evaluate.baselines import choose, fetch, load_folder, published, renamed
 from evaluate.config import CompareConfig, EvaluateConfig
-from evaluate.metrics import evaluate, rows_in_order
+from evaluate.metrics import evaluate
 from evaluate.report import summary, write_report
-from store.batches import Batch
 from store.devices import resolve_device
-from store.manifest import write_atomically
+from store.files import write_text
 from store.reader import Store, check_shards, open_store
 from store.transcoder import WEIGHTS, Transcoder
 
@@ -101,8 +99,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     if config.check:
         check_shards(store, "heldout")
     device = resolve_device(config.device)
-    stream = with_bar(rows_in_order(store, "heldout", config.batch_rows, device), store.manifest.n_rows("heldout"))
-    results = evaluate(transcoders, store, "heldout", config.batch_rows, device, stream)
+    results = evaluate(transcoders, store, "heldout", config.batch_rows, device)
     for transcoder, result in zip(transcoders, results, strict=True):
         c = transcoder.config
         result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
@@ -110,13 +107,6 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
         for warning in result["warnings"]:
             log.warning("%s: %s", c.name, warning)
     return results
-
-
-def with_bar(stream: Iterable[Batch], rows: int) -> Iterator[Batch]:
-    with tqdm(total=rows, unit="row", unit_scale=True, desc="evaluate") as bar:
-        for batch in stream:
-            yield batch
-            bar.update(len(batch.source))
 
 
 def warnings_of(metrics: dict) -> list[str]:
@@ -158,14 +148,13 @@ def _winner(ours: float, google: float, lower: bool) -> str:
 def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
     """Writes summary.txt and report.html, and prints the table."""
     text = summary(measured, store, comparison.get("winners", {}))
-    write_atomically(folder / "summary.txt", text)
+    write_text(folder / "summary.txt", text)
     write_report(folder / "report.html", measured, store, run, comparison.get("winners", {}))
     print(text)
 
 
 def write_json(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def _key(run: Path, store: Store, config: CompareConfig | None) -> str:

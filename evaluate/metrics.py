@@ -4,11 +4,12 @@ FVU = sum |y - yhat|^2 / sum |y - ybar|^2, ybar the mean of each dimension over 
 that go by that name are smaller, and not comparable; one is kept under a name that says so.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from evaluate.redundancy import redundancy
 from store.batches import Batch, batches
@@ -62,12 +63,10 @@ class Accumulator:
     cosine: float = 0.0
     fired: Tensor = field(init=False)
     l0_counts: Tensor = field(init=False)
-    active: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         config, device = self.transcoder.config, self.transcoder.W_dec.device
         self.sse = torch.zeros(len(config.prefix_sizes), dtype=torch.float64, device=device)
-        self.active = torch.zeros(len(config.prefix_sizes), dtype=torch.int64, device=device)
         self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self.l0_counts = torch.zeros(config.d_sae + 1, dtype=torch.int64, device=device)
 
@@ -81,7 +80,6 @@ class Accumulator:
             recon = torch.addmm(recon, latents[:, start:size], self.transcoder.W_dec[start:size])
             error = (recon - y).double()
             self.sse[index] += error.square().sum()
-            self.active[index] += (latents[:, :size] > 0).sum()
             start = size
         self.sse_inliers += float(error[inlier].square().sum())
         self.error_total = self.error_total + error.sum(0)
@@ -96,6 +94,7 @@ class Accumulator:
         config = self.transcoder.config
         fvu = (self.sse / target.variation).tolist()
         density = self.fired.double() / self.rows
+        l0_per_prefix = [density[:size].sum().item() for size in config.prefix_sizes]
         alike = redundancy(self.transcoder.W_dec)
         dead = int((self.fired == 0).sum())
         l0 = percentiles(self.l0_counts, PERCENTILES)
@@ -106,7 +105,7 @@ class Accumulator:
             "mse": self.sse[-1].item() / (self.rows * config.d_out),
             "cosine_similarity": self.cosine / self.rows,
             "l0_mean": (self.fired.sum() / self.rows).item(),
-            "l0_per_prefix": dict(zip(map(str, config.prefix_sizes), (self.active / self.rows).tolist(), strict=True)),
+            "l0_per_prefix": dict(zip(map(str, config.prefix_sizes), l0_per_prefix, strict=True)),
             "l0_median": l0[50],
             "l0_percentiles": {str(p): value for p, value in l0.items()},
             "dead_features": dead,
@@ -137,18 +136,15 @@ def density_histogram(density: Tensor) -> dict[str, list[float]]:
     return {"log10_edges": DENSITY_BINS.tolist(), "features": counts.tolist()}
 
 
-def evaluate(
-    transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device,
-    progress: Iterable[Batch] | None = None,
-) -> list[dict]:  # fmt: skip
+def evaluate(transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device) -> list[dict]:
     """Metrics of each transcoder over every kept row of a split, in one pass: all of them see the same batches."""
-    limit = OUTLIER * median_norm(store, split, rows, device)
+    norms = [batch.source.norm(dim=1).cpu() for batch in rows_in_order(store, split, rows, device, "outliers")]
+    limit = OUTLIER * float(torch.cat(norms).median())
     accumulators = [Accumulator(transcoder.to(device)) for transcoder in transcoders]
     target, inliers = TargetSums(), TargetSums()
     norm = store.norm.to(device)
-    stream = progress if progress is not None else rows_in_order(store, split, rows, device)
     with torch.no_grad():
-        for batch in stream:
+        for batch in rows_in_order(store, split, rows, device, "evaluate"):
             inlier = batch.source.norm(dim=1) <= limit
             target.add(batch.target)
             inliers.add(batch.target[inlier])
@@ -157,13 +153,10 @@ def evaluate(
     return [accumulator.result(target, inliers, store) for accumulator in accumulators]
 
 
-def rows_in_order(store: Store, split: Split, rows: int, device: torch.device) -> Iterable[Batch]:
-    """Every kept row of a split once, raw, as stored."""
+def rows_in_order(store: Store, split: Split, rows: int, device: torch.device, label: str) -> Iterator[Batch]:
+    """Every kept row of a split once, raw, as stored, under a progress bar."""
     stop = store.manifest.n_rows(split)
-    return batches(store, split, rows, view="raw", device=device, stop=stop, shuffle=False)
-
-
-def median_norm(store: Store, split: Split, rows: int, device: torch.device) -> float:
-    """Median norm of resid_mid over a split."""
-    norms = [batch.source.norm(dim=1).cpu() for batch in rows_in_order(store, split, rows, device)]
-    return float(torch.cat(norms).median())
+    with tqdm(total=stop, unit="row", unit_scale=True, desc=label) as bar:
+        for batch in batches(store, split, rows, view="raw", device=device, stop=stop, shuffle=False):
+            yield batch
+            bar.update(len(batch.source))

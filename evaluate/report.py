@@ -11,7 +11,7 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from store.manifest import write_atomically
+from store.files import write_text
 from store.reader import Store
 
 ROWS = (
@@ -104,7 +104,7 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
         figures_json=json.dumps([f for _, _, f in figures], default=list).replace("<", "\\u003c"),
         plotly=get_plotlyjs(), command="python -m evaluate " + shlex.join(sys.argv[1:]),
     )  # fmt: skip
-    write_atomically(path, html)
+    write_text(path, html)
 
 
 def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:
@@ -125,14 +125,16 @@ def _figure(x: str, y: str, **axes: dict) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         xaxis={"title": {"text": x}} | axes.get("xaxis", {}), yaxis={"title": {"text": y}} | axes.get("yaxis", {}),
-        margin={"l": 60, "r": 10, "t": 10, "b": 50}, height=340, legend={"orientation": "h", "y": 1.12},
+        margin={"l": 60, "r": 10, "t": 70, "b": 50}, height=380, legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", template="none",
     )  # fmt: skip
     return figure
 
 
 def by_prefix(measured: Sequence[dict]) -> go.Figure:
-    figure = _figure("latents in the prefix", "FVU", xaxis={"type": "log"}, yaxis={"rangemode": "tozero"})
+    ticks = sorted({int(size) for m in measured for size in m["fvu_per_prefix"]})
+    axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
+    figure = _figure("latents in the prefix", "FVU", xaxis=axis, yaxis={"rangemode": "tozero"})
     for m, colour in zip(measured, COLOURS, strict=False):
         sizes = [int(size) for size in m["fvu_per_prefix"]]
         figure.add_scatter(

@@ -48,6 +48,11 @@ def open_corpus(config: HarvestConfig) -> Corpus:
     return _open_hub(config)
 
 
+def is_on_this_machine(dataset: str) -> bool:
+    """Whether a data set needs no network: the embedded text, or a local file."""
+    return dataset == DOCSTRINGS or Path(dataset).suffix in LOCAL_LOADERS
+
+
 def documented_versions() -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in DOCUMENTED_PACKAGES)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harvest.config import SITES, HarvestConfig
-from harvest.corpus import Corpus, open_corpus
+from harvest.corpus import Corpus, is_on_this_machine, open_corpus
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.tokens import PACKING, PackedShard, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
@@ -70,11 +70,15 @@ def _already_done(config: HarvestConfig) -> Manifest | None:
     if not (config.directory / MANIFEST).exists():
         return None
     manifest = load_manifest(config.directory)
-    asked = {
-        "model": config.model, "layer": config.layer, "context": config.context, "seed": config.seed,
-        "shard_sequences": config.shard_sequences, "heldout_every": config.heldout_every, "dtype": config.dtype,
-        "dataset": config.dataset if config.subset is None else f"{config.dataset}:{config.subset}",
-    }  # fmt: skip
+    asked: dict[str, object] = {
+        name: getattr(config, name)
+        for name in ("model", "layer", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
+    }
+    asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
+    if config.compute_dtype != "auto":
+        asked["compute_dtype"] = config.compute_dtype
+    if is_on_this_machine(config.dataset):
+        asked["dataset_revision"] = open_corpus(config).revision
     different = [
         f"{name}: {getattr(manifest.recipe, name)!r} != {value!r}"
         for name, value in asked.items()

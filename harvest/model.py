@@ -66,7 +66,7 @@ def load_model(
     if not 0 <= layer < n_layers:
         raise ValueError(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
     if known_revision is None:
-        known_revision = getattr(config, "_commit_hash", None) or _hash_weights(Path(name))
+        known_revision = _hash_weights(Path(name)) if Path(name).is_dir() else config._commit_hash
     bridge = TransformerBridge.boot_transformers(str(source), device=device, dtype=dtype, revision=revision)
     tokenizer = bridge.tokenizer
     vocabulary = "\n".join(f"{token}\t{index}" for token, index in sorted(tokenizer.get_vocab().items()))

@@ -7,7 +7,7 @@ so resuming costs nothing and any batch size or number of ranks continues the sa
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -132,7 +132,7 @@ def batches(
     seed: int = 0,
     shuffle: bool = True,
     run_rows: int = RUN_ROWS,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) from row `cursor` of the stream on; endless without `stop`.
 
     With `stop` (a row of the stream) the last batch may be shorter. Memory is `AHEAD + 1` batches of both sites, pinned

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
 
-from store.manifest import write_atomically
+from store.files import write_tensors, write_text
 from store.transcoder import Transcoder, TranscoderConfig, check_keys, read_arrays
 
 SCOPE1_KEYS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
@@ -99,13 +98,10 @@ def save_scope2(transcoder: Transcoder, directory: Path) -> None:
             f"{config.name} has view {config.view!r} and activation {config.activation!r}; "
             "Gemma Scope 2's layout means 'normed' and 'threshold': train with --view normed"
         )
-    directory.mkdir(parents=True, exist_ok=True)
     names = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
-    arrays = {theirs: getattr(transcoder, ours).contiguous() for ours, theirs in names.items()}
+    arrays = {theirs: getattr(transcoder, ours) for ours, theirs in names.items()}
     if transcoder.W_skip is not None:
-        arrays[AFFINE] = transcoder.W_skip.T.contiguous()
-    partial = directory / "params.safetensors.partial"
-    save_file(arrays, partial)
+        arrays[AFFINE] = transcoder.W_skip.T
     block = f"model.layers.{config.layer}"
     info = Scope2Config(
         hf_hook_point_in=f"{block}.pre_feedforward_layernorm.output",
@@ -113,5 +109,5 @@ def save_scope2(transcoder: Transcoder, directory: Path) -> None:
         width=config.d_sae, model_name=config.model, architecture="jump_relu", l0=config.k or 0,
         affine_connection=transcoder.W_skip is not None, type="transcoder",
     )  # fmt: skip
-    write_atomically(directory / "config.json", json.dumps(info.model_dump(), indent=1) + "\n")
-    partial.replace(directory / "params.safetensors")
+    write_text(directory / "config.json", json.dumps(info.model_dump(), indent=1) + "\n")
+    write_tensors(directory / "params.safetensors", arrays)

@@ -1,12 +1,13 @@
 """The manifest: what a store holds and how it was made; replaced atomically, refused when it does not fit its schema."""
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from store.files import write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -119,32 +120,8 @@ class Manifest(_Strict):
         return sum(shard.rows for shard in self.shards)
 
 
-def fsync_directory(directory: Path) -> None:
-    """Makes a rename in this directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
-
-
 def save_manifest(directory: Path, manifest: Manifest) -> None:
-    write_atomically(directory / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    write_text(directory / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
 
 def load_manifest(directory: Path) -> Manifest:

@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from store.manifest import fsync_directory, write_atomically
+from store.files import write_tensors, write_text
 from store.views import VIEWS, Norm, ViewName
 
 CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
@@ -135,12 +134,8 @@ class Transcoder:
 
     def save(self, directory: Path) -> None:
         """Writes config.json and transcoder.safetensors, each whole or not at all; weights last."""
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / (WEIGHTS + ".partial")
-        save_file({name: array.detach().cpu().contiguous() for name, array in self.arrays().items()}, partial)
-        write_atomically(directory / CONFIG, self.config.model_dump_json(indent=1) + "\n")
-        partial.replace(directory / WEIGHTS)
-        fsync_directory(directory)
+        write_text(directory / CONFIG, self.config.model_dump_json(indent=1) + "\n")
+        write_tensors(directory / WEIGHTS, self.arrays())
 
     @classmethod
     def load(cls, directory: Path, device: torch.device | str = "cpu") -> "Transcoder":

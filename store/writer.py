@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from store.files import appearing_whole, write_tensors
 from store.formats import FORMATS
 from store.manifest import (
     FORMAT_VERSION,
@@ -19,7 +19,6 @@ from store.manifest import (
     NormInfo,
     Recipe,
     ShardEntry,
-    fsync_directory,
     load_manifest,
     save_manifest,
 )
@@ -71,7 +70,7 @@ class StoreWriter:
         else:
             directory.mkdir(parents=True, exist_ok=True)
             arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
-            save_file({name: array.contiguous() for name, array in arrays.items()}, directory / NORM_FILE)
+            write_tensors(directory / NORM_FILE, arrays)
             self.manifest = Manifest(
                 format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe, norm=info,
                 widths={}, statistics={}, shards=(),
@@ -114,12 +113,10 @@ class StoreWriter:
         return entry
 
     def _publish(self, name: str, arrays: dict[str, Tensor]) -> tuple[int, str]:
-        partial = self.directory / (name + ".partial")
         try:
-            n_bytes, checksum = self.format.write(partial, arrays)
-            partial.replace(self.directory / name)
+            with appearing_whole(self.directory / name) as partial:
+                return self.format.write(partial, arrays)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             if error.errno != errno.ENOSPC:
                 raise
             needed = sum(array.numel() * array.element_size() for array in arrays.values())
@@ -128,8 +125,6 @@ class StoreWriter:
                 f"no space left for {name} ({needed / 1e6:.0f} MB) in {self.directory}; "
                 f"{len(self.manifest.shards)} finished shards are kept: free some space and run the same command again",
             ) from None
-        fsync_directory(self.directory)
-        return n_bytes, checksum
 
     def _enter(self, entry: ShardEntry, widths: dict[str, int]) -> None:
         shards = (*self.manifest.shards, entry)

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from store.manifest import fsync_directory
+from store.files import write_tensors
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
 
@@ -39,15 +38,7 @@ def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, st
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
-    partial = path.with_name(path.name + ".partial")
-    metadata = {"step": str(step), "run": json.dumps(run)}
-    try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
-    except (OSError, SafetensorError):
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-    fsync_directory(path.parent)
+    write_tensors(path, tensors, {"step": str(step), "run": json.dumps(run)})
 
 
 def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, run: dict[str, Any]) -> int:

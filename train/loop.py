@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from store.batches import batches
 from store.devices import native_bfloat16, resolve_device
+from store.files import write_text
 from store.interchange import save_scope2
-from store.manifest import write_atomically
 from store.reader import Store, check_shards, open_store
 from store.transcoder import CONFIG, WEIGHTS, Transcoder
 from train import checkpoint
@@ -27,6 +27,7 @@ from train.sparse import scan
 
 TRAIN_CONFIG = "train_config.json"
 CALIBRATION_ROWS = 65_536
+NAMES = {"matryoshka_batchtopk": "Matryoshka BatchTopK", "jumprelu": "JumpReLU"}
 THRESHOLD_LR_SCALE = 10.0
 """JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
 log = logging.getLogger(__name__)
@@ -62,11 +63,11 @@ def train(config: TrainConfig) -> Transcoder:
     first = checkpoint.load(path, module, optimizer, run) if path.exists() else 0
     if first:
         log.info("continuing %s at step %d of %d", folder, first, config.n_steps)
-    write_atomically(folder / TRAIN_CONFIG, json.dumps(run, indent=1) + "\n")
+    write_text(folder / TRAIN_CONFIG, json.dumps(run, indent=1) + "\n")
     with torch.no_grad():
         steps(config, store, module, optimizer, first, run)
         threshold = calibrate(config, store, module) if config.architecture == "matryoshka_batchtopk" else None
-    name = f"{config.architecture}, k {config.k}"
+    name = f"{NAMES[config.architecture]}, k {config.k}"
     transcoder = module.export(store.fingerprint, name, str(folder), threshold).to("cpu")
     transcoder.save(folder)
     if config.gemma_scope_folder is not None:
@@ -117,7 +118,7 @@ def steps(
         store, "train", config.batch_rows, view=config.view, device=module.encoder.device, seed=config.seed,
         cursor=first * config.batch_rows, stop=config.n_steps * config.batch_rows,
     )  # fmt: skip
-    with TrainingLog(config, first) as records, interruptible() as interrupted:
+    with closing(stream), TrainingLog(config, first) as records, interruptible() as interrupted:
         last_time, last_step, waited = time.perf_counter(), first, 0.0
         for step in range(first, config.n_steps):
             before = time.perf_counter()

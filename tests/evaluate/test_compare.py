@@ -59,7 +59,7 @@ def test_a_comparison_has_both_on_the_same_rows_and_writes_every_file(trained, s
     assert json.loads((folder / "google_metrics.json").read_text()) == comparison["google"]
     assert "a baseline" in (folder / "summary.txt").read_text()
     assert (folder / "summary.txt").read_text() in capsys.readouterr().out
-    assert "<title>matryoshka_batchtopk, k 4 against a baseline</title>" in (folder / "report.html").read_text()
+    assert "<title>Matryoshka BatchTopK, k 4 against a baseline</title>" in (folder / "report.html").read_text()
 
 
 def test_measuring_alone_and_beside_another_gives_the_same(trained):

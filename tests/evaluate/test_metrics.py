@@ -139,5 +139,5 @@ def test_redundancy_by_hand():
 
 
 def test_rows_in_order_are_the_heldout_rows(store):
-    total = sum(len(batch.source) for batch in rows_in_order(store, "heldout", 50, CPU))
+    total = sum(len(batch.source) for batch in rows_in_order(store, "heldout", 50, CPU, "rows"))
     assert total == store.manifest.n_rows("heldout")

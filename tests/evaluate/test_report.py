@@ -8,6 +8,7 @@ import pytest
 
 from evaluate.compare import judge, publish
 from store.reader import Store
+from tests.conftest import make_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
@@ -27,7 +28,8 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
 
 
 @pytest.fixture
-def report(store: Store, tmp_path) -> Path:
+def report(tmp_path) -> Path:
+    store = make_store(tmp_path / "store", model_revision="sha256:" + 64 * "f")
     run = tmp_path / "run"
     run.mkdir()
     record = {"step": 1, "tokens": 32, "fvu": 0.5, "fvu_max": 0.7, "fvu_mean": 0.6}

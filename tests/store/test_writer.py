@@ -70,7 +70,7 @@ def test_killed_between_any_two_operations_the_store_stays_valid(die_at, tmp_pat
         if die_at == "write":
             patch.setattr("store.formats.os.fsync", die)
         elif die_at == "rename shard":
-            patch.setattr("store.writer.Path.replace", die)
+            patch.setattr("store.files.Path.replace", die)
         else:
             patch.setattr("store.writer.save_manifest", die)
         writer.append(make_rows(2, make_recipe()))

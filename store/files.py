@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all: written beside, flushed, renamed."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes a rename in this directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """A name to write to; the file takes its place when the block ends, and leaves nothing behind when it fails."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(errno.EIO, f"{path} could not be written ({error}); what was there before is kept") from None
+        raise
+    fsync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replaces a safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(mode)  # the library makes files that only their owner can read
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
