@@ -125,7 +125,8 @@ def _figure(x: str, y: str, **axes: dict) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         xaxis={"title": {"text": x}} | axes.get("xaxis", {}), yaxis={"title": {"text": y}} | axes.get("yaxis", {}),
-        margin={"l": 60, "r": 10, "t": 70, "b": 50}, height=380, legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
+        margin={"l": 60, "r": 10, "t": 70, "b": 50}, height=380,
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", template="none",
     )  # fmt: skip
     return figure
