@@ -44,7 +44,7 @@ def compare_runs(config: CompareConfig) -> Path:
     folder = config.run_directory / "comparison"
     ours, store = open_both(config)
     key = _key(config.run_directory, store, config)
-    if config.baseline is not None and not config.force and _is_done(folder / "comparison.json", key):
+    if not config.force and _is_done(folder / "comparison.json", key):
         log.info("%s is there already", folder)
         return folder
     others = find_baselines(config, store, ours)
@@ -162,8 +162,9 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
     for shard in store.manifest.of_split("heldout"):
         digest.update(shard.xxh3_128.encode())
+    if config is not None:
+        digest.update(f"{config.baseline_name} {config.l0}".encode())
     if config is not None and config.baseline is not None:
-        digest.update(f"{config.baseline_name}".encode())
         for path in sorted(p for p in [config.baseline, *config.baseline.glob("*")] if p.is_file()):
             digest.update(path.read_bytes())
     return digest.hexdigest()

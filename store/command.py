@@ -69,7 +69,6 @@ def command(name: str) -> Iterator[None]:
     for chatty in ("httpx", "httpx2", "transformer_lens", "datasets", "huggingface_hub", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
     warnings.simplefilter("ignore", FutureWarning)
     try:
         yield

@@ -83,3 +83,16 @@ def test_counts_may_have_suffixes(text, count):
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(ValueError, match="is not a count"):
         parse_count(text)
+
+
+def test_makefile_variables_reach_the_commands():
+    variables = "MODEL=m LAYER=3 DATASET=d TOKENS=1M STORE=s RUN=r DEVICE=cpu L0=92 BASELINE=b ARGS=--force".split()
+    expected = {
+        "harvest": "-m harvest --model m --layer 3 --store s --device cpu --dataset d --tokens 1M --force",
+        "train": "-m train --model m --layer 3 --store s --device cpu --run r --tokens 1M --force",
+        "evaluate": "-m evaluate metrics --model m --layer 3 --store s --device cpu --run r --force",
+        "compare": "-m evaluate compare --model m --layer 3 --store s --device cpu --run r --baseline b --l0 92 --force",
+    }
+    for target, words in expected.items():
+        done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert words in " ".join(done.stdout.split())

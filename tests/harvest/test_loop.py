@@ -44,6 +44,19 @@ def test_stored_rows_are_the_models_sites_at_their_tokens(config):
         assert special[shard.kept :].all()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_model_run_in_bfloat16_gives_nearly_the_rows_of_float32(config, tmp_path, dtype):
+    low = replace(config, compute_dtype="bfloat16", dtype=dtype, store=tmp_path / "low")
+    harvest(replace(config, dtype=dtype))
+    harvest(low)
+    one, other = open_store(config.directory), open_store(low.directory)
+    assert one.fingerprint != other.fingerprint
+    for mine, theirs in zip(one.manifest.shards, other.manifest.shards, strict=True):
+        a, b = one.array(mine, "mlp_out").float(), other.array(theirs, "mlp_out").float()
+        assert torch.equal(one.array(mine, "token_index"), other.array(theirs, "token_index"))
+        assert 0 < (a - b).norm() / a.norm() < 0.05
+
+
 def test_extending_continues_the_same_store(config, tmp_path):
     harvest(config)
     before = files_of(config.directory)
