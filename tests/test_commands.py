@@ -86,7 +86,9 @@ def test_what_is_no_count_is_refused(text):
 
 
 def test_makefile_variables_reach_the_commands():
-    variables = "MODEL=m LAYER=3 DATASET=d TOKENS=1M STORE=s RUN=r DEVICE=cpu L0=92 BASELINE=b ARGS=--force".split()
+    values = {"MODEL": "m", "LAYER": 3, "DATASET": "d", "TOKENS": "1M", "STORE": "s", "RUN": "r", "DEVICE": "cpu"}
+    values |= {"L0": 92, "BASELINE": "b", "ARGS": "--force"}
+    variables = [f"{name}={value}" for name, value in values.items()]
     expected = {
         "harvest": "-m harvest --model m --layer 3 --store s --device cpu --dataset d --tokens 1M --force",
         "train": "-m train --model m --layer 3 --store s --device cpu --run r --tokens 1M --force",

@@ -86,8 +86,9 @@ class JumpReLU(torch.nn.Module):
         if torch.isinf(self.log_threshold[0]):
             self.log_threshold.data.fill_(self._first_threshold(x, encoder, b_enc).log())
         threshold = self.threshold.detach()
-        entries = scan(x, encoder, b_enc, threshold - self.bandwidth / 2, self.low_precision)
-        entries = entries.where(entries.value > 0)
+        floor = (threshold - self.bandwidth / 2).clamp_min(0)
+        entries = scan(x, encoder, b_enc, floor * SLACK if self.low_precision else floor, self.low_precision)
+        entries = entries.where(entries.value > floor.index_select(0, entries.latent))
         return Selection(entries, entries.value * (entries.value > threshold[entries.latent]))
 
     def _first_threshold(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:

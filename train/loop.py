@@ -49,29 +49,35 @@ def train(config: TrainConfig) -> Transcoder:
     device = resolve_device(config.device)
     low_precision = config.candidates == "bfloat16" or (config.candidates == "auto" and native_bfloat16(device))
     run = checkpoint.identity(config, store.fingerprint, low_precision)
+    transcoder = already_trained(config.run_directory, run)
+    if transcoder is None:
+        if config.check:
+            check_shards(store, "train")
+        module = TrainingTranscoder(config, store.manifest, store.norm, low_precision).to(device)
+        transcoder = run_to_the_end(config, store, module, run)
+    else:
+        log.info("%s is trained already", config.run_directory)
+    if config.gemma_scope_folder is not None:
+        save_scope2(transcoder, config.gemma_scope_folder)
+    return transcoder
+
+
+@torch.no_grad()
+def run_to_the_end(config: TrainConfig, store: Store, module: TrainingTranscoder, run: dict) -> Transcoder:
+    """Trains from the last checkpoint on, calibrates, and saves the artefact."""
     folder = config.run_directory
-    finished = already_trained(folder, run)
-    if finished is not None and (config.gemma_scope_folder is None or config.gemma_scope_folder.exists()):
-        log.info("%s is trained already", folder)
-        return finished
-    if config.check:
-        check_shards(store, "train")
-    module = TrainingTranscoder(config, store.manifest, store.norm, low_precision).to(device)
-    optimizer = make_optimizer(module, config.lr)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.CHECKPOINT
+    optimizer = make_optimizer(module, config.lr)
     first = checkpoint.load(path, module, optimizer, run) if path.exists() else 0
     if first:
         log.info("continuing %s at step %d of %d", folder, first, config.n_steps)
     write_text(folder / TRAIN_CONFIG, json.dumps(run, indent=1) + "\n")
-    with torch.no_grad():
-        steps(config, store, module, optimizer, first, run)
-        threshold = calibrate(config, store, module) if config.architecture == "matryoshka_batchtopk" else None
+    steps(config, store, module, optimizer, first, run)
+    threshold = calibrate(config, store, module) if config.architecture == "matryoshka_batchtopk" else None
     name = f"{NAMES[config.architecture]}, k {config.k}"
     transcoder = module.export(store.fingerprint, name, str(folder), threshold).to("cpu")
     transcoder.save(folder)
-    if config.gemma_scope_folder is not None:
-        save_scope2(transcoder, config.gemma_scope_folder)
     path.unlink(missing_ok=True)
     return transcoder
 
