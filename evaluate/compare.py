@@ -31,12 +31,11 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     ours, store = open_both(config)
     key = _key(config.run_directory, store, None)
     if not config.force and _is_done(folder / "metrics.json", key):
-        log.info("%s is there already", folder)
-        return folder
+        return show(folder)
     [metrics] = measure(config, store, [ours])
     write_json(folder / "metrics.json", metrics | {"key": key})
     publish(folder, [metrics], store, config.run_directory, {})
-    return folder
+    return show(folder)
 
 
 def compare_runs(config: CompareConfig) -> Path:
@@ -45,8 +44,7 @@ def compare_runs(config: CompareConfig) -> Path:
     ours, store = open_both(config)
     key = _key(config.run_directory, store, config)
     if not config.force and _is_done(folder / "comparison.json", key):
-        log.info("%s is there already", folder)
-        return folder
+        return show(folder)
     others = find_baselines(config, store, ours)
     for other in others:
         check_fits(other, store)
@@ -56,7 +54,7 @@ def compare_runs(config: CompareConfig) -> Path:
     write_json(folder / "google_metrics.json", measured[1])
     write_json(folder / "comparison.json", comparison)
     publish(folder, measured, store, config.run_directory, comparison)
-    return folder
+    return show(folder)
 
 
 def open_both(config: EvaluateConfig) -> tuple[Transcoder, Store]:
@@ -146,11 +144,15 @@ def _winner(ours: float, google: float, lower: bool) -> str:
 
 
 def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
-    """Writes summary.txt and report.html, and prints the table."""
-    text = summary(measured, store, comparison.get("winners", {}))
-    write_text(folder / "summary.txt", text)
+    """Writes summary.txt and report.html."""
+    write_text(folder / "summary.txt", summary(measured, store, comparison.get("winners", {})))
     write_report(folder / "report.html", measured, store, run, comparison.get("winners", {}))
-    print(text)
+
+
+def show(folder: Path) -> Path:
+    """Prints the table in a folder."""
+    print((folder / "summary.txt").read_text())
+    return folder
 
 
 def write_json(path: Path, value: dict) -> None:

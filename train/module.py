@@ -89,7 +89,8 @@ class TrainingTranscoder(nn.Module):
         return self.tokens_since_fired >= self.config.dead_after
 
     def normalise(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return (source - self.input_mean) * self.input_scale, (target - self.target_mean) * self.target_scale
+        shifts = self.input_mean * -self.input_scale, self.target_mean * -self.target_scale
+        return torch.addcmul(shifts[0], source, self.input_scale), torch.addcmul(shifts[1], target, self.target_scale)
 
     def step_gradients(self, source: Tensor, target: Tensor) -> StepResult:
         """Loss of a batch; sets every parameter's gradient and counts which latents fired.
@@ -102,14 +103,15 @@ class TrainingTranscoder(nn.Module):
         selection = self.activation.select(x, self.encoder, self.b_enc)
         entries, latents = selection.entries, selection.latents
         bags = cut_into_bags(entries, self.group_of, len(self.prefixes), rows)
-        decoded = decode_nested(entries, latents, bags, self.decoder, self.b_dec, y)
+        dead = self.dead.nonzero().squeeze(1) if self.config.aux_weight else self.group_of[:0]
+        decoded = decode_nested(entries, latents, bags, self.decoder, self.b_dec, y, keep_residual=len(dead) > 0)
         grad_pre, grad_threshold = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), rows)
         weights = weight_gradients(entries, latents * (2 * unit), bags, decoded.grad_bags, grad_pre, x, self.config.d_sae)
         self.encoder.grad, self.b_enc.grad, self.decoder.grad = weights.encoder, weights.b_enc, weights.decoder
         self.b_dec.grad = decoded.grad_bags[:rows].sum(0) * (2 * unit)
         if isinstance(self.activation, JumpReLU):
             self.activation.log_threshold.grad = grad_threshold
-        aux_loss = self._aux(x, decoded.residual)
+        aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead)
         l2_loss = decoded.sse.sum() * unit
         active = (latents > 0).float()
         fired = torch.bincount(entries.latent, weights=active, minlength=self.config.d_sae) > 0
@@ -119,11 +121,8 @@ class TrainingTranscoder(nn.Module):
             fvu_per_prefix=decoded.sse / y.square().sum(), l0=active.sum() / rows,
         )  # fmt: skip
 
-    def _aux(self, x: Tensor, residual: Tensor) -> Tensor:
+    def _aux(self, x: Tensor, residual: Tensor, index: Tensor) -> Tensor:
         """AuxK: dead latents predict what the living ones leave, detached; adds its gradient to the dead latents'."""
-        index = self.dead.nonzero().squeeze(1)
-        if len(index) == 0 or self.config.aux_weight == 0:
-            return x.new_zeros(())
         with torch.enable_grad():
             encoder, decoder = self.encoder[index].requires_grad_(), self.decoder[index].requires_grad_()
             b_enc = self.b_enc[index].requires_grad_()

@@ -130,12 +130,18 @@ class Decoded:
     """By each bag's contribution to the reconstruction."""
     grad_latent: Float[Tensor, " n"]
     """By each entry's latent, in the order of Entries."""
-    residual: Float[Tensor, "rows d_out"]
-    """Reconstruction by the whole dictionary minus the target."""
+    residual: Float[Tensor, "rows d_out"] | None
+    """Reconstruction by the whole dictionary minus the target, where it was asked for."""
 
 
 def decode_nested(
-    entries: Entries, latents: Float[Tensor, " n"], bags: Bags, decoder: Tensor, b_dec: Tensor, target: Tensor
+    entries: Entries,
+    latents: Float[Tensor, " n"],
+    bags: Bags,
+    decoder: Float[Tensor, "d_sae d_out"],
+    b_dec: Float[Tensor, " d_out"],
+    target: Float[Tensor, "rows d_out"],
+    keep_residual: bool,
 ) -> Decoded:
     """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547)."""
     rows, d_out = target.shape
@@ -147,7 +153,7 @@ def decode_nested(
     for group in range(1, n_groups):
         error[group] += error[group - 1]
     sse = torch.stack([torch.dot(flat, flat) for flat in error.view(n_groups, -1)])
-    residual = error[-1].clone()
+    residual = error[-1].clone() if keep_residual else None
     for group in range(n_groups - 2, -1, -1):
         error[group] += error[group + 1]
     grad_in_order = sampled_dots(sums, decoder, latent, bags.starts, bag)

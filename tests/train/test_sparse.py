@@ -45,7 +45,7 @@ def test_rows_and_groups_without_entries_decode_to_the_bias(rows):
     entries = sparse.Entries(torch.tensor([2.0]), torch.tensor([rows - 1]), torch.tensor([5]))
     bags = cut_into_bags(entries, torch.tensor([0, 0, 1, 1, 2, 2]), 3, rows)
     target = torch.randn(rows, 3)
-    decoded = decode_nested(entries, entries.value, bags, decoder, b_dec, target)
+    decoded = decode_nested(entries, entries.value, bags, decoder, b_dec, target, keep_residual=True)
     expected = b_dec - target
     per_prefix = [expected.square().sum()] * 2
     expected = expected.clone()
