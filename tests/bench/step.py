@@ -1,7 +1,7 @@
 """`python -m tests.bench.step`: the training step against one float32 encoder matmul and a dense nested step.
 
-Everything runs interleaved in one process; printed are medians, and the median of each round's ratio to its own matmul. The data are the demo's
-activations where they were harvested, otherwise low-rank noise.
+Everything runs interleaved in one process; printed are medians, and the median of each round's ratio to its own matmul.
+The data are the demo's activations where they were harvested, otherwise low-rank noise.
 """
 
 import argparse
