@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import jinja2
@@ -136,7 +136,7 @@ def by_prefix(measured: Sequence[dict]) -> go.Figure:
     ticks = sorted({int(size) for m in measured for size in m["fvu_per_prefix"]})
     axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
     figure = _figure("latents in the prefix", "FVU", xaxis=axis, yaxis={"rangemode": "tozero"})
-    for m, colour in zip(measured, COLOURS, strict=False):
+    for m, colour in zip(measured, cycle(COLOURS)):
         sizes = [int(size) for size in m["fvu_per_prefix"]]
         figure.add_scatter(
             x=sizes, y=list(m["fvu_per_prefix"].values()), name=m["name"], mode="lines+markers",
@@ -147,7 +147,7 @@ def by_prefix(measured: Sequence[dict]) -> go.Figure:
 
 def frontier(measured: Sequence[dict]) -> go.Figure:
     figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
-    for m, colour in zip(measured, COLOURS, strict=False):
+    for m, colour in zip(measured, cycle(COLOURS)):
         l0, fvu = list(m["l0_per_prefix"].values()), list(m["fvu_per_prefix"].values())
         figure.add_scatter(
             x=l0, y=fvu, name=m["name"], mode="lines+markers", line={"color": colour, "dash": "dot"},
@@ -158,7 +158,7 @@ def frontier(measured: Sequence[dict]) -> go.Figure:
 
 def densities(measured: Sequence[dict]) -> go.Figure:
     figure = _figure("log10 of the share of rows", "features")
-    for m, colour in zip(measured, COLOURS, strict=False):
+    for m, colour in zip(measured, cycle(COLOURS)):
         edges = m["density_histogram"]["log10_edges"]
         centres = [(a + b) / 2 for a, b in pairwise(edges)]
         figure.add_bar(x=centres, y=m["density_histogram"]["features"], name=m["name"], marker={"color": colour})
