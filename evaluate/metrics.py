@@ -59,7 +59,6 @@ class Accumulator:
     rows: int = 0
     sse: Tensor = field(init=False)
     sse_inliers: float = 0.0
-    error_total: Tensor | float = 0.0
     cosine: float = 0.0
     fired: Tensor = field(init=False)
     l0_counts: Tensor = field(init=False)
@@ -74,7 +73,7 @@ class Accumulator:
         """Adds a batch: x is this transcoder's view, y the target, `inlier` marks rows that are not outliers."""
         latents = self.transcoder.encode(x)
         recon = self.transcoder.offset(x).expand_as(y)
-        error = (recon - y).double()
+        error = torch.empty(0)
         start = 0
         for index, size in enumerate(self.transcoder.config.prefix_sizes):
             recon = torch.addmm(recon, latents[:, start:size], self.transcoder.W_dec[start:size])
@@ -82,7 +81,6 @@ class Accumulator:
             self.sse[index] += error.square().sum()
             start = size
         self.sse_inliers += float(error[inlier].square().sum())
-        self.error_total = self.error_total + error.sum(0)
         self.cosine += float(torch.nn.functional.cosine_similarity(recon.double(), y.double(), dim=1).sum())
         active = latents > 0
         self.fired += active.sum(0)

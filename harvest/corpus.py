@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from harvest.config import HarvestConfig
+from store.files import hash_file
 
 DOCUMENTED_PACKAGES = ("numpy", "networkx", "pandas", "sympy", "torch")
 DOCSTRINGS = "pip:docstrings"
@@ -106,9 +107,7 @@ def _open_local(path: Path, config: HarvestConfig) -> Corpus:
     if not path.exists():
         raise ValueError(f"data set file {path} does not exist; give a .txt, .jsonl or .parquet file or a hub data set")
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    hash_file(digest, path)
     loader = LOCAL_LOADERS[path.suffix]
     options: dict[str, Any] = {"sample_by": "paragraph"} if loader == "text" else {}
     column = "text" if loader == "text" else config.text_column

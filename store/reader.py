@@ -10,6 +10,7 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
+from store.files import hash_file
 from store.formats import FORMATS, ArrayPlace, bytes_of
 from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
 from store.views import Norm
@@ -83,9 +84,7 @@ def verify(store: Store, split: Split | None = None) -> Iterator[tuple[ShardEntr
     shards = store.manifest.shards if split is None else store.manifest.of_split(split)
     for shard in tqdm(shards, desc="checksums", unit="shard", leave=False):
         digest = xxhash.xxh3_128()
-        with (store.directory / shard.name).open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
+        hash_file(digest, store.directory / shard.name)
         yield shard, digest.hexdigest() == shard.xxh3_128
 
 
