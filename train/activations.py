@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from store.sparse import Entries, scan
 from train.config import TrainConfig
-from train.sparse import Entries, keep_largest, scan
+from train.sparse import keep_largest
 
 SLACK = 0.95
 """Candidates are searched above the last step's threshold times this: thresholds drift by less in one step, and

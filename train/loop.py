@@ -18,12 +18,12 @@ from store.devices import native_bfloat16, resolve_device
 from store.files import write_text
 from store.interchange import save_scope2
 from store.reader import Store, check_shards, open_store
+from store.sparse import scan
 from store.transcoder import CONFIG, WEIGHTS, Transcoder
 from train import checkpoint
 from train.config import TrainConfig
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
-from train.sparse import scan
 
 TRAIN_CONFIG = "train_config.json"
 CALIBRATION_ROWS = 65_536

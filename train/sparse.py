@@ -1,8 +1,7 @@
 """Sparse kernels of the training step: only active latents are decoded, and only they get gradients.
 
-A dense [rows, d_sae] tensor never exists: pre-activations are made a few latents at a time and only those above a
-cutoff survive. The survivors (entries) are kept in two orders: by latent, as they are found, for the gradients of the
-weights; by row, for the decoder.
+The entries (store/sparse.py) are kept in two orders: by latent, as they are found, for the gradients of the weights; by
+row, for the decoder.
 """
 
 from dataclasses import dataclass
@@ -12,82 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-SCAN_LATENTS = 1024
-"""Latents scored at once on a CPU: their pre-activations stay in its cache."""
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Pre-activations above the cutoff, ordered by (latent, row)."""
-
-    value: Float[Tensor, " n"]
-    row: Int[Tensor, " n"]
-    latent: Int[Tensor, " n"]
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def where(self, mask: Tensor) -> "Entries":
-        index = mask.nonzero().squeeze(1)
-        return Entries(*(part.index_select(0, index) for part in (self.value, self.row, self.latent)))
-
-
-def scan(
-    x: Float[Tensor, "rows d_in"],
-    encoder: Float[Tensor, "d_sae d_in"],
-    b_enc: Float[Tensor, " d_sae"],
-    cutoff: Float[Tensor, " d_sae"] | float,
-    low_precision: bool,
-) -> Entries:
-    """Every pre-activation above its latent's cutoff, in float32.
-
-    With `low_precision` candidates are found by a bfloat16 product and scored again in float32: an entry can be missed
-    only if bfloat16's rounding takes it below the cutoff, so give a cutoff with some slack.
-    """
-    rows = len(x)
-    limit = (cutoff - b_enc)[:, None]
-    encoder_low, xt = (encoder.bfloat16(), x.bfloat16().T) if low_precision else (encoder, x.T)
-    chunk = SCAN_LATENTS if x.device.type == "cpu" else len(encoder)
-    scores = torch.empty(min(chunk, len(encoder)), rows, dtype=xt.dtype, device=x.device)
-    found, values = [], []
-    for start in range(0, len(encoder), chunk):
-        block = encoder_low[start : start + chunk]
-        score = torch.mm(block, xt, out=scores[: len(block)])
-        flat = compact(score > limit[start : start + chunk].to(score.dtype))
-        values.append(score.view(-1).index_select(0, flat))
-        found.append(flat.add_(start * rows))
-    flat = torch.cat(found)
-    latent = flat // rows
-    row = flat - latent * rows
-    dots = _dots(x, encoder, row, latent) if low_precision else torch.cat(values)
-    return Entries(dots.add_(b_enc.index_select(0, latent)), row, latent)
-
-
-def compact(mask: Tensor) -> Int[Tensor, " n"]:
-    """Positions of the true elements of a boolean tensor, flattened.
-
-    Few are true, so eight are tested at a time, as one 64-bit word; only words with a true element are looked into.
-    """
-    flat = mask.view(-1)
-    if len(flat) % 8:
-        return flat.nonzero().squeeze(1)
-    words = flat.view(torch.int64).nonzero().squeeze(1)
-    inside = flat.view(-1, 8).index_select(0, words).view(-1).nonzero().squeeze(1)
-    return words.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
-
-
-def _dots(x: Tensor, encoder: Tensor, row: Tensor, latent: Tensor) -> Tensor:
-    """x[row] . encoder[latent] of each pair, float32; pairs are ordered by latent."""
-    starts = torch.searchsorted(latent, torch.arange(len(encoder), device=x.device))
-    return sampled_dots(encoder, x, row, starts, latent)
-
-
-def sampled_dots(left: Tensor, right: Tensor, right_index: Tensor, starts: Tensor, left_index: Tensor) -> Tensor:
-    """left[left_index] . right[right_index] of each pair, without making either gathered matrix.
-
-    This is the gradient of embedding_bag by its weights; the public way to it would compute the bags first.
-    """
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, right, right_index, starts, left_index, 0, -1)
+from store.sparse import Entries, sampled_dots
 
 
 def keep_largest(entries: Entries, n: int) -> tuple[Entries, Tensor]:
