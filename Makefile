@@ -61,7 +61,7 @@ demo-standin:
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU
-	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto $(ARGS)
 
 lint: $(VENV)/dev  ## ruff, pyright, import-linter
 	$(VENV)/bin/ruff check .

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in every command under test: the cores are busy with other tests
 
 from jaxtyping import install_import_hook
 
@@ -20,7 +21,6 @@ from store.reader import Store, open_store  # noqa: E402
 from store.views import Norm  # noqa: E402
 from store.writer import ShardRows, StoreWriter  # noqa: E402
 
-torch.set_num_threads(2)
 BOS, EOS, PAD = 2, 1, 0
 FAMILIES = ("gemma2", "gemma3", "gpt2")
 

@@ -103,7 +103,6 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-torch.set_num_threads(1)
 from harvest.config import HarvestConfig
 import harvest.loop, harvest.model, transformer_lens.model_bridge, transformers
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from store import sparse
 from store.batches import batches
 from store.reader import Store
 from tests.train import reference
-from train import sparse
 from train.config import TrainConfig
 from train.loop import calibrate, make_optimizer, train_step
 from train.module import TrainingTranscoder, view_moments
