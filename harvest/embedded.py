@@ -38,7 +38,7 @@ def _dequantise(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     class Reader(gguf.GGUFReader):
-        """Reads from a plain array: a memmap's million slices (one a token of the vocabulary) cost several times as much."""
+        """Reads from a plain array: a memmap's million slices (one a token of the vocabulary) cost several times more."""
 
         @property
         def data(self) -> np.ndarray:
