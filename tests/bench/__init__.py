@@ -1,0 +1,1 @@
+import store  # noqa: F401  # before torch: it sets how OpenMP threads wait
