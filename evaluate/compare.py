@@ -8,8 +8,10 @@ from pathlib import Path
 import xxhash
 
 from evaluate.baselines import choose, fetch, load_folder, published, renamed
+from evaluate.checks import L0_TOLERANCE, checks, checks_of
 from evaluate.config import CompareConfig, EvaluateConfig
-from evaluate.metrics import evaluate
+from evaluate.intervals import MIN_DOCUMENTS
+from evaluate.metrics import METRICS, evaluate
 from evaluate.report import summary, write_report
 from store.devices import resolve_device
 from store.files import write_text
@@ -17,12 +19,6 @@ from store.reader import Store, check_shards, open_store
 from store.transcoder import WEIGHTS, Transcoder
 
 log = logging.getLogger(__name__)
-
-LOWER_IS_BETTER = ("fvu", "fvu_without_outliers", "mse", "dead_fraction", "redundancy")
-HIGHER_IS_BETTER = ("cosine_similarity",)
-NEEDS_EQUAL_L0 = ("fvu", "fvu_without_outliers", "mse", "cosine_similarity")
-L0_TOLERANCE = 0.25
-"""Two L0s further apart than this, as a share, are not matched; a measured L0 this far from its label is wrong."""
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
@@ -101,46 +97,42 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     for transcoder, result in zip(transcoders, results, strict=True):
         c = transcoder.config
         result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
-        result["warnings"] = warnings_of(result)
+        result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
         for warning in result["warnings"]:
-            log.warning("%s: %s", c.name, warning)
+            log.warning("%s", warning)
     return results
 
 
-def warnings_of(metrics: dict) -> list[str]:
-    """What is wrong with a measurement, in words: an L0 far from its label means the wrong input tensor."""
-    k, l0 = metrics["k"], metrics["l0_mean"]
-    if k and abs(l0 / k - 1) > L0_TOLERANCE:
-        return [
-            f"MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
-            f"(it reads the {metrics['view']!r} view), and none of its figures can be trusted"
-        ]
-    return []
-
-
 def judge(measured: Sequence[dict], store: Store) -> dict:
-    """comparison.json: both metrics, and a winner by metric where the two can be compared."""
+    """comparison.json: both metrics, the checks, and a winner by metric where the data supports one."""
     ours, google = measured[0], measured[1]
+    found = checks(measured, store)
+    failed = [check["claim"] for check in found if not check["holds"]]
     matched = abs(ours["l0_mean"] / max(google["l0_mean"], 1e-9) - 1) <= L0_TOLERANCE
-    trusted = not ours["warnings"] and not google["warnings"]
     winners = {}
-    for metric in (*LOWER_IS_BETTER, *HIGHER_IS_BETTER):
-        if not trusted:
-            winners[metric] = "not judged: L0 is far from its label"
-        elif metric in NEEDS_EQUAL_L0 and not matched:
-            winners[metric] = "not judged: L0 differs"
+    for name, metric in METRICS.items():
+        if metric.lower_is_better is None:
+            continue
+        if failed:
+            winners[name] = f"not judged: it does not hold that {failed[0]}"
+        elif metric.needs_equal_l0 and not matched:
+            winners[name] = "not judged: L0 differs"
         else:
-            winners[metric] = _winner(ours[metric], google[metric], metric in LOWER_IS_BETTER)
+            winners[name] = winner(google["minus_first"][name]["ci95"], metric.lower_is_better)
     return {
-        "ours": ours, "google": google, "others": list(measured[2:]), "winners": winners, "rows": ours["n_rows"],
-        "store_fingerprint": store.fingerprint,
+        "ours": ours, "google": google, "others": list(measured[2:]), "winners": winners, "checks": found,
+        "rows": ours["n_rows"], "store_fingerprint": store.fingerprint,
     }  # fmt: skip
 
 
-def _winner(ours: float, google: float, lower: bool) -> str:
-    if ours == google:
+def winner(difference: list[float] | None, lower_is_better: bool) -> str:
+    """Who is better, from the 95% interval of theirs minus ours; a tie unless it excludes zero."""
+    if difference is None:
+        return f"not judged: fewer than {MIN_DOCUMENTS} documents"
+    low, high = difference
+    if low <= 0 <= high:
         return "tie"
-    return "ours" if (ours < google) == lower else "google"
+    return "ours" if (low > 0) == lower_is_better else "google"
 
 
 def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:

@@ -1,123 +1,161 @@
 """Metrics of transcoders on cached rows, streamed: any number of transcoders in one pass, sums in float64.
 
 FVU = sum |y - yhat|^2 / sum |y - ybar|^2, ybar the mean of each dimension over the whole evaluated set. Other quantities
-that go by that name are smaller, and not comparable; one is kept under a name that says so.
+that go by that name are smaller, and not comparable; those that older numbers use are kept under names that say so.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluate.forward import Forward
+from evaluate.intervals import by_document, difference, estimate, ratio, resample
 from evaluate.redundancy import redundancy
+from evaluate.rows import OUTLIER, POSITION_EDGES, RANK_EDGES, Facts, bands, places, token_rank
 from store.batches import Batch, batches
 from store.manifest import Split
 from store.reader import Store
 from store.transcoder import Transcoder
 
-OUTLIER = 5.0
-"""Rows whose resid_mid norm is above this many times the median norm are outliers (attention sinks, mostly)."""
 DENSITY_BINS = torch.arange(-6.0, 0.5, 0.5)
 """Edges of the density histogram: log10 of the share of rows on which a latent fires."""
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-@dataclass
-class TargetSums:
-    """Sums over the rows of the target: what every FVU is measured against."""
-
-    rows: int = 0
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-
-    def add(self, y: Tensor) -> None:
-        wide = y.double()
-        self.rows += len(y)
-        self.total = self.total + wide.sum(0)
-        self.squares = self.squares + wide.square().sum(0)
-
-    @property
-    def variation(self) -> float:
-        """sum |y - ybar|^2."""
-        assert isinstance(self.total, Tensor)
-        return float((self.squares - self.total.square() / self.rows).sum())
-
-    @property
-    def scalar_variation(self) -> float:
-        """The same about one mean over all entries: the legacy denominator."""
-        assert isinstance(self.total, Tensor)
-        return float(torch.as_tensor(self.squares).sum() - self.total.sum().square() / (self.rows * len(self.total)))
-
-
-@dataclass
 class Accumulator:
-    """Running sums of one transcoder's metrics."""
+    """One transcoder's figures by row (about 60 bytes a row), by latent and by output dimension."""
 
-    transcoder: Transcoder
-    rows: int = 0
-    sse: Tensor = field(init=False)
-    sse_inliers: float = 0.0
-    cosine: float = 0.0
-    fired: Tensor = field(init=False)
-    l0_counts: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        config, device = self.transcoder.config, self.transcoder.W_dec.device
-        self.sse = torch.zeros(len(config.prefix_sizes), dtype=torch.float64, device=device)
+    def __init__(self, transcoder: Transcoder, rows: int) -> None:
+        config, device = transcoder.config, transcoder.W_dec.device
+        n_prefixes = len(config.prefix_sizes)
+        self.transcoder, self.forward, self.filled = transcoder, Forward(transcoder), 0
+        self.sse = torch.empty(rows, n_prefixes, dtype=torch.float64)
+        self.l0 = torch.empty(rows, n_prefixes, dtype=torch.int32)
+        self.cosine, self.along, self.spread = (torch.empty(rows, dtype=torch.float64) for _ in range(3))
         self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
-        self.l0_counts = torch.zeros(config.d_sae + 1, dtype=torch.int64, device=device)
+        self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
 
-    def add(self, x: Tensor, y: Tensor, inlier: Tensor) -> None:
-        """Adds a batch: x is this transcoder's view, y the target, `inlier` marks rows that are not outliers."""
-        latents = self.transcoder.encode(x)
-        recon = self.transcoder.offset(x).expand_as(y)
-        error = torch.empty(0)
-        start = 0
-        for index, size in enumerate(self.transcoder.config.prefix_sizes):
-            recon = torch.addmm(recon, latents[:, start:size], self.transcoder.W_dec[start:size])
-            error = (recon - y).double()
-            self.sse[index] += error.square().sum()
-            start = size
-        self.sse_inliers += float(error[inlier].square().sum())
-        self.cosine += float(torch.nn.functional.cosine_similarity(recon.double(), y.double(), dim=1).sum())
-        active = latents > 0
-        self.fired += active.sum(0)
-        self.l0_counts += torch.bincount(active.sum(1), minlength=len(self.l0_counts))
-        self.rows += len(x)
+    def add(self, x: Tensor, y: Tensor, mean: Tensor) -> None:
+        """Adds a batch: x is this transcoder's view, y the target, `mean` the target's mean over all rows."""
+        entries = self.forward.entries(x)
+        recon, l0 = self.forward.prefixes(entries, x)
+        here = slice(self.filled, self.filled + len(x))
+        self.cosine[here] = torch.nn.functional.cosine_similarity(recon[-1], y, dim=1).double().cpu()
+        centred = recon[-1] - mean
+        self.along[here] = torch.linalg.vecdot(centred, y - mean).double().cpu()
+        self.spread[here] = torch.linalg.vecdot(centred, centred).double().cpu()
+        error = recon.sub_(y)
+        self.sse[here] = torch.linalg.vecdot(error, error).double().T.cpu()
+        self.l0[here] = l0.T.int().cpu()
+        self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
+        self.fired += torch.bincount(entries.latent, minlength=len(self.fired))
+        self.filled = here.stop
 
-    def result(self, target: TargetSums, inliers: TargetSums, store: Store) -> dict:
-        """The metrics as they are written to metrics.json."""
-        config = self.transcoder.config
-        fvu = (self.sse / target.variation).tolist()
-        density = self.fired.double() / self.rows
-        l0_per_prefix = [density[:size].sum().item() for size in config.prefix_sizes]
-        alike = redundancy(self.transcoder.W_dec)
-        dead = int((self.fired == 0).sum())
-        l0 = percentiles(self.l0_counts, PERCENTILES)
-        return {
-            "fvu": fvu[-1],
-            "fvu_per_prefix": dict(zip(map(str, config.prefix_sizes), fvu, strict=True)),
-            "fvu_without_outliers": self.sse_inliers / inliers.variation,
-            "mse": self.sse[-1].item() / (self.rows * config.d_out),
-            "cosine_similarity": self.cosine / self.rows,
-            "l0_mean": (self.fired.sum() / self.rows).item(),
-            "l0_per_prefix": dict(zip(map(str, config.prefix_sizes), l0_per_prefix, strict=True)),
-            "l0_median": l0[50],
-            "l0_percentiles": {str(p): value for p, value in l0.items()},
-            "dead_features": dead,
-            "dead_fraction": dead / config.d_sae,
-            "density_histogram": density_histogram(density),
-            "redundancy": alike.share,
-            "mean_max_cosine": alike.mean_max_cosine,
-            "fvu_scalar_variance": self.sse[-1].item() / target.scalar_variation,
-            "d_sae": config.d_sae,
-            "k": config.k,
-            "n_rows": self.rows,
-            "n_outliers": self.rows - inliers.rows,
-            "store_fingerprint": store.fingerprint,
+
+class Ratio(NamedTuple):
+    """A metric that is one sum over rows divided by another."""
+
+    over: Callable[[Accumulator, Facts], Tensor]
+    under: Callable[[Accumulator, Facts], Tensor]
+    lower_is_better: bool | None
+    needs_equal_l0: bool = True
+
+
+def _entries(a: Accumulator, f: Facts) -> Tensor:
+    return torch.full_like(f.variation, a.transcoder.config.d_out)
+
+
+METRICS = {
+    "fvu": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation, True),
+    "fvu_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: f.variation_inliers, True),
+    "mse": Ratio(lambda a, f: a.sse[:, -1], _entries, True),
+    "cosine_similarity": Ratio(lambda a, f: a.cosine, lambda a, f: torch.ones_like(a.cosine), False),
+    "l0_mean": Ratio(lambda a, f: a.l0[:, -1].double(), lambda a, f: torch.ones_like(a.cosine), None, False),
+    "best_scale": Ratio(lambda a, f: a.along, lambda a, f: a.spread, None, False),
+    "fvu_scalar_variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation, None),
+}
+"""Metrics by row, each with an interval by bootstrap over documents (ybar held fixed).
+
+`best_scale` is the factor by which the centred output should be multiplied to fit best; a sound transcoder's is near 1.
+"""
+
+
+def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
+    """The metrics as they are written to metrics.json, without intervals."""
+    config, rows = a.transcoder.config, a.filled
+    sizes = [str(size) for size in config.prefix_sizes]
+    density = a.fired.cpu().double() / rows
+    alike = redundancy(a.transcoder.W_dec)
+    alive = (a.fired > 0).cpu()
+    dead = int((~alive).sum())
+    l0 = percentiles(torch.bincount(a.l0[:, -1]), PERCENTILES)
+    explained = 1 - a.by_dimension.cpu() / facts.by_dimension.clamp_min(torch.finfo(torch.float64).tiny)
+    result = {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
+    return result | {
+        "fvu_per_prefix": dict(zip(sizes, (a.sse.sum(0) / facts.variation.sum()).tolist(), strict=True)),
+        "l0_per_prefix": dict(zip(sizes, a.l0.double().mean(0).tolist(), strict=True)),
+        "dead_per_prefix": {str(size): int((~alive[:size]).sum()) for size in config.prefix_sizes},
+        "fvu_by_position": _by_band(a, facts, bands(facts.places.position, POSITION_EDGES)),
+        "fvu_by_token_rank": _by_band(a, facts, bands(token_rank(facts.places.token), RANK_EDGES)),
+        "explained_variance_by_dimension": [round(value, 5) for value in explained.tolist()],
+        "l0_median": l0[50],
+        "l0_percentiles": {str(p): value for p, value in l0.items()},
+        "dead_features": dead,
+        "dead_fraction": dead / config.d_sae,
+        "density_histogram": density_histogram(density),
+        "redundancy": alike.share,
+        "mean_max_cosine": alike.mean_max_cosine,
+        "max_cosine_histogram": cosine_histogram(alike.max_cosine),
+        "explained_variance_saelens_legacy": float((1 - a.sse[:, -1] / facts.variation).mean()),
+        "explained_variance_saebench": saebench_explained_variance(a, facts),
+        "d_sae": config.d_sae,
+        "k": config.k,
+        "n_rows": rows,
+        "n_documents": int(facts.places.document.max()) + 1,
+        "n_outliers": int((~facts.inlier).sum()),
+        "store_fingerprint": store.fingerprint,
+    }  # fmt: skip
+
+
+def saebench_explained_variance(a: Accumulator, facts: Facts) -> float:
+    """Explained variance as SAEBench 0.6 and SAELens calculate it, for placing older numbers only.
+
+    Their denominator subtracts the square of the mean SQUARE of all entries, one number, from the mean squared norm, so
+    it changes with the units and can be negative: 1 - mean |y - yhat|^2 / (mean |y|^2 - (mean y_i^2)^2).
+    """
+    mean_square = facts.squares / a.filled
+    return float(1 - a.sse[:, -1].mean() / (mean_square - (mean_square / a.transcoder.config.d_out) ** 2))
+
+
+def _by_band(a: Accumulator, facts: Facts, found: dict[str, Tensor]) -> dict[str, dict[str, float | int]]:
+    return {
+        name: {
+            "rows": int(inside.sum()),
+            "fvu": float(a.sse[inside, -1].sum() / facts.variation[inside].sum()),
+            "l0": float(a.l0[inside, -1].double().mean()),
         }
+        for name, inside in found.items()
+    }
+
+
+def with_intervals(accumulators: Sequence[Accumulator], facts: Facts, results: list[dict]) -> None:
+    """Adds `ci95` by metric to each result, and to all but the first `minus_first`: the paired difference from it."""
+    columns = [side(a, facts) for a in accumulators for metric in METRICS.values() for side in (metric.over, metric.under)]
+    sums = by_document(facts.places.document, torch.stack(columns, dim=1))
+    resampled = resample(sums)
+    first: dict = {}
+    for index, result in enumerate(results):
+        start = 2 * len(METRICS) * index
+        statistics = {name: ratio(start + 2 * i, start + 2 * i + 1) for i, name in enumerate(METRICS)}
+        first = first or statistics
+        result["ci95"] = {name: estimate(s, sums, resampled)["ci95"] for name, s in statistics.items()}
+        if index:
+            result["minus_first"] = {
+                name: estimate(difference(s, first[name]), sums, resampled) for name, s in statistics.items()
+            }
 
 
 def percentiles(counts: Tensor, wanted: Sequence[int]) -> dict[int, float]:
@@ -134,21 +172,55 @@ def density_histogram(density: Tensor) -> dict[str, list[float]]:
     return {"log10_edges": DENSITY_BINS.tolist(), "features": counts.tolist()}
 
 
-def evaluate(transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device) -> list[dict]:
-    """Metrics of each transcoder over every kept row of a split, in one pass: all of them see the same batches."""
-    norms = [batch.source.norm(dim=1).cpu() for batch in rows_in_order(store, split, rows, device, "outliers")]
-    limit = OUTLIER * float(torch.cat(norms).median())
-    accumulators = [Accumulator(transcoder.to(device)) for transcoder in transcoders]
-    target, inliers = TargetSums(), TargetSums()
+def cosine_histogram(max_cosine: Tensor) -> dict[str, list[float]]:
+    """Latents by the largest |cosine| of their decoder row with another's."""
+    edges = torch.linspace(0, 1, 21)
+    return {"edges": edges.tolist(), "features": torch.histogram(max_cosine.float().cpu().clamp(0, 1), edges).hist.tolist()}
+
+
+@torch.no_grad()
+def measure_rows(
+    transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device
+) -> tuple[list[Accumulator], Facts]:
+    """Every kept row of a split through every transcoder, in one pass: all of them see the same batches.
+
+    A first pass without transcoders finds the mean of the target and the outliers.
+    """
+    norms, total, squares = [], torch.zeros(1), 0.0
+    for batch in rows_in_order(store, split, rows, device, "means"):
+        norms.append(batch.source.double().norm(dim=1).cpu())
+        total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
+        squares += float(batch.target.double().square().sum())
+    norm_of_row = torch.cat(norms)
+    n, mean = len(norm_of_row), total / len(norm_of_row)
+    inlier = norm_of_row <= OUTLIER * norm_of_row.median()
+    variation, scalar = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
+    accumulators = [Accumulator(transcoder.to(device), n) for transcoder in transcoders]
     norm = store.norm.to(device)
-    with torch.no_grad():
-        for batch in rows_in_order(store, split, rows, device, "evaluate"):
-            inlier = batch.source.norm(dim=1) <= limit
-            target.add(batch.target)
-            inliers.add(batch.target[inlier])
-            for accumulator in accumulators:
-                accumulator.add(accumulator.transcoder.view(batch.source, norm), batch.target, inlier)
-    return [accumulator.result(target, inliers, store) for accumulator in accumulators]
+    for batch in rows_in_order(store, split, rows, device, "evaluate"):
+        here = slice(start, start + len(batch.source))
+        centred = batch.target - mean
+        variation[here] = torch.linalg.vecdot(centred, centred).cpu()
+        scalar[here] = (batch.target - mean.mean()).square_().sum(1).cpu()
+        by_dimension += centred.square().sum(0)
+        shift += centred[inlier[here].to(device)].sum(0)
+        for a in accumulators:
+            dtype = a.transcoder.W_dec.dtype
+            a.add(a.transcoder.view(batch.source, norm).to(dtype), batch.target.to(dtype), mean.to(dtype))
+        start = here.stop
+    kept = variation * inlier
+    exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
+    facts = Facts(places(store, split), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares)
+    return accumulators, facts
+
+
+def evaluate(transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device) -> list[dict]:
+    """Metrics of each transcoder over every kept row of a split, with 95% intervals, and differences from the first."""
+    accumulators, facts = measure_rows(transcoders, store, split, rows, device)
+    results = [result_of(a, facts, store) | {"split": split} for a in accumulators]
+    with_intervals(accumulators, facts, results)
+    return results
 
 
 def rows_in_order(store: Store, split: Split, rows: int, device: torch.device, label: str) -> Iterator[Batch]:

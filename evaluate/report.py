@@ -32,6 +32,7 @@ ROWS = (
         "share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)",
     ),
     ("mean_max_cosine", "mean largest cosine", "{:.3f}", "of each decoder row with another"),
+    ("best_scale", "best scale", "{:.3f}", "factor by which the output would fit best; sound ones are near 1"),
     ("fvu_scalar_variance", "legacy scalar-variance FVU", "{:.4f}", "always lower; not comparable with FVU"),
 )
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
@@ -39,14 +40,17 @@ LOG = "training_log.jsonl"
 
 
 def cell(metrics: dict, key: str, form: str) -> str:
-    value = metrics.get(key)
-    return "not stated" if value is None else form.format(value)
+    """A figure, and its 95% interval in brackets where it has one."""
+    value, interval = metrics.get(key), metrics.get("ci95", {}).get(key)
+    if value is None:
+        return "not stated"
+    return form.format(value) + (f" [{', '.join(form.format(end) for end in interval)}]" if interval else "")
 
 
 def summary(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> str:
     """The table as plain text, with the rows and the store that it was measured on."""
     names = [m["name"] for m in measured]
-    widths = [max(12, len(name)) for name in names]
+    widths = [max(26, len(name)) for name in names]
     lines = [" " * 28 + "  ".join(name.rjust(w) for name, w in zip(names, widths, strict=True))]
     for key, label, form, _ in ROWS:
         cells = [cell(m, key, form).rjust(w) for m, w in zip(measured, widths, strict=True)]
@@ -55,7 +59,7 @@ def summary(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> 
         if len(m["fvu_per_prefix"]) > 1:
             prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m["fvu_per_prefix"].items())
             lines.append(f"FVU by prefix of {m['name']}: {prefixes}")
-        lines += [f"WARNING, {m['name']}: {warning}" for warning in m["warnings"]]
+        lines += [f"WARNING, {warning}" for warning in m["warnings"]]
     lines.append(provenance(measured[0], store))
     return "\n".join(lines) + "\n"
 
@@ -70,8 +74,9 @@ def winner_note(winner: str | None, measured: Sequence[dict]) -> str:
 def provenance(metrics: dict, store: Store) -> str:
     recipe = store.manifest.recipe
     return (
-        f"{metrics['n_rows']:,} held-out rows ({metrics['n_outliers']:,} outliers) of {recipe.model} layer {recipe.layer} "
-        f"on {recipe.dataset}; store {store.fingerprint}"
+        f"{metrics['n_rows']:,} held-out rows of {metrics['n_documents']:,} documents "
+        f"({metrics['n_outliers']:,} outliers) of {recipe.model} layer {recipe.layer} "
+        f"on {recipe.dataset}; store {store.fingerprint}. In brackets: 95% intervals by bootstrap over documents"
     )
 
 
@@ -117,7 +122,10 @@ def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:
     first += f"; {other['name']} leaves {other['fvu']:.1%} at {other['l0_mean']:.1f}."
     if winners["fvu"] in ("ours", "google"):
         better = (ours if winners["fvu"] == "ours" else other)["name"]
-        return f"{first} On these rows {better} reconstructs better; no interval has been computed for the difference."
+        low, high = sorted(abs(end) for end in other["minus_first"]["fvu"]["ci95"])
+        return f"{first} {better} reconstructs better: by {low:.4f} to {high:.4f} of FVU (95%, paired by document)."
+    if winners["fvu"] == "tie":
+        return f"{first} It is a tie: the 95% interval of their difference, paired by document, includes zero."
     return f"{first} No winner is named ({winners['fvu']})."
 
 

@@ -7,6 +7,7 @@ cutoff survive (the entries), in the order in which they are found: by latent, t
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -86,3 +87,28 @@ def sampled_dots(left: Tensor, right: Tensor, right_index: Tensor, starts: Tenso
     This is the gradient of embedding_bag by its weights; the public way to it would compute the bags first.
     """
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, right, right_index, starts, left_index, 0, -1)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The entries again, cut into bags: a bag holds one row's latents of one group; bag = group * rows + row."""
+
+    order: Int[Tensor, " n"]
+    """Position in Entries of each entry, bag by bag; within a bag latents ascend."""
+    bag: Int[Tensor, " n"]
+    """The bag of each entry, in the order of Entries."""
+    starts: Int[Tensor, " bags"]
+    """Where each bag begins in `order`."""
+
+
+def cut_into_bags(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: int, rows: int) -> Bags:
+    """The bags of a batch."""
+    bag = group_of.index_select(0, entries.latent).mul_(rows).add_(entries.row)
+    in_order, order = torch.sort(bag.int(), stable=True)
+    starts = torch.searchsorted(in_order, torch.arange(rows * n_groups, dtype=torch.int32, device=bag.device))
+    return Bags(order, bag, starts)
+
+
+def bag_sums(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    """For each bag the sum of values * weight[index]."""
+    return F.embedding_bag(index, weight, starts, mode="sum", per_sample_weights=values)

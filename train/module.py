@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from store.manifest import Manifest, Moments
+from store.sparse import cut_into_bags
 from store.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS, JumpReLU
 from train.config import TrainConfig
-from train.sparse import cut_into_bags, decode_nested, weight_gradients
+from train.sparse import decode_nested, weight_gradients
 
 CHUNK = 1024
 """Decoder rows touched at once, so that they are read from memory once."""

@@ -7,11 +7,10 @@ row, for the decoder.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from store.sparse import Entries, sampled_dots
+from store.sparse import Bags, Entries, bag_sums, sampled_dots
 
 
 def keep_largest(entries: Entries, n: int) -> tuple[Entries, Tensor]:
@@ -22,26 +21,6 @@ def keep_largest(entries: Entries, n: int) -> tuple[Entries, Tensor]:
         smallest = torch.full((), torch.finfo(torch.float32).tiny, device=entries.value.device)
     kept = entries.where(entries.value >= smallest)
     return kept, smallest if len(kept) == 0 else kept.value.min()
-
-
-@dataclass(frozen=True)
-class Bags:
-    """The entries again, cut into bags: a bag holds one row's latents of one group; bag = group * rows + row."""
-
-    order: Int[Tensor, " n"]
-    """Position in Entries of each entry, bag by bag; within a bag latents ascend."""
-    bag: Int[Tensor, " n"]
-    """The bag of each entry, in the order of Entries."""
-    starts: Int[Tensor, " bags"]
-    """Where each bag begins in `order`."""
-
-
-def cut_into_bags(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: int, rows: int) -> Bags:
-    """The bags of a batch."""
-    bag = group_of.index_select(0, entries.latent).mul_(rows).add_(entries.row)
-    in_order, order = torch.sort(bag.int(), stable=True)
-    starts = torch.searchsorted(in_order, torch.arange(rows * n_groups, dtype=torch.int32, device=bag.device))
-    return Bags(order, bag, starts)
 
 
 @dataclass(frozen=True)
@@ -71,7 +50,7 @@ def decode_nested(
     rows, d_out = target.shape
     n_groups = len(bags.starts) // rows
     latent, bag = entries.latent.index_select(0, bags.order), bags.bag.index_select(0, bags.order)
-    sums = _bag_sums(decoder, latent, bags.starts, latents.index_select(0, bags.order))
+    sums = bag_sums(decoder, latent, bags.starts, latents.index_select(0, bags.order))
     error = sums.view(n_groups, rows, d_out)
     error[0] += b_dec - target
     for group in range(1, n_groups):
@@ -83,11 +62,6 @@ def decode_nested(
     grad_in_order = sampled_dots(sums, decoder, latent, bags.starts, bag)
     grad_latent = torch.empty_like(grad_in_order).scatter_(0, bags.order, grad_in_order)
     return Decoded(sse, sums, grad_latent, residual)
-
-
-def _bag_sums(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
-    """For each bag the sum of values * weight[index]."""
-    return F.embedding_bag(index, weight, starts, mode="sum", per_sample_weights=values)
 
 
 @dataclass(frozen=True)
@@ -103,7 +77,7 @@ def weight_gradients(
     """Gradients of the weights, a latent's entries summed at a time; `grad_pre` is by the pre-activations."""
     starts = torch.searchsorted(entries.latent, torch.arange(d_sae, device=x.device))
     return WeightGradients(
-        encoder=_bag_sums(x, entries.row, starts, grad_pre),
+        encoder=bag_sums(x, entries.row, starts, grad_pre),
         b_enc=torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, grad_pre),
-        decoder=_bag_sums(grad_bags, bags.bag, starts, latents),
+        decoder=bag_sums(grad_bags, bags.bag, starts, latents),
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate.compare import compare_runs, evaluate_run, judge, measure
+from evaluate.checks import checks_of
+from evaluate.compare import compare_runs, evaluate_run, judge, measure, winner
 from evaluate.config import CompareConfig, EvaluateConfig
+from evaluate.metrics import evaluate
 from store.interchange import save_scope2
 from store.reader import Store, open_store
 from store.transcoder import Transcoder
@@ -22,7 +24,7 @@ from train.loop import train
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store, a run on it, and a JumpReLU baseline in Google's layout."""
     folder = tmp_path_factory.mktemp("trained")
-    make_store(folder / "store")
+    make_store(folder / "store", 24, heldout_every=8)
     common = dict(
         model="tiny", layer=1, store=folder / "store", d_sae=40, k=4, tokens=32 * 100, batch_rows=32, lr=5e-3,
         warmup_steps=5, device="cpu",
@@ -102,27 +104,78 @@ def test_the_wrong_input_tensor_is_reported_loudly_and_no_winner_named(trained, 
     assert right["warnings"] == []
     assert "MEASURED L0 IS" in wrong["warnings"][0]
     assert any("MEASURED L0 IS" in record.message for record in caplog.records if record.levelno == logging.WARNING)
-    assert set(judge([right, wrong], store)["winners"].values()) == {"not judged: L0 is far from its label"}
+    verdicts = set(judge([right, wrong], store)["winners"].values())
+    assert verdicts == {"not judged: it does not hold that L0 is near its label"}
 
 
-def test_a_dropped_threshold_is_reported(trained, store):
+MISTAKES = {
+    "the threshold dropped": lambda t: replace(t, threshold=torch.full_like(t.threshold, -1e9)),
+    "the decoder renormalised": lambda t: replace(t, W_dec=torch.nn.functional.normalize(t.W_dec, dim=1)),
+    "the gain applied": lambda t: with_view(t, "normed"),
+    "the raw stream read": lambda t: with_view(t, "raw"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_baseline_costs_every_winner(trained, store, mistake):
     ours = Transcoder.load(trained.run)
-    dropped = replace(ours, threshold=torch.full_like(ours.threshold, -1e9))
-    [measured] = measure(trained, store, [dropped])
-    assert measured["warnings"]
+    measured = measure(trained, store, [ours, MISTAKES[mistake](ours)])
+    assert measured[0]["warnings"] == []
+    assert measured[1]["warnings"]
+    comparison = judge(measured, store)
+    assert all("not judged: it does not hold" in verdict for verdict in comparison["winners"].values())
+    assert [check for check in comparison["checks"] if not check["holds"]]
 
 
-def test_reconstruction_is_not_judged_at_different_l0(store):
-    base = dict(fvu=0.2, fvu_without_outliers=0.2, mse=1.0, dead_fraction=0.0, redundancy=0.0, cosine_similarity=0.9)
-    ours = base | {"l0_mean": 96.0, "warnings": [], "n_rows": 9}
-    google = base | {"l0_mean": 6.0, "warnings": [], "n_rows": 9, "fvu": 0.5, "dead_fraction": 0.1}
-    winners = judge([ours, google], store)["winners"]
-    assert winners["fvu"] == "not judged: L0 differs"
-    assert winners["dead_fraction"] == "ours"
-    assert judge([ours, google | {"l0_mean": 92.0}], store)["winners"] == {
-        "fvu": "ours", "fvu_without_outliers": "tie", "mse": "tie", "dead_fraction": "ours", "redundancy": "tie",
-        "cosine_similarity": "tie",
-    }  # fmt: skip
+def test_rows_shifted_by_one_are_noticed(trained, store, monkeypatch):
+    from evaluate import metrics
+    from store.batches import Batch
+
+    def shifted(*args, **kwargs):
+        for batch in real(*args, **kwargs):
+            yield Batch(source=batch.source, target=batch.target.roll(1, 0), cursor=batch.cursor)
+
+    real = metrics.batches
+    monkeypatch.setattr(metrics, "batches", shifted)
+    [found] = measure(trained, store, [Transcoder.load(trained.run)])
+    assert any("rows of source and target do not belong together" in warning for warning in found["warnings"])
+
+
+def test_training_rows_are_noticed(trained, store):
+    ours = Transcoder.load(trained.run)
+    [found] = evaluate([ours], store, "train", 64, torch.device("cpu"))
+    failed = [check["claim"] for check in checks_of(found | {"name": "t", "view": "rms"}, store) if not check["holds"]]
+    assert "every held-out row was measured, and no other" in failed
+
+
+def test_figures_of_another_store_are_noticed(trained, store):
+    [found] = measure(trained, store, [Transcoder.load(trained.run)])
+    other = found | {"store_fingerprint": "0" * 32, "minus_first": {}}
+    assert set(judge([found, other], store)["winners"].values()) == {
+        "not judged: it does not hold that the rows are of this store"
+    }
+
+
+def test_reconstruction_is_not_judged_at_different_l0(trained, store):
+    ours = Transcoder.load(trained.run)
+    sparser = replace(ours, threshold=ours.threshold * 2)
+    unlabelled = Transcoder(sparser.config.model_copy(update={"k": None}), **sparser.arrays())
+    judged = judge(measure(trained, store, [ours, unlabelled]), store)
+    assert set(judged["winners"].values()) == {"not judged: L0 differs"}
+
+
+def test_a_winner_is_named_only_where_the_interval_excludes_zero():
+    assert winner([0.01, 0.02], lower_is_better=True) == "ours"
+    assert winner([-0.02, -0.01], lower_is_better=True) == "google"
+    assert winner([0.01, 0.02], lower_is_better=False) == "google"
+    assert winner([-0.01, 0.02], lower_is_better=True) == "tie"
+    assert winner(None, lower_is_better=True).startswith("not judged")
+
+
+def test_a_transcoder_ties_with_itself(trained, store):
+    ours = Transcoder.load(trained.run)
+    judged = judge(measure(trained, store, [ours, ours]), store)
+    assert set(judged["winners"].values()) == {"tie"}
 
 
 def test_a_run_that_is_not_there_says_how_to_make_it(store, tmp_path):

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from evaluate.metrics import OUTLIER, TargetSums, density_histogram, evaluate, percentiles, rows_in_order
+from evaluate.metrics import METRICS, density_histogram, evaluate, measure_rows, percentiles, rows_in_order
 from evaluate.redundancy import redundancy
+from evaluate.rows import OUTLIER, places
 from store.reader import Store
 from store.transcoder import Transcoder
+from tests.conftest import BOS, EOS, make_store
 from tests.store.test_transcoder import make_transcoder
 
 CPU = torch.device("cpu")
@@ -48,6 +50,8 @@ def dense(store: Store, t: Transcoder) -> dict:
         "l0_mean": (latents > 0).sum(1).double().mean().item(),
         "dead_features": int(((latents > 0).sum(0) == 0).sum()),
         "fvu_scalar_variance": (error.square().sum() / (y - y.mean()).square().sum()).item(),
+        "best_scale": ((recon - y.mean(0)) * centred).sum().item() / (recon - y.mean(0)).square().sum().item(),
+        "explained_variance_saelens_legacy": (1 - error.square().sum(1) / centred.square().sum(1)).mean().item(),
     }
 
 
@@ -74,22 +78,78 @@ def test_metrics_have_the_documented_keys(store, transcoders):
     assert found["store_fingerprint"] == store.fingerprint
 
 
-def test_fvu_of_the_mean_is_one_and_of_the_truth_is_zero():
-    y = torch.tensor([[1.0, 10.0], [3.0, 10.0]])
-    sums = TargetSums()
-    sums.add(y[:1])
-    sums.add(y[1:])
-    assert sums.variation == 2.0
-    assert sums.scalar_variation == pytest.approx(((y - 6.0) ** 2).sum().item())
+def wide(t: Transcoder) -> Transcoder:
+    return Transcoder(t.config, **{name: array.double() for name, array in t.arrays().items()})
 
 
-def test_a_large_common_offset_does_not_cost_digits():
-    y = torch.randn(4096, 8, dtype=torch.float64).float()
-    near, far = TargetSums(), TargetSums()
-    for block in y.split(100):
-        near.add(block)
-        far.add((block.double() + 1000.0).float())
-    assert far.variation == pytest.approx(near.variation, rel=1e-4)
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_the_same_in_any_batch_size(store, transcoders, name):
+    def values(rows: int) -> list[float]:
+        return [found[name] for found in evaluate([wide(t) for t in transcoders], store, "heldout", rows, CPU)]
+
+    assert values(7) == pytest.approx(values(5000), rel=1e-9)
+    assert values(7) == pytest.approx([dense(store, t)[name] for t in transcoders], rel=1e-6)
+
+
+def test_every_metric_by_hand(tmp_path):
+    """Two documents of two rows; the transcoder's one latent never fires, so it predicts b_dec = (1, 0)."""
+    store = hand_store(tmp_path, [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+    t = make_transcoder(d_in=2, d_out=2, d_sae=1, prefix_sizes=(1,), k=1)
+    silent = Transcoder(
+        t.config, W_enc=t.W_enc, b_enc=t.b_enc, W_dec=t.W_dec, b_dec=torch.tensor([1.0, 0.0]),
+        threshold=torch.full((1,), 1e9),
+    )  # fmt: skip
+    [found] = evaluate([silent], store, "heldout", 3, CPU)
+    # ybar = (1, 1): variation 2 each; errors 1, 1, 5, 5; yhat - ybar = (0, -1), along it +1, +1, -1, -1
+    expected = {
+        "fvu": 12 / 8, "fvu_without_outliers": 12 / 8, "mse": 12 / 8, "cosine_similarity": (0 + 1 + 0 + 0.5**0.5) / 4,
+        "l0_mean": 0.0, "best_scale": 0.0, "fvu_scalar_variance": 12 / 8,
+    }  # fmt: skip
+    assert {name: found[name] for name in METRICS} == pytest.approx(expected, abs=1e-6)
+    assert (found["dead_features"], found["n_documents"], found["ci95"]["fvu"]) == (1, 2, None)
+    assert found["explained_variance_by_dimension"] == [0.0, -1.0]
+    assert found["explained_variance_saelens_legacy"] == pytest.approx((0.5 + 0.5 - 1.5 - 1.5) / 4)
+
+
+def hand_store(directory, targets: list[list[float]]) -> Store:
+    """A store whose held-out rows are those given, two documents, and whose training shard is alike."""
+    from store.reader import open_store
+    from store.writer import ShardRows, StoreWriter
+    from tests.conftest import make_norm, make_recipe
+
+    writer = StoreWriter(directory, make_recipe(shard_sequences=1, context=6), make_norm(2))
+    place = torch.tensor([1, 2, 4, 5])  # BOS at 0, EOS at 3
+    for number in range(2):
+        y = torch.zeros(6, 2)
+        y[place] = torch.tensor(targets)
+        tokens = torch.tensor([[BOS, 7, 8, EOS, 7, 9]], dtype=torch.int32)
+        sites = {"resid_mid": torch.ones(6, 2), "mlp_out": y}
+        writer.append(ShardRows(tokens=tokens, sites=sites, first_document=number, next_document=number + 1))
+    return open_store(directory)
+
+
+def test_rows_know_their_token_position_and_document(tmp_path):
+    found = places(hand_store(tmp_path, [[0.0, 0.0]] * 4), "heldout")
+    known = sorted(zip(found.position.tolist(), found.token.tolist(), found.document.tolist(), strict=True))
+    assert known == [(1, 7, 0), (2, 8, 0), (4, 7, 1), (5, 9, 1)]
+
+
+def test_documents_of_different_shards_are_different(tmp_path):
+    store = make_store(tmp_path, 5, heldout_every=2)
+    found = places(store, "heldout")
+    first = store.manifest.of_split("heldout")[0].kept
+    assert not set(found.document[:first].tolist()) & set(found.document[first:].tolist())
+    assert found.document.unique().tolist() == list(range(int(found.document.max()) + 1))
+
+
+def test_figures_by_band_add_up_to_the_whole(store, transcoders):
+    [accumulator, _], facts = measure_rows(transcoders, store, "heldout", 64, CPU)
+    found = evaluate(transcoders, store, "heldout", 64, CPU)[0]
+    for key in ("fvu_by_position", "fvu_by_token_rank"):
+        assert sum(band["rows"] for band in found[key].values()) == found["n_rows"]
+    early = facts.places.position < 4
+    share = accumulator.sse[early, -1].sum() / facts.variation[early].sum()
+    assert found["fvu_by_position"]["1-3"]["fvu"] == pytest.approx(float(share))
 
 
 def test_outlier_rows_are_counted_and_left_out(tmp_path, transcoders):

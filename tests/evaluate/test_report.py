@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.compare import judge, publish
+from evaluate.metrics import METRICS
 from store.reader import Store
 from tests.conftest import make_store
 
@@ -21,9 +22,14 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
         "mse": 1.5, "cosine_similarity": 0.9, "l0_mean": 4.1, "l0_per_prefix": {str(s): 4.1 * s / 40 for s in sizes},
         "l0_median": 4.0, "l0_percentiles": {"50": 4.0}, "dead_features": 1, "dead_fraction": 0.025,
         "density_histogram": {"log10_edges": [-3, -2, -1, 0], "features": [1, 30, 8]}, "redundancy": 0.001,
-        "mean_max_cosine": 0.4, "fvu_scalar_variance": fvu / 2, "d_sae": 40, "k": 4, "n_rows": 82, "n_outliers": 1,
+        "mean_max_cosine": 0.4, "fvu_scalar_variance": fvu / 2, "d_sae": 40, "k": 4,
+        "n_rows": store.manifest.n_rows("heldout"), "n_outliers": 1,
         "store_fingerprint": store.fingerprint, "name": name, "source": "somewhere", "architecture": "test", "view": "rms",
-        "warnings": [],
+        "warnings": [], "best_scale": 0.98, "split": "heldout", "n_documents": 40,
+        "max_cosine_histogram": {"edges": [0, 0.5, 1], "features": [30, 10]},
+        "ci95": {name: [0.9 * fvu, 1.1 * fvu] for name in METRICS}, "minus_first": {
+            name: {"value": 0.05, "ci95": [-0.1, 0.1] if name == "mse" else [0.04, 0.06]} for name in METRICS
+        },
     }  # fmt: skip
 
 
@@ -56,7 +62,7 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
     assert row.index('class="best"') < row.index("0.2000") < row.index("0.2500")
     summary = (report.parent / "summary.txt").read_text()
     assert "better: ours" in next(line for line in summary.splitlines() if line.startswith("FVU "))
-    assert "better" not in next(line for line in summary.splitlines() if line.startswith("redundancy"))
+    assert "better" not in next(line for line in summary.splitlines() if line.startswith("MSE"))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -75,7 +81,7 @@ def test_it_opens_in_a_browser_without_a_network_or_an_error(report, width, sche
         page.wait_for_selector(".plot .main-svg")
         assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("table tbody tr").count() == 13
+        assert page.locator("table tbody tr").count() == 14
         browser.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from store.sparse import Entries
-from train.sparse import cut_into_bags, decode_nested, keep_largest
+from store.sparse import Entries, cut_into_bags
+from train.sparse import decode_nested, keep_largest
 
 
 def test_keep_largest_by_hand():

@@ -1,0 +1,63 @@
+"""What a comparison claims, checked against the data that made it: where a claim fails, no winner is named."""
+
+from collections.abc import Sequence
+
+from store.reader import Store
+
+L0_TOLERANCE = 0.25
+"""Two L0s further apart than this, as a share, are not matched; a measured L0 this far from its label is wrong."""
+SCALES = (2 / 3, 1.5)
+"""best_scale outside these: the decoder was renormalised, the output is in other units, or rows do not belong together."""
+
+
+def checks_of(metrics: dict, store: Store) -> list[dict]:
+    """What must hold of one measurement: a `claim`, whether it `holds`, and in `detail` what was found."""
+    name, k, l0, scale = metrics["name"], metrics["k"], metrics["l0_mean"], metrics["best_scale"]
+    heldout = sum(shard.kept for shard in store.manifest.of_split("heldout"))
+    return [
+        _check(
+            "every held-out row was measured, and no other",
+            metrics["split"] == "heldout" and metrics["n_rows"] == heldout,
+            f"{name}: {metrics['n_rows']} rows of split {metrics['split']!r}; the store has {heldout} held-out rows",
+        ),
+        _check(
+            "the rows are of this store",
+            metrics["store_fingerprint"] == store.fingerprint,
+            f"{name} was measured on store {metrics['store_fingerprint']}, this is {store.fingerprint}",
+        ),
+        _check(
+            "L0 is near its label",
+            k is None or abs(l0 / k - 1) <= L0_TOLERANCE,
+            f"{name}: MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
+            f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted"
+            if k
+            else f"{name} states no L0",
+        ),
+        _check(
+            "the output has the target's scale",
+            SCALES[0] <= scale <= SCALES[1],
+            f"{name}: its output would fit best multiplied by {scale:.3f}, so the decoder was probably rescaled, or rows "
+            "of source and target do not belong together",
+        ),
+        _check(
+            "it predicts better than the mean",
+            metrics["fvu"] < 1,
+            f"{name}: FVU is {metrics['fvu']:.4f}; predicting the mean everywhere gives 1",
+        ),
+    ]
+
+
+def checks(measured: Sequence[dict], store: Store) -> list[dict]:
+    """The checks of every measurement, and that both saw the same rows."""
+    first = measured[0]
+    same = all((m["n_rows"], m["n_documents"], m["n_outliers"]) == _rows(first) for m in measured)
+    rows = ", ".join(f"{m['name']}: {m['n_rows']}" for m in measured)
+    return [_check("all saw the same rows", same, rows)] + [c for m in measured[:2] for c in checks_of(m, store)]
+
+
+def _rows(metrics: dict) -> tuple[int, int, int]:
+    return metrics["n_rows"], metrics["n_documents"], metrics["n_outliers"]
+
+
+def _check(claim: str, holds: bool, detail: str) -> dict:
+    return {"claim": claim, "holds": bool(holds), "detail": detail}

@@ -1,0 +1,40 @@
+"""A transcoder run sparsely: active latents as a list, and every prefix's reconstruction from one decode."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from store.sparse import Entries, bag_sums, cut_into_bags, scan
+from store.transcoder import Transcoder
+
+
+class Forward:
+    """One transcoder, made ready for many batches. It computes in the dtype of its weights."""
+
+    def __init__(self, transcoder: Transcoder) -> None:
+        self.transcoder = transcoder
+        sizes = torch.tensor(transcoder.config.prefix_sizes, device=transcoder.W_dec.device)
+        self.group_of = torch.bucketize(torch.arange(transcoder.config.d_sae, device=sizes.device), sizes, right=True)
+        self.encoder = transcoder.W_enc.T.contiguous()
+        self.cutoff = transcoder.threshold.clamp_min(0)
+
+    def entries(self, x: Float[Tensor, "rows d_in"]) -> Entries:
+        """The active latents of x and their values, by latent, then by row: `Transcoder.encode` as a list."""
+        if self.transcoder.config.activation == "threshold":
+            return scan(x, self.encoder, self.transcoder.b_enc, self.cutoff, low_precision=False)
+        latents = self.transcoder.encode(x).T
+        latent, row = latents.nonzero(as_tuple=True)
+        return Entries(latents[latent, row], row, latent)
+
+    def prefixes(
+        self, entries: Entries, x: Float[Tensor, "rows d_in"]
+    ) -> tuple[Float[Tensor, "prefixes rows d_out"], Int[Tensor, "prefixes rows"]]:
+        """The reconstruction by each prefix, and its active latents in each row: groups are summed, then accumulated."""
+        rows, groups = len(x), len(self.transcoder.config.prefix_sizes)
+        bags = cut_into_bags(entries, self.group_of, groups, rows)
+        latent, value = (part.index_select(0, bags.order) for part in (entries.latent, entries.value))
+        recon = bag_sums(self.transcoder.W_dec, latent, bags.starts, value).view(groups, rows, -1)
+        recon[0] += self.transcoder.offset(x)
+        for group in range(1, groups):
+            recon[group] += recon[group - 1]
+        return recon, torch.bincount(bags.bag, minlength=groups * rows).view(groups, rows).cumsum(0)

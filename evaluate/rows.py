@@ -1,0 +1,83 @@
+"""What is known of each held-out row before any transcoder sees it: its token, its place, its document, its variation."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from store.manifest import Split
+from store.reader import Store
+
+OUTLIER = 5.0
+"""Rows whose resid_mid norm is above this many times the median norm are outliers (attention sinks, mostly)."""
+POSITION_EDGES = (4, 16, 64, 256, 1024)
+RANK_EDGES = (11, 101, 1001, 10_001)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each kept row of a split comes from, in the order on disk."""
+
+    token: Int[Tensor, " rows"]
+    position: Int[Tensor, " rows"]
+    """In the model's context; BOS is at 0."""
+    document: Int[Tensor, " rows"]
+    """Numbered without gaps from 0."""
+
+
+def places(store: Store, split: Split) -> Places:
+    """Token, position and document of every kept row of a split.
+
+    Documents are joined by EOS, no document has rows in two shards, and BOS stands only in the first column.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    excluded = torch.tensor(store.manifest.recipe.excluded_tokens)
+    documents = 0
+    for shard in store.manifest.of_split(split):
+        tokens = store.array(shard, "tokens").long()
+        ends = torch.isin(tokens, excluded)
+        ends[:, 0] = False
+        number = ends.flatten().cumsum(0) + documents
+        index = store.array(shard, "token_index")[: shard.kept].long()
+        found.append((tokens.flatten()[index], index % tokens.shape[1], number[index]))
+        documents = int(number[-1]) + 1
+    token, position, document = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Places(token, position, torch.unique(document, return_inverse=True)[1])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What every transcoder's figures are measured against; float64, by row."""
+
+    places: Places
+    inlier: Bool[Tensor, " rows"]
+    variation: Float[Tensor, " rows"]
+    """|y - ybar|^2, ybar the mean of each dimension over all these rows."""
+    variation_inliers: Float[Tensor, " rows"]
+    """The same for rows that are not outliers, scaled so that the sum is exactly that about the inliers' own mean."""
+    scalar_variation: Float[Tensor, " rows"]
+    """The squares about one mean over all entries: the denominator of older FVUs."""
+    by_dimension: Float[Tensor, " d_out"]
+    """Sum of (y - ybar)^2 over rows, by dimension."""
+    squares: float
+    """Sum of y^2 over all rows and dimensions."""
+
+
+def bands(values: Int[Tensor, " rows"], edges: tuple[int, ...]) -> dict[str, Bool[Tensor, " rows"]]:
+    """Rows by the band in which a whole number lies: `1-3`, `4-15`, ...; empty bands are left out."""
+    starts = [1, *edges]
+    found = {}
+    for start, stop in zip(starts, [*edges, None], strict=True):
+        inside = (values >= start) & (values < stop) if stop else values >= start
+        if inside.any():
+            found[f"{start}-{stop - 1}" if stop else f"{start}+"] = inside
+    return found
+
+
+def token_rank(token: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """Rank of each row's token by how often it occurs in these rows; 1 is the commonest."""
+    counts = torch.bincount(token)
+    rank = torch.empty_like(counts)
+    rank[counts.argsort(descending=True, stable=True)] = torch.arange(1, len(counts) + 1)
+    return rank[token]
