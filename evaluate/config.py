@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from store.command import default_run, default_store
+from store.command import Count, default_run, default_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +51,37 @@ class CompareConfig(EvaluateConfig):
     """What the report calls that folder's transcoder."""
     l0: str | None = None
     """Which of Google's: its label (92; or small, medium, big), or all; the L0 nearest to ours when not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(EvaluateConfig):
+    """Collect what every latent responds to: activation_samples/ with a JSON file a latent and one Parquet of them all.
+
+    Interrupted, the same command continues. `python -m evaluate browse` shows the result.
+    """
+
+    split: Literal["heldout", "train"] = "heldout"
+    """Rows to look at. Held-out rows show what a latent does on text it was not fitted to; train has more of them."""
+    contexts: int = 20
+    """Strongest contexts kept of each latent, one a document."""
+    samples: int = 20
+    """Firings drawn at random of each latent, shown in five equal groups by activation."""
+    neighbours: int = 10
+    """Nearest latents kept, of each kind."""
+    coactivation_rows: Count = 65_536
+    """Rows, from the first on, in which latents that fire together are counted; each costs 8 bytes a firing."""
+    promoted_tokens: bool = False
+    """Also list the tokens whose logits a latent raises and lowers: reads the model's unembedding (slow for large ones)."""
+    json: bool = True
+    """Write feature_NNNNN.json for each latent; the Parquet holds the same."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the store's model cannot be reached."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("contexts", 1), ("samples", 5), ("neighbours", 1), ("batch_rows", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+
+    @property
+    def folder(self) -> Path:
+        return self.run_directory / "activation_samples"

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from harvest import embedded
 from harvest.config import SITES
+from harvest.text import vocabulary_hash
 from store.devices import native_bfloat16
 from store.files import hash_file
 from store.views import Norm, NormKind
@@ -70,10 +71,9 @@ def load_model(
         known_revision = _hash_weights(Path(name)) if Path(name).is_dir() else config._commit_hash
     bridge = TransformerBridge.boot_transformers(str(source), device=device, dtype=dtype, revision=revision)
     tokenizer = bridge.tokenizer
-    vocabulary = "\n".join(f"{token}\t{index}" for token, index in sorted(tokenizer.get_vocab().items()))
     return LanguageModel(
         bridge=bridge, tokenizer=tokenizer, name=name, revision=known_revision, layer=layer,
-        tokenizer_hash=xxhash.xxh3_128_hexdigest(vocabulary.encode()), norm=_norm_of(bridge, layer),
+        tokenizer_hash=vocabulary_hash(tokenizer), norm=_norm_of(bridge, layer),
     )  # fmt: skip
 
 

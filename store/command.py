@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -54,8 +54,24 @@ def parse(kind: type[T], prog: str) -> T:
 
     Types are tyro's business; what `__post_init__` refuses comes out as a ValueError of its own, one line, not in a box.
     """
-    unchecked = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
-    options = tyro.cli(unchecked, prog=prog)
+    return _checked(kind, tyro.cli(_unchecked(kind), prog=prog))
+
+
+def parse_subcommand(kinds: dict[str, type], prog: str) -> tuple[str, Any]:
+    """The subcommand that was named, and its options."""
+    unchecked = {name: _unchecked(kind) for name, kind in kinds.items()}
+    choices = (Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in unchecked.items())
+    options = tyro.cli(Union[tuple(choices)], prog=prog)  # type: ignore[call-overload]  # noqa: UP007
+    name = next(name for name, kind in unchecked.items() if type(options) is kind)
+    return name, _checked(kinds[name], options)
+
+
+def _unchecked(kind: type) -> type:
+    """The dataclass without its checks."""
+    return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
+
+
+def _checked(kind: type[T], options: Any) -> T:
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 

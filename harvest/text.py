@@ -1,0 +1,85 @@
+"""Token ids as people read them: the tokenizer of a store's model; and the unembedding, read from its weights alone."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from harvest import embedded
+from store.manifest import Recipe
+
+UNEMBEDDINGS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
+"""Names of the unembedding in weight files, the untied one first."""
+FINAL_NORMS = {"model.norm.weight": 1.0, "transformer.ln_f.weight": 0.0, "ln_f.weight": 0.0}
+"""Names of the final norm's gain, and what is added to it: Gemma stores w for a gain of 1 + w."""
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a manifest calls tokenizer_hash."""
+    vocabulary = "\n".join(f"{token}\t{index}" for token, index in sorted(tokenizer.get_vocab().items()))
+    return xxhash.xxh3_128_hexdigest(vocabulary.encode())
+
+
+def model_source(model: str) -> str:
+    """What transformers is given to load a model by the name in a manifest."""
+    return str(embedded.prepare()[0]) if model == embedded.NAME else model
+
+
+def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that wrote a store, from its model or from a folder. ValueError when it is not that one."""
+    place = str(source) if source else model_source(recipe.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(f"the tokenizer of {place} cannot be loaded ({line}); give its folder with --tokenizer") from None
+    found = vocabulary_hash(tokenizer)
+    if found != recipe.tokenizer_hash:
+        raise ValueError(
+            f"the tokenizer of {place} has hash {found}, but the store was made with {recipe.tokenizer_hash}; "
+            "give that one's folder with --tokenizer"
+        )
+    return tokenizer
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+    """The text that each token adds to what stands before it; spaces in front are kept."""
+    anchor = tokenizer.encode(":", add_special_tokens=False)[-1:]
+    ahead = len(tokenizer.decode(anchor))
+    options = {"clean_up_tokenization_spaces": False}
+    return [text[ahead:] for text in tokenizer.batch_decode([[*anchor, index] for index in ids], **options)]
+
+
+def load_unembedding(model: str) -> Float[Tensor, "vocabulary d"]:
+    """The unembedding with the final norm's gain folded in, float32; nothing else of the model is read.
+
+    ValueError when the model's weights are not in a local folder, or have unknown names.
+    """
+    folder = Path(model_source(model))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no safetensors weights; download the model, or leave --promoted-tokens out")
+    place = {name: path for path in files for name in _names(path)}
+    unembedding = next((name for name in UNEMBEDDINGS if name in place), None)
+    norm = next((name for name in FINAL_NORMS if name in place), None)
+    if unembedding is None or norm is None:
+        raise ValueError(f"{folder} has no unembedding or final norm under a known name; leave --promoted-tokens out")
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    plus = FINAL_NORMS[norm] if architecture.startswith("Gemma") else 0.0
+    gain = _read(place[norm], norm).float() + plus
+    return _read(place[unembedding], unembedding).float() * gain
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
