@@ -54,6 +54,16 @@ class Recipe(_Strict):
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_128_hexdigest(canonical.encode())
 
+    @property
+    def stream(self) -> str:
+        """The fingerprint without layer and sites: stores of one stream hold the same tokens, in the same rows.
+
+        Row i of shard n is then the same token in both, so that one's source can be read beside the other's target.
+        """
+        rest = self.model_dump(mode="json", exclude={"layer", "sites"})
+        canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_128_hexdigest(canonical.encode())
+
     def split_of(self, shard: int) -> Split:
         """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
         return "heldout" if shard % self.heldout_every == 1 else "train"

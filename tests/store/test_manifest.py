@@ -13,6 +13,19 @@ def test_fingerprint_depends_on_the_recipe_alone():
     assert make_recipe().differences(make_recipe(layer=2)) == "layer: 1 != 2"
 
 
+def test_stores_of_one_stream_differ_in_layer_and_sites_only():
+    recipe = make_recipe()
+    assert recipe.stream == make_recipe(layer=7, sites=("resid_mid", "resid_post")).stream != recipe.fingerprint
+    for name, value in {
+        "seed": 1,
+        "model_revision": "s",
+        "context": 16,
+        "shard_sequences": 8,
+        "dataset_revision": "2",
+    }.items():
+        assert recipe.stream != make_recipe(**{name: value}).stream
+
+
 def test_heldout_membership_is_fixed_by_the_shards_number():
     splits = [make_recipe(heldout_every=4).split_of(number) for number in range(10)]
     assert [number for number, split in enumerate(splits) if split == "heldout"] == [1, 5, 9]
