@@ -1,0 +1,85 @@
+"""The same transcoder at other L0s, by moving its threshold: reconstructions are compared at equal L0 only."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evaluate.forward import Forward
+from store.batches import batches
+from store.reader import Store
+from store.sparse import scan
+from store.transcoder import Transcoder
+
+CALIBRATION_ROWS = 4096
+"""Training rows on which thresholds are set; held-out rows never decide them."""
+FACTORS = (0.25, 0.5, 0.71, 1.41, 2.0)
+"""Points of the frontier, as multiples of our L0."""
+LOWEST = 0.4
+"""Thresholds are lowered to this share of what they were, at most."""
+SAME = 0.01
+"""An L0 this near, as a share, is left as it is."""
+
+
+class Dial:
+    """Turns one transcoder's threshold: how far each activation is above it, on training rows."""
+
+    def __init__(self, transcoder: Transcoder, store: Store, device: torch.device) -> None:
+        moved = transcoder.to(device)
+        self.transcoder = replace(moved, W_enc=moved.W_enc.T.contiguous().T)  # so that every variant shares one encoder
+        self.ratios, self.rows = self._ratios(store, device)
+
+    @torch.no_grad()
+    def _ratios(self, store: Store, device: torch.device) -> tuple[Float[Tensor, " n"], int]:
+        t = self.transcoder
+        forward = Forward(t)
+        low = (forward.cutoff * LOWEST).clamp_min(torch.finfo(torch.float32).tiny)
+        norm, found, rows = store.norm.to(device), [], 0
+        stop = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
+        for batch in batches(store, "train", 1024, view="raw", device=device, stop=stop):
+            x = t.view(batch.source, norm)
+            entries = scan(x, forward.encoder, t.b_enc, low, low_precision=False)
+            found.append(entries.value / forward.cutoff.clamp_min(low)[entries.latent])
+            rows += len(x)
+        return torch.cat(found).sort(descending=True).values, rows
+
+    @property
+    def l0(self) -> float:
+        """L0 on the training rows as it is."""
+        t = self.transcoder
+        return float(t.config.k or 0) if t.config.activation == "topk" else int((self.ratios > 1).sum()) / self.rows
+
+    def at(self, l0: float) -> Transcoder | None:
+        """The transcoder at another L0; itself when it is there already, None when its threshold cannot go so low."""
+        t = self.transcoder
+        if abs(l0 / max(self.l0, 1e-9) - 1) <= SAME:
+            return t
+        if t.config.activation == "topk":
+            return replace(t, config=t.config.model_copy(update={"k": max(1, min(round(l0), t.config.d_sae))}))
+        place = round(l0 * self.rows)
+        if not 0 < place < len(self.ratios):
+            return None
+        factor = float((self.ratios[place - 1] + self.ratios[place]) / 2)
+        return replace(t, threshold=t.threshold.clamp_min(0) * factor)
+
+
+def sweep(dials: Sequence[Dial]) -> list[list[Transcoder]]:
+    """For each transcoder its variants at the same L0s, multiples of the first one's; itself among them."""
+    base = dials[0].l0
+    found = []
+    for dial in dials:
+        others = [variant for factor in FACTORS if (variant := dial.at(base * factor)) is not None]
+        found.append([dial.transcoder, *(variant for variant in others if variant is not dial.transcoder)])
+    return found
+
+
+def at_equal_l0(points: Sequence[tuple[float, float]], l0: float) -> float | None:
+    """The value at an L0 between points (L0, value) of a frontier, linear in log L0; None outside them."""
+    ordered = sorted(points)
+    for (low, a), (high, b) in zip(ordered, ordered[1:], strict=False):
+        if low <= l0 <= high:
+            share = 0.0 if low == high else float(torch.tensor(l0 / low).log() / torch.tensor(high / low).log())
+            return a + share * (b - a)
+    return None

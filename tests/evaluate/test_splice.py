@@ -1,0 +1,142 @@
+"""Splicing against the whole model with a hook, on a tiny model of each family."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evaluate import splice as splicing
+from evaluate.splice import SEQUENCES_AT_ONCE, cross_entropy, kl, log_probs, sample, splice
+from harvest.config import HarvestConfig
+from harvest.loop import harvest
+from harvest.model import LanguageModel, load_model
+from store.reader import Store, open_store
+from store.transcoder import Transcoder
+from tests.conftest import FAMILIES
+from tests.store.test_transcoder import make_transcoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def cached(request, tiny_models, text_file, tmp_path_factory) -> tuple[LanguageModel, Store]:
+    folder = tmp_path_factory.mktemp("splice") / "store"
+    config = HarvestConfig(
+        model=str(tiny_models[request.param]), layer=1, dataset=str(text_file), tokens=2048, shard_tokens=512, context=32,
+        heldout_every=2, store=folder, device="cpu", dtype="float32", compute_dtype="float32",
+    )  # fmt: skip
+    harvest(config)
+    return load_model(config.model, 1, CPU, torch.float32), open_store(folder)
+
+
+@pytest.fixture(scope="module")
+def transcoder() -> Transcoder:
+    return make_transcoder(d_in=16, d_out=16, d_sae=20, prefix_sizes=(4, 9, 20), view="normed")
+
+
+def hooked(model: LanguageModel, tokens: torch.Tensor, replace) -> torch.Tensor:
+    """The whole model, with mlp_out of layer 1 replaced: the oracle."""
+    with torch.no_grad():
+        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_mlp_out", replace)])
+    return logits.log_softmax(-1)
+
+
+@torch.no_grad()
+def test_a_restart_equals_the_whole_model(cached):
+    model, store = cached
+    for part in sample(store, 6):
+        whole = log_probs(model, part.tokens)
+        again = log_probs(model, part.tokens, part.source + part.target)
+        torch.testing.assert_close(again, whole, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_probs(model, part.tokens), whole)  # the model is whole again afterwards
+
+
+def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
+    model, store = cached
+    [found] = splice([transcoder], store, model, 6, all_prefixes=True)
+    mean = torch.tensor(store.manifest.statistics["mlp_out"].mean).float()
+    clean, zero, ablated, spliced, divergence, first = [], [], [], [], [], []
+    for part in sample(store, 6):
+        tokens, out = part.tokens, part.excluded[..., None]
+        counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
+        x = transcoder.view(part.source.flatten(0, 1), store.norm)
+
+        def run(value, tokens=tokens, out=out):
+            return hooked(model, tokens, lambda act, hook: torch.where(out, act, value.expand_as(act)))
+
+        whole = hooked(model, tokens, lambda act, hook: act)
+        full, small = (run(t(x).view_as(part.target)) for t in (transcoder, transcoder.prefix(4)))
+        measured = (whole, run(torch.zeros(16)), run(mean), full, small)
+        for into, log_p in zip((clean, zero, ablated, spliced, first), measured, strict=True):
+            into.append(cross_entropy(log_p, tokens)[counted])
+        divergence.append(kl(whole, full)[counted])
+    clean, zero, ablated, spliced, divergence, first = (
+        torch.cat(part).mean().item() for part in (clean, zero, ablated, spliced, divergence, first)
+    )
+    expected = {
+        "delta_ce": spliced - clean, "kl": divergence, "ce_recovered": (zero - spliced) / (zero - clean),
+        "ce_clean": clean, "ce_zero_ablated": zero, "ce_mean_ablated": ablated,
+    }  # fmt: skip
+    assert {name: found[name]["value"] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert found["delta_ce_per_prefix"]["4"]["value"] == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
+
+
+def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
+    model, store = cached
+    excluded = set(store.manifest.recipe.excluded_tokens)
+    counted = 0
+    for part in sample(store, 6):
+        pairs = zip(part.tokens[:, :-1].flatten().tolist(), part.tokens[:, 1:].flatten().tolist(), strict=True)
+        counted += sum(here not in excluded and after not in excluded for here, after in pairs)
+    [found] = splice([transcoder], store, model, 6, all_prefixes=False)
+    assert found["n_predictions"] == counted
+    assert list(found["delta_ce_per_prefix"]) == ["20"]
+
+
+def test_two_that_are_one_do_not_differ(cached, transcoder):
+    model, store = cached
+    first, second = splice([transcoder, transcoder], store, model, 12, all_prefixes=False)
+    assert second["minus_first"]["delta_ce"]["value"] == 0
+    assert first["delta_ce"] == second["delta_ce"]
+
+
+def test_rows_of_another_place_do_not_restart_the_model(cached, transcoder, monkeypatch):
+    model, store = cached
+    real = splicing.sequences_of
+
+    def shifted(*args):
+        part = real(*args)
+        return replace(part, source=part.source.roll(1, 1), target=part.target.roll(1, 1))
+
+    monkeypatch.setattr(splicing, "sequences_of", shifted)
+    monkeypatch.setattr(splicing, "RESTART_TOLERANCE", 1e-5)  # a random model's predictions hardly differ
+    with pytest.raises(ValueError, match="was not made by this model"):
+        splice([transcoder], store, model, 6, all_prefixes=False)
+
+
+def test_the_sample_is_spread_over_the_heldout_shards(cached):
+    _, store = cached
+    parts = list(sample(store, 6))
+    assert sum(len(part.tokens) for part in parts) == 6
+    assert all(len(part.tokens) <= SEQUENCES_AT_ONCE for part in parts)
+    shards = store.manifest.of_split("heldout")
+    assert parts[0].document.min() >= shards[0].first_document
+    assert parts[-1].document.min() >= shards[-1].first_document
+
+
+def test_kl_and_cross_entropy_by_hand():
+    log_p = torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]).log()
+    log_q = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]).log()
+    assert kl(log_p, log_q).item() == pytest.approx(0.5 * torch.log(torch.tensor(4 / 3)).item())
+    assert cross_entropy(log_q, torch.tensor([[0, 1]])).item() == pytest.approx(torch.log(torch.tensor(4 / 3)).item())
+
+
+def test_shards_are_read_in_token_order(cached):
+    _, store = cached
+    shard = store.manifest.of_split("heldout")[0]
+    index = store.array(shard, "token_index").long()
+    resid = store.array(shard, "resid_mid")
+    part = next(iter(sample(store, 100, at_once=100)))
+    for place in (0, 5, 40):
+        row = (index == place).nonzero().item()
+        assert torch.equal(part.source.flatten(0, 1)[place], resid[row].float())
