@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from store.reader import Store
 
 L0_TOLERANCE = 0.25
-"""Two L0s further apart than this, as a share, are not matched; a measured L0 this far from its label is wrong."""
+"""A measured L0 further from its label than this, as a share, is wrong."""
 SCALES = (2 / 3, 1.5)
 """best_scale outside these: the decoder was renormalised, the output is in other units, or rows do not belong together."""
+
+
+def near(a: float, b: float | int, tolerance: float) -> bool:
+    """Whether a differs from b by no more than a share of b."""
+    return abs(a - b) <= tolerance * abs(b)
 
 
 def checks_of(metrics: dict, store: Store) -> list[dict]:
@@ -27,7 +32,7 @@ def checks_of(metrics: dict, store: Store) -> list[dict]:
         ),
         _check(
             "L0 is near its label",
-            k is None or abs(l0 / k - 1) <= L0_TOLERANCE,
+            k is None or near(l0, k, L0_TOLERANCE),
             f"{name}: MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
             f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted"
             if k

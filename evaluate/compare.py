@@ -1,24 +1,29 @@
 """Measuring and comparing: a run (and the other transcoder) + a store -> the files that people read."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
 
 from evaluate.baselines import choose, fetch, load_folder, published, renamed
-from evaluate.checks import L0_TOLERANCE, checks, checks_of
+from evaluate.checks import checks, near
 from evaluate.config import CompareConfig, EvaluateConfig
 from evaluate.intervals import MIN_DOCUMENTS
-from evaluate.metrics import METRICS, evaluate
+from evaluate.measure import measure
+from evaluate.metrics import METRICS
 from evaluate.report import summary, write_report
-from store.devices import resolve_device
 from store.files import write_text
-from store.reader import Store, check_shards, open_store
+from store.reader import Store, open_store
 from store.transcoder import WEIGHTS, Transcoder
 
-log = logging.getLogger(__name__)
+JUDGED = {name: metric.lower_is_better for name, metric in METRICS.items() if metric.lower_is_better is not None} | {
+    "delta_ce": True,
+    "kl": True,
+}
+"""Metrics in which a winner may be named, and whether lower is better; all of them at equal L0."""
+MATCHED = 0.05
+"""Two L0s this near, as a share, are equal."""
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
@@ -88,37 +93,22 @@ def find_baselines(config: CompareConfig, store: Store, ours: Transcoder) -> lis
     return [fetch(item, recipe.model, recipe.layer) for item in chosen]
 
 
-def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcoder]) -> list[dict]:
-    """Metrics of every transcoder on the held-out rows, with `name`, `source` and `architecture`."""
-    if config.check:
-        check_shards(store, "heldout")
-    device = resolve_device(config.device)
-    results = evaluate(transcoders, store, "heldout", config.batch_rows, device)
-    for transcoder, result in zip(transcoders, results, strict=True):
-        c = transcoder.config
-        result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
-        result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
-        for warning in result["warnings"]:
-            log.warning("%s", warning)
-    return results
-
-
 def judge(measured: Sequence[dict], store: Store) -> dict:
     """comparison.json: both metrics, the checks, and a winner by metric where the data supports one."""
     ours, google = measured[0], measured[1]
     found = checks(measured, store)
     failed = [check["claim"] for check in found if not check["holds"]]
-    matched = abs(ours["l0_mean"] / max(google["l0_mean"], 1e-9) - 1) <= L0_TOLERANCE
+    at_equal_l0 = google.get("matched")
     winners = {}
-    for name, metric in METRICS.items():
-        if metric.lower_is_better is None:
+    for name, lower_is_better in JUDGED.items():
+        if name not in google:
             continue
         if failed:
             winners[name] = f"not judged: it does not hold that {failed[0]}"
-        elif metric.needs_equal_l0 and not matched:
-            winners[name] = "not judged: L0 differs"
+        elif at_equal_l0 is None or not near(at_equal_l0["l0"][0], at_equal_l0["l0"][1], MATCHED):
+            winners[name] = "not judged: no equal L0 could be reached"
         else:
-            winners[name] = winner(google["minus_first"][name]["ci95"], metric.lower_is_better)
+            winners[name] = winner(at_equal_l0["minus_ours"][name]["ci95"], lower_is_better)
     return {
         "ours": ours, "google": google, "others": list(measured[2:]), "winners": winners, "checks": found,
         "rows": ours["n_rows"], "store_fingerprint": store.fingerprint,
@@ -157,7 +147,8 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     for shard in store.manifest.of_split("heldout"):
         digest.update(shard.xxh3_128.encode())
     if config is not None:
-        digest.update(f"{config.baseline_name} {config.l0}".encode())
+        asked = (config.baseline_name, config.l0, config.sequences, config.frontier, config.every_prefix)
+        digest.update(repr(asked).encode())
     if config is not None and config.baseline is not None:
         for path in sorted(p for p in [config.baseline, *config.baseline.glob("*")] if p.is_file()):
             digest.update(path.read_bytes())

@@ -51,6 +51,16 @@ class CompareConfig(EvaluateConfig):
     """What the report calls that folder's transcoder."""
     l0: str | None = None
     """Which of Google's: its label (92; or small, medium, big), or all; the L0 nearest to ours when not given."""
+    sequences: int = 64
+    """Held-out sequences on which each output is spliced into the language model (delta CE, KL); 0 leaves the model out."""
+    every_prefix: bool = False
+    """Splice every prefix too, not only the whole dictionary: one more run of the model for each."""
+    frontier: bool = True
+    """Draw FVU against L0 for both, by moving their thresholds."""
+
+    def __post_init__(self) -> None:
+        if self.sequences < 0:
+            raise ValueError(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
 
 
 @dataclass(frozen=True, kw_only=True)

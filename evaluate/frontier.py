@@ -19,7 +19,7 @@ FACTORS = (0.25, 0.5, 0.71, 1.41, 2.0)
 """Points of the frontier, as multiples of our L0."""
 LOWEST = 0.4
 """Thresholds are lowered to this share of what they were, at most."""
-SAME = 0.01
+SAME = 0.02
 """An L0 this near, as a share, is left as it is."""
 
 
@@ -73,13 +73,3 @@ def sweep(dials: Sequence[Dial]) -> list[list[Transcoder]]:
         others = [variant for factor in FACTORS if (variant := dial.at(base * factor)) is not None]
         found.append([dial.transcoder, *(variant for variant in others if variant is not dial.transcoder)])
     return found
-
-
-def at_equal_l0(points: Sequence[tuple[float, float]], l0: float) -> float | None:
-    """The value at an L0 between points (L0, value) of a frontier, linear in log L0; None outside them."""
-    ordered = sorted(points)
-    for (low, a), (high, b) in zip(ordered, ordered[1:], strict=False):
-        if low <= l0 <= high:
-            share = 0.0 if low == high else float(torch.tensor(l0 / low).log() / torch.tensor(high / low).log())
-            return a + share * (b - a)
-    return None

@@ -61,7 +61,7 @@ class Ratio(NamedTuple):
     over: Callable[[Accumulator, Facts], Tensor]
     under: Callable[[Accumulator, Facts], Tensor]
     lower_is_better: bool | None
-    needs_equal_l0: bool = True
+    """None where no winner is to be named."""
 
 
 def _entries(a: Accumulator, f: Facts) -> Tensor:
@@ -73,8 +73,8 @@ METRICS = {
     "fvu_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: f.variation_inliers, True),
     "mse": Ratio(lambda a, f: a.sse[:, -1], _entries, True),
     "cosine_similarity": Ratio(lambda a, f: a.cosine, lambda a, f: torch.ones_like(a.cosine), False),
-    "l0_mean": Ratio(lambda a, f: a.l0[:, -1].double(), lambda a, f: torch.ones_like(a.cosine), None, False),
-    "best_scale": Ratio(lambda a, f: a.along, lambda a, f: a.spread, None, False),
+    "l0_mean": Ratio(lambda a, f: a.l0[:, -1].double(), lambda a, f: torch.ones_like(a.cosine), None),
+    "best_scale": Ratio(lambda a, f: a.along, lambda a, f: a.spread, None),
     "fvu_scalar_variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation, None),
 }
 """Metrics by row, each with an interval by bootstrap over documents (ybar held fixed).
@@ -180,14 +180,19 @@ def cosine_histogram(max_cosine: Tensor) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def measure_rows(
-    transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device
+    transcoders: Sequence[Transcoder],
+    store: Store,
+    split: Split,
+    rows: int,
+    device: torch.device,
+    limit: int | None = None,
 ) -> tuple[list[Accumulator], Facts]:
-    """Every kept row of a split through every transcoder, in one pass: all of them see the same batches.
+    """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
 
     A first pass without transcoders finds the mean of the target and the outliers.
     """
     norms, total, squares = [], torch.zeros(1), 0.0
-    for batch in rows_in_order(store, split, rows, device, "means"):
+    for batch in rows_in_order(store, split, rows, device, "means", limit):
         norms.append(batch.source.double().norm(dim=1).cpu())
         total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
         squares += float(batch.target.double().square().sum())
@@ -198,7 +203,7 @@ def measure_rows(
     by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
     accumulators = [Accumulator(transcoder.to(device), n) for transcoder in transcoders]
     norm = store.norm.to(device)
-    for batch in rows_in_order(store, split, rows, device, "evaluate"):
+    for batch in rows_in_order(store, split, rows, device, "evaluate", limit):
         here = slice(start, start + len(batch.source))
         centred = batch.target - mean
         variation[here] = torch.linalg.vecdot(centred, centred).cpu()
@@ -211,7 +216,9 @@ def measure_rows(
         start = here.stop
     kept = variation * inlier
     exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
-    facts = Facts(places(store, split), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares)
+    facts = Facts(
+        places(store, split, n), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares
+    )
     return accumulators, facts
 
 
@@ -223,9 +230,11 @@ def evaluate(transcoders: Sequence[Transcoder], store: Store, split: Split, rows
     return results
 
 
-def rows_in_order(store: Store, split: Split, rows: int, device: torch.device, label: str) -> Iterator[Batch]:
-    """Every kept row of a split once, raw, as stored, under a progress bar."""
-    stop = store.manifest.n_rows(split)
+def rows_in_order(
+    store: Store, split: Split, rows: int, device: torch.device, label: str, limit: int | None = None
+) -> Iterator[Batch]:
+    """Every kept row of a split (or the first `limit`) once, raw, as stored, under a progress bar."""
+    stop = min(store.manifest.n_rows(split), limit or store.manifest.n_rows(split))
     with tqdm(total=stop, unit="row", unit_scale=True, desc=label) as bar:
         for batch in batches(store, split, rows, view="raw", device=device, stop=stop, shuffle=False):
             yield batch

@@ -19,6 +19,12 @@ ROWS = (
     ("fvu_without_outliers", "FVU without outlier rows", "{:.4f}", "rows above 5 times the median norm left out"),
     ("cosine_similarity", "cosine similarity", "{:.4f}", "mean over rows; higher is better"),
     ("mse", "MSE", "{:.4g}", "per entry, in raw units"),
+    ("delta_ce", "delta CE, nats", "{:+.4f}", "what its output in the MLP's place costs the model; lower is better"),
+    ("kl", "KL, nats", "{:.4f}", "of the model's predictions from what they were; lower is better"),
+    ("ce_recovered", "CE recovered", "{:.1%}", "share of what zero ablation costs; unstable, never to be read alone"),
+    ("ce_clean", "CE of the model, nats", "{:.4f}", "as it is, on the same predictions"),
+    ("ce_mean_ablated", "CE, MLP's mean put in", "{:.4f}", ""),
+    ("ce_zero_ablated", "CE, MLP left out", "{:.4f}", ""),
     ("l0_mean", "L0, mean", "{:.1f}", "active latents per row"),
     ("l0_median", "L0, median", "{:.0f}", ""),
     ("k", "L0 intended", "{}", "k, or the label of the release"),
@@ -39,9 +45,16 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 LOG = "training_log.jsonl"
 
 
+def rows_of(measured: Sequence[dict]) -> list[tuple[str, str, str, str]]:
+    """The table's rows: those that were measured of at least one."""
+    return [row for row in ROWS if any(row[0] in m for m in measured)]
+
+
 def cell(metrics: dict, key: str, form: str) -> str:
     """A figure, and its 95% interval in brackets where it has one."""
     value, interval = metrics.get(key), metrics.get("ci95", {}).get(key)
+    if isinstance(value, dict):
+        value, interval = value["value"], value["ci95"]
     if value is None:
         return "not stated"
     return form.format(value) + (f" [{', '.join(form.format(end) for end in interval)}]" if interval else "")
@@ -52,7 +65,7 @@ def summary(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> 
     names = [m["name"] for m in measured]
     widths = [max(26, len(name)) for name in names]
     lines = [" " * 28 + "  ".join(name.rjust(w) for name, w in zip(names, widths, strict=True))]
-    for key, label, form, _ in ROWS:
+    for key, label, form, _ in rows_of(measured):
         cells = [cell(m, key, form).rjust(w) for m, w in zip(measured, widths, strict=True)]
         lines.append(label.ljust(28) + "  ".join(cells) + winner_note(winners.get(key), measured))
     for m in measured:
@@ -101,7 +114,10 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
         )
         if figure.data
     ]
-    rows = [(label, note, [cell(m, key, form) for m in measured], winners.get(key)) for key, label, form, note in ROWS]
+    rows = [
+        (label, note, [cell(m, key, form) for m in measured], winners.get(key))
+        for key, label, form, note in rows_of(measured)
+    ]
     html = environment.get_template("report.html").render(
         title=" against ".join(m["name"] for m in measured[:2]), verdict=verdict(measured, winners), measured=measured,
         rows=rows, provenance=provenance(measured[0], store), recipe=store.manifest.recipe, fingerprint=store.fingerprint,
@@ -122,10 +138,10 @@ def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:
     first += f"; {other['name']} leaves {other['fvu']:.1%} at {other['l0_mean']:.1f}."
     if winners["fvu"] in ("ours", "google"):
         better = (ours if winners["fvu"] == "ours" else other)["name"]
-        low, high = sorted(abs(end) for end in other["minus_first"]["fvu"]["ci95"])
-        return f"{first} {better} reconstructs better: by {low:.4f} to {high:.4f} of FVU (95%, paired by document)."
+        low, high = sorted(abs(end) for end in other["matched"]["minus_ours"]["fvu"]["ci95"])
+        return f"{first} At equal L0 {better} is better, by {low:.4f} to {high:.4f} of FVU (95%, paired by document)."
     if winners["fvu"] == "tie":
-        return f"{first} It is a tie: the 95% interval of their difference, paired by document, includes zero."
+        return f"{first} At equal L0 it is a tie: the 95% interval of the difference includes zero."
     return f"{first} No winner is named ({winners['fvu']})."
 
 

@@ -26,8 +26,8 @@ class Places:
     """Numbered without gaps from 0."""
 
 
-def places(store: Store, split: Split) -> Places:
-    """Token, position and document of every kept row of a split.
+def places(store: Store, split: Split, limit: int | None = None) -> Places:
+    """Token, position and document of every kept row of a split, or of the first `limit`.
 
     Documents are joined by EOS, no document has rows in two shards, and BOS stands only in the first column.
     """
@@ -42,7 +42,7 @@ def places(store: Store, split: Split) -> Places:
         index = store.array(shard, "token_index")[: shard.kept].long()
         found.append((tokens.flatten()[index], index % tokens.shape[1], number[index]))
         documents = int(number[-1]) + 1
-    token, position, document = (torch.cat(parts) for parts in zip(*found, strict=True))
+    token, position, document = (torch.cat(parts)[:limit] for parts in zip(*found, strict=True))
     return Places(token, position, torch.unique(document, return_inverse=True)[1])
 
 

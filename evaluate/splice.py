@@ -7,6 +7,7 @@ resid_post = resid_mid (as cached, excluded tokens too) + the output in question
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,12 +16,13 @@ from tqdm import tqdm
 
 from evaluate.forward import Forward
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
-from harvest.model import LanguageModel
+from harvest.model import LanguageModel, load_model
 from store.manifest import ShardEntry
 from store.reader import Store
 from store.transcoder import Transcoder
 
-SEQUENCES_AT_ONCE = 4
+SEQUENCES_AT_ONCE = {"cpu": 1, "cuda": 8}
+"""By kind of device: predictions over a large vocabulary fill a CPU's memory faster than they use its cores."""
 RESTART_TOLERANCE = 0.05
 """Nats per token by which a restart from the cache may differ from the whole model (the cache is rounded to bfloat16)."""
 
@@ -49,7 +51,7 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     return Sequences(tokens[wanted], excluded[wanted], document[wanted] + shard.first_document, source, target)
 
 
-def sample(store: Store, n_sequences: int, at_once: int = SEQUENCES_AT_ONCE) -> Iterator[Sequences]:
+def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequences]:
     """About n_sequences held-out sequences, spread evenly over the held-out shards, a few at a time."""
     shards = store.manifest.of_split("heldout")
     for number, shard in enumerate(shards):
@@ -106,6 +108,21 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
         yield torch.where(part.excluded[..., None].to(device), part.target.to(device), recon.view_as(part.target))
 
 
+def open_model(store: Store, device: torch.device) -> LanguageModel:
+    """The model that made a store. ValueError when it, or its tokenizer, is not the one that the store names."""
+    recipe = store.manifest.recipe
+    local = recipe.model.startswith("pip:") or Path(recipe.model).is_dir()
+    revision = None if local else recipe.model_revision
+    model = load_model(recipe.model, recipe.layer, device, getattr(torch, recipe.compute_dtype), revision)
+    found, wanted = (model.revision, model.tokenizer_hash), (recipe.model_revision, recipe.tokenizer_hash)
+    if found != wanted:
+        raise ValueError(
+            f"{recipe.model} is now {found}, the store was made with {wanted}; restore that model, or leave it out with "
+            "--sequences 0"
+        )
+    return model
+
+
 def check_restart(model: LanguageModel, part: Sequences) -> None:
     """ValueError when the cached rows do not restart this model where the whole model would be."""
     whole = cross_entropy(log_probs(model, part.tokens), part.tokens).mean()
@@ -127,13 +144,14 @@ def splice(
     {value, ci95}; `minus_first` has paired differences of delta_ce and kl. ce_recovered divides by what ablation costs,
     which is small for one MLP: never quote it alone.
     """
-    prepared = [_chosen(t.to(model.bridge.cfg.device), all_prefixes) for t in transcoders]
+    device = next(model.bridge.parameters()).device
+    prepared = [_chosen(t.to(device), all_prefixes) for t in transcoders]
     forwards = [Forward(t) for t in prepared]
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean, dtype=torch.float32)
     documents, columns = [], []
-    total = sum(len(part.tokens) for part in sample(store, n_sequences))
-    with tqdm(total=total, desc="splice", unit="sequence") as bar:
-        for number, part in enumerate(sample(store, n_sequences)):
+    at_once = SEQUENCES_AT_ONCE[device.type]
+    with tqdm(total=n_sequences, desc="splice", unit="sequence") as bar:
+        for number, part in enumerate(sample(store, n_sequences, at_once)):
             if number == 0:
                 check_restart(model, part)
             counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from evaluate.checks import checks_of
-from evaluate.compare import compare_runs, evaluate_run, judge, measure, winner
+from evaluate.compare import compare_runs, evaluate_run, judge, winner
 from evaluate.config import CompareConfig, EvaluateConfig
+from evaluate.measure import measure
 from evaluate.metrics import evaluate
 from store.interchange import save_scope2
 from store.reader import Store, open_store
@@ -40,7 +41,7 @@ def trained(trained_once, tmp_path) -> CompareConfig:
     folder = shutil.copytree(trained_once, tmp_path / "copy")
     return CompareConfig(
         model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=folder / "scope",
-        baseline_name="a baseline", device="cpu",
+        baseline_name="a baseline", device="cpu", sequences=0,
     )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def test_measuring_alone_and_beside_another_gives_the_same(trained):
     alone = json.loads((evaluate_run(trained) / "metrics.json").read_text())
     beside = json.loads((compare_runs(trained) / "ours_metrics.json").read_text())
     alone.pop("key")
+    beside.pop("frontier")
     assert alone == beside
 
 
@@ -156,12 +158,28 @@ def test_figures_of_another_store_are_noticed(trained, store):
     }
 
 
-def test_reconstruction_is_not_judged_at_different_l0(trained, store):
+def test_reconstruction_is_judged_at_equal_l0_only(trained, store):
     ours = Transcoder.load(trained.run)
-    sparser = replace(ours, threshold=ours.threshold * 2)
+    sparser = replace(ours, threshold=ours.threshold * 1.3)
     unlabelled = Transcoder(sparser.config.model_copy(update={"k": None}), **sparser.arrays())
-    judged = judge(measure(trained, store, [ours, unlabelled]), store)
-    assert set(judged["winners"].values()) == {"not judged: L0 differs"}
+    measured = measure(trained, store, [ours, unlabelled])
+    assert measured[0]["l0_mean"] > 1.1 * measured[1]["l0_mean"]
+    at_equal_l0 = measured[1]["matched"]
+    assert at_equal_l0["l0"][0] == pytest.approx(measured[1]["l0_mean"], rel=0.05)
+    assert at_equal_l0["fvu"][0] == pytest.approx(measured[1]["fvu"], rel=0.02)  # the same transcoder, moved back
+    at_equal_l0["l0"] = [96.0, 6.0]
+    assert set(judge(measured, store)["winners"].values()) == {"not judged: no equal L0 could be reached"}
+
+
+def test_the_frontier_has_both_at_their_own_and_other_l0s(trained):
+    comparison = json.loads((compare_runs(trained) / "comparison.json").read_text())
+    for side in ("ours", "google"):
+        l0s = [point["l0"] for point in comparison[side]["frontier"]]
+        assert l0s == sorted(l0s)
+        assert len(l0s) >= 4
+        assert l0s[-1] > 1.5 * l0s[0]
+        near_own = min(comparison[side]["frontier"], key=lambda point: abs(point["l0"] - comparison[side]["l0_mean"]))
+        assert near_own["fvu"] == pytest.approx(comparison[side]["fvu"])
 
 
 def test_a_winner_is_named_only_where_the_interval_excludes_zero():

@@ -1,0 +1,43 @@
+"""Thresholds turned to an L0, counted again from scratch."""
+
+import pytest
+import torch
+
+from evaluate.frontier import Dial, sweep
+from evaluate.metrics import evaluate
+from tests.store.test_transcoder import make_transcoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def dial(store) -> Dial:
+    return Dial(make_transcoder(d_in=12, d_out=10, d_sae=40, prefix_sizes=(40,), k=8), store, CPU)
+
+
+@pytest.mark.parametrize("wanted", [2.0, 5.0, 9.0])
+def test_a_turned_threshold_gives_that_l0(dial, store, wanted):
+    [found] = evaluate([dial.at(wanted)], store, "train", 64, CPU)
+    assert found["l0_mean"] == pytest.approx(wanted, abs=0.02)
+
+
+def test_its_own_l0_leaves_it_alone(dial, store):
+    [found] = evaluate([dial.transcoder], store, "train", 64, CPU)
+    assert dial.l0 == pytest.approx(found["l0_mean"])
+    assert dial.at(dial.l0) is dial.transcoder
+
+
+def test_an_l0_out_of_reach_is_none(dial):
+    assert dial.at(1000.0) is None
+
+
+def test_topk_changes_its_k(store):
+    topk = make_transcoder(d_in=12, d_out=10, d_sae=40, prefix_sizes=(40,), k=8, activation="topk")
+    assert Dial(topk, store, CPU).at(3.0).config.k == 3
+
+
+def test_a_sweep_has_the_same_l0s_for_all(dial):
+    first, second = sweep([dial, dial])
+    assert len(first) >= 4
+    assert all(torch.equal(a.threshold, b.threshold) for a, b in zip(first, second, strict=True))
+    assert len({float(variant.threshold[0]) for variant in first}) == len(first)
