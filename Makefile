@@ -53,14 +53,14 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 	  --heldout-every 10 --batch-sequences 8
 	@$(PY) -m train $(demo_where) $(demo_recipe)
 	@$(PY) -m evaluate metrics $(demo_where)
-	@$(PY) -m evaluate compare $(demo_where) || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
+	@$(PY) -m evaluate compare $(demo_where) --sequences 8 || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
 
 .PHONY: demo-standin
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
 	@$(PY) -m train $(demo_where) --architecture jumprelu --view normed $(demo_recipe) \
 	  --gemma-scope-folder $(standin)/gemma-scope-2
-	@$(PY) -m evaluate compare $(demo_where) --baseline $(standin)/gemma-scope-2 \
+	@$(PY) -m evaluate compare $(demo_where) --sequences 8 --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU
