@@ -1,8 +1,7 @@
 """The loader: a store's rows -> batches in float32 on the device, every kept row exactly once an epoch.
 
-The order of an epoch is a shuffle of short runs of rows (`run_rows`) drawn from all shards at once; the rows of a run
-were shuffled when they were written. The position in the stream is one integer, the number of rows already served,
-so resuming costs nothing and any batch size or number of ranks continues the same stream.
+Threads read the pieces of a window (schedule.py) while the rows of the one before are served. The position in the stream
+is one integer, the number of rows already served: any batch size or number of ranks continues the same stream.
 """
 
 import os
@@ -15,12 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from store.formats import bytes_of
 from store.manifest import Split
-from store.reader import Store, read_into
+from store.reader import Store, read_exactly
+from store.schedule import Mix, Schedule, Window
 from store.views import VIEWS, ViewName
 
-RUN_ROWS = 128
-AHEAD = 3
+READERS = 4
+"""Threads that read; disks are fastest with several requests at once."""
+
+
+Sites = tuple[Tensor, ...]
+Index = Tensor | slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,82 +39,38 @@ class Batch:
     cursor: int
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A contiguous run of rows of one shard."""
-
-    shard: int
-    first: int
-    rows: int
-
-
-class Schedule:
-    """Which rows come when: the stream's absolute row numbers -> pieces of shards.
-
-    `kept` holds the rows of each shard. Epoch e is a permutation, seeded by (seed, e), of all runs of `run_rows` rows;
-    with `shuffle=False` it is the order on disk.
-    """
-
-    def __init__(self, kept: Sequence[int], seed: int, run_rows: int = RUN_ROWS, shuffle: bool = True) -> None:
-        counts = [-(-rows // run_rows) for rows in kept]
-        self.shard = np.repeat(np.arange(len(kept)), counts)
-        self.first = np.concatenate([np.arange(0, rows, run_rows) for rows in kept] or [np.zeros(0, np.int64)])
-        self.rows = np.minimum(run_rows, np.asarray(kept)[self.shard] - self.first)
-        self.n_rows = int(sum(kept))
-        self.seed, self.shuffle = seed, shuffle
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The runs of an epoch, and the row of the epoch with which each begins."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = np.arange(len(self.rows))
-            if self.shuffle:
-                np.random.default_rng((self.seed, epoch)).shuffle(order)
-            starts = np.concatenate([[0], np.cumsum(self.rows[order])])
-            self._epoch = (epoch, order, starts)
-        return self._epoch[1:]
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """The pieces that make up rows start..stop of the stream, in order."""
-        while start < stop:
-            epoch, offset = divmod(start, self.n_rows)
-            order, starts = self._order(epoch)
-            run = int(np.searchsorted(starts, offset, side="right")) - 1
-            skipped = offset - int(starts[run])
-            index = order[run]
-            rows = min(int(self.rows[index]) - skipped, stop - start)
-            yield Piece(shard=int(self.shard[index]), first=int(self.first[index]) + skipped, rows=rows)
-            start += rows
-
-
 class Reader:
-    """Fills host buffers with rows of the two sites; threads may call it at once."""
+    """Fills host buffers with pieces of shards; threads may call it at once."""
 
     def __init__(self, store: Store, split: Split, sites: tuple[str, str]) -> None:
         self.shards = store.manifest.of_split(split)
         self.paths = [store.directory / shard.name for shard in self.shards]
-        self.places = [tuple(store.places[shard.name][site] for site in sites) for shard in self.shards]
+        places = [[store.places[shard.name][site] for shard in self.shards] for site in sites]
+        self.offsets = [np.array([place.offset for place in of_site]) for of_site in places]
+        self.row_bytes = [of_site[0].row_bytes for of_site in places]
+        self.widths = [store.manifest.widths[site] for site in sites]
         self.descriptors: dict[int, int] = {}
 
-    def fill(self, pieces: Sequence[Piece], buffers: tuple[Tensor, Tensor]) -> None:
-        """Reads pieces one after the other into the buffers. ValueError naming the shard that is gone or cut short."""
-        done = 0
-        for piece in pieces:
-            for place, buffer in zip(self.places[piece.shard], buffers, strict=True):
-                try:
-                    offset = place.offset + piece.first * place.row_bytes
-                    read_into(self._open(piece.shard), buffer[done : done + piece.rows], offset)
-                except (OSError, EOFError) as error:
-                    raise ValueError(
-                        f"{self.paths[piece.shard]} cannot be read at row {piece.first} ({error!r}); "
-                        "restore the shard from a copy, or harvest again"
-                    ) from None
-            done += piece.rows
+    def fill(self, window: Window, pieces: slice, buffers: Sequence[memoryview]) -> None:
+        """Reads some pieces of a window to their places. ValueError naming the shard that is gone or cut short."""
+        shard, ends = window.shard[pieces], np.cumsum(window.rows)[pieces]
+        for offsets, row_bytes, buffer in zip(self.offsets, self.row_bytes, buffers, strict=True):
+            offset = offsets[shard] + window.first[pieces] * row_bytes
+            begin = (ends - window.rows[pieces]) * row_bytes
+            reads = zip(shard.tolist(), offset.tolist(), begin.tolist(), (ends * row_bytes).tolist(), strict=True)
+            for number, at, first, last in reads:
+                self._read(number, at, buffer[first:last])
 
-    def _open(self, shard: int) -> int:
-        if shard not in self.descriptors:
-            self.descriptors[shard] = os.open(self.paths[shard], os.O_RDONLY)
-        return self.descriptors[shard]
+    def _read(self, shard: int, offset: int, into: memoryview) -> None:
+        try:
+            if shard not in self.descriptors:
+                self.descriptors[shard] = os.open(self.paths[shard], os.O_RDONLY)
+            read_exactly(self.descriptors[shard], into, offset)
+        except (OSError, EOFError) as error:
+            raise ValueError(
+                f"{self.paths[shard]} cannot be read at byte {offset} ({error!r}); "
+                "restore the shard from a copy, or harvest again"
+            ) from None
 
     def close(self) -> None:
         for descriptor in self.descriptors.values():
@@ -131,68 +92,128 @@ def batches(
     world: int = 1,
     seed: int = 0,
     shuffle: bool = True,
-    run_rows: int = RUN_ROWS,
+    mix: Mix | None = None,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) from row `cursor` of the stream on; endless without `stop`.
 
-    With `stop` (a row of the stream) the last batch may be shorter. Memory is `AHEAD + 1` batches of both sites, pinned
-    when the device is CUDA, whatever the size of the store. ValueError when the split has no rows.
+    With `stop` (a row of the stream) the last batch may be shorter. Memory is two windows, at most `2 * WINDOW_BYTES`
+    whatever the size of the store; on CUDA that much of pinned memory, and as much on the device. Every rank reads all
+    windows, and serves its own rows of them. ValueError when the split has no rows.
     """
     kept = [shard.kept for shard in store.manifest.of_split(split)]
     if not sum(kept):
         raise ValueError(f"{store.directory} has no {split} rows yet; harvest more tokens")
-    schedule = Schedule(kept, seed, run_rows, shuffle)
     reader = Reader(store, split, sites)
-    ring = _Ring(store, sites, rows, torch.device(device))
+    schedule = Schedule(kept, seed, mix or Mix.of(len(kept), reader.row_bytes), shuffle)
+    windows = Windows(reader, schedule, getattr(torch, store.manifest.recipe.dtype), torch.device(device), cursor, stop)
     norm = store.norm.to(device)
-    pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
-    pending: deque[tuple[Future[None], int, int, int]] = deque()
     try:
-        position, slot = cursor, 0
-        while True:
-            while len(pending) < AHEAD and (stop is None or position < stop):
-                end = position + rows * world if stop is None else min(stop, position + rows * world)
-                mine = (min(end, position + rank * rows), min(end, position + (rank + 1) * rows))
-                pieces = list(schedule.pieces(*mine))
-                pending.append((pool.submit(reader.fill, pieces, ring.host[slot]), slot, mine[1] - mine[0], end))
-                position, slot = end, (slot + 1) % len(ring.host)
-            if not pending:
-                return
-            future, filled, n_rows, after = pending.popleft()
-            future.result()
-            source, target = ring.to_device(filled, n_rows)
-            yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=after)
+        position = cursor
+        while stop is None or position < stop:
+            end = position + rows * world if stop is None else min(stop, position + rows * world)
+            first, last = (min(end, position + number * rows) for number in (rank, rank + 1))
+            source, target = windows.rows(first, last)
+            yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
+            position = end
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        reader.close()
+        windows.close()
 
 
-class _Ring:
-    """Host buffers, one more than are read ahead, and their copies on the device."""
+class Windows:
+    """The window that is served and the one that is being read ahead."""
 
-    def __init__(self, store: Store, sites: tuple[str, str], rows: int, device: torch.device) -> None:
+    def __init__(
+        self, reader: Reader, schedule: Schedule, dtype: torch.dtype, device: torch.device, start: int, stop: int | None
+    ) -> None:
+        self.slots = [_Slot(reader, schedule.largest_window, dtype, device) for _ in range(2)]
+        self.upcoming, self.stop = schedule.windows(start), stop
+        self.reader, self.device = reader, device
+        self.readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="reader")
+        self.fillers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
+        self.ahead: deque[tuple[_Slot, Window, Future[Tensor | None]]] = deque()
+        self.current: tuple[_Slot, Window, Tensor | None] | None = None
+        for slot in self.slots:
+            self._read_ahead(slot)
+
+    def take(self, first: int, last: int) -> Iterator[tuple[Sites, Index]]:
+        """Where rows first..last of the stream are held; each part is valid until the next is asked for."""
+        while first < last:
+            slot, window, order = self._holding(first)
+            end = min(last, window.stop)
+            index = slice(first - window.start, end - window.start)
+            yield slot.held, index if order is None else order[index]
+            first = end
+
+    def rows(self, first: int, last: int) -> list[Tensor]:
+        """A copy of rows first..last of the stream, for each site."""
+        out = [site.new_empty(last - first, site.shape[1]) for site in self.slots[0].held]
+        done = 0
+        for held, index in self.take(first, last):
+            n_rows = len(held[0][index]) if isinstance(index, slice) else len(index)
+            for site, into in zip(held, out, strict=True):
+                if isinstance(index, slice):
+                    into[done : done + n_rows] = site[index]
+                else:
+                    torch.index_select(site, 0, index, out=into[done : done + n_rows])
+            done += n_rows
+        return out
+
+    def _holding(self, row: int) -> tuple["_Slot", Window, Tensor | None]:
+        while self.current is None or self.current[1].stop <= row:
+            if self.current is not None:
+                self.current[0].served()
+                self._read_ahead(self.current[0])
+            slot, window, future = self.ahead.popleft()
+            order = future.result()
+            slot.ready()
+            self.current = (slot, window, order)
+        return self.current
+
+    def _read_ahead(self, slot: "_Slot") -> None:
+        window = next(self.upcoming)
+        if self.stop is None or window.start < self.stop:
+            self.ahead.append((slot, window, self.fillers.submit(self._fill, slot, window)))
+
+    def _fill(self, slot: "_Slot", window: Window) -> Tensor | None:
+        parts = [slice(number, None, READERS) for number in range(min(READERS, len(window.rows)))]
+        for done in [self.readers.submit(self.reader.fill, window, part, slot.memory) for part in parts]:
+            done.result()
+        slot.copy(int(window.rows.sum()))
+        return None if window.order is None else torch.from_numpy(window.order).to(self.device)
+
+    def close(self) -> None:
+        self.fillers.shutdown(wait=True, cancel_futures=True)
+        self.readers.shutdown(wait=True)
+        self.reader.close()
+
+
+class _Slot:
+    """Memory for a window: on the host, pinned for CUDA, and there also on the device."""
+
+    def __init__(self, reader: Reader, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         cuda = device.type == "cuda"
-        dtype = getattr(torch, store.manifest.recipe.dtype)
-        widths = [store.manifest.widths[site] for site in sites]
-        self.host = [
-            (
-                torch.empty(rows, widths[0], dtype=dtype, pin_memory=cuda),
-                torch.empty(rows, widths[1], dtype=dtype, pin_memory=cuda),
-            )
-            for _ in range(AHEAD + 1)
-        ]
+        self.host = tuple(torch.empty(rows, width, dtype=dtype, pin_memory=cuda) for width in reader.widths)
+        self.memory = [bytes_of(site) for site in self.host]
+        self.held = tuple(torch.empty_like(site, device=device) for site in self.host) if cuda else self.host
         self.device = device
-        self.stream = torch.cuda.Stream(device) if cuda else None
+        self.stream, self.copied, self.free = (
+            (torch.cuda.Stream(device), torch.cuda.Event(), torch.cuda.Event()) if cuda else (None, None, None)
+        )
 
-    def to_device(self, slot: int, rows: int) -> tuple[Tensor, Tensor]:
-        source, target = (buffer[:rows] for buffer in self.host[slot])
-        if self.stream is None:
-            return source.to(torch.float32, copy=True), target.to(torch.float32, copy=True)  # the slot will be refilled
-        with torch.cuda.stream(self.stream):
-            moved = source.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)
-        for tensor in moved:
-            tensor.record_stream(current)
-        self.stream.synchronize()  # the slot may be refilled as soon as the next batch is asked for
-        return moved
+    def copy(self, rows: int) -> None:
+        """Copies the first rows to the device, once what was there has been served."""
+        if self.stream is not None and self.free is not None:
+            with torch.cuda.stream(self.stream):
+                self.stream.wait_event(self.free)
+                for site, held in zip(self.host, self.held, strict=True):
+                    held[:rows].copy_(site[:rows], non_blocking=True)
+                self.stream.record_event(self.copied)
+            self.stream.synchronize()
+
+    def ready(self) -> None:
+        if self.copied is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.copied)
+
+    def served(self) -> None:
+        if self.free is not None:
+            torch.cuda.current_stream(self.device).record_event(self.free)

@@ -16,12 +16,11 @@ from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
 from store.views import Norm
 
 
-def read_into(descriptor: int, buffer: Tensor, offset: int) -> None:
-    """Fills a contiguous CPU tensor from a file, straight from the page cache. EOFError when the file is too short."""
-    view = bytes_of(buffer)
+def read_exactly(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Fills a buffer from a file, straight from the page cache. EOFError when the file is too short."""
     done = 0
-    while done < len(view):
-        got = os.preadv(descriptor, [view[done:]], offset + done)
+    while done < len(buffer):
+        got = os.preadv(descriptor, [buffer[done:]], offset + done)
         if got == 0:
             raise EOFError
         done += got
@@ -32,7 +31,7 @@ def read_array(path: Path, place: ArrayPlace) -> Tensor:
     out = torch.empty(place.shape, dtype=place.dtype)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        read_into(descriptor, out, place.offset)
+        read_exactly(descriptor, bytes_of(out), place.offset)
     finally:
         os.close(descriptor)
     return out

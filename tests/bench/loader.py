@@ -1,32 +1,42 @@
-"""`python -m tests.bench.loader`: the loader against memcpy and safetensors slices, from the page cache.
+"""`python -m tests.bench.loader`: the loader against memcpy, safetensors and zarr slices, from the page cache.
 
-The same rows of the same files in one process, interleaved; medians in GB/s of bfloat16 read, and ratios to memcpy.
+The same rows in one process, interleaved; medians in GB/s of bfloat16 read, and of each round's ratio to its own memcpy.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
+import zarr
 from safetensors import safe_open
 
-from store.batches import Reader, Schedule, batches
+from store.batches import Reader, Windows, batches
 from store.reader import Store, open_store
+from store.schedule import Mix, Schedule
 from tests.bench.step import DEMO, synthetic
 
 
-def fill(store: Store, rows: int) -> None:
-    """Every training row into two host buffers: the loader's reading alone."""
-    reader = Reader(store, "train", ("resid_mid", "mlp_out"))
-    schedule = Schedule([shard.kept for shard in reader.shards], seed=0)
-    widths = store.manifest.widths
-    buffers = tuple(torch.empty(rows, widths[site], dtype=torch.bfloat16) for site in ("resid_mid", "mlp_out"))
-    for start in range(0, schedule.n_rows - rows, rows):
-        reader.fill(list(schedule.pieces(start, start + rows)), buffers)
-    reader.close()
+class Reading:
+    """Every training row into host windows, mixed as training has them, epoch after epoch: the loader's reading alone."""
+
+    def __init__(self, store: Store) -> None:
+        reader = Reader(store, "train", ("resid_mid", "mlp_out"))
+        kept = [shard.kept for shard in reader.shards]
+        self.schedule = Schedule(kept, 0, Mix.of(len(kept), reader.row_bytes))
+        self.windows = Windows(reader, self.schedule, torch.bfloat16, torch.device("cpu"), 0, None)
+        self.position = 0
+
+    def epoch(self) -> None:
+        end = self.position + self.schedule.n_rows
+        for _ in self.windows.take(self.position, end):
+            pass
+        self.position = end
 
 
 def slices(store: Store, rows: int) -> None:
@@ -39,10 +49,26 @@ def slices(store: Store, rows: int) -> None:
                     array[start : min(start + rows, shard.kept)].clone()
 
 
-def whole(store: Store, rows: int) -> None:
-    """The loader as training uses it: reading, the view, float32."""
-    for _ in batches(store, "train", rows, stop=store.manifest.n_rows("train")):
-        pass
+def uncompressed_zarr(store: Store, folder: Path) -> list[zarr.Array]:
+    """The same rows as sharded zarr arrays of uint16, without compression."""
+    arrays = []
+    for number, shard in enumerate(store.manifest.of_split("train")):
+        for site in ("resid_mid", "mlp_out"):
+            rows = store.array(shard, site)[: shard.kept].view(torch.uint16).numpy()
+            shape = (min(4096, len(rows)), rows.shape[1])
+            whole = (-(-len(rows) // shape[0]) * shape[0], shape[1])
+            place = folder / f"{number}-{site}"
+            arrays.append(
+                zarr.create_array(place, shape=rows.shape, dtype="uint16", chunks=shape, shards=whole, compressors=None)
+            )
+            arrays[-1][:] = rows
+    return arrays
+
+
+def zarr_slices(arrays: list[zarr.Array], rows: int) -> None:
+    for array in arrays:
+        for start in range(0, array.shape[0], rows):
+            array[start : start + rows]
 
 
 def main() -> None:
@@ -58,10 +84,14 @@ def main() -> None:
         target = torch.empty_like(source)
         runs: dict[str, Callable[[], object]] = {
             "memcpy": lambda: target.copy_(source),
-            "loader, reading into buffers": lambda: fill(store, options.batch),
+            "loader, reading into windows": reading.epoch,
             "safetensors slices": lambda: slices(store, options.batch),
-            "loader, with view rms in float32": lambda: whole(store, options.batch),
+            "zarr slices, uncompressed": lambda: zarr_slices(arrays, options.batch),
+            "loader, with view rms in float32": lambda: deque(islice(stream, n_batches), maxlen=0),
         }
+        reading, arrays = Reading(store), uncompressed_zarr(store, Path(folder))
+        n_batches = store.manifest.n_rows("train") // options.batch
+        stream = batches(store, "train", options.batch)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(options.rounds + 1):
             for name, run in runs.items():
@@ -69,10 +99,13 @@ def main() -> None:
                 run()
                 if number:
                     times[name].append(time.perf_counter() - start)
+        reading.windows.close()
+        stream.close()
     rates = {name: n_bytes / 1e9 / statistics.median(values) for name, values in times.items()}
     print(f"{n_bytes / 1e6:.0f} MB in batches of {options.batch} rows, {directory}")
     for name, rate in rates.items():
-        print(f"{name:34s} {rate:6.1f} GB/s  {rate / rates['memcpy']:5.2f} x memcpy")
+        ratio = statistics.median(base / own for base, own in zip(times["memcpy"], times[name], strict=True))
+        print(f"{name:34s} {rate:6.1f} GB/s  {ratio:5.2f} x memcpy")
 
 
 if __name__ == "__main__":
