@@ -147,7 +147,7 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     for shard in store.manifest.of_split("heldout"):
         digest.update(shard.xxh3_128.encode())
     if config is not None:
-        asked = (config.baseline_name, config.l0, config.sequences, config.frontier, config.every_prefix)
+        asked = (config.baseline_name, config.l0, config.sequences, config.frontier, config.every_prefix, config.probes)
         digest.update(repr(asked).encode())
     if config is not None and config.baseline is not None:
         for path in sorted(p for p in [config.baseline, *config.baseline.glob("*")] if p.is_file()):

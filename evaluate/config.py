@@ -55,6 +55,8 @@ class CompareConfig(EvaluateConfig):
     """Held-out sequences on which each output is spliced into the language model (delta CE, KL); 0 leaves the model out."""
     every_prefix: bool = False
     """Splice every prefix too, not only the whole dictionary: one more run of the model for each."""
+    probes: bool = True
+    """Absorption, splitting, sparse probing and targeted perturbation, on words of the cached text."""
     frontier: bool = True
     """Draw FVU against L0 for both, by moving their thresholds."""
 

@@ -4,13 +4,18 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from tqdm import tqdm
 
 from evaluate.checks import checks_of
 from evaluate.config import CompareConfig, EvaluateConfig
+from evaluate.forward import Forward
 from evaluate.frontier import Dial, sweep
 from evaluate.metrics import Accumulator, measure_rows, result_of, with_intervals
+from evaluate.probes import Fitted, first_letters, probe_all
 from evaluate.rows import Facts
 from evaluate.splice import open_model, splice
+from evaluate.tasks import fit_and_test
+from harvest.text import load_tokenizer
 from store.devices import resolve_device
 from store.reader import Store, check_shards
 from store.transcoder import Transcoder
@@ -47,6 +52,8 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
         variants = [moved, *in_pass[1:], in_pass[0]] if moved is not None and extra else in_pass
         spliced = splice(variants, store, model, compared.sequences, compared.every_prefix)
         add_spliced(results, spliced, matched=moved is not None)
+    if compared and compared.probes:
+        add_probes(results, in_pass, store)
     for transcoder, result in zip(transcoders, results, strict=True):
         c = transcoder.config
         result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
@@ -54,6 +61,18 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
         for warning in result["warnings"]:
             log.warning("%s", warning)
     return results
+
+
+def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store) -> None:
+    """Adds absorption, splitting, sparse_probing and tpp to all, and absorption by prefix."""
+    fit, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
+    fitted: Fitted = {}
+    for transcoder, result in zip(transcoders, tqdm(results, desc="probes", unit="transcoder"), strict=True):
+        result |= probe_all(transcoder, store.norm, fit, test, fitted)
+        result["absorption_per_prefix"] = {
+            str(size): first_letters(Forward(transcoder.prefix(size)), store.norm, fit, test, fitted)["absorption"]
+            for size in transcoder.config.prefix_sizes[:-1]
+        } | {str(transcoder.config.d_sae): result["absorption"]}
 
 
 def equal_l0(ours: Accumulator, theirs: Accumulator, facts: Facts) -> dict:

@@ -41,7 +41,7 @@ def trained(trained_once, tmp_path) -> CompareConfig:
     folder = shutil.copytree(trained_once, tmp_path / "copy")
     return CompareConfig(
         model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=folder / "scope",
-        baseline_name="a baseline", device="cpu", sequences=0,
+        baseline_name="a baseline", device="cpu", sequences=0, probes=False,
     )  # fmt: skip
 
 
