@@ -7,9 +7,10 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE)) $(if $(DEVICE),--device $(DEVICE))
+where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest train evaluate compare features clean
+.PHONY: help setup demo test lint bench harvest verify repair info train evaluate compare features clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +30,15 @@ setup: $(VENV)/base  ## Make .venv with everything that the commands need
 
 harvest: $(VENV)/base  ## Run the language model once: (resid_mid, mlp_out) pairs to shards on disk
 	$(PY) -m harvest $(where) $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+
+verify: $(VENV)/base  ## Compare the checksum of every shard of a store; names the damaged ones
+	$(PY) -m store verify $(where_store) $(ARGS)
+
+repair: $(VENV)/base  ## Harvest the damaged shards of a store again, byte for byte
+	$(PY) -m harvest repair $(where) $(ARGS)
+
+info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuffle, some text
+	$(PY) -m harvest info $(where_store) $(ARGS)
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards
 	$(PY) -m train $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)

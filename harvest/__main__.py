@@ -1,10 +1,17 @@
-"""`python -m harvest`: parses the options and harvests."""
+"""`python -m harvest` harvests; `python -m harvest info` and `python -m harvest repair` look after the stores made."""
+
+import sys
 
 from store.command import command, parse
 
 
 def main() -> None:
     with command("harvest"):
+        if sys.argv[1:2] in (["info"], ["repair"]):
+            from harvest import care
+
+            print(care.COMMANDS[sys.argv.pop(1)](), end="")
+            return
         from harvest.config import HarvestConfig
 
         config = parse(HarvestConfig, "python -m harvest")

@@ -9,11 +9,14 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from store.files import allow_open_files
 from store.formats import bytes_of
 from store.manifest import Split
 from store.reader import Store, read_exactly
@@ -42,34 +45,40 @@ class Batch:
 class Reader:
     """Fills host buffers with pieces of shards; threads may call it at once."""
 
-    def __init__(self, store: Store, split: Split, sites: tuple[str, str]) -> None:
-        self.shards = store.manifest.of_split(split)
-        self.paths = [store.directory / shard.name for shard in self.shards]
-        places = [[store.places[shard.name][site] for shard in self.shards] for site in sites]
+    def __init__(self, stores: tuple[Store, Store], split: Split, sites: tuple[str, str]) -> None:
+        self.kept = [shard.kept for shard in stores[0].manifest.of_split(split)]
+        shards = [store.manifest.of_split(split) for store in stores]
+        self.paths = [[store.directory / shard.name for shard in own] for store, own in zip(stores, shards, strict=True)]
+        places = [
+            [store.places[shard.name][site] for shard in own]
+            for store, own, site in zip(stores, shards, sites, strict=True)
+        ]
         self.offsets = [np.array([place.offset for place in of_site]) for of_site in places]
         self.row_bytes = [of_site[0].row_bytes for of_site in places]
-        self.widths = [store.manifest.widths[site] for site in sites]
-        self.descriptors: dict[int, int] = {}
+        self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
+        self.descriptors: dict[Path, int] = {}
+        self.opening = Lock()
+        allow_open_files(sum(map(len, self.paths)))
 
     def fill(self, window: Window, pieces: slice, buffers: Sequence[memoryview]) -> None:
         """Reads some pieces of a window to their places. ValueError naming the shard that is gone or cut short."""
         shard, ends = window.shard[pieces], np.cumsum(window.rows)[pieces]
-        for offsets, row_bytes, buffer in zip(self.offsets, self.row_bytes, buffers, strict=True):
+        for paths, offsets, row_bytes, buffer in zip(self.paths, self.offsets, self.row_bytes, buffers, strict=True):
             offset = offsets[shard] + window.first[pieces] * row_bytes
             begin = (ends - window.rows[pieces]) * row_bytes
             reads = zip(shard.tolist(), offset.tolist(), begin.tolist(), (ends * row_bytes).tolist(), strict=True)
             for number, at, first, last in reads:
-                self._read(number, at, buffer[first:last])
+                self._read(paths[number], at, buffer[first:last])
 
-    def _read(self, shard: int, offset: int, into: memoryview) -> None:
+    def _read(self, path: Path, offset: int, into: memoryview) -> None:
         try:
-            if shard not in self.descriptors:
-                self.descriptors[shard] = os.open(self.paths[shard], os.O_RDONLY)
-            read_exactly(self.descriptors[shard], into, offset)
+            if path not in self.descriptors:
+                with self.opening:
+                    self.descriptors[path] = self.descriptors.get(path) or os.open(path, os.O_RDONLY)
+            read_exactly(self.descriptors[path], into, offset)
         except (OSError, EOFError) as error:
             raise ValueError(
-                f"{self.paths[shard]} cannot be read at byte {offset} ({error!r}); "
-                "restore the shard from a copy, or harvest again"
+                f"{path} cannot be read at byte {offset} ({error!r}); run `make repair`, or restore it from a copy"
             ) from None
 
     def close(self) -> None:
@@ -93,18 +102,21 @@ def batches(
     seed: int = 0,
     shuffle: bool = True,
     mix: Mix | None = None,
+    target_store: Store | None = None,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) from row `cursor` of the stream on; endless without `stop`.
 
     With `stop` (a row of the stream) the last batch may be shorter. Memory is two windows, at most `2 * WINDOW_BYTES`
     whatever the size of the store; on CUDA that much of pinned memory, and as much on the device. Every rank reads all
-    windows, and serves its own rows of them. ValueError when the split has no rows.
+    windows, and serves its own rows of them. With `target_store` the second site is read from that store, for a
+    transcoder from one layer to another. ValueError when the split has no rows, or the two stores not the same ones.
     """
-    kept = [shard.kept for shard in store.manifest.of_split(split)]
-    if not sum(kept):
+    if not store.manifest.n_rows(split):
         raise ValueError(f"{store.directory} has no {split} rows yet; harvest more tokens")
-    reader = Reader(store, split, sites)
-    schedule = Schedule(kept, seed, mix or Mix.of(len(kept), reader.row_bytes), shuffle)
+    if target_store is not None:
+        check_same_rows(store, target_store, split)
+    reader = Reader((store, target_store or store), split, sites)
+    schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
     windows = Windows(reader, schedule, getattr(torch, store.manifest.recipe.dtype), torch.device(device), cursor, stop)
     norm = store.norm.to(device)
     try:
@@ -117,6 +129,22 @@ def batches(
             position = end
     finally:
         windows.close()
+
+
+def check_same_rows(store: Store, other: Store, split: Split) -> None:
+    """ValueError unless two stores hold the same tokens, row by row: harvested together, as far as each other."""
+    mine, theirs = store.manifest, other.manifest
+    if mine.recipe.stream != theirs.recipe.stream:
+        raise ValueError(
+            f"{store.directory} (stream {mine.recipe.stream}) and {other.directory} (stream {theirs.recipe.stream}) "
+            f"were not harvested together: {mine.recipe.differences(theirs.recipe)}; give two layers of one harvest"
+        )
+    ranges = [[(s.first_document, s.next_document, s.kept) for s in m.of_split(split)] for m in (mine, theirs)]
+    if ranges[0] != ranges[1]:
+        raise ValueError(
+            f"{store.directory} has {len(ranges[0])} {split} shards and {other.directory} {len(ranges[1])}, "
+            "or their tokens differ; harvest both layers to the same TOKENS"
+        )
 
 
 class Windows:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,16 @@ def hash_file(digest: xxhash.xxh3_128, path: Path) -> None:
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
+
+
+def allow_open_files(n_files: int) -> None:
+    """Raises this process's limit of open files, where it is too low. ValueError when the system does not let it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = n_files + 256
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ValueError(f"{n_files} shards need {needed} open files, the limit is {hard}; raise it with `ulimit -Hn`")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def fsync_directory(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Reading a store: manifest, norm, single arrays, checksums. The fast path for training is batches.py."""
 
 import os
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,20 +75,42 @@ def open_store(directory: Path) -> Store:
     return Store(directory=directory, manifest=manifest, norm=norm, places=places)
 
 
-_CURE = "restore the shard from a copy, or delete the store and harvest again"
+_CURE = "run `make repair` to harvest damaged shards again, or restore them from a copy"
+HASHERS = 4
+"""Threads that read and hash; hashing leaves Python free."""
 
 
-def verify(store: Store, split: Split | None = None) -> Iterator[tuple[ShardEntry, bool]]:
-    """Each shard (of a split) with whether its bytes still have the recorded XXH3-128."""
-    shards = store.manifest.shards if split is None else store.manifest.of_split(split)
-    for shard in tqdm(shards, desc="checksums", unit="shard", leave=False):
-        digest = xxhash.xxh3_128()
-        hash_file(digest, store.directory / shard.name)
-        yield shard, digest.hexdigest() == shard.xxh3_128
+def find_damage(directory: Path, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
+    """What is wrong with each damaged shard (of a split), by name: missing, of another size, or of another checksum."""
+    shards = manifest.shards if split is None else manifest.of_split(split)
+    with (
+        ThreadPoolExecutor(max_workers=HASHERS) as pool,
+        tqdm(desc="checksums", total=sum(shard.bytes for shard in shards), unit="B", unit_scale=True, leave=False) as bar,
+    ):
+
+        def check(shard: ShardEntry) -> str | None:
+            found = _damage_of(directory / shard.name, shard)
+            bar.update(shard.bytes)
+            return found
+
+        found = zip(shards, pool.map(check, shards), strict=True)
+        return {shard.name: damage for shard, damage in found if damage is not None}
+
+
+def _damage_of(path: Path, shard: ShardEntry) -> str | None:
+    if not path.exists():
+        return "is missing"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"has {size} bytes, the manifest says {shard.bytes}"
+    digest = xxhash.xxh3_128()
+    hash_file(digest, path)
+    return None if digest.hexdigest() == shard.xxh3_128 else "has another checksum: its bytes changed on disk"
 
 
 def check_shards(store: Store, split: Split | None = None) -> None:
-    """ValueError naming every shard whose checksum is wrong."""
-    bad = [shard.name for shard, good in verify(store, split) if not good]
-    if bad:
-        raise ValueError(f"checksum of {', '.join(bad)} in {store.directory} is wrong: the bytes changed on disk; {_CURE}")
+    """ValueError naming every damaged shard and its damage."""
+    damage = find_damage(store.directory, store.manifest, split)
+    if damage:
+        named = "; ".join(f"{name} {what}" for name, what in damage.items())
+        raise ValueError(f"{store.directory} is damaged: {named}; {_CURE}")

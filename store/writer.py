@@ -49,6 +49,14 @@ def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int) -> tuple[Ten
     return torch.cat([kept[shuffle], dropped.nonzero().squeeze(1)]), len(kept)
 
 
+def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tuple[dict[str, Tensor], int]:
+    """The arrays of a shard's file, in their order, and the number of rows kept: they depend on nothing else."""
+    order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number)
+    dtype = getattr(torch, recipe.dtype)
+    sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
+    return {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm), kept
+
+
 class StoreWriter:
     """Appends shards to a store, continuing one that the same recipe began.
 
@@ -95,21 +103,18 @@ class StoreWriter:
         """The entry of the shard written. OSError when the disk is full: finished shards stay, nothing half-written."""
         number, recipe = len(self.manifest.shards), self.recipe
         name = f"shard-{number:05d}{self.format.suffix}"
-        order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number)
-        dtype = getattr(torch, recipe.dtype)
-        sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
-        sums = shard_sums(sites, kept, self.norm)
-        arrays = {"tokens": rows.tokens, "token_index": order.int()} | sites | sums
+        arrays, kept = shard_arrays(rows, number, recipe, self.norm)
+        sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
         entry_bytes, checksum = self._publish(name, arrays)
         split = recipe.split_of(number)
         entry = ShardEntry(
-            name=name, split=split, rows=len(order), kept=kept, bytes=entry_bytes, xxh3_128=checksum,
+            name=name, split=split, rows=rows.tokens.numel(), kept=kept, bytes=entry_bytes, xxh3_128=checksum,
             first_sequence=number * recipe.shard_sequences, n_sequences=len(rows.tokens),
             first_document=rows.first_document, next_document=rows.next_document,
         )  # fmt: skip
         if split == "train":
             self.sums = {key: self.sums[key] + sums[key] if key in self.sums else sums[key] for key in sums}
-        self._enter(entry, {site: values.shape[1] for site, values in sites.items()})
+        self._enter(entry, {site: values.shape[1] for site, values in rows.sites.items()})
         return entry
 
     def _publish(self, name: str, arrays: dict[str, Tensor]) -> tuple[int, str]:

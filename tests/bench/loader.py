@@ -26,9 +26,8 @@ class Reading:
     """Every training row into host windows, mixed as training has them, epoch after epoch: the loader's reading alone."""
 
     def __init__(self, store: Store) -> None:
-        reader = Reader(store, "train", ("resid_mid", "mlp_out"))
-        kept = [shard.kept for shard in reader.shards]
-        self.schedule = Schedule(kept, 0, Mix.of(len(kept), reader.row_bytes))
+        reader = Reader((store, store), "train", ("resid_mid", "mlp_out"))
+        self.schedule = Schedule(reader.kept, 0, Mix.of(len(reader.kept), reader.row_bytes))
         self.windows = Windows(reader, self.schedule, torch.bfloat16, torch.device("cpu"), 0, None)
         self.position = 0
 
@@ -82,6 +81,9 @@ def main() -> None:
         n_bytes = 2 * store.manifest.n_rows("train") * sum(store.manifest.widths.values())
         source = torch.ones(n_bytes // 8, dtype=torch.int64)
         target = torch.empty_like(source)
+        reading, arrays = Reading(store), uncompressed_zarr(store, Path(folder))
+        n_batches = store.manifest.n_rows("train") // options.batch
+        stream = batches(store, "train", options.batch)
         runs: dict[str, Callable[[], object]] = {
             "memcpy": lambda: target.copy_(source),
             "loader, reading into windows": reading.epoch,
@@ -89,9 +91,6 @@ def main() -> None:
             "zarr slices, uncompressed": lambda: zarr_slices(arrays, options.batch),
             "loader, with view rms in float32": lambda: deque(islice(stream, n_batches), maxlen=0),
         }
-        reading, arrays = Reading(store), uncompressed_zarr(store, Path(folder))
-        n_batches = store.manifest.n_rows("train") // options.batch
-        stream = batches(store, "train", options.batch)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(options.rounds + 1):
             for name, run in runs.items():

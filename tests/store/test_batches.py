@@ -140,6 +140,18 @@ def test_a_shard_cut_short_under_a_running_loader_is_named(store: Store):
             next(stream)
 
 
+def test_a_shard_deleted_under_a_running_loader_does_no_harm_or_is_named(store: Store):
+    expected = [batch.target for batch in batches(store, "train", 8, mix=SMALL, stop=400)]
+    running, late = batches(store, "train", 8, mix=SMALL, stop=400), batches(store, "train", 8, mix=SMALL)
+    begun = [next(running).target]
+    for shard in store.manifest.of_split("train"):
+        (store.directory / shard.name).unlink()
+    begun += [batch.target for batch in running]  # what is open stays readable
+    assert all(torch.equal(a, b) for a, b in zip(begun, expected, strict=True))
+    with pytest.raises(ValueError, match=r"shard-0000\d\.safetensors cannot be read"):
+        next(late)
+
+
 def test_every_window_has_its_share_of_every_shard():
     kept = [1000, 990, 700] * 5
     schedule = Schedule(kept, 0, Mix(piece_rows=16, window_rows=240))
@@ -160,3 +172,36 @@ def test_a_split_without_rows_says_so(tmp_path):
 
     with pytest.raises(ValueError, match="no heldout rows"):
         next(batches(make_store(tmp_path, 1), "heldout", 8))
+
+
+@pytest.fixture
+def two_layers(tmp_path) -> tuple[Store, Store]:
+    from tests.conftest import make_store
+
+    return make_store(tmp_path / "8", layer=8), make_store(tmp_path / "12", layer=12)
+
+
+def test_a_target_may_come_from_another_layer_harvested_with_the_source(two_layers):
+    near, far = two_layers
+    n = near.manifest.n_rows("train")
+    pairs = zip(batches(near, "train", 20, stop=n), batches(near, "train", 20, stop=n, target_store=far), strict=True)
+    for one, other in pairs:  # both layers of this fixture have the same rows
+        assert torch.equal(one.source, other.source)
+        assert torch.equal(one.target, other.target)
+    for shard in far.manifest.shards:  # and the target is read from the other store
+        (far.directory / shard.name).unlink()
+    with pytest.raises(ValueError, match="12/shard-00000.safetensors cannot be read"):
+        next(batches(near, "train", 20, target_store=far))
+
+
+def test_layers_that_were_not_harvested_together_are_refused_with_both_streams(two_layers, tmp_path):
+    from tests.conftest import make_store
+
+    near, _ = two_layers
+    other, shorter = make_store(tmp_path / "other", layer=12, seed=1), make_store(tmp_path / "short", 3, layer=12)
+    with pytest.raises(ValueError, match="were not harvested together.*seed: 0 != 1") as refusal:
+        next(batches(near, "train", 20, target_store=other))
+    assert near.manifest.recipe.stream in str(refusal.value)
+    assert other.manifest.recipe.stream in str(refusal.value)
+    with pytest.raises(ValueError, match="has 3 train shards and .* 2, .* harvest both layers"):
+        next(batches(near, "train", 20, target_store=shorter))

@@ -1,0 +1,145 @@
+"""A store described, and its damaged shards harvested again from the documents that the manifest records."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from harvest.config import HarvestConfig
+from harvest.corpus import Corpus, open_corpus
+from harvest.loop import recipe_of, run_shard
+from harvest.model import LanguageModel, load_model
+from harvest.text import load_tokenizer
+from harvest.tokens import SpecialTokens, pack, tokenize
+from store.command import default_store, parse
+from store.devices import resolve_device
+from store.files import appearing_whole
+from store.formats import FORMATS
+from store.info import describe
+from store.manifest import Manifest, ShardEntry, load_manifest
+from store.reader import find_damage, open_store
+from store.writer import shard_arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Describe a store: what it holds, how much, its statistics and disk, how well batches mix, and some of its text."""
+
+    model: str = "google/gemma-2-2b"
+    """Names the store when --store is not given."""
+    layer: int = 8
+    """Likewise."""
+    store: Path | None = None
+    """Folder of the activation store; data/MODEL/layerL when not given."""
+    batch_rows: int = 1024
+    """Rows of the batches whose mix is measured."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the store's model is not at hand."""
+
+    @property
+    def store_directory(self) -> Path:
+        return self.store or default_store(self.model, self.layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairConfig:
+    """Harvest the damaged shards of a store again, with the model, text and options that its manifest records.
+
+    A shard takes its place only when it has the recorded checksum. Killed or interrupted, the same command continues.
+    """
+
+    model: str = "google/gemma-2-2b"
+    """Names the store when --store is not given."""
+    layer: int = 8
+    """Likewise."""
+    store: Path | None = None
+    """Folder of the activation store; data/MODEL/layerL when not given."""
+    device: str = "auto"
+    """auto takes CUDA where there is one. Only the kind of device that made the store gives its very bytes."""
+    batch_sequences: int = 32
+    """Sequences in one forward pass: give what the harvest had, since it can change the last bit."""
+
+    @property
+    def store_directory(self) -> Path:
+        return self.store or default_store(self.model, self.layer)
+
+
+def info() -> str:
+    config = parse(InfoConfig, "python -m harvest info")
+    store = open_store(config.store_directory)
+    try:
+        tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
+    except ValueError as error:
+        return describe(store, str(error), config.batch_rows)
+    return describe(store, lambda tokens: str(tokenizer.decode(tokens)), config.batch_rows)
+
+
+def repair() -> str:
+    """What was done. ValueError when a shard does not come out as it was recorded."""
+    config = parse(RepairConfig, "python -m harvest repair")
+    directory = config.store_directory
+    manifest = load_manifest(directory)
+    damage = find_damage(directory, manifest)
+    if not damage:
+        return f"{directory}: nothing to repair\n"
+    recipe = manifest.recipe
+    harvest = harvest_config(config, manifest)
+    corpus = open_corpus(harvest)
+    model = load_model(recipe.model, recipe.layer, resolve_device(config.device),
+                       getattr(torch, recipe.compute_dtype), revision_on_hub(manifest))  # fmt: skip
+    now = recipe_of(harvest, corpus, model, getattr(torch, recipe.compute_dtype))
+    if now != recipe:
+        raise ValueError(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name in damage:
+            repair_shard(harvest, manifest, number, corpus, model)
+    return f"{directory}: {len(damage)} shards harvested again, byte for byte: {', '.join(damage)}\n"
+
+
+def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
+    """The options with which the store was harvested."""
+    recipe = manifest.recipe
+    local = recipe.dataset.startswith("pip:") or Path(recipe.dataset).suffix
+    dataset, _, subset = (recipe.dataset, "", "") if local else recipe.dataset.partition(":")
+    return HarvestConfig(
+        model=recipe.model, layer=recipe.layer, dataset=dataset, subset=subset or None, split=recipe.dataset_split,
+        text_column=recipe.text_column, tokens=manifest.n_tokens, context=recipe.context, store=config.store_directory,
+        shard_tokens=recipe.shard_sequences * recipe.context, heldout_every=recipe.heldout_every, dtype=recipe.dtype,
+        batch_sequences=config.batch_sequences, device=config.device, compute_dtype=recipe.compute_dtype, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def revision_on_hub(manifest: Manifest) -> str | None:
+    """The commit to load, for a model of the hub; folders and embedded models have hashes instead."""
+    revision = manifest.recipe.model_revision
+    return None if ":" in revision else revision
+
+
+def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, model: LanguageModel) -> None:
+    """Harvests one shard again. ValueError when it comes out otherwise than recorded; the damaged one stays then."""
+    shard, recipe = manifest.shards[number], manifest.recipe
+    texts = islice(corpus.documents(shard.first_document), shard.next_document - shard.first_document)
+    special = SpecialTokens.of(model.tokenizer)
+    packed = next(pack(tokenize(texts, model.tokenizer), shard.first_document, special, shard.n_sequences, recipe.context))
+    with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
+        rows = run_shard(model, packed, harvest.batch_sequences, number, bar)
+    arrays, _ = shard_arrays(rows, number, recipe, model.norm)
+    path = harvest.directory / shard.name
+    with appearing_whole(path) as partial:
+        written = FORMATS[recipe.format].write(partial, arrays)
+        check_bytes(path, partial, shard, written)
+
+
+def check_bytes(path: Path, partial: Path, shard: ShardEntry, written: tuple[int, str]) -> None:
+    if written != (shard.bytes, shard.xxh3_128):
+        partial.unlink()
+        raise ValueError(
+            f"{path} comes out with checksum {written[1]}, the manifest says {shard.xxh3_128}; repair on the kind "
+            "of machine and with the --batch-sequences that made it, or restore it from a copy"
+        )
+
+
+COMMANDS: dict[str, Callable[[], str]] = {"info": info, "repair": repair}

@@ -1,0 +1,48 @@
+"""`python -m store verify`: reads every shard and compares checksums."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.command import command, default_store, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Read every shard of a store and name each that is missing, cut short or changed; exit code 1 then."""
+
+    model: str = "google/gemma-2-2b"
+    """Names the store when --store is not given."""
+    layer: int = 8
+    """Likewise."""
+    store: Path | None = None
+    """Folder of the activation store; data/MODEL/layerL when not given."""
+
+    @property
+    def store_directory(self) -> Path:
+        return self.store or default_store(self.model, self.layer)
+
+
+def main() -> None:
+    with command("store"):
+        if sys.argv[1:2] != ["verify"]:
+            raise ValueError(f"unknown command {' '.join(sys.argv[1:2])!r}; it is `python -m store verify`")
+        del sys.argv[1]
+        config = parse(VerifyConfig, "python -m store verify")
+        from store.manifest import load_manifest
+        from store.reader import find_damage
+
+        manifest = load_manifest(config.store_directory)
+        damage = find_damage(config.store_directory, manifest)
+        for name, what in damage.items():
+            print(f"{config.store_directory / name} {what}")
+        if damage:
+            raise ValueError(
+                f"{len(damage)} of {len(manifest.shards)} shards are damaged; `make repair` harvests them again"
+            )
+        megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+        print(f"{config.store_directory}: all {len(manifest.shards)} shards ({megabytes:,.0f} MB) are as they were written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harvest.config import HarvestConfig
+from harvest.loop import harvest
+from tests.test_commands import run
+
+
+@pytest.fixture
+def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(text_file.read_bytes())
+    return HarvestConfig(
+        model=str(tiny_models["gemma2"]), layer=1, dataset=str(text), tokens=3 * 512, shard_tokens=512, context=32,
+        heldout_every=2, batch_sequences=5, store=tmp_path / "store", device="cpu", compute_dtype="float32",
+    )  # fmt: skip
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def shards_of(directory: Path) -> list[Path]:
+    return sorted(directory.glob("shard-*"))
+
+
+def damage(directory: Path) -> None:
+    first, second, third = shards_of(directory)
+    content = bytearray(first.read_bytes())
+    content[-100] ^= 1
+    first.write_bytes(content)
+    os.truncate(second, 1000)
+    third.unlink()
+
+
+REPAIR = ("harvest", "repair", "--device", "cpu", "--batch-sequences", "5", "--store")
+
+
+def test_repaired_shards_are_what_they_were_byte_for_byte(config, monkeypatch, capsys):
+    harvest(config)
+    before = files_of(config.store)
+    damage(config.store)
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert files_of(config.store) == before
+
+
+def test_a_shard_that_comes_out_otherwise_is_not_replaced(config, monkeypatch, capsys):
+    harvest(config)
+    text = Path(config.dataset)
+    damage(config.store)
+    damaged = files_of(config.store)
+    text.write_text(text.read_text().replace("words", "birds"))
+    code, errors = run(monkeypatch, capsys, *REPAIR, str(config.store))
+    assert code == 1
+    assert "cannot be repaired here, its harvest differs: dataset_revision" in errors
+    assert files_of(config.store) == damaged
+
+
+KILLED = """
+import os, signal, sys
+from harvest import care
+point, calls, real = int(sys.argv.pop()), [], os.fsync
+def fsync(descriptor):
+    calls.append(1)
+    if len(calls) == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(descriptor)
+os.fsync = fsync
+care.repair()
+"""
+
+
+@pytest.mark.parametrize("point", [1, 2, 3])
+def test_a_repair_killed_by_sigkill_and_begun_again_ends_with_the_same_bytes(config, monkeypatch, capsys, point):
+    harvest(config)
+    before = files_of(config.store)
+    damage(config.store)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, *REPAIR[2:], str(config.store), str(point)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | {"PYTHONPATH": "."})
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert files_of(config.store) == before
