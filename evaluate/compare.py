@@ -12,7 +12,7 @@ from evaluate.config import CompareConfig, EvaluateConfig
 from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.measure import measure
 from evaluate.metrics import METRICS
-from evaluate.report import summary, write_report
+from evaluate.report import markdown, summary, write_report
 from store.files import write_text
 from store.reader import Store, open_store
 from store.transcoder import WEIGHTS, Transcoder
@@ -126,9 +126,11 @@ def winner(difference: list[float] | None, lower_is_better: bool) -> str:
 
 
 def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
-    """Writes summary.txt and report.html."""
-    write_text(folder / "summary.txt", summary(measured, store, comparison.get("winners", {})))
-    write_report(folder / "report.html", measured, store, run, comparison.get("winners", {}))
+    """Writes summary.txt, report.md and report.html."""
+    winners = comparison.get("winners", {})
+    write_text(folder / "summary.txt", summary(measured, store, winners))
+    write_text(folder / "report.md", markdown(measured, store, winners))
+    write_report(folder / "report.html", measured, store, run, comparison)
 
 
 def show(folder: Path) -> Path:

@@ -4,13 +4,12 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from itertools import cycle, pairwise
 from pathlib import Path
 
 import jinja2
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from evaluate.figures import by_prefix, cosines, curves, densities, frontier
 from store.files import write_text
 from store.reader import Store
 
@@ -56,8 +55,6 @@ ROWS = (
     ("best_scale", "best scale", "{:.3f}", "factor by which the output would fit best; sound ones are near 1"),
     ("fvu_scalar_variance", "legacy scalar-variance FVU", "{:.4f}", "always lower; not comparable with FVU"),
 )
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-LOG = "training_log.jsonl"
 
 
 def rows_of(measured: Sequence[dict]) -> list[tuple[str, str, str, str]]:
@@ -108,8 +105,23 @@ def provenance(metrics: dict, store: Store) -> str:
     )
 
 
-def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, winners: dict[str, str]) -> None:
+def markdown(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> str:
+    """The verdict and the table as Markdown, for papers and issues."""
+
+    def line(*cells: str) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [verdict(measured, winners), "", line("held-out metric", *(m["name"] for m in measured), "better")]
+    lines.append(line(*["---"] * (len(measured) + 2)))
+    for key, label, form, _ in rows_of(measured):
+        better = winner_note(winners.get(key), measured).strip().removeprefix("better: ")
+        lines.append(line(label, *(cell(m, key, form) for m in measured), better))
+    return "\n".join([*lines, "", provenance(measured[0], store), ""])
+
+
+def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
     """Writes a page that opens without a network: table, training curves, FVU by prefix and by L0, densities."""
+    winners = comparison.get("winners", {})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -123,8 +135,13 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
                 "Each prefix is a transcoder by itself; a longer one should never be worse.",
                 by_prefix(measured),
             ),
-            ("FVU against L0", "Down and to the left is better; small marks are prefixes.", frontier(measured)),
+            (
+                "FVU against L0",
+                "Down and to the left is better. Line: the whole dictionary, its threshold moved; dotted: prefixes.",
+                frontier(measured),
+            ),
             ("How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
+            ("How alike decoder rows are", "Each latent's largest |cosine| with another.", cosines(measured)),
             ("Training", "FVU of training batches.", curves(run)),
         )
         if figure.data
@@ -138,7 +155,8 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
         rows=rows, provenance=provenance(measured[0], store), recipe=store.manifest.recipe, fingerprint=store.fingerprint,
         figures=[(title, note) for title, note, _ in figures],
         figures_json=json.dumps([f for _, _, f in figures], default=list).replace("<", "\\u003c"),
-        plotly=get_plotlyjs(), command="python -m evaluate " + shlex.join(sys.argv[1:]),
+        plotly=get_plotlyjs(), checks=comparison.get("checks", []),
+        command="python -m evaluate " + shlex.join(sys.argv[1:]),
     )  # fmt: skip
     write_text(path, html)
 
@@ -158,62 +176,3 @@ def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:
     if winners["fvu"] == "tie":
         return f"{first} At equal L0 it is a tie: the 95% interval of the difference includes zero."
     return f"{first} No winner is named ({winners['fvu']})."
-
-
-def _figure(x: str, y: str, **axes: dict) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        xaxis={"title": {"text": x}} | axes.get("xaxis", {}), yaxis={"title": {"text": y}} | axes.get("yaxis", {}),
-        margin={"l": 60, "r": 10, "t": 70, "b": 50}, height=380,
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", template="none",
-    )  # fmt: skip
-    return figure
-
-
-def by_prefix(measured: Sequence[dict]) -> go.Figure:
-    ticks = sorted({int(size) for m in measured for size in m["fvu_per_prefix"]})
-    axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
-    figure = _figure("latents in the prefix", "FVU", xaxis=axis, yaxis={"rangemode": "tozero"})
-    for m, colour in zip(measured, cycle(COLOURS)):
-        sizes = [int(size) for size in m["fvu_per_prefix"]]
-        figure.add_scatter(
-            x=sizes, y=list(m["fvu_per_prefix"].values()), name=m["name"], mode="lines+markers",
-            marker={"color": colour, "size": 9}, line={"color": colour},
-        )  # fmt: skip
-    return figure
-
-
-def frontier(measured: Sequence[dict]) -> go.Figure:
-    figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
-    for m, colour in zip(measured, cycle(COLOURS)):
-        l0, fvu = list(m["l0_per_prefix"].values()), list(m["fvu_per_prefix"].values())
-        figure.add_scatter(
-            x=l0, y=fvu, name=m["name"], mode="lines+markers", line={"color": colour, "dash": "dot"},
-            marker={"color": colour, "size": [7] * (len(l0) - 1) + [13]},
-        )  # fmt: skip
-    return figure
-
-
-def densities(measured: Sequence[dict]) -> go.Figure:
-    figure = _figure("log10 of the share of rows", "features")
-    for m, colour in zip(measured, cycle(COLOURS)):
-        edges = m["density_histogram"]["log10_edges"]
-        centres = [(a + b) / 2 for a, b in pairwise(edges)]
-        figure.add_bar(x=centres, y=m["density_histogram"]["features"], name=m["name"], marker={"color": colour})
-    return figure
-
-
-def curves(run: Path) -> go.Figure:
-    figure = _figure("rows trained on", "FVU", yaxis={"type": "log"})
-    path = run / LOG
-    if path.exists():
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        tokens = [record["tokens"] for record in records]
-        for key, name, colour in (
-            ("fvu", "all latents", 0),
-            ("fvu_max", "worst prefix", 1),
-            ("fvu_mean", "mean of prefixes", 2),
-        ):
-            figure.add_scatter(x=tokens, y=[r[key] for r in records], name=name, line={"color": COLOURS[colour]})
-    return figure

@@ -66,6 +66,15 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
     assert "better" not in next(line for line in summary.splitlines() if line.startswith("MSE"))
 
 
+def test_the_markdown_table_has_the_same_figures_and_names_the_winner(report):
+    lines = (report.parent / "report.md").read_text().splitlines()
+    fvu = next(line for line in lines if line.startswith("| FVU |"))
+    assert "0.2000" in fvu
+    assert "0.2500" in fvu
+    assert fvu.count("ours <script>") == 1
+    assert lines[0].startswith("ours <script>")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (768, "dark"), (1280, "light")])
 def test_it_opens_in_a_browser_without_a_network_or_an_error(report, width, scheme):
@@ -80,7 +89,7 @@ def test_it_opens_in_a_browser_without_a_network_or_an_error(report, width, sche
         page.on("request", lambda request: requests.append(request.url))
         page.goto(report.as_uri())
         page.wait_for_selector(".plot .main-svg")
-        assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 4
+        assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 5
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("table tbody tr").count() == 14
         browser.close()

@@ -1,0 +1,84 @@
+"""The report's figures, from what was measured and from the training log."""
+
+import json
+from collections.abc import Sequence
+from itertools import cycle, pairwise
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+LOG = "training_log.jsonl"
+
+
+def _figure(x: str, y: str, **axes: dict) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        xaxis={"title": {"text": x}} | axes.get("xaxis", {}), yaxis={"title": {"text": y}} | axes.get("yaxis", {}),
+        margin={"l": 60, "r": 10, "t": 70, "b": 50}, height=380,
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", template="none",
+    )  # fmt: skip
+    return figure
+
+
+def by_prefix(measured: Sequence[dict]) -> go.Figure:
+    ticks = sorted({int(size) for m in measured for size in m["fvu_per_prefix"]})
+    axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
+    figure = _figure("latents in the prefix", "FVU", xaxis=axis, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(measured, cycle(COLOURS)):
+        sizes = [int(size) for size in m["fvu_per_prefix"]]
+        figure.add_scatter(
+            x=sizes, y=list(m["fvu_per_prefix"].values()), name=m["name"], mode="lines+markers",
+            marker={"color": colour, "size": 9}, line={"color": colour},
+        )  # fmt: skip
+    return figure
+
+
+def frontier(measured: Sequence[dict]) -> go.Figure:
+    figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(measured, cycle(COLOURS)):
+        moved = m.get("frontier", [])
+        figure.add_scatter(
+            x=[point["l0"] for point in moved] or [m["l0_mean"]], y=[point["fvu"] for point in moved] or [m["fvu"]],
+            name=m["name"], mode="lines+markers", line={"color": colour}, marker={"color": colour, "size": 9},
+        )  # fmt: skip
+        if len(m["l0_per_prefix"]) > 1:
+            figure.add_scatter(
+                x=list(m["l0_per_prefix"].values()), y=list(m["fvu_per_prefix"].values()), name="its prefixes",
+                mode="lines+markers", line={"color": colour, "dash": "dot"}, marker={"color": colour, "size": 6},
+            )  # fmt: skip
+    return figure
+
+
+def cosines(measured: Sequence[dict]) -> go.Figure:
+    figure = _figure("largest |cosine|", "features")
+    for m, colour in zip(measured, cycle(COLOURS)):
+        histogram = m["max_cosine_histogram"]
+        centres = [(a + b) / 2 for a, b in pairwise(histogram["edges"])]
+        figure.add_bar(x=centres, y=histogram["features"], name=m["name"], marker={"color": colour})
+    return figure
+
+
+def densities(measured: Sequence[dict]) -> go.Figure:
+    figure = _figure("log10 of the share of rows", "features")
+    for m, colour in zip(measured, cycle(COLOURS)):
+        edges = m["density_histogram"]["log10_edges"]
+        centres = [(a + b) / 2 for a, b in pairwise(edges)]
+        figure.add_bar(x=centres, y=m["density_histogram"]["features"], name=m["name"], marker={"color": colour})
+    return figure
+
+
+def curves(run: Path) -> go.Figure:
+    figure = _figure("rows trained on", "FVU", yaxis={"type": "log"})
+    path = run / LOG
+    if path.exists():
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        tokens = [record["tokens"] for record in records]
+        for key, name, colour in (
+            ("fvu", "all latents", 0),
+            ("fvu_max", "worst prefix", 1),
+            ("fvu_mean", "mean of prefixes", 2),
+        ):
+            figure.add_scatter(x=tokens, y=[r[key] for r in records], name=name, line={"color": COLOURS[colour]})
+    return figure
