@@ -68,7 +68,7 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 .PHONY: demo-standin
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train $(demo_where) --architecture jumprelu --view normed $(demo_recipe) \
+	@$(PY) -m train $(demo_where) --activation jumprelu --prefix-sizes none --view normed $(demo_recipe) \
 	  --gemma-scope-folder $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) --sequences 8 --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"

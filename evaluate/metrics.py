@@ -186,13 +186,16 @@ def measure_rows(
     rows: int,
     device: torch.device,
     limit: int | None = None,
+    quiet: bool = False,
 ) -> tuple[list[Accumulator], Facts]:
     """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
 
-    A first pass without transcoders finds the mean of the target and the outliers.
+    A first pass without transcoders finds the mean of the target and the outliers. ValueError when the transcoders do not
+    read and predict the same sites.
     """
+    in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
     norms, total, squares = [], torch.zeros(1), 0.0
-    for batch in rows_in_order(store, split, rows, device, "means", limit):
+    for batch in in_order("means"):
         norms.append(batch.source.double().norm(dim=1).cpu())
         total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
         squares += float(batch.target.double().square().sum())
@@ -203,7 +206,7 @@ def measure_rows(
     by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
     accumulators = [Accumulator(transcoder.to(device), n) for transcoder in transcoders]
     norm = store.norm.to(device)
-    for batch in rows_in_order(store, split, rows, device, "evaluate", limit):
+    for batch in in_order("evaluate"):
         here = slice(start, start + len(batch.source))
         centred = batch.target - mean
         variation[here] = torch.linalg.vecdot(centred, centred).cpu()
@@ -222,20 +225,44 @@ def measure_rows(
     return accumulators, facts
 
 
-def evaluate(transcoders: Sequence[Transcoder], store: Store, split: Split, rows: int, device: torch.device) -> list[dict]:
-    """Metrics of each transcoder over every kept row of a split, with 95% intervals, and differences from the first."""
-    accumulators, facts = measure_rows(transcoders, store, split, rows, device)
+def sites_of(transcoders: Sequence[Transcoder]) -> tuple[str, str]:
+    """What they read and predict. ValueError when that differs."""
+    sites = {(t.config.source_site, t.config.target_site) for t in transcoders} or {("resid_mid", "mlp_out")}
+    if len(sites) > 1:
+        raise ValueError(f"these transcoders read and predict different sites, {sorted(sites)}; measure them one by one")
+    return sites.pop()
+
+
+def evaluate(
+    transcoders: Sequence[Transcoder],
+    store: Store,
+    split: Split,
+    rows: int,
+    device: torch.device,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> list[dict]:
+    """Metrics of each transcoder over every kept row of a split (the first `limit`), with 95% intervals, and differences
+    from the first."""
+    accumulators, facts = measure_rows(transcoders, store, split, rows, device, limit, quiet)
     results = [result_of(a, facts, store) | {"split": split} for a in accumulators]
     with_intervals(accumulators, facts, results)
     return results
 
 
 def rows_in_order(
-    store: Store, split: Split, rows: int, device: torch.device, label: str, limit: int | None = None
+    store: Store,
+    split: Split,
+    rows: int,
+    device: torch.device,
+    label: str,
+    limit: int | None = None,
+    sites: tuple[str, str] = ("resid_mid", "mlp_out"),
+    quiet: bool = False,
 ) -> Iterator[Batch]:
     """Every kept row of a split (or the first `limit`) once, raw, as stored, under a progress bar."""
     stop = min(store.manifest.n_rows(split), limit or store.manifest.n_rows(split))
-    with tqdm(total=stop, unit="row", unit_scale=True, desc=label) as bar:
-        for batch in batches(store, split, rows, view="raw", device=device, stop=stop, shuffle=False):
+    with tqdm(total=stop, unit="row", unit_scale=True, desc=label, disable=quiet) as bar:
+        for batch in batches(store, split, rows, view="raw", sites=sites, device=device, stop=stop, shuffle=False):
             yield batch
             bar.update(len(batch.source))

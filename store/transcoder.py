@@ -34,6 +34,8 @@ class TranscoderConfig(BaseModel):
     layer: int
     source_site: str = "resid_mid"
     target_site: str = "mlp_out"
+    target_layer: int | None = None
+    """None where it is `layer`."""
     view: ViewName
     d_in: int
     d_sae: int
@@ -113,7 +115,10 @@ class Transcoder:
         return self.decode(self.encode(x), x)
 
     def prefix(self, m: int) -> "Transcoder":
-        """The transcoder cut to its first m latents. ValueError unless m is one of its prefix sizes."""
+        """The transcoder cut to its first m latents, of which topk keeps its own k largest.
+
+        ValueError unless m is one of its prefix sizes.
+        """
         sizes = self.config.prefix_sizes
         if m not in sizes:
             raise ValueError(f"{m} is not a prefix of {self.config.name}; its prefixes are {list(sizes)}")

@@ -1,4 +1,7 @@
-"""Activation functions in training: which pre-activations are latents, and how gradients flow to the threshold."""
+"""Activation functions in training: which pre-activations are latents, how sparsity is kept at k, and how gradients flow.
+
+Each offers `select`, `gradients` and `fold`; the module knows nothing else of them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +11,17 @@ from torch import Tensor
 
 from store.sparse import Entries, scan
 from train.config import TrainConfig
-from train.sparse import keep_largest
+from train.parallel import Ranks
+from train.sparse import largest_in_rows
 
 SLACK = 0.95
 """Candidates are searched above the last step's threshold times this: thresholds drift by less in one step, and
 bfloat16's rounding is smaller still."""
+LOW_PRECISION_ERROR = 0.05
+"""How far bfloat16 can take a normalised pre-activation from its value: where the cutoff is 0, slack is absolute."""
 SAMPLE_ROWS = 64
 EMA_DECAY = 0.99
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,48 @@ class Selection:
 
     entries: Entries
     latents: Tensor
-    """The value of each entry as a latent: 0 where it only takes part in the threshold's gradient."""
+    """The value of each entry as a latent: 0 where it only takes part in another gradient."""
+    gate: Tensor | None = None
+    """A second value of each entry, decoded by itself with frozen weights (gated only)."""
 
 
-class BatchTopK(torch.nn.Module):
-    """Keeps the k * rows largest positive pre-activations of the batch (arXiv 2412.06410).
+@dataclass(frozen=True)
+class Gradients:
+    """By the pre-activations W x + b; `bias` where b's own gradient differs. `penalty` is what sparsity cost."""
+
+    pre: Tensor
+    penalty: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """How the artefact computes the same latents: relu(pre) * (pre > threshold) with pre = scale * W x + bias."""
+
+    scale: Tensor
+    bias: Tensor
+    threshold: Tensor
+
+
+class Activation(torch.nn.Module):
+    """What the kinds share."""
+
+    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
+        super().__init__()
+        self.k, self.low_precision, self.ranks = config.k, low_precision, ranks
+
+    def kth_of_sample(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:
+        """The threshold at which a sample of the batch's rows has k active latents."""
+        sample = x[:: max(1, len(x) * self.ranks.world // SAMPLE_ROWS)]
+        values = self.ranks.gather(torch.addmm(b_enc, sample, encoder.T).flatten())
+        return values.topk(self.k * (len(values) // len(b_enc))).values[-1].clamp_min(1e-3)
+
+    def fold(self, b_enc: Tensor) -> Folded:
+        return Folded(torch.ones_like(b_enc), b_enc, torch.zeros_like(b_enc))
+
+
+class BatchTopK(Activation):
+    """Keeps the k * rows largest positive pre-activations of the whole batch (arXiv 2412.06410).
 
     `threshold` is a bias-corrected moving average of the smallest one kept: what inference uses until it is calibrated.
     """
@@ -36,82 +80,179 @@ class BatchTopK(torch.nn.Module):
     last: Tensor
     weight: Tensor
 
-    def __init__(self, config: TrainConfig, low_precision: bool) -> None:
-        super().__init__()
-        self.k, self.low_precision = config.k, low_precision
+    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
+        super().__init__(config, low_precision, ranks)
         self.register_buffer("threshold", torch.zeros(config.d_sae))
         self.register_buffer("last", torch.full((), -1.0))
         self.register_buffer("weight", torch.zeros(()))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
-        wanted = self.k * len(x)
-        cutoff = max(0.0, float(self.last) * SLACK) if self.last >= 0 else self._first_cutoff(x, encoder, b_enc)
+        wanted = self.k * len(x) * self.ranks.world
+        cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))
         entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
-        while len(entries) < wanted and cutoff > 0:
+        while cutoff > 0 and self._count(entries) < wanted:
             cutoff = cutoff * 0.7 if cutoff > 1e-6 else 0.0
             entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
-        kept, smallest = keep_largest(entries, wanted)
+        values = self.ranks.gather(entries.value)
+        smallest = values.new_tensor(TINY)
+        if len(values) > wanted:
+            smallest = torch.kthvalue(values, len(values) - wanted + 1).values.clamp_min(TINY)
+        kept = entries.where(entries.value >= smallest)
         self.last.copy_(smallest)
         self.weight.mul_(EMA_DECAY).add_(1 - EMA_DECAY)
         self.threshold.lerp_(smallest.expand_as(self.threshold), float((1 - EMA_DECAY) / self.weight))
         return Selection(kept, kept.value)
 
-    def _first_cutoff(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> float:
-        sample = x[:: max(1, len(x) // SAMPLE_ROWS)]
-        pre_acts = torch.addmm(b_enc, sample, encoder.T).flatten()
-        return max(0.0, float(pre_acts.topk(min(len(pre_acts), self.k * len(sample))).values[-1]) * SLACK)
+    def _count(self, entries: Entries) -> int:
+        return int(self.ranks.sum(torch.tensor(len(entries), device=entries.value.device)))
 
-    def gradients(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, None]:
-        """The gradient by the pre-activations; the threshold learns nothing."""
-        return grad_value, None
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+        return Gradients(by_latent, by_latent.new_zeros(()))
+
+    def fold(self, b_enc: Tensor) -> Folded:
+        return Folded(torch.ones_like(b_enc), b_enc, self.threshold)
 
 
-class JumpReLU(torch.nn.Module):
+class TopK(Activation):
+    """Keeps the k largest positive pre-activations of each row (arXiv 2406.04093)."""
+
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+        entries = largest_in_rows(x, encoder, b_enc, self.k)
+        return Selection(entries, entries.value)
+
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+        return Gradients(by_latent, by_latent.new_zeros(()))
+
+
+class L1(Activation):
+    """An L1 penalty, its weight steered so that L0 becomes k.
+
+    Each step moves the weight with the smoothed log(L0 / k), damped by how fast that already moves: a controller as in
+    N. Nabeshima's Matryoshka SAEs (2024), who credits G. Taggart.
+    """
+
+    STEER, DAMPING, LIMIT = 0.02, 20.0, 2.0
+    l1_weight: Tensor
+    excess: Tensor
+    started: Tensor
+
+    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
+        super().__init__(config, low_precision, ranks)
+        self.register_buffer("l1_weight", torch.tensor(config.l1_weight))
+        self.register_buffer("excess", torch.zeros(()))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def candidates(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Entries:
+        """All positive pre-activations. Before the first step biases are set so that there are k a row: half of the
+        dictionary would be active otherwise, and the penalty takes thousands of steps to change that."""
+        if not self.started:
+            b_enc.sub_(self.kth_of_sample(x, encoder, b_enc))
+            self.started.fill_(True)
+        if not self.low_precision:
+            return scan(x, encoder, b_enc, 0.0, low_precision=False)
+        entries = scan(x, encoder, b_enc, -LOW_PRECISION_ERROR, low_precision=True)
+        return entries.where(entries.value > 0)
+
+    def steer(self, active: Tensor, rows: int) -> None:
+        """Moves the weight after a step with this many active latents in this many rows."""
+        l0 = self.ranks.sum(active.float()) / rows
+        now = (l0.clamp_min(self.k * 1e-3) / self.k).log().clamp(-self.LIMIT, self.LIMIT)
+        before = self.excess.clone()
+        self.excess.lerp_(now, 0.1)
+        self.l1_weight.mul_((self.STEER * (self.excess + self.DAMPING * (self.excess - before))).exp())
+
+
+class ReLU(L1):
+    """All positive pre-activations."""
+
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+        entries = self.candidates(x, encoder, b_enc)
+        return Selection(entries, entries.value)
+
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+        weight = self.l1_weight / rows
+        result = Gradients(by_latent + weight, weight * selection.latents.sum())
+        self.steer(torch.tensor(len(selection.entries), device=by_latent.device), rows)
+        return result
+
+
+class Gated(L1):
+    """Gated (arXiv 2404.16014): W x + b_enc > 0 says which latents are active, exp(r_mag) * W x + b_mag how much.
+
+    The gate learns from the L1 penalty and from a reconstruction of its own through the frozen decoder.
+    """
+
+    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
+        super().__init__(config, low_precision, ranks)
+        self.r_mag = torch.nn.Parameter(torch.zeros(config.d_sae))
+        self.b_mag = torch.nn.Parameter(torch.zeros(config.d_sae))
+
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+        entries = self.candidates(x, encoder, b_enc)
+        self.projected = entries.value - b_enc.index_select(0, entries.latent)
+        self.scale = self.r_mag.exp().index_select(0, entries.latent)
+        magnitude = self.scale * self.projected + self.b_mag.index_select(0, entries.latent)
+        return Selection(entries, magnitude.relu_(), gate=entries.value)
+
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+        assert by_gate is not None
+        weight, latent = self.l1_weight / rows, selection.entries.latent
+        by_magnitude = by_latent * (selection.latents > 0)
+        by_w = by_magnitude * self.scale
+        zeros = torch.zeros_like(self.r_mag)
+        self.r_mag.grad = zeros.index_add(0, latent, by_w * self.projected)
+        self.b_mag.grad = zeros.index_add(0, latent, by_magnitude)
+        bias = by_gate + weight
+        result = Gradients(bias + by_w, weight * selection.entries.value.sum(), bias)
+        self.steer((selection.latents > 0).sum(), rows)
+        return result
+
+    def fold(self, b_enc: Tensor) -> Folded:
+        """With tied weights it is a JumpReLU (the paper's section 3.2)."""
+        scale = self.r_mag.exp()
+        return Folded(scale, self.b_mag.detach(), self.b_mag - scale * b_enc)
+
+
+class JumpReLU(Activation):
     """Keeps pre-activations above a learnt threshold of each latent (arXiv 2407.14435).
 
     The threshold's gradient is the paper's straight-through estimate with a rectangle kernel of width `bandwidth`; the
     penalty is its variant l0_weight * (L0 / k - 1)^2, which aims at an L0 instead of trading it for error.
     """
 
-    def __init__(self, config: TrainConfig, low_precision: bool) -> None:
-        super().__init__()
-        self.k, self.low_precision = config.k, low_precision
+    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
+        super().__init__(config, low_precision, ranks)
         self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
         self.log_threshold = torch.nn.Parameter(torch.full((config.d_sae,), float("-inf")))
 
-    @property
-    def threshold(self) -> Tensor:
-        return self.log_threshold.exp()
-
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
         if torch.isinf(self.log_threshold[0]):
-            self.log_threshold.data.fill_(self._first_threshold(x, encoder, b_enc).log())
-        threshold = self.threshold.detach()
+            self.log_threshold.data.fill_(self.kth_of_sample(x, encoder, b_enc).log())
+        threshold = self.log_threshold.detach().exp()
         floor = (threshold - self.bandwidth / 2).clamp_min(0)
         entries = scan(x, encoder, b_enc, floor * SLACK if self.low_precision else floor, self.low_precision)
         entries = entries.where(entries.value > floor.index_select(0, entries.latent))
         return Selection(entries, entries.value * (entries.value > threshold[entries.latent]))
 
-    def _first_threshold(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:
-        """The threshold at which a sample of rows has k active latents."""
-        sample = x[:: max(1, len(x) // SAMPLE_ROWS)]
-        pre_acts = torch.addmm(b_enc, sample, encoder.T).flatten()
-        return pre_acts.topk(min(len(pre_acts), self.k * len(sample))).values[-1].clamp_min(1e-3)
-
-    def gradients(self, selection: Selection, grad_value: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """The gradient by the pre-activations and by the logarithm of the threshold, from that by the latents."""
-        entries, threshold = selection.entries, self.threshold.detach()
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+        entries, threshold = selection.entries, self.log_threshold.detach().exp()
         active = selection.latents > 0
         at = threshold[entries.latent]
         near = ((entries.value - at).abs() < self.bandwidth / 2) / self.bandwidth
-        l0 = active.sum() / rows
-        penalty = 2 * self.l0_weight * (l0 / self.k - 1) / (self.k * rows)
-        by_entry = -near * (at * grad_value + penalty)
-        gradient = torch.zeros_like(threshold).index_add_(0, entries.latent, by_entry)
-        return grad_value * active, gradient * threshold
+        excess = self.ranks.sum(active.sum().float()) / (rows * self.k) - 1
+        by_entry = -near * (at * by_latent + 2 * self.l0_weight * excess / (self.k * rows))
+        by_threshold = torch.zeros_like(threshold).index_add_(0, entries.latent, by_entry)
+        self.log_threshold.grad = by_threshold * threshold
+        return Gradients(by_latent * active, self.l0_weight * excess**2 / self.ranks.world)
+
+    def fold(self, b_enc: Tensor) -> Folded:
+        return Folded(torch.ones_like(b_enc), b_enc, self.log_threshold.exp())
 
 
-ACTIVATIONS: dict[str, Callable[[TrainConfig, bool], BatchTopK | JumpReLU]] = {
-    "matryoshka_batchtopk": BatchTopK,
+ACTIVATIONS: dict[str, Callable[[TrainConfig, bool, Ranks], BatchTopK | TopK | ReLU | Gated | JumpReLU]] = {
+    "batchtopk": BatchTopK,
+    "topk": TopK,
+    "relu": ReLU,
     "jumprelu": JumpReLU,
+    "gated": Gated,
 }

@@ -15,7 +15,8 @@ from train.module import TrainingTranscoder
 
 CHECKPOINT = "checkpoint.safetensors"
 NOT_PART_OF_THE_RUN = (
-    "store", "run", "device", "checkpoint_every", "log_every", "gemma_scope_folder", "wandb_project", "check",
+    "preset", "store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
+    "gemma_scope_folder", "wandb_project", "check",
 )  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def identity(config: TrainConfig, store_fingerprint: str, low_precision: bool) -
     """What must agree for two runs to be the same run."""
     fields = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
     return fields | {
-        "prefix_sizes": list(config.prefixes), "store_fingerprint": store_fingerprint,
+        "prefix_sizes": list(config.prefixes), "view": config.input_view, "store_fingerprint": store_fingerprint,
         "candidates": "bfloat16" if low_precision else "float32",
     }  # fmt: skip
 

@@ -9,7 +9,8 @@ from typing import Literal
 from store.command import Count, default_run, default_store
 from store.views import ViewName
 
-Architecture = Literal["matryoshka_batchtopk", "jumprelu"]
+Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
+PLAIN = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class TrainConfig:
     checkpoint; finished, it does nothing.
     """
 
+    preset: str | None = None
+    """A recipe in train/presets (gemma-2-2b-layer8, say), or a .toml file; options given here override its fields."""
     model: str = "google/gemma-2-2b"
     """Names the store and the run when --store and --run are not given."""
     layer: int = 8
@@ -27,18 +30,29 @@ class TrainConfig:
     store: Path | None = None
     """Folder of the activation store; data/MODEL/layerL when not given."""
     run: Path | None = None
-    """Folder of the run; results/MODEL/layerL/ARCHITECTURE when not given."""
-    architecture: Architecture = "matryoshka_batchtopk"
-    """matryoshka_batchtopk (arXiv 2503.17547), or jumprelu with an L0 penalty (arXiv 2407.14435) as a baseline."""
+    """Folder of the run; results/MODEL/layerL/ARCHITECTURE when not given (matryoshka_batchtopk, jumprelu_skip, ...)."""
+    activation: Activation = "batchtopk"
+    """batchtopk (arXiv 2412.06410), topk (2406.04093), relu with an L1 penalty, jumprelu with an L0 penalty (2407.14435),
+    or gated (2404.16014)."""
     d_sae: int = 18_432
     """Width of the dictionary."""
     k: int = 96
-    """Mean active latents per row (L0)."""
+    """Mean active latents per row (L0). relu, jumprelu and gated steer their penalty towards it."""
     prefix_sizes: str | None = None
-    """Nested dictionaries, as cumulative sizes that end at d_sae (2304,4608,18432), as group sizes that sum to it, or
-    either as a JSON list; 1/8, 1/4, 1/2, 3/4 and all of d_sae when not given. Not for jumprelu."""
-    view: ViewName = "rms"
-    """What the transcoder reads: raw resid_mid, rms (normalised, no gain), or normed (gain applied)."""
+    """Nested dictionaries (Matryoshka, arXiv 2503.17547), as cumulative sizes that end at d_sae (2304,4608,18432), as group
+    sizes that sum to it, or either as a JSON list; 1/8, 1/4, 1/2, 3/4 and all of d_sae when not given; `none` for a plain
+    dictionary."""
+    random_prefixes: int = 0
+    """Draw this many prefixes anew in every step, short ones more often, instead of training the listed ones; 0 for not."""
+    source_site: str = "resid_mid"
+    """What is read. The same site as source and target makes a sparse autoencoder."""
+    target_site: str = "mlp_out"
+    """What is predicted."""
+    skip: bool = False
+    """Add a linear connection from source to target beside the dictionary (arXiv 2501.18823)."""
+    view: ViewName | Literal["auto"] = "auto"
+    """How resid_mid is read: raw, rms (normalised, no gain), or normed (gain applied). auto is rms for a transcoder, raw
+    for an autoencoder and for other sites."""
     tokens: Count = 16_384_000
     """Rows to train on; more than the store holds means several epochs."""
     batch_rows: int = 1024
@@ -55,21 +69,27 @@ class TrainConfig:
     """Dead latents that AuxK uses in each row."""
     dead_after: Count = 1_000_000
     """Tokens without firing before a latent counts as dead."""
+    l1_weight: float = 1.0
+    """relu and gated: where the weight of the L1 penalty starts; it is then steered so that L0 becomes k."""
     l0_weight: float = 1.0
-    """jumprelu only: weight of the penalty (L0 / k - 1)^2."""
+    """jumprelu: weight of the penalty (L0 / k - 1)^2."""
     bandwidth: float = 0.5
-    """jumprelu only: width of the straight-through kernel, in units of the normalised pre-activations."""
+    """jumprelu: width of the straight-through kernel, in units of the normalised pre-activations."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents; their values and gradients are float32 always. auto is bfloat16 where
     the device multiplies it natively."""
     seed: int = 0
-    """Of initialisation and data order."""
+    """Of initialisation, data order and random prefixes."""
     device: str = "auto"
     """auto takes CUDA where there is one."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     log_every: int = 10
     """Steps between lines of training_log.jsonl."""
+    heldout_every: int = 1000
+    """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none."""
+    heldout_rows: Count = 8192
+    """Held-out rows in such a measurement."""
     gemma_scope_folder: Path | None = None
     """Also write the transcoder here, in Gemma Scope 2's file layout; needs --view normed."""
     wandb_project: str = "matryoshka-transcoders"
@@ -78,23 +98,53 @@ class TrainConfig:
     """Verify the checksums of all training shards first."""
 
     def __post_init__(self) -> None:
-        for name in ("d_sae", "k", "tokens", "batch_rows", "aux_k", "dead_after", "checkpoint_every", "log_every"):
+        self._check_numbers()
+        self._check_sites()
+        self.prefixes  # noqa: B018  # refuses a bad list at the door
+        if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
+            raise ValueError(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
+        if self.random_prefixes and len(self.prefixes) == 1:
+            raise ValueError("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
+        if self.gemma_scope_folder is not None and self.view != "normed":
+            raise ValueError(f"Gemma Scope 2's layout means view normed, but view is {self.view}; give --view normed")
+        if self.gemma_scope_folder is not None and self.activation == "topk":
+            raise ValueError("Gemma Scope 2's layout has thresholds, which topk has not; choose another --activation")
+
+    def _check_numbers(self) -> None:
+        least_1 = "d_sae k tokens batch_rows aux_k dead_after checkpoint_every log_every heldout_rows"
+        for name in least_1.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "bandwidth"):
+        for name in ("lr", "bandwidth", "l1_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("warmup_steps", "aux_weight", "l0_weight", "heldout_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, but the dictionary has only {self.d_sae} latents; choose k <= d_sae")
         if not 0 <= self.min_lr <= 1:
             raise ValueError(f"min_lr is {self.min_lr}; it is a fraction of lr, between 0 and 1")
         if self.n_steps < 1:
             raise ValueError(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
-        if self.architecture == "jumprelu" and self.prefix_sizes is not None:
-            raise ValueError("prefix_sizes are for matryoshka_batchtopk; jumprelu has one dictionary")
-        if self.gemma_scope_folder is not None and self.view != "normed":
-            raise ValueError(f"Gemma Scope 2's layout means view normed, but view is {self.view}; give --view normed")
-        self.prefixes  # noqa: B018  # refuses a bad list at the door
+
+    def _check_sites(self) -> None:
+        if self.is_sae and self.skip:
+            raise ValueError(f"{self.source_site} is source and target: a skip connection would copy it; leave out --skip")
+        if self.is_sae and self.input_view != "raw":
+            raise ValueError(f"an autoencoder reads what it predicts, but view is {self.view}; give --view raw")
+        if self.source_site != "resid_mid" and self.input_view != "raw":
+            raise ValueError(f"view {self.view} is of resid_mid, but source_site is {self.source_site}; give --view raw")
+
+    @property
+    def is_sae(self) -> bool:
+        return self.source_site == self.target_site
+
+    @property
+    def input_view(self) -> ViewName:
+        if self.view != "auto":
+            return self.view
+        return "raw" if self.is_sae or self.source_site != "resid_mid" else "rms"
 
     @property
     def n_steps(self) -> int:
@@ -103,11 +153,16 @@ class TrainConfig:
     @property
     def prefixes(self) -> tuple[int, ...]:
         """Cumulative prefix sizes; the last is d_sae."""
-        if self.architecture == "jumprelu":
-            return (self.d_sae,)
         if self.prefix_sizes is None:
             return tuple(sorted({max(1, self.d_sae * eighths // 8) for eighths in (1, 2, 4, 6, 8)}))
-        return parse_prefix_sizes(self.prefix_sizes, self.d_sae)
+        return (self.d_sae,) if self.prefix_sizes == PLAIN else parse_prefix_sizes(self.prefix_sizes, self.d_sae)
+
+    @property
+    def architecture(self) -> str:
+        """Names the kind of dictionary, and the run's folder: matryoshka_batchtopk, jumprelu_sae, ..."""
+        nested = "matryoshka_" if len(self.prefixes) > 1 else ""
+        sae, skip = "_sae" if self.is_sae else "", "_skip" if self.skip else ""
+        return nested + self.activation + sae + skip
 
     @property
     def store_directory(self) -> Path:

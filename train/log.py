@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
+from store.transcoder import CONFIG, WEIGHTS
 from train.config import TrainConfig
+from train.module import TrainingTranscoder
 
 LOG = "training_log.jsonl"
 log = logging.getLogger(__name__)
@@ -38,24 +40,25 @@ def _netrc_has_wandb() -> bool:
 
 
 class TrainingLog:
-    """One line of JSON, one wandb step and one state of the bar for each record."""
+    """One line of JSON, one wandb step and one state of the bar for each record; a silent one writes nothing."""
 
-    def __init__(self, config: TrainConfig, first_step: int) -> None:
-        self.path = config.run_directory / LOG
-        _drop_lines_after(self.path, first_step)
-        self.file = self.path.open("a", encoding="utf-8")
+    def __init__(self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False) -> None:
+        self.config, self.path = config, config.run_directory / LOG
+        if not silent:
+            _drop_lines_after(self.path, first_step)
+        self.file = Path(os.devnull if silent else self.path).open("a", encoding="utf-8")  # noqa: SIM115
         self.bar = tqdm(
             total=config.n_steps * config.batch_rows, initial=first_step * config.batch_rows, unit="row", unit_scale=True,
-            desc=f"train {config.run_directory.name}",
+            desc=f"train {config.run_directory.name}", position=position, disable=silent,
         )  # fmt: skip
         self.wandb: Any = None
-        mode = wandb_mode()
+        mode = "disabled" if silent else wandb_mode()
         if mode != "disabled":
             import wandb
 
             self.wandb = wandb.init(
                 project=config.wandb_project, name="/".join(config.run_directory.parts[-3:]), mode=mode,
-                dir=str(config.run_directory), id=_run_id(config), resume="allow",
+                dir=str(config.run_directory), id=_run_id(config), resume="allow", reinit="create_new",
                 config={key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
             )  # fmt: skip
 
@@ -67,8 +70,35 @@ class TrainingLog:
             f"dead {record['dead_features_percentage']:.1f}%"
         )
         if self.wandb is not None:
-            prefixes = {f"fvu_prefix/{i}": value for i, value in enumerate(record["fvu_per_prefix"])}  # type: ignore[arg-type]
-            self.wandb.log({k: v for k, v in record.items() if k != "fvu_per_prefix"} | prefixes, step=record["step"])
+            lists = {name: value for name, value in record.items() if isinstance(value, list)}
+            curves = {
+                f"{name.removesuffix('_per_prefix')}_prefix/{i}": value
+                for name, values in lists.items()
+                for i, value in enumerate(values)
+            }
+            self.wandb.log({k: v for k, v in record.items() if k not in lists} | curves, step=record["step"])
+
+    def histograms(self, module: TrainingTranscoder, step: int) -> None:
+        """To wandb: for how long latents have been silent, their encoders' norms, biases and thresholds."""
+        if self.wandb is not None:
+            import wandb
+
+            values = {
+                "tokens_since_fired": module.tokens_since_fired, "encoder_norm": module.encoder.norm(dim=1),
+                "b_enc": module.b_enc, "threshold": module.activation.fold(module.b_enc).threshold,
+            }  # fmt: skip
+            drawn = {f"histogram/{name}": wandb.Histogram(value.float().cpu().numpy()) for name, value in values.items()}
+            self.wandb.log(drawn, step=step)
+
+    def artefact(self, folder: Path) -> None:
+        """Logs the finished transcoder as a wandb artifact."""
+        if self.wandb is not None:
+            import wandb
+
+            artifact = wandb.Artifact(_run_id(self.config), type="transcoder")
+            for name in (CONFIG, WEIGHTS):
+                artifact.add_file(str(folder / name))
+            self.wandb.log_artifact(artifact)
 
     def __enter__(self) -> "TrainingLog":
         return self

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from store.manifest import Manifest, Moments
-from store.sparse import cut_into_bags
+from store.sparse import Bags, cut_into_bags
 from store.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
-from train.activations import ACTIVATIONS, JumpReLU
+from train.activations import ACTIVATIONS, Selection
 from train.config import TrainConfig
+from train.parallel import Ranks
 from train.sparse import decode_nested, weight_gradients
+from train.watch import Watch
 
 CHUNK = 1024
 """Decoder rows touched at once, so that they are read from memory once."""
+NAMES = {"batchtopk": "BatchTopK", "topk": "TopK", "relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,15 @@ class StepResult:
     loss: Tensor
     l2_loss: Tensor
     aux_loss: Tensor
+    sparsity_loss: Tensor
     fvu_per_prefix: Tensor
     """Squared error over squared distance from the store's training mean, in this batch."""
     l0: Tensor
 
 
-def view_moments(manifest: Manifest, norm: Norm, view: ViewName) -> tuple[Tensor, Tensor]:
-    """Mean and mean square by dimension of a view of resid_mid over the training rows, float64."""
-    moments = manifest.statistics["resid_mid" if view == "raw" else "resid_mid.rms"]
-    mean, square = _tensors(moments)
+def view_moments(manifest: Manifest, norm: Norm, view: ViewName, site: str = "resid_mid") -> tuple[Tensor, Tensor]:
+    """Mean and mean square by dimension of a site (resid_mid: of a view of it) over the training rows, float64."""
+    mean, square = _tensors(manifest.statistics[site if view == "raw" else "resid_mid.rms"])
     if view != "normed":
         return mean, square
     gain = norm.gain.double()
@@ -53,6 +56,15 @@ def scale_of(mean: Tensor, mean_square: Tensor) -> Tensor:
     return (mean_square - mean**2).mean().rsqrt()
 
 
+def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
+    """n prefix sizes for one step, the last of them d_sae; size m is drawn in proportion to sqrt(m) - sqrt(m - 1), as in
+    N. Nabeshima's Matryoshka SAEs (2024)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    weights = torch.arange(d_sae, dtype=torch.float64).sqrt().diff()
+    drawn = torch.multinomial(weights, n - 1, generator=generator) + 1
+    return torch.cat([drawn.sort().values, torch.tensor([d_sae])])
+
+
 class TrainingTranscoder(nn.Module):
     """A transcoder while it is trained. The encoder is stored transposed, [d_sae, d_in]: both matrices by latent."""
 
@@ -63,13 +75,22 @@ class TrainingTranscoder(nn.Module):
     tokens_since_fired: Tensor
     group_of: Tensor
 
-    def __init__(self, config: TrainConfig, manifest: Manifest, norm: Norm, low_precision: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        manifest: Manifest,
+        norm: Norm,
+        low_precision: bool,
+        target_manifest: Manifest | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008  # frozen
+    ) -> None:
         super().__init__()
-        self.config, self.prefixes = config, config.prefixes
-        d_in, d_out = manifest.widths["resid_mid"], manifest.widths["mlp_out"]
+        self.config, self.prefixes, self.ranks = config, config.prefixes, ranks
+        target_manifest = target_manifest or manifest
+        d_in, d_out = manifest.widths[config.source_site], target_manifest.widths[config.target_site]
         for name, (mean, square) in {
-            "input": view_moments(manifest, norm, config.view),
-            "target": _tensors(manifest.statistics["mlp_out"]),
+            "input": view_moments(manifest, norm, config.input_view, config.source_site),
+            "target": _tensors(target_manifest.statistics[config.target_site]),
         }.items():
             self.register_buffer(f"{name}_mean", mean.float())
             self.register_buffer(f"{name}_scale", scale_of(mean, square).float())
@@ -78,11 +99,16 @@ class TrainingTranscoder(nn.Module):
         self.decoder = nn.Parameter(_unit_rows(torch.randn(config.d_sae, d_out, generator=generator)))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
+        self.skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
         self.register_buffer("tokens_since_fired", torch.zeros(config.d_sae, dtype=torch.int64))
-        groups = torch.bucketize(torch.arange(config.d_sae), torch.tensor(self.prefixes), right=True)
-        self.register_buffer("group_of", groups, persistent=False)
-        self.activation = ACTIVATIONS[config.architecture](config, low_precision)
+        self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
+        self.activation = ACTIVATIONS[config.activation](config, low_precision, ranks)
+        self.watch = Watch()
         self.requires_grad_(False)
+
+    def _groups(self, sizes: Tensor) -> Tensor:
+        """The group of each latent: the first prefix that holds it."""
+        return torch.bucketize(torch.arange(self.config.d_sae), sizes, right=True)
 
     @property
     def dead(self) -> Tensor:
@@ -93,34 +119,67 @@ class TrainingTranscoder(nn.Module):
         shifts = self.input_mean * -self.input_scale, self.target_mean * -self.target_scale
         return torch.addcmul(shifts[0], source, self.input_scale), torch.addcmul(shifts[1], target, self.target_scale)
 
-    def step_gradients(self, source: Tensor, target: Tensor) -> StepResult:
+    def step_gradients(self, source: Tensor, target: Tensor, step: int = 0) -> StepResult:
         """Loss of a batch; sets every parameter's gradient and counts which latents fired.
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes with equal weights
-        (arXiv 2503.17547), plus aux_weight * AuxK (arXiv 2406.04093).
+        (arXiv 2503.17547), plus aux_weight * AuxK (arXiv 2406.04093), plus what the activation asks for sparsity.
+        Of several processes each computes its rows' share, and gradients and losses are their sums.
         """
         x, y = self.normalise(source, target)
-        rows, unit = len(x), 1 / y.numel()
+        rows = len(x) * self.ranks.world
+        unit = 1 / (rows * y.shape[1])
         selection = self.activation.select(x, self.encoder, self.b_enc)
         entries, latents = selection.entries, selection.latents
-        bags = cut_into_bags(entries, self.group_of, len(self.prefixes), rows)
+        bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
+        goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
         dead = self.dead.nonzero().squeeze(1) if self.config.aux_weight else self.group_of[:0]
-        decoded = decode_nested(entries, latents, bags, self.decoder, self.b_dec, y, keep_residual=len(dead) > 0)
-        grad_pre, grad_threshold = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), rows)
-        weights = weight_gradients(entries, latents * (2 * unit), bags, decoded.grad_bags, grad_pre, x, self.config.d_sae)
+        decoded = decode_nested(entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=len(dead) > 0)
+        gate_sse, by_gate = self._decode_gate(selection, bags, goal, unit)
+        gradients = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), by_gate, rows)
+        weights = weight_gradients(
+            entries, latents * (2 * unit), bags, decoded.grad_bags, gradients.pre, gradients.bias, x, self.config.d_sae
+        )
         self.encoder.grad, self.b_enc.grad, self.decoder.grad = weights.encoder, weights.b_enc, weights.decoder
-        self.b_dec.grad = decoded.grad_bags[:rows].sum(0) * (2 * unit)
-        if isinstance(self.activation, JumpReLU):
-            self.activation.log_threshold.grad = grad_threshold
+        self.b_dec.grad = decoded.grad_bags[: len(x)].sum(0) * (2 * unit)
+        if self.skip is not None:
+            self.skip.grad = decoded.grad_bags[: len(x)].T @ x * (2 * unit)
         aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead)
-        l2_loss = decoded.sse.sum() * unit
+        return self._share(decoded.sse, gate_sse * unit, aux_loss, gradients.penalty, y, entries.latent, latents)
+
+    def _groups_of_step(self, step: int) -> tuple[Tensor, int]:
+        """The group of each latent in this step, and how many there are."""
+        if not self.config.random_prefixes:
+            return self.group_of, len(self.prefixes)
+        sizes = draw_prefixes(self.config.d_sae, self.config.random_prefixes, self.config.seed, step)
+        return self._groups(sizes).to(self.group_of.device), len(sizes)
+
+    def _decode_gate(self, selection: Selection, bags: Bags, goal: Tensor, unit: float) -> tuple[Tensor, Tensor | None]:
+        """Squared error of the gate's own reconstruction and its gradient by the gate; nothing else learns from it."""
+        if selection.gate is None:
+            return goal.new_zeros(()), None
+        decoded = decode_nested(
+            selection.entries, selection.gate, bags, self.decoder, self.b_dec, goal, keep_residual=False
+        )
+        return decoded.sse.sum(), decoded.grad_latent * (2 * unit)
+
+    def _share(
+        self, sse: Tensor, gate_loss: Tensor, aux: Tensor, penalty: Tensor, y: Tensor, latent: Tensor, latents: Tensor
+    ) -> StepResult:
+        """Adds gradients and losses up over all processes, counts what fired, and reports."""
+        rows = len(y) * self.ranks.world
         active = (latents > 0).float()
-        fired = torch.bincount(entries.latent, weights=active, minlength=self.config.d_sae) > 0
-        self.tokens_since_fired.add_(rows).masked_fill_(fired, 0)
-        return StepResult(
-            loss=l2_loss + self.config.aux_weight * aux_loss, l2_loss=l2_loss, aux_loss=aux_loss,
-            fvu_per_prefix=decoded.sse / y.square().sum(), l0=active.sum() / rows,
-        )  # fmt: skip
+        fired = torch.bincount(latent, weights=active, minlength=self.config.d_sae)
+        sums = torch.cat([sse, torch.stack([gate_loss, aux, penalty, y.square().sum(), active.sum()])])
+        for parameter in self.parameters():
+            self.ranks.sum(parameter.grad)  # type: ignore[arg-type]
+        self.ranks.sum(sums)
+        self.tokens_since_fired.add_(rows).masked_fill_(self.ranks.sum(fired) > 0, 0)
+        sse, (gate_loss, aux, penalty, variation, n_active) = sums[: len(sse)], sums[len(sse) :].unbind()
+        l2_loss, sparsity_loss = sse.sum() / (rows * y.shape[1]), penalty + gate_loss
+        loss = l2_loss + self.config.aux_weight * aux + sparsity_loss
+        self.watch.note(loss)
+        return StepResult(loss, l2_loss, aux, sparsity_loss, fvu_per_prefix=sse / variation, l0=n_active / rows)
 
     def _aux(self, x: Tensor, residual: Tensor, index: Tensor) -> Tensor:
         """AuxK: dead latents predict what the living ones leave, detached; adds its gradient to the dead latents'."""
@@ -129,19 +188,12 @@ class TrainingTranscoder(nn.Module):
             b_enc = self.b_enc[index].requires_grad_()
             top = torch.addmm(b_enc, x, encoder.T).topk(min(self.config.aux_k, len(index)), dim=1, sorted=False)
             latents = torch.zeros(len(x), len(index), device=x.device).scatter(1, top.indices, top.values.relu())
-            loss = (latents @ decoder + residual).square().mean() / residual.square().mean()
+            loss = (latents @ decoder + residual).square().sum() / self.ranks.sum(residual.square().sum())
             gradients = torch.autograd.grad(loss * self.config.aux_weight, (encoder, b_enc, decoder))
         for parameter, gradient in zip((self.encoder, self.b_enc, self.decoder), gradients, strict=True):
             assert parameter.grad is not None
             parameter.grad.index_add_(0, index, gradient)
         return loss.detach()
-
-    def project(self) -> None:
-        """Removes from the decoder's gradient what would only change the rows' norms (arXiv 2309.08600's code)."""
-        gradient = self.decoder.grad
-        assert gradient is not None
-        for rows, grads in zip(self.decoder.split(CHUNK), gradient.split(CHUNK), strict=True):
-            grads.addcmul_(rows, torch.linalg.vecdot(grads, rows)[:, None], value=-1)
 
     def renormalise(self) -> None:
         """Puts every decoder row back to norm 1."""
@@ -149,24 +201,35 @@ class TrainingTranscoder(nn.Module):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
     @torch.no_grad()
-    def export(self, store_fingerprint: str, name: str, source: str, threshold: Tensor | None = None) -> Transcoder:
+    def export(self, store_fingerprint: str, source: str, threshold: Tensor | None = None) -> Transcoder:
         """The transcoder in raw units: means and scales folded into weights, biases and thresholds.
 
-        The threshold is the activation's own unless another is given.
+        The threshold is the activation's own unless another is given. The module stays as it is.
         """
         config = self.config
-        threshold = self.activation.threshold if threshold is None else threshold
-        W_enc = self.encoder.T * self.input_scale
-        scale = 1 / self.target_scale
+        folded = self.activation.fold(self.b_enc)
+        W_enc = (self.encoder.T * self.input_scale * folded.scale).contiguous()
+        W_skip = None if self.skip is None else self.skip * (self.input_scale / self.target_scale)
+        b_dec = self.b_dec / self.target_scale + self.target_mean
         artefact = TranscoderConfig(
-            name=name, architecture=config.architecture, model=config.model, layer=config.layer, view=config.view,
+            name=self.name, architecture=config.architecture, model=config.model, layer=config.layer,
+            activation="topk" if config.activation == "topk" else "threshold", view=config.input_view,
+            source_site=config.source_site, target_site=config.target_site,
             d_in=self.encoder.shape[1], d_sae=config.d_sae, d_out=self.decoder.shape[1], k=config.k,
             prefix_sizes=self.prefixes, store_fingerprint=store_fingerprint, source=source,
         )  # fmt: skip
         return Transcoder(
-            artefact, W_enc=W_enc.contiguous(), b_enc=self.b_enc - self.input_mean @ W_enc, W_dec=self.decoder * scale,
-            b_dec=self.b_dec * scale + self.target_mean, threshold=threshold.detach().clone(),
+            artefact, W_enc=W_enc, b_enc=folded.bias - self.input_mean @ W_enc, W_dec=self.decoder / self.target_scale,
+            b_dec=b_dec if W_skip is None else b_dec - W_skip @ self.input_mean,
+            threshold=(folded.threshold if threshold is None else threshold).detach().clone(), W_skip=W_skip,
         )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """For people: `Matryoshka BatchTopK, k 64`."""
+        config = self.config
+        kind = ("Matryoshka " if len(self.prefixes) > 1 else "") + NAMES[config.activation]
+        return kind + (" SAE" if config.is_sae else "") + (" with skip" if config.skip else "") + f", k {config.k}"
 
 
 def _unit_rows(matrix: Tensor) -> Tensor:

@@ -12,15 +12,25 @@ from torch import Tensor
 
 from store.sparse import Bags, Entries, bag_sums, sampled_dots
 
+ROWS_AT_ONCE = 256
+"""Rows whose pre-activations are made at once on a CPU, so that they stay in its cache."""
 
-def keep_largest(entries: Entries, n: int) -> tuple[Entries, Tensor]:
-    """The n largest positive entries (all positive ones when fewer), and the smallest of their values: BatchTopK."""
-    if len(entries) > n:
-        smallest = torch.kthvalue(entries.value, len(entries) - n + 1).values.clamp_min(torch.finfo(torch.float32).tiny)
-    else:
-        smallest = torch.full((), torch.finfo(torch.float32).tiny, device=entries.value.device)
-    kept = entries.where(entries.value >= smallest)
-    return kept, smallest if len(kept) == 0 else kept.value.min()
+
+def largest_in_rows(
+    x: Float[Tensor, "rows d_in"], encoder: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"], k: int
+) -> Entries:
+    """The k largest pre-activations of each row, those of them that are positive: TopK."""
+    values, flat = [], []
+    chunk = ROWS_AT_ONCE if x.device.type == "cpu" else len(x)
+    for start, block in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
+        top = torch.addmm(b_enc, block, encoder.T).topk(k, dim=1, sorted=False)
+        rows = torch.arange(start, start + len(block), device=x.device)
+        values.append(top.values.flatten())
+        flat.append((top.indices * len(x) + rows[:, None]).flatten())
+    value, (place, order) = torch.cat(values), torch.sort(torch.cat(flat))
+    latent = place // len(x)
+    entries = Entries(value.index_select(0, order), place - latent * len(x), latent)
+    return entries.where(entries.value > 0)
 
 
 @dataclass(frozen=True)
@@ -72,12 +82,21 @@ class WeightGradients:
 
 
 def weight_gradients(
-    entries: Entries, latents: Tensor, bags: Bags, grad_bags: Tensor, grad_pre: Tensor, x: Tensor, d_sae: int
+    entries: Entries,
+    latents: Tensor,
+    bags: Bags,
+    grad_bags: Tensor,
+    grad_pre: Tensor,
+    grad_bias: Tensor | None,
+    x: Tensor,
+    d_sae: int,
 ) -> WeightGradients:
-    """Gradients of the weights, a latent's entries summed at a time; `grad_pre` is by the pre-activations."""
+    """Gradients of the weights, a latent's entries summed at a time; `grad_pre` is by the pre-activations, and
+    `grad_bias`, where given, takes its place for b_enc."""
+    by_bias = grad_pre if grad_bias is None else grad_bias
     starts = torch.searchsorted(entries.latent, torch.arange(d_sae, device=x.device))
     return WeightGradients(
         encoder=bag_sums(x, entries.row, starts, grad_pre),
-        b_enc=torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, grad_pre),
+        b_enc=torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, by_bias),
         decoder=bag_sums(grad_bags, bags.bag, starts, latents),
     )

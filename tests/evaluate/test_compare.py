@@ -31,7 +31,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warmup_steps=5, device="cpu",
     )  # fmt: skip
     train(TrainConfig(**common, run=folder / "run"))
-    jump = dict(architecture="jumprelu", view="normed", gemma_scope_folder=folder / "scope")
+    jump = dict(activation="jumprelu", prefix_sizes="none", view="normed", gemma_scope_folder=folder / "scope")
     train(TrainConfig(**common, **jump, run=folder / "jump"))
     return folder
 

@@ -36,46 +36,52 @@ class Jump(torch.autograd.Function):
         return grad * (z > theta), (-theta * kernel * grad).sum(0), None
 
 
-def weights_of(module) -> dict[str, Tensor]:
-    return {
-        name: getattr(module, name).detach().double().requires_grad_() for name in ("encoder", "b_enc", "decoder", "b_dec")
-    }
+def top(values: Tensor, k: int) -> Tensor:
+    """The k largest positive values along the last dimension, zero elsewhere."""
+    found = values.relu().topk(k, dim=-1)
+    return torch.zeros_like(values).scatter(-1, found.indices, found.values)
 
 
-def nested_loss(latents: Tensor, w: dict[str, Tensor], y: Tensor, prefixes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def latents_of(name: str, w: dict[str, Tensor], x: Tensor, module) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Latents, the sparsity penalty, and the gate's own latents (gated)."""
+    c, pre = module.config, x @ w["encoder"].T + w["b_enc"]
+    nothing = torch.zeros((), dtype=torch.float64)
+    if name == "batchtopk":
+        return top(pre.flatten(), c.k * len(x)).view_as(pre), nothing, None
+    if name == "topk":
+        return top(pre, c.k), nothing, None
+    if name == "relu":
+        return pre.relu(), module.activation.l1_weight.double() * pre.relu().sum(1).mean(), None
+    if name == "gated":
+        magnitude = (w["activation.r_mag"].exp() * (x @ w["encoder"].T) + w["activation.b_mag"]).relu()
+        return magnitude * (pre > 0), module.activation.l1_weight.double() * pre.relu().sum(1).mean(), pre.relu()
+    threshold = w["activation.log_threshold"].exp()
+    l0 = Step.apply(pre.relu(), threshold, c.bandwidth).sum(1).mean()
+    return Jump.apply(pre.relu(), threshold, c.bandwidth), c.l0_weight * (l0 / c.k - 1) ** 2, None
+
+
+def nested_loss(latents: Tensor, decoder: Tensor, offset: Tensor, y: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     """Sum over prefixes of the mean squared error, and the whole dictionary's residual."""
-    total = torch.zeros((), dtype=torch.float64)
-    for size in prefixes:
-        residual = latents[:, :size] @ w["decoder"][:size] + w["b_dec"] - y
+    total, residual = torch.zeros((), dtype=torch.float64), y
+    for size in sizes:
+        residual = latents[:, :size] @ decoder[:size] + offset - y
         total = total + residual.square().mean()
     return total, residual
 
 
-def batch_topk(module, x: Tensor, y: Tensor, dead: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of a Matryoshka BatchTopK step with AuxK."""
-    c, w = module.config, weights_of(module)
-    pre = x.double() @ w["encoder"].T + w["b_enc"]
-    flat = pre.relu().flatten()
-    top = flat.topk(c.k * len(x))
-    latents = torch.zeros_like(flat).scatter(0, top.indices, top.values).view_as(pre)
-    loss, residual = nested_loss(latents, w, y.double(), c.prefixes)
-    if dead.any():
-        chosen = pre[:, dead].topk(min(c.aux_k, int(dead.sum())), dim=1)
-        aux = torch.zeros_like(pre[:, dead]).scatter(1, chosen.indices, chosen.values.relu())
-        error = residual.detach()
+def step(module, x: Tensor, y: Tensor, dead: Tensor, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one step on normalised rows."""
+    c, x, y = module.config, x.double(), y.double()
+    w = {name: p.detach().double().requires_grad_() for name, p in module.named_parameters()}
+    latents, penalty, gate = latents_of(c.activation, w, x, module)
+    offset = w["b_dec"] + (x @ w["skip"].T if "skip" in w else 0)
+    loss, residual = nested_loss(latents, w["decoder"], offset, y, sizes)
+    loss = loss + penalty
+    if gate is not None:
+        loss = loss + nested_loss(gate, w["decoder"].detach(), offset.detach(), y, sizes)[0]
+    if dead.any() and c.aux_weight:
+        pre = (x @ w["encoder"].T + w["b_enc"])[:, dead]
+        aux, error = top(pre, min(c.aux_k, int(dead.sum()))), residual.detach()
         loss = loss + c.aux_weight * (aux @ w["decoder"][dead] + error).square().mean() / error.square().mean()
     loss.backward()
     return loss.detach(), {name: tensor.grad for name, tensor in w.items()}
-
-
-def jumprelu(module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss (error and penalty) and gradients of a JumpReLU step."""
-    c, w = module.config, weights_of(module)
-    log_threshold = module.activation.log_threshold.detach().double().requires_grad_()
-    threshold = log_threshold.exp()
-    pre = x.double() @ w["encoder"].T + w["b_enc"]
-    latents = Jump.apply(pre.relu(), threshold, c.bandwidth)
-    loss, _ = nested_loss(latents, w, y.double(), c.prefixes)
-    l0 = Step.apply(pre.relu(), threshold, c.bandwidth).sum(1).mean()
-    (loss + c.l0_weight * (l0 / c.k - 1) ** 2).backward()
-    return loss.detach(), {name: t.grad for name, t in w.items()} | {"log_threshold": log_threshold.grad}

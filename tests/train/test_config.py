@@ -42,7 +42,13 @@ def test_lists_that_do_not_end_at_d_sae_are_refused(text):
         ({"k": 0}, "k is 0"),
         ({"tokens": 10}, "do not fill one batch"),
         ({"min_lr": 2.0}, "min_lr is 2.0"),
-        ({"architecture": "jumprelu", "prefix_sizes": "18432"}, "jumprelu has one dictionary"),
+        ({"random_prefixes": 1}, "give 2 to d_sae"),
+        ({"random_prefixes": 3, "prefix_sizes": "none"}, "need a nested dictionary"),
+        ({"source_site": "mlp_out", "skip": True}, "a skip connection would copy it"),
+        ({"source_site": "mlp_out", "view": "rms"}, "give --view raw"),
+        ({"target_site": "resid_mid", "view": "rms"}, "an autoencoder reads what it predicts"),
+        ({"activation": "topk", "view": "normed", "gemma_scope_folder": Path("x")}, "topk has not"),
+        ({"warmup_steps": -1}, "must not be negative"),
         ({"gemma_scope_folder": Path("x")}, "give --view normed"),
     ],
 )
@@ -58,3 +64,22 @@ def test_defaults_are_the_layer_8_recipe():
     assert config.n_steps == 16_000
     assert str(config.store_directory) == "data/gemma-2-2b/layer8"
     assert str(config.run_directory) == "results/gemma-2-2b/layer8/matryoshka_batchtopk"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "matryoshka_batchtopk"),
+        ({"activation": "jumprelu", "prefix_sizes": "none"}, "jumprelu"),
+        ({"activation": "gated", "skip": True}, "matryoshka_gated_skip"),
+        ({"target_site": "resid_mid", "prefix_sizes": "18432"}, "batchtopk_sae"),
+    ],
+)
+def test_runs_are_named_after_what_they_are(changes, name):
+    assert TrainConfig(**changes).run_directory.name == name
+
+
+def test_autoencoders_read_raw_rows_and_transcoders_the_rms_view():
+    assert TrainConfig().input_view == "rms"
+    assert TrainConfig(target_site="resid_mid").input_view == "raw"
+    assert TrainConfig(source_site="mlp_out").input_view == "raw"

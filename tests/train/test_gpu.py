@@ -5,14 +5,14 @@ import torch
 
 from store.batches import batches
 from tests.train.test_module import make_config, make_module
-from train.loop import make_optimizer, train_step
+from train.run import make_optimizer, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-@pytest.mark.parametrize("architecture", ["matryoshka_batchtopk", "jumprelu"])
-def test_gradients_on_cuda_equal_those_on_the_cpu(store, architecture):
-    config = make_config(architecture=architecture)
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu", "jumprelu", "gated"])
+def test_gradients_on_cuda_equal_those_on_the_cpu(store, activation):
+    config = make_config(activation=activation)
     here, there = make_module(store, config), make_module(store, config).cuda()
     batch = next(batches(store, "train", 32))
     for module in (here, there):

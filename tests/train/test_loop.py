@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from store.reader import Store
 from store.transcoder import Transcoder
 from tests.conftest import make_store
-from train import loop
+from train import loop, run
 from train.config import TrainConfig
 from train.log import wandb_mode
-from train.loop import learning_rate, train
+from train.loop import train
+from train.run import learning_rate
 
 
 @pytest.fixture
@@ -40,10 +41,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("architecture", ["matryoshka_batchtopk", "jumprelu"])
 @pytest.mark.parametrize("at", [3, 10, 25, 37])
-def test_resumed_run_matches_uninterrupted(config, tmp_path, monkeypatch, architecture, at):
-    config = replace(config, architecture=architecture)
+def test_resumed_run_matches_uninterrupted(config, tmp_path, monkeypatch, at):
     uninterrupted = replace(config, run=tmp_path / "whole")
     train(uninterrupted)
     steps = []
@@ -54,9 +53,9 @@ def test_resumed_run_matches_uninterrupted(config, tmp_path, monkeypatch, archit
             raise Killed
         return train_step(*args)
 
-    train_step = loop.train_step
+    train_step = run.train_step
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "train_step", step_or_die)
+        patch.setattr(run, "train_step", step_or_die)
         train(config)
     assert (config.run_directory / "checkpoint.safetensors").exists() == (at >= 10)
     train(config)
@@ -74,9 +73,9 @@ def test_ctrl_c_saves_at_once_and_the_same_command_continues(config, tmp_path, m
             os.kill(os.getpid(), signal.SIGINT)
         return train_step(*args)
 
-    train_step = loop.train_step
+    train_step = run.train_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", step_and_press)
+        patch.setattr(run, "train_step", step_and_press)
         train(config)
     assert len(steps) == 7
     train(config)
@@ -120,7 +119,7 @@ def test_checkpoint_of_another_width_is_refused(config, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "calibrate", die)
+        patch.setattr(run, "calibrate", die)
         train(config)
     with pytest.raises(ValueError, match=r"belongs to a run with other options: d_sae: 40 != 48; prefix_sizes"):
         train(replace(config, d_sae=48))
@@ -149,10 +148,80 @@ def test_flipped_byte_is_found_before_training(config, store):
     assert not config.run_directory.exists()
 
 
-def test_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
-    monkeypatch.setattr(loop, "learning_rate", lambda step, config: float("nan"))
-    with pytest.raises(ValueError, match=r"the loss is nan at step 5"):
+def test_loss_that_is_not_finite_stops_the_run_and_saves_the_weights_before_it(config, monkeypatch):
+    monkeypatch.setattr(run, "learning_rate", lambda step, config: float("nan") if step == 12 else 1e-3)
+    with pytest.raises(ValueError, match=r"not finite at step 14 \(rows 416 to 448 of the stream\).*nonfinite.safetensors"):
         train(config)
+    saved = load_file(config.run_directory / "nonfinite.safetensors")
+    assert saved["module.decoder"].isnan().any()  # step 13's rate was not a number: its weights, kept to be looked at
+    good = load_file(config.run_directory / "checkpoint.safetensors")
+    assert all(good[f"module.{name}"].isfinite().all() for name in ("encoder", "decoder", "b_enc"))
+
+
+def test_a_bad_row_is_named_and_never_reaches_the_weights(config, monkeypatch):
+    def poison(module, optimizer, source, target, lr, step):
+        if step == 6:
+            target = target.clone()
+            target[3, 2] = float("inf")
+        return train_step(module, optimizer, source, target, lr, step)
+
+    train_step = run.train_step
+    monkeypatch.setattr(run, "train_step", poison)
+    with pytest.raises(ValueError, match=r"not finite at step 7 \(rows 192 to 224"):
+        train(config)
+    saved = load_file(config.run_directory / "nonfinite.safetensors")
+    assert all(saved[f"module.{name}"].isfinite().all() for name in ("encoder", "decoder", "b_enc", "b_dec"))
+
+
+def test_a_spike_is_logged(config, monkeypatch, caplog):
+    def spike(module, optimizer, source, target, lr, step):
+        return train_step(module, optimizer, source, target * (30 if step == 32 else 1), lr, step)
+
+    train_step = run.train_step
+    monkeypatch.setattr(run, "train_step", spike)
+    train(config)
+    _, log = results_of(config)
+    assert [record["step"] for record in log if record["loss_spike"] > 2] == [35]
+    assert "times its recent mean just before step 35" in caplog.text
+
+
+def test_heldout_metrics_never_touch_training_state(config, tmp_path):
+    measured = replace(config, heldout_every=4, heldout_rows=100)
+    train(replace(config, heldout_every=0, run=tmp_path / "whole"))
+    train(measured)
+    (weights, log), (others, other_log) = results_of(measured), results_of(replace(config, run=tmp_path / "whole"))
+    assert all(torch.equal(array, others[name]) for name, array in weights.items())
+    found = [record for record in log if "heldout_fvu" in record]
+    assert [record["step"] for record in found] == list(range(4, 41, 4))
+    assert found[-1]["heldout_fvu"] < found[0]["heldout_fvu"]
+    by_step = {record["step"]: record for record in other_log}
+    same = ("loss", "fvu", "l0_norm")
+    assert all(
+        record[name] == by_step[record["step"]][name] for record in log if record["step"] in by_step for name in same
+    )
+
+
+def test_measuring_changes_no_buffer(config, monkeypatch):
+    states = []
+
+    def watched(self, real=run.Run._heldout):
+        before = {name: array.clone() for name, array in self.module.state_dict().items()}
+        found = real(self)
+        states.append(all(torch.equal(array, before[name]) for name, array in self.module.state_dict().items()))
+        return found
+
+    monkeypatch.setattr(run.Run, "_heldout", watched)
+    for activation in ("batchtopk", "gated"):
+        folder = config.run_directory / activation
+        train(replace(config, activation=activation, run=folder, heldout_every=20))
+    assert states == [True] * 4
+
+
+def test_calibrated_threshold_gives_l0_k_on_training_rows(config, store):
+    transcoder = train(config)
+    n = store.manifest.n_rows("train")
+    active = sum((transcoder.encode(b.source) > 0).sum().item() for b in loop.batches(store, "train", 50, stop=n))
+    assert active / n == pytest.approx(config.k, rel=0.01)
 
 
 def test_heldout_shards_are_never_read(config, store, tmp_path):

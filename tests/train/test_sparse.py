@@ -2,17 +2,18 @@ import pytest
 import torch
 
 from store.sparse import Entries, cut_into_bags
-from train.sparse import decode_nested, keep_largest
+from train import sparse
+from train.sparse import decode_nested
 
 
-def test_keep_largest_by_hand():
-    entries = Entries(torch.tensor([3.0, -1.0, 2.0, 5.0]), torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]))
-    kept, smallest = keep_largest(entries, 2)
-    assert kept.value.tolist() == [3.0, 5.0]
-    assert smallest == 3.0
-    kept, smallest = keep_largest(entries, 10)
-    assert kept.value.tolist() == [3.0, 2.0, 5.0]
-    assert smallest == 2.0
+@pytest.mark.parametrize("chunk", [1, 2, 256])
+def test_the_largest_of_each_row_by_hand(monkeypatch, chunk):
+    monkeypatch.setattr(sparse, "ROWS_AT_ONCE", chunk)
+    encoder, bias = torch.eye(3), torch.tensor([0.0, 0.5, 0.0])
+    rows = torch.tensor([[3.0, 0.0, 1.0], [-1.0, -2.0, -1.0], [1.0, 4.0, 2.0]])
+    entries = sparse.largest_in_rows(rows, encoder, bias, 2)
+    found = list(zip(entries.latent.tolist(), entries.row.tolist(), entries.value.tolist(), strict=True))
+    assert found == [(0, 0, 3.0), (1, 2, 4.5), (2, 0, 1.0), (2, 2, 2.0)]
 
 
 @pytest.mark.parametrize("rows", [1, 5, 11])

@@ -1,0 +1,51 @@
+"""The processes of a data-parallel run: what a step must agree on. With one process everything here is free."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `world` processes; each has an equal share of every batch's rows."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor, added up over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, one after the other; their numbers may differ."""
+        if self.world == 1:
+            return values
+        counts = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in range(self.world)]
+        dist.all_gather(counts, torch.tensor(len(values), device=values.device))
+        lengths = [int(count) for count in counts]
+        padded = torch.nn.functional.pad(values, (0, max(lengths) - len(values)))
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def join() -> Ranks:
+    """The processes that torchrun started, NCCL between GPUs and gloo otherwise; a lone process when it did not."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Ranks(dist.get_rank(), world)

@@ -1,0 +1,195 @@
+"""One dictionary while it is trained: its weights, optimizer, log and checkpoint, from the first step to the artefact."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluate.metrics import evaluate
+from store.batches import Batch, batches
+from store.files import write_text
+from store.interchange import save_scope2
+from store.reader import Store
+from store.sparse import scan
+from store.transcoder import CONFIG, WEIGHTS, Transcoder
+from train import checkpoint
+from train.activations import BatchTopK
+from train.config import TrainConfig
+from train.log import TrainingLog
+from train.module import StepResult, TrainingTranscoder
+from train.watch import SPIKE
+
+TRAIN_CONFIG = "train_config.json"
+NONFINITE = "nonfinite.safetensors"
+CALIBRATION_ROWS = 65_536
+THRESHOLD_LR_SCALE = 10.0
+"""JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
+log = logging.getLogger(__name__)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine from lr down to min_lr * lr at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    span = max(1, config.n_steps - 1 - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)
+    return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
+    """Adam over float32 master weights; `lr_scale` of a group multiplies the schedule's learning rate."""
+    thresholds = [p for name, p in module.named_parameters() if name.endswith("log_threshold")]
+    others = [p for name, p in module.named_parameters() if not name.endswith("log_threshold")]
+    groups = [{"params": others, "lr_scale": 1.0}]
+    if thresholds:
+        groups.append({"params": thresholds, "lr_scale": THRESHOLD_LR_SCALE})
+    return torch.optim.Adam(groups, lr=lr, fused=True)
+
+
+def train_step(
+    module: TrainingTranscoder, optimizer: torch.optim.Adam, source: Tensor, target: Tensor, lr: float, step: int = 0
+) -> StepResult:
+    """One step: gradients, Adam, decoder rows back to norm 1. Weights stay as they are from a loss that is not finite on.
+
+    The part of the decoder's gradient that only changes norms is left in: taking it out measured worse (RESULTS.md).
+    """
+    result = module.step_gradients(source, target, step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    optimizer.found_inf = module.watch.stopped  # type: ignore[attr-defined]
+    optimizer.step()
+    module.renormalise()
+    return result
+
+
+def already_trained(folder: Path, run: dict) -> Transcoder | None:
+    """The finished transcoder of the same run. ValueError when the folder holds a run with other options."""
+    if not (folder / TRAIN_CONFIG).exists() or not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
+        return None
+    saved = json.loads((folder / TRAIN_CONFIG).read_text())
+    if saved != run:
+        raise ValueError(
+            f"{folder} holds a run with other options: {checkpoint.differences(saved, run)}; "
+            "give those options, or another RUN"
+        )
+    return Transcoder.load(folder)
+
+
+class Run:
+    """A run from its checkpoint, if there is one, or from the start. Only rank 0 writes."""
+
+    def __init__(self, config: TrainConfig, store: Store, module: TrainingTranscoder, identity: dict) -> None:
+        self.config, self.store, self.module, self.identity = config, store, module, identity
+        self.folder, self.ranks = config.run_directory, module.ranks
+        self.path = self.folder / checkpoint.CHECKPOINT
+        self.optimizer = make_optimizer(module, config.lr)
+        self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
+        if self.done:
+            log.info("continuing %s at step %d of %d", self.folder, self.done, config.n_steps)
+
+    def open(self, position: int) -> None:
+        """Makes the folder and opens the log; `position` places the bar among those of a sweep."""
+        if self.ranks.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / TRAIN_CONFIG, json.dumps(self.identity, indent=1) + "\n")
+        self.log = TrainingLog(self.config, self.done, position, silent=self.ranks.rank != 0)
+        self.last_time, self.last_step, self.waited = time.perf_counter(), self.done, 0.0
+
+    def step(self, batch: Batch, waited: float) -> None:
+        """One step on the batch. ValueError, with the state saved, when the loss is not finite."""
+        lr = learning_rate(self.done, self.config)
+        result = train_step(self.module, self.optimizer, batch.source, batch.target, lr, self.done)
+        self.done += 1
+        self.waited += waited
+        self.log.bar.update(self.config.batch_rows)
+        measure = self.config.heldout_every and self.done % self.config.heldout_every == 0
+        due = measure or self.done % self.config.log_every == 0 or self.done == self.config.n_steps
+        if (due or batch.source.device.type == "cpu") and self.module.watch.stopped:
+            self._stop()
+        if due:
+            self.log.write(self._record(result) | (self._heldout() if measure else {}))
+            if measure:
+                self.log.histograms(self.module, self.done)
+
+    def save(self) -> None:
+        if self.ranks.rank == 0:
+            checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
+
+    def finish(self) -> Transcoder:
+        """Calibrates, writes the artefact, and removes the checkpoint."""
+        threshold = calibrate(self) if isinstance(self.module.activation, BatchTopK) else None
+        transcoder = self.module.export(self.store.fingerprint, str(self.folder), threshold).to("cpu")
+        if self.ranks.rank == 0:
+            transcoder.save(self.folder)
+            self.path.unlink(missing_ok=True)
+            self.log.artefact(self.folder)
+            if self.config.gemma_scope_folder is not None:
+                save_scope2(transcoder, self.config.gemma_scope_folder)
+        return transcoder
+
+    def _stop(self) -> None:
+        step, rows = int(self.module.watch.first_bad), self.config.batch_rows
+        path = self.folder / NONFINITE
+        if self.ranks.rank == 0:
+            checkpoint.save(path, self.module, self.optimizer, step - 1, self.identity)
+        raise ValueError(
+            f"the loss is not finite at step {step} (rows {(step - 1) * rows} to {step * rows} of the stream); weights as "
+            f"they were before that step are in {path}; try a lower --lr than {self.config.lr}"
+        )
+
+    def _record(self, result: StepResult) -> dict[str, float | int | list[float]]:
+        per_prefix = result.fvu_per_prefix.tolist()
+        worst = self.module.watch.take()
+        if worst > SPIKE:
+            log.warning("%s: a loss of %.1f times its recent mean just before step %d", self.folder, worst, self.done)
+        elapsed, steps = time.perf_counter() - self.last_time, self.done - self.last_step
+        waited, self.waited = self.waited, 0.0
+        self.last_time, self.last_step = time.perf_counter(), self.done
+        return {
+            "step": self.done, "tokens": self.done * self.config.batch_rows, "loss": result.loss.item(),
+            "l2_loss": result.l2_loss.item(), "aux_loss": result.aux_loss.item(),
+            "sparsity_loss": result.sparsity_loss.item(), "loss_spike": worst, "fvu": per_prefix[-1],
+            "fvu_min": min(per_prefix), "fvu_max": max(per_prefix), "fvu_mean": sum(per_prefix) / len(per_prefix),
+            "fvu_per_prefix": per_prefix, "l0_norm": result.l0.item(),
+            "dead_features_percentage": 100 * self.module.dead.float().mean().item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "rows_per_second": steps * self.config.batch_rows / elapsed, "data_wait_share": waited / elapsed,
+        }  # fmt: skip
+
+    def _heldout(self) -> dict[str, float | int | list[float]]:
+        """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
+        now = self.module.export(self.store.fingerprint, "")
+        rows, device = min(2048, self.config.heldout_rows), self.module.encoder.device
+        [found] = evaluate([now], self.store, "heldout", rows, device, stop=self.config.heldout_rows, quiet=True)
+        return {
+            "heldout_fvu": found["fvu"], "heldout_l0": found["l0_mean"], "heldout_dead_fraction": found["dead_fraction"],
+            "heldout_fvu_per_prefix": list(found["fvu_per_prefix"].values()),
+        }  # fmt: skip
+
+
+def calibrate(run: Run) -> Tensor:
+    """The one threshold at which the finished weights have a mean L0 of k on training rows (BatchTopK)."""
+    config, module, store = run.config, run.module, run.store
+    rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
+    stream = batches(
+        store, "train", config.batch_rows, view=config.input_view, sites=(config.source_site, config.target_site),
+        device=module.encoder.device, seed=config.seed + 1, stop=rows,
+    )  # fmt: skip
+    assert isinstance(module.activation, BatchTopK)
+    cutoff = 0.5 * float(module.activation.threshold.min())
+    values = []
+    with tqdm(total=rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
+        for batch in stream:
+            x, _ = module.normalise(batch.source, batch.target)
+            found = scan(x, module.encoder, module.b_enc, cutoff, module.activation.low_precision).value
+            values.append(found[found > cutoff])
+            bar.update(len(x))
+    pooled = torch.cat(values)
+    if len(pooled) < config.k * rows:
+        return torch.full_like(module.b_enc, cutoff)
+    return torch.full_like(module.b_enc, float(torch.kthvalue(pooled, len(pooled) - config.k * rows).values))
