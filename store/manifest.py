@@ -130,6 +130,14 @@ class Manifest(_Strict):
         return sum(shard.rows for shard in self.shards)
 
 
+class Pending(_Strict):
+    """A shard that is whole on disk, beside it, until the manifest reaches its number."""
+
+    fingerprint: str
+    widths: dict[str, int]
+    entry: ShardEntry
+
+
 def save_manifest(directory: Path, manifest: Manifest) -> None:
     write_text(directory / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 

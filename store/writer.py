@@ -1,6 +1,7 @@
 """Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
 
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from store.files import appearing_whole, write_tensors
+from store.files import appearing_whole, write_tensors, write_text
 from store.formats import FORMATS
+from store.lock import WriterLock
 from store.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -17,6 +19,7 @@ from store.manifest import (
     Manifest,
     Moments,
     NormInfo,
+    Pending,
     Recipe,
     ShardEntry,
     load_manifest,
@@ -58,64 +61,121 @@ def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tu
 
 
 class StoreWriter:
-    """Appends shards to a store, continuing one that the same recipe began.
+    """Appends shards to a store, continuing one that the same recipe began; the only writer of its rank.
 
-    ValueError when the directory holds a store of another recipe: both are shown.
+    Of several processes, each publishes shards of its own numbers (number mod world is its rank), and rank 0 enters them
+    in the manifest in order. ValueError when the directory holds a store of another recipe (both are shown), or when
+    another process is writing it.
     """
 
-    def __init__(self, directory: Path, recipe: Recipe, norm: Norm) -> None:
-        self.directory, self.recipe, self.norm = directory, recipe, norm
+    def __init__(self, directory: Path, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
+        self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
         self.format = FORMATS[recipe.format]
-        info = NormInfo(kind=norm.kind, eps=norm.eps)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.lock = WriterLock(directory / (f"writer-{rank}.lock" if rank else "writer.lock"))
+        try:
+            self.manifest = self._open_or_create()
+            self._clear_leftovers()
+            self.sums = self._sums_on_disk() if rank == 0 else {}
+            if rank == 0:
+                self.commit()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.lock.release()
+
+    def _open_or_create(self) -> Manifest:
+        directory, recipe, norm = self.directory, self.recipe, self.norm
         if (directory / MANIFEST).exists():
-            self.manifest = load_manifest(directory)
-            if self.manifest.recipe != recipe:
+            manifest = load_manifest(directory)
+            if manifest.recipe != recipe:
                 raise ValueError(
-                    f"{directory} holds another harvest ({self.manifest.fingerprint}, this one is "
-                    f"{recipe.fingerprint}): {self.manifest.recipe.differences(recipe)}; "
-                    "choose another STORE, or delete that one"
+                    f"{directory} holds another harvest ({manifest.fingerprint}, this one is {recipe.fingerprint}): "
+                    f"{manifest.recipe.differences(recipe)}; choose another STORE, or delete that one"
                 )
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
+            return manifest
+        manifest = Manifest(
+            format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe,
+            norm=NormInfo(kind=norm.kind, eps=norm.eps), widths={}, statistics={}, shards=(),
+        )  # fmt: skip
+        if self.rank == 0:
             arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
             write_tensors(directory / NORM_FILE, arrays)
-            self.manifest = Manifest(
-                format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe, norm=info,
-                widths={}, statistics={}, shards=(),
-            )  # fmt: skip
-            save_manifest(directory, self.manifest)
-        for leftover in directory.glob("*.partial"):
-            leftover.unlink()
-        self.sums = self._sums_on_disk()
+            save_manifest(directory, manifest)
+        return manifest
+
+    def _clear_leftovers(self) -> None:
+        """Removes what killed writers left of this rank's files: another rank may be at its own."""
+        for leftover in self.directory.glob("*.partial"):
+            number = re.match(r"shard-(\d+)", leftover.name)
+            if (int(number[1]) % self.world if number else 0) == self.rank:
+                leftover.unlink()
+        if self.rank == 0:
+            for number in range(len(self.manifest.shards)):
+                self._pending_path(number).unlink(missing_ok=True)
 
     def _sums_on_disk(self) -> dict[str, Tensor]:
         """Running sums over the training shards, added up in the order in which they were written."""
         sums: dict[str, Tensor] = {}
         for shard in self.manifest.of_split("train"):
-            path = self.directory / shard.name
-            places = self.format.places(path)
-            for key in (name for name in places if name.startswith(("sum.", "sum_of_squares."))):
-                value = read_array(path, places[key])
-                sums[key] = sums[key] + value if key in sums else value
+            sums = _added(sums, self._sums_of(shard))
         return sums
 
-    def append(self, rows: ShardRows) -> ShardEntry:
-        """The entry of the shard written. OSError when the disk is full: finished shards stay, nothing half-written."""
-        number, recipe = len(self.manifest.shards), self.recipe
+    def finished(self, number: int) -> bool:
+        """Whether a shard is in the manifest, or whole and waiting for its turn."""
+        return number < len(self.manifest.shards) or self._pending(number) is not None
+
+    def append(self, rows: ShardRows, number: int | None = None) -> ShardEntry:
+        """The entry of the shard written, the next one if no number is given.
+
+        OSError when the disk is full: finished shards stay, nothing half-written.
+        """
+        number, recipe = len(self.manifest.shards) if number is None else number, self.recipe
         name = f"shard-{number:05d}{self.format.suffix}"
         arrays, kept = shard_arrays(rows, number, recipe, self.norm)
         sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
         entry_bytes, checksum = self._publish(name, arrays)
-        split = recipe.split_of(number)
         entry = ShardEntry(
-            name=name, split=split, rows=rows.tokens.numel(), kept=kept, bytes=entry_bytes, xxh3_128=checksum,
+            name=name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept, bytes=entry_bytes, xxh3_128=checksum,
             first_sequence=number * recipe.shard_sequences, n_sequences=len(rows.tokens),
             first_document=rows.first_document, next_document=rows.next_document,
         )  # fmt: skip
-        if split == "train":
-            self.sums = {key: self.sums[key] + sums[key] if key in self.sums else sums[key] for key in sums}
-        self._enter(entry, {site: values.shape[1] for site, values in rows.sites.items()})
+        pending = Pending(
+            fingerprint=recipe.fingerprint, widths={site: values.shape[1] for site, values in rows.sites.items()}, entry=entry
+        )
+        if self.rank == 0 and number == len(self.manifest.shards):
+            self._enter(pending, sums)
+            self.commit()
+        else:
+            write_text(self._pending_path(number), pending.model_dump_json(indent=1) + "\n")
         return entry
+
+    def commit(self) -> None:
+        """Enters the shards, of any rank, that are whole and next in order."""
+        while (pending := self._pending(number := len(self.manifest.shards))) is not None:
+            self._enter(pending, self._sums_of(pending.entry))
+            self._pending_path(number).unlink()
+
+    def _pending_path(self, number: int) -> Path:
+        return self.directory / f"shard-{number:05d}.entry.json"
+
+    def _pending(self, number: int) -> Pending | None:
+        path = self._pending_path(number)
+        if not path.exists():
+            return None
+        pending = Pending.model_validate_json(path.read_bytes())
+        return pending if pending.fingerprint == self.recipe.fingerprint else None
+
+    def _sums_of(self, shard: ShardEntry) -> dict[str, Tensor]:
+        path = self.directory / shard.name
+        places = self.format.places(path)
+        names = (name for name in places if name.startswith(("sum.", "sum_of_squares.")))
+        return {name: read_array(path, places[name]) for name in names}
 
     def _publish(self, name: str, arrays: dict[str, Tensor]) -> tuple[int, str]:
         try:
@@ -131,7 +191,10 @@ class StoreWriter:
                 f"{len(self.manifest.shards)} finished shards are kept: free some space and run the same command again",
             ) from None
 
-    def _enter(self, entry: ShardEntry, widths: dict[str, int]) -> None:
+    def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:
+        entry = pending.entry
+        if entry.split == "train":
+            self.sums = _added(self.sums, sums)
         shards = (*self.manifest.shards, entry)
         rows = sum(shard.kept for shard in shards if shard.split == "train")
         statistics = {
@@ -143,7 +206,7 @@ class StoreWriter:
             for key, value in self.sums.items()
             if key.startswith("sum.")
         }
-        self._replace(widths=widths, statistics=statistics, shards=shards)
+        self._replace(widths=pending.widths, statistics=statistics, shards=shards)
 
     def mark_exhausted(self) -> None:
         """Records that the text ended before the tokens asked for were reached."""
@@ -152,6 +215,10 @@ class StoreWriter:
     def _replace(self, **changes: object) -> None:
         self.manifest = self.manifest.model_copy(update=changes)
         save_manifest(self.directory, self.manifest)
+
+
+def _added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: sums[key] + more[key] if key in sums else more[key] for key in more}
 
 
 def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ def make_norm(d: int = 12) -> Norm:
 
 def make_store(directory: Path, n_shards: int = 4, **changes) -> Store:
     recipe = make_recipe(**changes)
-    writer = StoreWriter(directory, recipe, make_norm())
-    for number in range(len(writer.manifest.shards), n_shards):
-        writer.append(make_rows(number, recipe))
+    with StoreWriter(directory, recipe, make_norm()) as writer:
+        for number in range(len(writer.manifest.shards), n_shards):
+            writer.append(make_rows(number, recipe))
     return open_store(directory)
 
 

@@ -74,6 +74,7 @@ def test_killed_between_any_two_operations_the_store_stays_valid(die_at, tmp_pat
         else:
             patch.setattr("store.writer.save_manifest", die)
         writer.append(make_rows(2, make_recipe()))
+    del writer  # its lock goes with it, its lock file stays, as after a kill
     assert len(open_store(tmp_path / "cut").manifest.shards) == 2
     make_store(tmp_path / "cut", 3)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "cut")
@@ -95,7 +96,7 @@ def test_a_full_disk_keeps_finished_shards_and_nothing_half_written(store: Store
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("store.formats.os.fsync", full)
-    with pytest.raises(OSError, match=r"no space left for shard-00004.*4 finished shards are kept"):
+    with writer, pytest.raises(OSError, match=r"no space left for shard-00004.*4 finished shards are kept"):
         writer.append(make_rows(4, make_recipe()))
     assert files_of(store.directory) == before
 
@@ -126,3 +127,17 @@ def test_a_store_without_shards_says_so(tmp_path):
     assert load_manifest(tmp_path) == make_store_writer.manifest
     with pytest.raises(ValueError, match="no finished shard"):
         open_store(tmp_path)
+
+
+def test_ranks_in_any_order_make_the_bytes_of_one_writer(tmp_path):
+    make_store(tmp_path / "one", 5)
+    recipe = make_recipe()
+    with StoreWriter(tmp_path / "two", recipe, make_norm(), rank=1, world=2) as second:
+        for number in (1, 3):
+            second.append(make_rows(number, recipe), number)
+    with StoreWriter(tmp_path / "two", recipe, make_norm(), rank=0, world=2) as first:
+        assert first.finished(3)
+        assert not first.finished(2)
+        for number in (4, 0, 2):
+            first.append(make_rows(number, recipe), number)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")

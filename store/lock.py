@@ -1,0 +1,67 @@
+"""One writer a store: a locked file that names its holder and vanishes with a clean end."""
+
+import fcntl
+import logging
+import os
+import socket
+import weakref
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class WriterLock:
+    """Held from construction to `release`. ValueError naming the host and pid of whoever holds it already.
+
+    The kernel frees the lock when its holder dies, however it dies: a file that a dead process of this host left is
+    taken over. One that another host left is refused, because not every network file system locks across hosts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = self._locked()
+        self._closer = weakref.finalize(self, os.close, self.descriptor)
+        here, holder = socket.gethostname(), _holder(self.descriptor)
+        if holder and holder[0] != here:
+            self._closer()
+            raise ValueError(
+                f"{path} says that pid {holder[1]} on {holder[0]} is writing {path.parent}; wait for it, "
+                "or delete that file if the process is gone"
+            )
+        if holder:
+            log.info("pid %s left its lock on %s and is gone: taking over", holder[1], path.parent)
+        os.truncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{here} {os.getpid()}\n".encode(), 0)
+
+    def _locked(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.path.exists() and os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                    return descriptor
+            except BlockingIOError:
+                host, pid = _holder(descriptor) or ("unknown", "unknown")
+                os.close(descriptor)
+                raise ValueError(
+                    f"pid {pid} on {host} is writing {self.path.parent}; wait for it, stop it, or choose another STORE"
+                ) from None
+            os.close(descriptor)  # its holder ended, and removed it, between our opening and our locking
+
+    def release(self) -> None:
+        """Removes the file, then frees the lock; a second call does nothing."""
+        if self._closer.alive:
+            self.path.unlink(missing_ok=True)
+            self._closer()
+
+    def __enter__(self) -> "WriterLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+def _holder(descriptor: int) -> tuple[str, str] | None:
+    """Host and pid, or None in a file that nobody has signed yet."""
+    words = os.pread(descriptor, 4096, 0).decode(errors="replace").split()
+    return (words[0], words[1]) if len(words) == 2 else None

@@ -1,0 +1,64 @@
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from store.lock import WriterLock
+from store.writer import StoreWriter
+from tests.conftest import make_norm, make_recipe, make_store
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from store.lock import WriterLock
+lock = WriterLock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "writer.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "."}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_refused_with_host_and_pid(holder, tmp_path):
+    with pytest.raises(ValueError, match=f"pid {holder.pid} on {socket.gethostname()} is writing {tmp_path}"):
+        StoreWriter(tmp_path, make_recipe(), make_norm())
+    assert [path.name for path in tmp_path.iterdir()] == ["writer.lock"]
+
+
+def test_a_killed_writers_lock_is_taken_over(holder, tmp_path, caplog):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with caplog.at_level(logging.INFO):
+        make_store(tmp_path, 2)
+    assert f"pid {holder.pid} left its lock" in caplog.text
+    assert not (tmp_path / "writer.lock").exists()
+
+
+def test_a_lock_of_another_host_is_refused(tmp_path):
+    (tmp_path / "writer.lock").write_text("elsewhere 17\n")
+    with pytest.raises(ValueError, match="pid 17 on elsewhere.*delete that file"):
+        WriterLock(tmp_path / "writer.lock")
+    assert (tmp_path / "writer.lock").read_text() == "elsewhere 17\n"
+
+
+def test_reading_needs_no_lock_and_a_refused_recipe_leaves_none(tmp_path):
+    make_store(tmp_path, 2)
+    with pytest.raises(ValueError, match="holds another harvest"):
+        StoreWriter(tmp_path, make_recipe(layer=5), make_norm())
+    assert not (tmp_path / "writer.lock").exists()
+    with WriterLock(tmp_path / "writer.lock"):
+        make = make_recipe()
+        with pytest.raises(ValueError, match=f"pid {os.getpid()} "):
+            StoreWriter(tmp_path, make, make_norm())
