@@ -8,9 +8,10 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c const
 
 where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE)) $(if $(DEVICE),--device $(DEVICE))
 where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE))
+what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest verify repair info train evaluate compare features clean
+.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,7 +30,10 @@ $(VENV)/dev: $(VENV)/base
 setup: $(VENV)/base  ## Make .venv with everything that the commands need
 
 harvest: $(VENV)/base  ## Run the language model once: (resid_mid, mlp_out) pairs to shards on disk
-	$(PY) -m harvest $(where) $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+	$(PY) -m harvest $(where) $(what) $(ARGS)
+
+plan: $(VENV)/base  ## What a harvest would take: disk, memory and time, from a measured probe
+	$(PY) -m harvest $(where) $(what) --plan $(ARGS)
 
 verify: $(VENV)/base  ## Compare the checksum of every shard of a store; names the damaged ones
 	$(PY) -m store verify $(where_store) $(ARGS)
@@ -85,6 +89,7 @@ lint: $(VENV)/dev  ## ruff, pyright, import-linter
 bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
 	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.loader
+	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 
 clean:  ## Remove .venv and caches; data and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -15,15 +15,18 @@ def main() -> None:
         from harvest.config import HarvestConfig
 
         config = parse(HarvestConfig, "python -m harvest")
-        from harvest.loop import harvest
+        from harvest.loop import harvest, plan
 
-        manifest = harvest(config)
-        megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-        print(
-            f"{config.directory}: {manifest.n_tokens:,} tokens in {len(manifest.shards)} shards ({megabytes:,.0f} MB), "
-            f"{manifest.n_rows('train'):,} rows to train on, {manifest.n_rows('heldout'):,} held out; "
-            f"fingerprint {manifest.fingerprint}"
-        )
+        if config.plan:
+            print(plan(config))
+            return
+        for manifest, directory in zip(harvest(config), config.directories.values(), strict=True):
+            megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+            print(
+                f"{directory}: {manifest.n_tokens:,} tokens in {len(manifest.shards)} shards ({megabytes:,.0f} MB), "
+                f"{manifest.n_rows('train'):,} rows to train on, {manifest.n_rows('heldout'):,} held out; "
+                f"fingerprint {manifest.fingerprint}"
+            )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, open_corpus
-from harvest.loop import recipe_of, run_shard
+from harvest.loop import recipe_of
 from harvest.model import LanguageModel, load_model
+from harvest.shard import run_shard
 from harvest.text import load_tokenizer
 from harvest.tokens import SpecialTokens, pack, tokenize
 from store.command import default_store, parse
@@ -90,7 +91,7 @@ def repair() -> str:
     corpus = open_corpus(harvest)
     model = load_model(recipe.model, recipe.layer, resolve_device(config.device),
                        getattr(torch, recipe.compute_dtype), revision_on_hub(manifest))  # fmt: skip
-    now = recipe_of(harvest, corpus, model, getattr(torch, recipe.compute_dtype))
+    now = recipe_of(harvest, recipe.layer, corpus, model, getattr(torch, recipe.compute_dtype))
     if now != recipe:
         raise ValueError(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
     for number, shard in enumerate(manifest.shards):
@@ -105,7 +106,8 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     local = recipe.dataset.startswith("pip:") or Path(recipe.dataset).suffix
     dataset, _, subset = (recipe.dataset, "", "") if local else recipe.dataset.partition(":")
     return HarvestConfig(
-        model=recipe.model, layer=recipe.layer, dataset=dataset, subset=subset or None, split=recipe.dataset_split,
+        model=recipe.model, layer=recipe.layer, sites=recipe.sites,
+        dataset=dataset, subset=subset or None, split=recipe.dataset_split,
         text_column=recipe.text_column, tokens=manifest.n_tokens, context=recipe.context, store=config.store_directory,
         shard_tokens=recipe.shard_sequences * recipe.context, heldout_every=recipe.heldout_every, dtype=recipe.dtype,
         batch_sequences=config.batch_sequences, device=config.device, compute_dtype=recipe.compute_dtype, seed=recipe.seed,
@@ -125,7 +127,7 @@ def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus
     special = SpecialTokens.of(model.tokenizer)
     packed = next(pack(tokenize(texts, model.tokenizer), shard.first_document, special, shard.n_sequences, recipe.context))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
-        rows = run_shard(model, packed, harvest.batch_sequences, number, bar)
+        rows = run_shard(model, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
     arrays, _ = shard_arrays(rows, number, recipe, model.norm)
     path = harvest.directory / shard.name
     with appearing_whole(path) as partial:

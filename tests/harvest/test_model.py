@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harvest.loop import check_finite, check_identity
 from harvest.model import load_model
+from harvest.shard import check_finite, check_identity
 from store.views import normed, rms
 from tests.conftest import BOS, FAMILIES
 
@@ -13,19 +13,23 @@ CPU = torch.device("cpu")
 
 
 def by_hand(folder, family: str, layer: int, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """resid_mid and mlp_out by hooks on the transformers modules, and the MLP's own input."""
+    """Every site by hooks on the transformers modules, and the MLP's own input."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     seen = {}
     if family == "gpt2":
         block = model.transformer.h[layer]
+        block.attn.register_forward_hook(lambda m, a, out: seen.update(attn_out=out[0]))
         block.ln_2.register_forward_pre_hook(lambda m, a: seen.update(resid_mid=a[0]))
         block.mlp.register_forward_pre_hook(lambda m, a: seen.update(mlp_in=a[0]))
         block.mlp.register_forward_hook(lambda m, a, out: seen.update(mlp_out=out))
     else:
         block = model.model.layers[layer]
+        block.post_attention_layernorm.register_forward_hook(lambda m, a, out: seen.update(attn_out=out))
         block.pre_feedforward_layernorm.register_forward_pre_hook(lambda m, a: seen.update(resid_mid=a[0]))
         block.mlp.register_forward_pre_hook(lambda m, a: seen.update(mlp_in=a[0]))
         block.post_feedforward_layernorm.register_forward_hook(lambda m, a, out: seen.update(mlp_out=out))
+    block.register_forward_pre_hook(lambda m, a: seen.update(resid_pre=a[0]))
+    block.register_forward_hook(lambda m, a, out: seen.update(resid_post=out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
         model(tokens)
     return seen
@@ -43,7 +47,8 @@ def tokens():
 def test_sites_equal_a_plain_forward_with_hooks(tiny_models, family, layer, tokens):
     expected = by_hand(tiny_models[family], family, layer, tokens)
     got = load_model(str(tiny_models[family]), layer, CPU, torch.float32).run(tokens)
-    for site in ("resid_mid", "mlp_out"):
+    assert set(got) == set(expected) - {"mlp_in"}
+    for site in got:
         torch.testing.assert_close(got[site], expected[site], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got["resid_post"], expected["resid_mid"] + expected["mlp_out"], rtol=1e-4, atol=1e-5)
 
@@ -87,9 +92,24 @@ def test_a_value_that_is_not_finite_is_placed():
 
 
 def test_sites_that_do_not_add_up_are_refused():
-    mid, out = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    check_identity({"resid_mid": mid, "mlp_out": out, "resid_post": mid + out})
-    low = {"resid_mid": mid.bfloat16(), "mlp_out": out.bfloat16(), "resid_post": mid.bfloat16() + out.bfloat16()}
-    check_identity(low)
-    with pytest.raises(ValueError, match="wrong hooks"):
-        check_identity({"resid_mid": mid, "mlp_out": out, "resid_post": mid + 2 * out})
+    out = torch.randn(2, 3, 4)
+    pre, attention = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mid = pre + attention
+    sites = {"resid_pre": pre, "attn_out": attention, "resid_mid": mid, "mlp_out": out, "resid_post": mid + out}
+    check_identity(sites)
+    low = {name: values.bfloat16() for name, values in sites.items()}
+    low["resid_mid"] = low["resid_pre"] + low["attn_out"]
+    check_identity(low | {"resid_post": low["resid_mid"] + low["mlp_out"]})
+    with pytest.raises(ValueError, match=r"resid_post differs .* wrong hooks"):
+        check_identity(sites | {"resid_post": mid + 2 * out})
+    with pytest.raises(ValueError, match=r"resid_mid differs .* wrong hooks"):
+        check_identity(sites | {"resid_pre": pre + attention})
+
+
+def test_one_run_gives_every_layer_as_runs_of_their_own_would(tiny_models, tokens):
+    folder = str(tiny_models["gemma3"])
+    together = load_model(folder, 2, CPU, torch.float32).run_layers(tokens, (0, 2), ("resid_mid", "mlp_out"))
+    for layer in (0, 2):
+        alone = load_model(folder, layer, CPU, torch.float32)
+        for site, values in together[layer].items():
+            assert torch.equal(values, alone.run(tokens)[site])

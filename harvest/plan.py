@@ -1,0 +1,131 @@
+"""Before a harvest: what it will take on disk, in memory and in time; refuses what the disk cannot hold."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harvest.config import HarvestConfig
+from harvest.model import LanguageModel
+from harvest.shard import run_shard
+from harvest.tokens import PackedShard
+
+HEADER = 4096
+"""Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
+PROBE_BATCHES = 3
+PROBE_BYTES = 64 << 20
+
+
+def shard_bytes(config: HarvestConfig, d_model: int) -> int:
+    """Bytes of one shard of one layer: rows of every site, tokens, places, sums."""
+    row = d_model * len(config.sites) * getattr(torch, config.dtype).itemsize + 8
+    sums = 2 * 8 * d_model * (len(config.sites) + ("resid_mid" in config.sites))
+    return config.shard_tokens * row + sums + HEADER
+
+
+def disk_of(directory: Path) -> Path:
+    """The nearest folder that exists: what is written below it lands on its disk."""
+    return next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+
+
+def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> tuple[int, int, Path] | None:
+    """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking."""
+    needed: dict[int, int] = {}
+    folders: dict[int, Path] = {}
+    for layer, directory in config.directories.items():
+        folder = disk_of(directory)
+        device = folder.stat().st_dev
+        folders[device] = folder
+        lacking = max(0, config.n_shards - finished.get(layer, 0))
+        needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model)
+    for device, n_bytes in needed.items():
+        free = shutil.disk_usage(folders[device]).free
+        if n_bytes > free:
+            return n_bytes, free, folders[device]
+    return None
+
+
+def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> None:
+    """ValueError saying by how much the disk is too small for the shards still lacking."""
+    short = disk_shortage(config, d_model, finished)
+    if short is not None:
+        needed, free, folder = short
+        raise ValueError(
+            f"the shards still to be written take {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
+            f"{gigabytes(needed - free)} too little; free some, choose another STORE, or fewer TOKENS, layers or sites"
+        )
+
+
+def gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured here and now."""
+
+    tokens_per_second: float
+    """Of the model and the copies to the host."""
+    bytes_per_second: float
+    """Of the disk, flushed."""
+
+
+def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> Probe:
+    """Runs a few batches of the shard, after one to warm up, and writes PROBE_BYTES beside the store."""
+    batch = config.batch_sequences
+
+    def run(batches: int) -> int:
+        tokens = packed.tokens[: batches * batch]
+        cut = PackedShard(tokens=tokens, first_document=0, next_document=0)
+        run_shard(model, cut, config, config.layers, 1)
+        return tokens.numel()
+
+    run(1)
+    start = time.perf_counter()
+    n_tokens = run(PROBE_BATCHES)
+    seconds = time.perf_counter() - start
+    with tempfile.TemporaryFile(dir=disk_of(next(iter(config.directories.values())))) as file:
+        block = os.urandom(PROBE_BYTES)
+        start = time.perf_counter()
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return Probe(tokens_per_second=n_tokens / seconds, bytes_per_second=PROBE_BYTES / (time.perf_counter() - start))
+
+
+def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: Probe) -> str:
+    """The plan, as a person reads it."""
+    one, layers = shard_bytes(config, d_model), len(config.layers)
+    lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}
+    n_bytes, runs = one * sum(lacking.values()), max(lacking.values())
+    model_s = runs * config.shard_tokens / measured.tokens_per_second
+    disk_s = n_bytes / measured.bytes_per_second
+    short = disk_shortage(config, d_model, finished)
+    limit = "the model's speed" if model_s >= disk_s else "the disk's speed"
+    if short is not None:
+        limit = f"the space on {short[2]}: {gigabytes(short[0] - short[1])} too little, so harvest will refuse to start"
+    folders = [disk_of(directory) for directory in config.directories.values()]
+    free = {folder.stat().st_dev: shutil.disk_usage(folder).free for folder in folders}
+    rows = [
+        ("shards", f"{sum(lacking.values()):,} to write ({config.n_shards:,} a layer, {layers} layer{'s' * (layers > 1)})"),
+        ("disk", f"{gigabytes(n_bytes)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
+        ("host memory", f"about {gigabytes((2 * layers + 1) * one)} of rows, beside the model"),
+        ("model", f"{measured.tokens_per_second:,.0f} tokens/s measured: {duration(model_s)} for all layers at once"),
+        ("writing", f"{measured.bytes_per_second / 1e6:,.0f} MB/s measured: {duration(disk_s)}, while the model runs"),
+        ("time", f"about {duration(max(model_s, disk_s))}"),
+        ("limit", limit),
+    ]
+    return "\n".join(f"{name:12s} {text}" for name, text in rows)
+
+
+def duration(seconds: float) -> str:
+    """`3 h 05 min`, `12 min` or `40 s`."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"

@@ -1,0 +1,93 @@
+"""One shard: the model runs batch after batch while earlier batches are copied to the host; checked there."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harvest.config import SITES, HarvestConfig
+from harvest.model import LanguageModel
+from harvest.tokens import PackedShard
+from store.writer import ShardRows
+
+IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
+"""The first of each is the sum of the other two."""
+
+
+class HostRows:
+    """The rows of a shard on the host: in pinned memory, filled on a side stream, where the device is a GPU."""
+
+    def __init__(self, rows: int, dtype: torch.dtype) -> None:
+        self.rows, self.dtype = rows, dtype
+        self.buffers: dict[int, dict[str, Tensor]] = {}
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def take(self, layer: int, site: str, values: Tensor, start: int) -> None:
+        """Begins the copy of a batch's rows to row `start` on; the device may go on computing."""
+        values = values.detach().flatten(0, 1)
+        on_gpu = values.device.type == "cuda"
+        sites = self.buffers.setdefault(layer, {})
+        if site not in sites:
+            sites[site] = torch.empty(self.rows, values.shape[1], dtype=self.dtype, pin_memory=on_gpu)
+        place = sites[site][start : start + len(values)]
+        if not on_gpu:
+            place.copy_(values)
+            return
+        values = values.to(self.dtype)  # half the bytes cross the bus
+        stream = self.streams.setdefault(values.device, torch.cuda.Stream(values.device))
+        stream.wait_stream(torch.cuda.current_stream(values.device))
+        with torch.cuda.stream(stream):
+            place.copy_(values, non_blocking=True)
+        values.record_stream(stream)
+
+    def finish(self) -> dict[int, dict[str, Tensor]]:
+        """The rows by layer and site, when all copies are done."""
+        for stream in self.streams.values():
+            stream.synchronize()
+        return self.buffers
+
+
+def run_shard(
+    model: LanguageModel, packed: PackedShard, config: HarvestConfig, layers: tuple[int, ...], number: int,
+    progress: Callable[[int], object] = lambda tokens: None,
+) -> dict[int, ShardRows]:  # fmt: skip
+    """The rows of every token of a shard, by layer. ValueError when the first batch's sites do not add up."""
+    host = HostRows(packed.tokens.numel(), getattr(torch, config.dtype))
+    for start in range(0, len(packed.tokens), config.batch_sequences):
+        tokens = packed.tokens[start : start + config.batch_sequences]
+        first = number == start == 0
+        found = model.run_layers(tokens, layers, tuple(SITES) if first else config.sites)
+        for layer, sites in found.items():
+            if first:
+                check_identity(sites)
+            for site in config.sites:
+                host.take(layer, site, sites[site], start * packed.tokens.shape[1])
+        progress(tokens.numel())
+    return {
+        layer: ShardRows(
+            tokens=packed.tokens, sites=sites, first_document=packed.first_document, next_document=packed.next_document
+        )
+        for layer, sites in host.finish().items()
+    }
+
+
+def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> None:
+    """ValueError naming site, sequence and token of the first value that is NaN or infinite."""
+    for site, values in sites.items():
+        bad = ~torch.isfinite(values).all(-1)
+        if bad.any():
+            sequence, position = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"{site} is not finite in {where}, sequence {first_sequence + sequence}, token {position}; "
+                "finished shards are kept. Try --compute-dtype float32 (or bfloat16 for models trained in it)"
+            )
+
+
+def check_identity(sites: dict[str, Tensor]) -> None:
+    """ValueError unless resid_post = resid_mid + mlp_out, and resid_mid = resid_pre + attn_out."""
+    for names in IDENTITIES:
+        whole, before, added = (sites[name].float() for name in names)
+        tolerance = 2 * torch.finfo(sites[names[0]].dtype).eps * (before.abs() + added.abs())
+        worst = ((whole - before - added).abs() - tolerance).max().item()
+        if worst > 0:
+            raise ValueError(f"{names[0]} differs from {names[1]} + {names[2]} by {worst:.3g} beyond rounding: wrong hooks")

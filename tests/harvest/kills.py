@@ -1,0 +1,127 @@
+"""`python -m tests.harvest.kills FOLDER KILLS SEED`: a harvest that dies at random file operations, and is resumed.
+
+An exception that nothing catches stands in for SIGKILL: after it, no file operation of that life succeeds any more.
+"""
+
+import gc
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import harvest.loop
+import store.formats
+from harvest.config import HarvestConfig
+from harvest.corpus import Corpus
+from store.views import Norm
+
+
+class Killed(BaseException):
+    pass
+
+
+class Life:
+    """Counts file operations; dies before or after the chosen one."""
+
+    def __init__(self) -> None:
+        self.seen, self.last = 0, sys.maxsize
+
+    def begin(self, last: int = sys.maxsize) -> None:
+        self.seen, self.last = 0, last
+
+    def mortal(self, function: Callable) -> Callable:
+        def operation(*args, **kwargs):
+            self.step()
+            result = function(*args, **kwargs)
+            self.step()
+            return result
+
+        return operation
+
+    def step(self) -> None:
+        self.seen += 1
+        if self.seen > self.last:
+            raise Killed
+
+
+class Tokenizer:
+    bos_token_id, eos_token_id, pad_token_id = 2, 1, 0
+
+    def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[3 + ord(character) % 90 for character in text] for text in texts]}
+
+
+class Model:
+    """Sites that depend on the tokens alone, at once."""
+
+    revision, tokenizer_hash, d_model, tokenizer = "r", "t", 4, Tokenizer()
+
+    def norm_of(self, layer: int) -> Norm:
+        return Norm(kind="rms", eps=1e-6, gain=torch.ones(4))
+
+    def run_layers(self, tokens, layers, sites) -> dict:
+        pre = tokens.float()[..., None] * torch.linspace(1, 2, 4)
+        made = {"resid_pre": pre, "attn_out": pre, "resid_mid": 2 * pre, "mlp_out": pre, "resid_post": 3 * pre}
+        return {layer: {site: made[site] * 2.0**layer for site in sites} for layer in layers}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All but the lock that a death in the last moment leaves."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    life, draw, model = Life(), random.Random(seed), Model()
+    texts = [f"document {number} " * (number % 7 + 1) for number in range(200)]
+    harvest.loop.load_model = lambda *args: model  # type: ignore[assignment]
+    harvest.loop.open_corpus = lambda config: Corpus("c", "1", lambda start: iter(texts[start:]))
+    os.fsync = life.mortal(lambda descriptor: None)
+    Path.replace, Path.unlink = life.mortal(Path.replace), life.mortal(Path.unlink)
+    store.formats.reserve = life.mortal(store.formats.reserve)
+
+    def run(name: str) -> None:
+        harvest.loop.harvest(
+            HarvestConfig(
+                model="m",
+                layer=(0, 1),
+                dataset="c",
+                tokens=4 * 64,
+                shard_tokens=64,
+                context=8,
+                heldout_every=2,
+                device="cpu",
+                compute_dtype="float32",
+                store=folder / name,
+            )
+        )
+
+    life.begin()
+    run("whole")
+    operations, whole, killed, stores = life.seen, files_of(folder / "whole"), 0, 0
+    gc.collect()
+    gc.freeze()
+    while killed < kills:
+        finished = False
+        while not finished:
+            life.begin(draw.randrange(operations))
+            try:
+                run("cut")
+                finished = True
+            except Killed:
+                killed += 1
+            gc.collect()  # a dead process holds no lock: neither may what the exception still refers to
+        assert files_of(folder / "cut") == whole, f"after {killed} kills"
+        stores += 1
+        life.begin()
+        shutil.rmtree(folder / "cut")
+    print(f"{killed} kills at {operations} operations, {stores} stores: all byte-identical")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,140 @@
+"""Several layers and sites, several processes, and text that breaks off."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harvest.config import SITES, parse_layers
+from harvest.corpus import RETRIES, Corpus, steadily
+from harvest.loop import harvest
+from store.reader import open_store
+from store.writer import StoreWriter
+from tests.harvest.test_loop import config, files_of  # noqa: F401
+
+
+def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, tmp_path):  # noqa: F811
+    both = replace(config, layer=(0, 1), sites=tuple(reversed(SITES)), store=tmp_path / "both")
+    harvest(both)
+    harvest(replace(both, layer=1, store=tmp_path / "alone"))
+    assert files_of(tmp_path / "both" / "layer1") == files_of(tmp_path / "alone")
+    low, high = (open_store(both.directories[layer]) for layer in (0, 1))
+    assert low.manifest.recipe.stream == high.manifest.recipe.stream
+    assert low.manifest.recipe.sites == tuple(SITES)
+    for shard, other in zip(low.manifest.shards, high.manifest.shards, strict=True):
+        assert torch.equal(low.array(shard, "token_index"), high.array(other, "token_index"))
+        assert torch.equal(low.array(shard, "resid_post"), high.array(other, "resid_pre"))
+
+
+def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, tmp_path, monkeypatch):  # noqa: F811
+    whole = replace(config, layer=(0, 1), tokens=5 * 512, store=tmp_path / "whole")
+    harvest(whole)
+    cut = replace(whole, tokens=3 * 512, store=tmp_path / "cut")
+    append = StoreWriter.append
+
+    def dies(self, rows, number=None):
+        if self.recipe.layer == 1 and number == 1:
+            raise OSError("died")
+        return append(self, rows, number)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="died"):
+        patch.setattr(StoreWriter, "append", dies)
+        harvest(cut)
+    assert [len(open_store(folder).manifest.shards) for folder in cut.directories.values()] == [2, 1]
+    harvest(cut)
+    harvest(replace(cut, tokens=5 * 512))
+    for layer in (0, 1):
+        assert files_of(cut.directories[layer]) == files_of(whole.directories[layer])
+
+
+def start_rank(config, rank: int, world: int = 2) -> subprocess.Popen:  # noqa: F811
+    options = dict(
+        model=config.model, layer="0,1", dataset=config.dataset, tokens=config.tokens, shard_tokens=512, context=32,
+        heldout_every=2, batch_sequences=5, store=config.store, device="cpu", compute_dtype="float32",
+    )  # fmt: skip
+    words = [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    ranks = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    command = [sys.executable, "-W", "ignore", "-m", "harvest", *words]
+    return subprocess.Popen(command, env=os.environ | ranks, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_one_killed_and_resumed_end_as_one_process_would(config, tmp_path):  # noqa: F811
+    asked = replace(config, layer=(0, 1), tokens=6 * 512)
+    one = replace(asked, store=tmp_path / "one")
+    harvest(one)
+    second = start_rank(asked, 1)
+    last = asked.directories[0] / "shard-00003.entry.json"
+    while not last.exists() and second.poll() is None:
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    kept = {path.name: path.stat().st_mtime_ns for path in asked.directories[0].glob("shard-0000[13].safetensors")}
+    assert len(kept) == 2
+    ranks = [start_rank(asked, 0), start_rank(asked, 1)]
+    for process in ranks:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-1000:]
+    for layer in (0, 1):
+        assert files_of(asked.directories[layer]) == files_of(one.directories[layer])
+    after = {name: (asked.directories[0] / name).stat().st_mtime_ns for name in kept}
+    assert after == kept, "finished shards were made again"
+
+
+def broken(failures: int) -> Corpus:
+    """Ten documents; the stream fails at every third one, and `failures` times in a row at document 5."""
+    left = [failures]
+
+    def documents(start: int):
+        for number in range(start, 10):
+            if number == 5 and left[0]:
+                left[0] -= 1
+                raise ConnectionError("reset by peer")
+            yield str(number)
+
+    return Corpus("hub", "1", documents)
+
+
+def test_a_broken_stream_is_opened_again_where_it_broke(caplog):
+    waits = []
+    with caplog.at_level(logging.WARNING):
+        assert list(steadily(broken(3), 2, waits.append)) == [str(number) for number in range(2, 10)]
+    assert waits == [1, 2, 4]
+    assert "broke off at document 5 (ConnectionError: reset by peer)" in caplog.text
+
+
+def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(config, monkeypatch):  # noqa: F811
+    from harvest import corpus
+
+    with pytest.raises(ValueError, match=f"broke off at document 5 and {RETRIES} retries failed"):
+        list(steadily(broken(RETRIES + 1), 0, lambda seconds: None))
+    harvest(replace(config, tokens=2 * 512))
+    opened = corpus.open_corpus(config)
+
+    def fails(start: int):
+        yield from []
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("harvest.loop.open_corpus", lambda config: Corpus(opened.name, opened.revision, fails))
+    monkeypatch.setattr("harvest.corpus.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("harvest.loop.steadily", lambda c, start: steadily(c, start, lambda seconds: None))
+    with pytest.raises(ValueError, match="finished shards are kept"):
+        harvest(config)
+    assert len(open_store(config.directory).manifest.shards) == 2
+
+
+@pytest.mark.parametrize(("text", "layers"), [("8", (8,)), ("8,12,17", (8, 12, 17))])
+def test_layers_are_written_with_commas(text, layers):
+    assert parse_layers(text) == layers
+
+
+def test_layers_given_twice_and_unknown_sites_are_refused(config):  # noqa: F811
+    with pytest.raises(ValueError, match="each layer once"):
+        replace(config, layer=(1, 1))
+    with pytest.raises(ValueError, match="choose from resid_pre"):
+        replace(config, sites=("resid_mid", "q"))

@@ -1,0 +1,32 @@
+from collections import namedtuple
+from dataclasses import replace
+
+import pytest
+
+from harvest.loop import harvest, plan
+from harvest.plan import shard_bytes
+from tests.harvest.test_loop import config  # noqa: F401
+
+
+def test_planned_bytes_are_those_written(config):  # noqa: F811
+    (manifest,) = harvest(config)
+    for shard in manifest.shards:
+        assert 0 <= shard_bytes(config, 16) - shard.bytes < 4096
+
+
+def test_a_plan_measures_and_writes_nothing(config):  # noqa: F811
+    text = plan(replace(config, layer=(0, 1), tokens=100_000_000))
+    assert "195,313 a layer, 2 layers" in text
+    assert "tokens/s measured" in text
+    assert not (config.store / "layer0").exists()
+
+
+def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):  # noqa: F811
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("harvest.plan.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))
+    asked = replace(config, tokens=3000 * 512)
+    needed = 3000 * shard_bytes(config, 16)
+    with pytest.raises(ValueError, match=f"{(needed - 5e6) / 1e9:.2f} GB too little"):
+        harvest(asked)
+    assert not list(config.directory.glob("shard-*"))
+    assert "will refuse to start" in plan(asked)
