@@ -143,7 +143,7 @@ def test_flipped_byte_is_found_before_training(config, store):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"checksum of shard-00000\.safetensors"):
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors has another checksum"):
         train(config)
     assert not config.run_directory.exists()
 
