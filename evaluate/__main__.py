@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from evaluate.config import CompareConfig, EvaluateConfig, FeaturesConfig
+from evaluate.config import BrowseConfig, CompareConfig, EvaluateConfig, ExportConfig, FeaturesConfig
 from store.command import command, parse_subcommand
 
 HUB_UNREACHABLE = 69
@@ -12,9 +12,11 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "metrics": (EvaluateConfig, "evaluate.compare", "evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare", "compare_runs"),
     "features": (FeaturesConfig, "evaluate.samples", "collect_samples"),
+    "browse": (BrowseConfig, "evaluate.browse", "browse"),
+    "browse-export": (ExportConfig, "evaluate.browse", "export"),
 }
 """By name: its options, and the function that does it (imported only when it is asked for)."""
-SHOWN = ("report.html", "summary.txt", "report.md", "features.parquet", "collection_summary.json")
+SHOWN = ("index.html", "report.html", "summary.txt", "report.md", "features.parquet", "collection_summary.json")
 
 
 def main() -> None:

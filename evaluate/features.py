@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evaluate.config import FeaturesConfig
 from evaluate.contexts import Contexts, best_of_documents, lottery
 from evaluate.firings import Firings, firings_of
+from evaluate.forward import Forward
 from store.devices import resolve_device
 from store.files import hash_file, write_tensors
 from store.manifest import ShardEntry
@@ -185,14 +186,12 @@ def collect(transcoder: Transcoder, store: Store, config: FeaturesConfig, key: s
     if found:
         log.info("continuing after %d of %d shards", found.shards, len(shards))
     config.folder.mkdir(parents=True, exist_ok=True)
-    transcoder, saved = transcoder.to(resolve_device(config.device)), time.monotonic()
+    forward, saved = Forward(transcoder.to(resolve_device(config.device))), time.monotonic()
     total = sum(shard.kept for shard in shards)
     try:
         with tqdm(total=total, initial=collection.rows, unit="row", unit_scale=True, desc="features") as bar:
             for shard in shards[collection.shards :]:
-                collection = collection.plus(
-                    firings_of(store, shard, transcoder, config.batch_rows, bar), config, vocabulary
-                )
+                collection = collection.plus(firings_of(store, shard, forward, config.batch_rows, bar), config, vocabulary)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     collection.save(path)
                     saved = time.monotonic()

@@ -5,14 +5,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
+from evaluate.forward import Forward
 from store.manifest import ShardEntry
 from store.reader import Store
-from store.sparse import Entries, scan
-from store.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
@@ -42,19 +39,10 @@ class Firings:
         return np.cumsum(ends.ravel()) - ends.ravel()
 
 
-def active(transcoder: Transcoder, x: Float[Tensor, "rows d_in"]) -> Entries:
-    """The positive latents of x as a list, equal to those of `encode`; ordered by (latent, row)."""
-    if transcoder.config.activation == "topk":
-        latents = transcoder.encode(x)
-        latent, row = latents.T.nonzero(as_tuple=True)
-        return Entries(latents[row, latent], row, latent)
-    cutoff = transcoder.threshold.clamp_min(0)
-    return scan(x, transcoder.W_enc.T, transcoder.b_enc, cutoff, low_precision=False)
-
-
 @torch.no_grad()
-def firings_of(store: Store, shard: ShardEntry, transcoder: Transcoder, rows: int, bar: tqdm) -> Firings:
+def firings_of(store: Store, shard: ShardEntry, forward: Forward, rows: int, bar: tqdm) -> Firings:
     """The active latents of every kept row of a shard, `rows` at a time, on the transcoder's device."""
+    transcoder = forward.transcoder
     device = transcoder.W_dec.device
     tokens = store.array(shard, "tokens").numpy()
     place = store.array(shard, "token_index")[: shard.kept].long()
@@ -64,7 +52,7 @@ def firings_of(store: Store, shard: ShardEntry, transcoder: Transcoder, rows: in
     values, latents, positions = [], [], []
     for start in range(0, shard.kept, rows):
         chosen = order[start : start + rows]
-        found = active(transcoder, transcoder.view(source[chosen].to(device), norm))
+        found = forward.entries(transcoder.view(source[chosen].to(device), norm))
         values.append(found.value.cpu().numpy())
         latents.append(found.latent.cpu().numpy())
         positions.append(position[start + found.row.cpu()].numpy())

@@ -28,7 +28,7 @@ from store.transcoder import Transcoder
 PARQUET = "features.parquet"
 QUANTILES = 5
 TOP_TOKENS = 10
-CHUNK = 128
+CHUNK = 64
 """Latents in a row group: what a page about one latent reads."""
 _relation = pa.list_(pa.struct({"feature": pa.int32(), "score": pa.float32(), "both": pa.int32()}))
 _logits = pa.list_(pa.struct({"token": pa.string(), "logit": pa.float32()}))
@@ -39,6 +39,7 @@ _context = pa.struct({
 SCHEMA = pa.schema({
     "feature": pa.int32(), "prefix": pa.int32(), "fired": pa.int64(), "density": pa.float64(),
     "mean_activation": pa.float64(), "max_activation": pa.float64(), "max_cosine": pa.float32(), "top_token": pa.string(),
+    "example": pa.struct({"before": pa.string(), "token": pa.string(), "after": pa.string()}),
     "histogram": pa.struct({"edges": pa.list_(pa.float64()), "counts": pa.list_(pa.int64())}),
     "top_tokens": pa.list_(pa.struct({
         "token": pa.string(), "id": pa.int32(), "count": pa.int64(), "occurrences": pa.int64(), "mean": pa.float64()})),
@@ -155,7 +156,10 @@ def write_samples(
         for start in tqdm(range(0, d_sae, CHUNK), desc="writing", unit="latent", unit_scale=CHUNK):
             latents = np.arange(start, min(start + CHUNK, d_sae))
             shown = Shown.of(collection, latents, text)
-            plain = [plain_record(collection, relations, pairs, prefix_sizes, int(latent)) for latent in latents]
+            plain = [
+                plain_record(collection, relations, pairs, prefix_sizes, int(latent)) | {"example": shown.example(index)}
+                for index, latent in enumerate(latents)
+            ]
             writer.write_table(chunk_table(plain, shown))
             if as_json:
                 write_json(folder, plain, shown)
@@ -242,6 +246,18 @@ class Shown:
             "document": np.array([text.document[shard][place] for shard, place in places], int), "start": start,
         }  # fmt: skip
         return cls(np.searchsorted(both.latent, np.append(latents, latents[-1] + 1)), fields, offsets, words, activations)
+
+    def example(self, index: int) -> dict[str, str]:
+        """A few words about the strongest firing of one of the latents."""
+        context = self.of_latent[index]
+        if context == self.of_latent[index + 1]:
+            return {"before": "", "token": "", "after": ""}
+        low, high = self.of_context[context : context + 2]
+        middle = low + self.fields["token"][context] - self.fields["start"][context]
+        words = [
+            "".join(self.words[a:b]) for a, b in pairwise([max(low, middle - 8), middle, middle + 1, min(high, middle + 6)])
+        ]
+        return dict(zip(("before", "token", "after"), words, strict=True))
 
 
 def part(contexts: Contexts, latents: np.ndarray) -> Contexts:

@@ -102,10 +102,11 @@ def test_every_activation_gives_the_latents_of_encode(store, config, activation)
     from tqdm import tqdm
 
     from evaluate.firings import firings_of
+    from evaluate.forward import Forward
 
     t = make_transcoder(d_in=12, d_out=10, d_sae=20, activation=activation)
     shard = store.manifest.shards[0]
-    firings = firings_of(store, shard, t, 33, tqdm(disable=True))
+    firings = firings_of(store, shard, Forward(t), 33, tqdm(disable=True))
     latents = t.encode(t.view(store.array(shard, "resid_mid")[: shard.kept], store.norm)).numpy()
     expected = np.zeros((256, 20), np.float32)
     expected[store.array(shard, "token_index")[: shard.kept].numpy()] = latents

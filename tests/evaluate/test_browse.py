@@ -1,0 +1,287 @@
+"""The browser's pages: numbers from the raw shards, hostile text and URLs, and a real headless browser."""
+
+import contextlib
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from evaluate import samples
+from evaluate.browse import export, make_app
+from evaluate.config import ExportConfig, FeaturesConfig
+from evaluate.drawing import bars, brief, lines
+from evaluate.samples import PARQUET
+from harvest.text import vocabulary_hash
+from store.files import write_text
+from tests.conftest import make_store
+from tests.evaluate.dense import dense
+from tests.evaluate.test_report import CHROMIUM, FLAGS, measured
+from tests.store.test_transcoder import make_transcoder
+
+SCRIPT, HEBREW = "<script>alert(1)</script>", "שלום"
+RUN = "tiny/layer1/ours"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, tiny_models) -> Path:
+    """A measured run with features in which every fourth token is hostile, an empty run, and one with damaged files."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("site")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
+    store = make_store(
+        folder / "store", n_shards=8, context=64, shard_sequences=4, tokenizer_hash=vocabulary_hash(tokenizer)
+    )
+    run = folder / "results" / RUN
+    make_transcoder(d_in=12, d_out=10, d_sae=80, prefix_sizes=(10, 40, 80), name="ours").save(run)
+    words = {0: SCRIPT, 1: HEBREW, 2: " alpha", 3: " beta"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "token_texts", lambda tokenizer, ids: [words[index % 4] for index in ids])
+        samples.collect_samples(FeaturesConfig(store=store.directory, run=run, tokenizer=tiny_models["gpt2"], device="cpu"))
+    write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))
+    write_text(run / "evaluation" / "report.html", "<p>the report</p>")
+    log = [{"tokens": n * 100, "fvu": 1 / n, "fvu_max": 2 / n, "fvu_mean": 1.5 / n} for n in range(1, 9)]
+    write_text(run / "training_log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+    write_text(folder / "results" / "tiny" / "layer1" / "empty" / "train_config.json", "{}")
+    damaged = folder / "results" / "tiny" / "layer1" / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "activation_samples" / PARQUET).write_bytes(b"PAR1 is not all of it")
+    (damaged / "evaluation" / "metrics.json").write_text("{")
+    write_text(folder / "secret" / "report.html", "outside")
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def client(results) -> TestClient:
+    return TestClient(make_app(results), base_url="http://127.0.0.1")
+
+
+def test_every_number_of_a_feature_page_equals_one_from_the_raw_shards(results, client):
+    from store.reader import open_store
+    from store.transcoder import Transcoder
+
+    store, transcoder = open_store(results.parent / "store"), Transcoder.load(results / RUN)
+    d = dense(store, transcoder)
+    rows = store.manifest.n_rows("heldout")
+    for latent in (0, 11, 41):
+        html, column, fired = client.get(f"/feature/{RUN}/{latent}").text, d.latents[:, latent], d.fired[:, latent]
+        facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
+        assert facts["fires on"] == (f"{fired.sum() / rows:.1%}" if fired.sum() * 100 >= rows else facts["fires on"])
+        assert f"{fired.sum():,} tokens" in html
+        assert facts["strongest"] == brief(float(np.float32(np.nanmax(column))))
+        assert f"mean {brief(float(column[fired].mean()))}" in html
+        heights = [int(n.replace(",", "")) for n in re.findall(r"<title>[^<]*: ([\d,]+)</title></rect>", html)]
+        assert sum(heights) == fired.sum()
+        by_document = {}
+        for value, document in zip(column[fired], d.document[fired], strict=True):
+            by_document[document] = max(value, by_document.get(document, 0))
+        strongest = [brief(float(v)) for v in sorted(by_document.values(), reverse=True)[:20]]
+        section = html[html.index("Strongest contexts") : html.index("Drawn at random")]
+        assert re.findall(r'class="value"[^>]*>([^<]*)<', section) == strongest
+        title = re.search(r'title="shard (\d+), sequence (\d+), token (\d+)"', section)
+        place = (d.shard == int(title[1])) & (d.sequence == int(title[2])) & (d.token == int(title[3]))
+        assert brief(float(column[place][0])) == strongest[0]
+
+
+def test_the_table_sorts_filters_and_searches(client):
+    def shown(query: str) -> list[int]:
+        return [int(n) for n in re.findall(r'class="number">#(\d+)<', client.get(f"/features/{RUN}?{query}").text)]
+
+    assert shown("") == list(range(50))
+    assert shown("page=2") == list(range(50, 80))
+    assert shown("prefix=40") == list(range(10, 40))
+    assert shown("q=17") == [17]
+    assert shown("q=no+such+text") == []
+    assert set(shown("q=ALPHA")) <= set(range(80))
+    dense_first = client.get(f"/features/{RUN}?sort=density&desc=1").text
+    densities = [float(d) for d in re.findall(r'data-label="fires on" title="([^"]+)"', dense_first)]
+    assert densities == sorted(densities, reverse=True)
+    assert len(set(densities)) > 5
+
+
+def test_text_from_the_data_is_escaped_everywhere(client):
+    pages = (f"/features/{RUN}", f"/feature/{RUN}/0", f"/tree/{RUN}", f"/compare?a={RUN}:0&b={RUN}:1")
+    for page in (*pages, f"/features/{RUN}?q=%3Cscript%3Ealert(1)"):
+        html = client.get(page).text
+        assert "<script>alert" not in html, page
+        assert "&lt;script&gt;alert(1)" in html, page
+    assert HEBREW in client.get(f"/feature/{RUN}/0").text
+    assert "script-src 'self'" in client.get("/").headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/run/../secret", "/run/%2e%2e/secret", "/report/../secret/evaluation", "/report/..%2fsecret/evaluation",
+        f"/report/{RUN}/..%2f..", f"/report/{RUN}/secret", f"/feature/{RUN}/80", f"/feature/{RUN}/-1", "/feature/../0",
+        "/static/../base.html", "/static/%2e%2e/base.html", "/nothing", "/compare?a=nobody:1", f"/compare?a={RUN}@7",
+        "/run//etc", "/features/etc/passwd", f"/compare?a={RUN}:99999999999999999999", f"/features/{RUN}?sort=no",
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_not_found_and_nothing_outside_is_reached(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "outside" not in answer.text
+
+
+def test_nothing_can_be_written_and_other_hosts_are_refused(results, client):
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert client.request(method, f"/run/{RUN}").status_code == 405
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
+
+
+def test_empty_and_damaged_runs_are_shown_as_such(client):
+    runs = client.get("/")
+    assert runs.status_code == 200
+    assert "damaged file" in runs.text
+    assert "Not measured yet" in client.get("/run/tiny/layer1/empty").text
+    assert "has no features yet" in client.get("/features/tiny/layer1/empty").text
+    damaged = client.get("/feature/tiny/layer1/damaged/0")
+    assert damaged.status_code == 500
+    assert "cannot be read" in damaged.text
+    assert "Traceback" not in damaged.text
+    assert "cannot be read" in client.get("/run/tiny/layer1/damaged").text
+
+
+def test_an_empty_results_folder_says_how_to_begin(tmp_path):
+    assert "make demo" in TestClient(make_app(tmp_path), base_url="http://127.0.0.1").get("/").text
+
+
+def test_prefixes_and_runs_stand_side_by_side(client):
+    html = client.get(f"/compare?a={RUN}@10&b={RUN}").text
+    assert "prefix 10" in html
+    assert f"{0.25 * 1.1:.4f}" in html
+    assert "0.2500" in html
+
+
+@contextlib.contextmanager
+def serving(app) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(5)
+
+
+@contextlib.contextmanager
+def browsing(width: int = 1000, scheme: str = "light"):
+    from playwright.sync_api import sync_playwright
+
+    complaints = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.set_default_timeout(10_000)
+        try:
+            yield page
+        finally:
+            browser.close()
+    assert complaints == []
+
+
+@needs_chromium
+def test_a_feature_is_found_by_search_sorting_and_keys(results):
+    with serving(make_app(results)) as url, browsing() as page:
+        page.goto(url)
+        page.click(f"a[href='/run/{RUN}']")
+        page.click("nav.tabs >> text=Features")
+        page.click("thead >> text=fires on")
+        assert "sort=density" in page.url
+        assert page.locator("th[aria-sort=descending]").inner_text().startswith("fires on")
+        page.keyboard.press("/")
+        page.keyboard.type("alpha")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**q=alpha**")
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        second = page.locator("tbody tr").nth(1).locator("a").inner_text()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("h1 >> text=" + second)
+        number = int(second[1:])
+        assert page.locator(".middle").count() > 0
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url(f"**/{number + 1}")
+        page.click("aside .near a >> nth=0")
+        page.wait_for_selector(".contexts")
+        page.goto(f"{url}/tree/{RUN}")
+        assert page.locator(".tree > li").count() == 10
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (768, "dark"), (1280, "light")])
+def test_no_page_is_cut_off_or_complains(results, width, scheme):
+    with serving(make_app(results)) as url, browsing(width, scheme) as page:
+        for path in (
+            "/",
+            f"/run/{RUN}",
+            f"/features/{RUN}",
+            f"/feature/{RUN}/0",
+            f"/tree/{RUN}",
+            f"/compare?a={RUN}:0&b={RUN}:1",
+        ):
+            page.goto(url + path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_every_link_of_the_export_leads_to_a_file(results, tmp_path):
+    out = export(ExportConfig(results=results, out=tmp_path / "site", features=12))
+    pages = list(out.rglob("*.html"))
+    assert len(list((out / "feature" / RUN).glob("*.html"))) == 12
+    for page in pages:
+        for link in re.findall(r'(?:href|src)="([^"#]+)"', page.read_text()):
+            if not link.startswith("data:"):
+                assert (page.parent / link).exists(), (page, link)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        export(ExportConfig(results=results, out=tmp_path / "full"))
+
+
+@needs_chromium
+def test_the_export_sorts_and_searches_in_the_page(results, tmp_path):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    out = export(ExportConfig(results=results, out=tmp_path / "site", features=80))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=out))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with browsing() as page:
+        page.goto(f"http://127.0.0.1:{server.server_port}/features/{RUN}.html")
+        page.fill("input[type=search]", "33")
+        page.wait_for_function("document.querySelector('#count').textContent === '1 features'")
+        page.click("tbody a")
+        page.wait_for_selector("h1 >> text=#33")
+    server.shutdown()
+    server.server_close()
+
+
+def test_charts_by_hand():
+    chart = lines({"a": [(0, 0.0), (10, 1.0)]})
+    assert chart["lines"]["a"] == "52.0,210.0 628.0,10.0"
+    assert lines({"a": []}) is None
+    found = bars([1, 2, 4], [1, 3])
+    assert [bar[4] for bar in found["bars"]] == ["1 to 2: 1", "2 to 4: 3"]
+    assert found["bars"][1][3] == 3 * found["bars"][0][3]
