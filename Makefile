@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features browse browse-export clean
+.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features browse browse-export analyze clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on t
 
 features: $(VENV)/base  ## What every latent responds to: contexts, samples, neighbours
 	$(PY) -m evaluate features $(where) $(run) $(ARGS)
+
+analyze: $(VENV)/base  ## The interpretability report of collected features
+	$(PY) -m evaluate analyze $(where) $(run) $(ARGS)
 
 browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOLDER)
 	@$(PY) -m evaluate browse $(if $(RESULTS),--results $(RESULTS)) $(ARGS)

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from evaluate.config import BrowseConfig, CompareConfig, EvaluateConfig, ExportConfig, FeaturesConfig
+from evaluate.config import AnalyzeConfig, BrowseConfig, CompareConfig, EvaluateConfig, ExportConfig, FeaturesConfig
 from store.command import command, parse_subcommand
 
 HUB_UNREACHABLE = 69
@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "metrics": (EvaluateConfig, "evaluate.compare", "evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare", "compare_runs"),
     "features": (FeaturesConfig, "evaluate.samples", "collect_samples"),
+    "analyze": (AnalyzeConfig, "evaluate.analyze", "analyze"),
     "browse": (BrowseConfig, "evaluate.browse", "browse"),
     "browse-export": (ExportConfig, "evaluate.browse", "export"),
 }

@@ -123,3 +123,18 @@ class ExportConfig:
     """Folder to write to; new, empty or an earlier export."""
     features: int = 1000
     """Features of each run that get a page, from the first prefix on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(EvaluateConfig):
+    """Write the interpretability report of a run from its collected features: report.md and report.html in analysis/."""
+
+    alike: float = 0.7
+    """Cosine of decoder rows from which two latents are put into one group."""
+    together: float = 0.7
+    """Cosine of firing patterns from which two latents are put into one group."""
+
+    def __post_init__(self) -> None:
+        for name in ("alike", "together"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a cosine: above 0, at most 1")

@@ -1,0 +1,158 @@
+"""The interpretability report: collected features and weights -> tables and a map, as Markdown and HTML."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.sparse
+import torch
+from jaxtyping import Float
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from evaluate.config import AnalyzeConfig
+from evaluate.features import read_summary
+from evaluate.samples import PARQUET
+from store.files import write_text
+from store.transcoder import Transcoder
+
+SHOWN = 10
+DENSE = 0.1
+"""Features that fire on more than this share of the rows are called dense."""
+Section = tuple[str, str, Sequence[str], list[list[str]]]
+
+
+def analyze(config: AnalyzeConfig) -> Path:
+    """The folder with report.md and report.html. ValueError when the run's features have not been collected."""
+    samples = config.run_directory / "activation_samples"
+    summary = read_summary(samples)
+    if summary is None:
+        raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
+    transcoder = Transcoder.load(config.run_directory)
+    rows = pq.read_table(samples / PARQUET).drop_columns(["text", "histogram"]).to_pylist()
+    sections = [
+        frequency(rows), by_prefix(rows, transcoder), groups(rows, "near_decoder", config.alike, "decoder rows"),
+        groups(rows, "near_coactive", config.together, "firing patterns"), hierarchy(rows), *interpretable(rows),
+    ]  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
+        autoescape=lambda name: str(name).endswith(".html"), trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", "⏎").replace("\r", "")
+    folder = config.run_directory / "analysis"
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"analysis{Path(name).suffix}").render(
+            summary=summary, sections=sections, points=decoder_map(transcoder.W_dec, rows)
+        )
+        write_text(folder / name, text)
+    return folder
+
+
+def named(row: dict) -> str:
+    example = row["example"]
+    return f"#{row['feature']} {example['before'][-30:]}[{example['token']}]{example['after'][:20]}"
+
+
+def frequency(rows: Sequence[dict]) -> Section:
+    """Dead, rare and dense features."""
+    density = np.array([row["density"] for row in rows])
+    dense = np.flatnonzero(density > DENSE)
+    table = [
+        ["dead (never fired on these rows)", f"{(density == 0).sum():,}", ""],
+        [f"dense (on more than {DENSE:.0%})", f"{len(dense):,}", ", ".join(f"#{i}" for i in dense[:SHOWN])],
+        ["between", f"{len(rows) - (density == 0).sum() - len(dense):,}", f"median {np.median(density):.3%} of rows"],
+    ]
+    return "How often features fire", "Rows are those of the collection.", ("kind", "features", ""), table
+
+
+def by_prefix(rows: Sequence[dict], transcoder: Transcoder) -> Section:
+    """Weight norms, alignment of encoder and decoder, density and consistency, by the prefix that adds a latent."""
+    decoder, encoder = transcoder.W_dec.norm(dim=1).numpy(), transcoder.W_enc.norm(dim=0).numpy()
+    aligned = alignment(transcoder)
+    prefix = np.array([row["prefix"] for row in rows])
+    density = np.array([row["density"] for row in rows])
+    consistent = np.array([consistency(row) for row in rows])
+    table = []
+    for size in sorted(set(prefix.tolist())):
+        mine = prefix == size
+        cosine = "widths differ" if aligned is None else f"{aligned[mine].mean():.3f}"
+        table.append([
+            f"{size:,}", f"{mine.sum():,}", f"{encoder[mine].mean():.3g}", f"{decoder[mine].mean():.3g}", cosine,
+            f"{np.median(density[mine]):.3%}", f"{np.nanmean(consistent[mine]):.0%}",
+        ])  # fmt: skip
+    heads = ("prefix", "adds", "encoder norm", "decoder norm", "mean cosine", "median density", "consistency")
+    return "Weights by prefix", "Cosine is that of a latent's encoder column and decoder row.", heads, table
+
+
+def alignment(transcoder: Transcoder) -> np.ndarray | None:
+    """Cosine of each latent's encoder column with its decoder row; None where their widths differ."""
+    if transcoder.config.d_in != transcoder.config.d_out:
+        return None
+    return torch.nn.functional.cosine_similarity(transcoder.W_enc.T, transcoder.W_dec, dim=1).numpy()
+
+
+def groups(rows: Sequence[dict], relation: str, least: float, what: str) -> Section:
+    """Latents joined by scores of at least `least` with one of their nearest ones."""
+    found = components(rows, relation, least)
+    table = [[str(len(group)), ", ".join(f"#{i}" for i in group[:SHOWN]), named(rows[group[0]])] for group in found[:SHOWN]]
+    joined = sum(map(len, found))
+    note = f"{len(found):,} groups hold {joined:,} of {len(rows):,} features; joined where the cosine is at least {least}."
+    return f"Groups by {what}", note, ("size", "features", "for example"), table
+
+
+def components(rows: Sequence[dict], relation: str, least: float) -> list[list[int]]:
+    """Connected groups of two or more latents, the largest first."""
+    pairs = [(row["feature"], item["feature"]) for row in rows for item in row[relation] if item["score"] >= least]
+    one, other = np.array(pairs, int).reshape(-1, 2).T
+    graph = scipy.sparse.csr_array((np.ones(len(pairs)), (one, other)), shape=(len(rows), len(rows)))
+    label = connected_components(graph, directed=False)[1]
+    order = np.argsort(label, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
+    return sorted((part.tolist() for part in parts if len(part) > 1), key=len, reverse=True)
+
+
+def hierarchy(rows: Sequence[dict]) -> Section:
+    """The strongest refinements: a finer latent that fires almost only where a coarser one does."""
+    pairs = [(item["score"], row["feature"], item["feature"], item["both"]) for row in rows for item in row["finer"]]
+    pairs.sort(reverse=True)
+    table = [[f"{s:.2f}", str(both), named(rows[coarse]), named(rows[fine])] for s, coarse, fine, both in pairs[:SHOWN]]
+    note = f"{len(pairs):,} pairs; the score is P(coarse fires | fine fires) less P(coarse fires)."
+    return "Which finer features refine which coarser ones", note, ("score", "rows", "coarse", "fine"), table
+
+
+def interpretable(rows: Sequence[dict]) -> list[Section]:
+    """The most and least consistent features that fired in enough documents."""
+    scored = [(consistency(row), row) for row in rows if len(tops(row)) >= SHOWN]
+    scored.sort(key=lambda pair: (-pair[0], pair[1]["feature"]))
+    note = "Consistency: share of the strongest contexts that fire on the same word, case and spaces aside."
+    heads = ("consistency", "feature", "top token")
+    tables = ([[f"{c:.0%}", named(r), r["top_token"]] for c, r in part] for part in (scored[:SHOWN], scored[-SHOWN:]))
+    return [(title, note, heads, t) for title, t in zip(("Most consistent", "Least consistent"), tables, strict=True)]
+
+
+def tops(row: dict) -> list[dict]:
+    return [context for context in row["contexts"] if context["quantile"] == 0]
+
+
+def consistency(row: dict) -> float:
+    """Share of a latent's strongest contexts that fire on its commonest word; NaN without contexts."""
+    words = [c["tokens"][c["token"] - c["start"]].strip().lower() for c in tops(row)]
+    return Counter(words).most_common(1)[0][1] / len(words) if words else float("nan")
+
+
+def decoder_map(W_dec: Float[Tensor, "d_sae d_out"], rows: Sequence[dict]) -> list[tuple[float, float, int, str]]:
+    """x and y in 0..1 of each decoder direction on its two main axes, its prefix's number, and its name."""
+    unit = torch.nn.functional.normalize(W_dec, dim=1)
+    centred = unit - unit.mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:]
+    place = centred @ axes
+    low, high = place.amin(0), place.amax(0)
+    place = (place - low) / (high - low).clamp_min(1e-9)
+    sizes = sorted({row["prefix"] for row in rows})
+    return [
+        (round(x, 4), round(y, 4), sizes.index(row["prefix"]), named(row))
+        for (x, y), row in zip(place.tolist(), rows, strict=True)
+    ]

@@ -1,0 +1,104 @@
+"""The interpretability report: groups, consistency and alignment on cases checked by hand, and the files as a whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate.analyze import alignment, analyze, components, consistency, decoder_map, frequency, hierarchy, interpretable
+from evaluate.config import AnalyzeConfig, FeaturesConfig
+from evaluate.samples import collect_samples
+from harvest.text import vocabulary_hash
+from tests.conftest import make_store
+from tests.evaluate.dense import dense
+from tests.store.test_transcoder import make_transcoder
+
+
+def context(word: str, quantile: int = 0) -> dict:
+    return {"quantile": quantile, "token": 5, "start": 4, "tokens": ["x", word, "y"]}
+
+
+def row(feature: int, near: list[tuple[int, float]] = (), words: list[str] = (), **fields) -> dict:
+    plain = {"feature": feature, "density": 0.01, "prefix": 4, "top_token": "", "finer": [],
+             "example": {"before": "", "token": "t", "after": ""}}  # fmt: skip
+    near_decoder = [{"feature": other, "score": score} for other, score in near]
+    return plain | {"near_decoder": near_decoder, "contexts": [context(word) for word in words]} | fields
+
+
+def test_groups_are_what_strong_pairs_connect():
+    rows = [row(0, [(2, 0.9)]), row(1, [(0, 0.6)]), row(2), row(3, [(2, 0.8)]), row(4, [(5, 0.7)]), row(5)]
+    assert components(rows, "near_decoder", 0.7) == [[0, 2, 3], [4, 5]]
+    assert components(rows, "near_decoder", 0.95) == []
+
+
+def test_consistency_is_the_share_of_the_commonest_word():
+    mixed = row(0, words=[" The", "the", "the ", "a"])
+    mixed["contexts"].append(context("zebra", quantile=3))
+    assert consistency(mixed) == 0.75
+    assert np.isnan(consistency(row(1)))
+
+
+def test_most_and_least_consistent_are_at_the_two_ends():
+    rows = [row(i, words=["a"] * i + list("bcdefghijkl")[: 12 - i]) for i in range(2, 12)]
+    most, least = interpretable(rows)
+    assert most[3][0][0] == "92%"
+    assert least[3][-1][0] == "17%"
+
+
+def test_dead_and_dense_features_are_counted():
+    _, _, _, table = frequency([row(0, density=0.0), row(1, density=0.5), row(2), row(3)])
+    assert [line[1] for line in table] == ["1", "1", "2"]
+    assert table[1][2] == "#1"
+
+
+def test_refinements_are_ranked_by_score():
+    finer = [{"feature": 1, "score": 0.4, "both": 9}, {"feature": 2, "score": 0.8, "both": 7}]
+    table = hierarchy([row(0, finer=finer), row(1), row(2)])[3]
+    assert [(line[0], line[1], line[3].split()[0]) for line in table] == [("0.80", "7", "#2"), ("0.40", "9", "#1")]
+
+
+def test_alignment_is_the_cosine_of_encoder_and_decoder():
+    t = make_transcoder(d_in=6, d_out=6)
+    encoder, decoder = t.W_enc.double().numpy().T, t.W_dec.double().numpy()
+    expected = (encoder * decoder).sum(1) / np.linalg.norm(encoder, axis=1) / np.linalg.norm(decoder, axis=1)
+    np.testing.assert_allclose(alignment(t), expected, rtol=1e-5)
+    assert alignment(make_transcoder(d_in=6, d_out=5)) is None
+
+
+def test_the_map_keeps_the_two_widest_directions():
+    t = make_transcoder(d_in=6, d_out=5)
+    points = np.array([point[:2] for point in decoder_map(t.W_dec, [row(i) for i in range(10)])])
+    unit = t.W_dec.double().numpy() / np.linalg.norm(t.W_dec.double().numpy(), axis=1, keepdims=True)
+    u, s, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    for axis, component in ((1, 0), (0, 1)):
+        assert abs(np.corrcoef(points[:, axis], (u * s)[:, component])[0, 1]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.fixture
+def run(tmp_path, tiny_models) -> tuple[Path, object, object]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
+    store = make_store(tmp_path / "s", n_shards=8, tokenizer_hash=vocabulary_hash(tokenizer))
+    transcoder = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(4, 20))
+    transcoder.save(tmp_path / "run")
+    config = FeaturesConfig(store=store.directory, run=tmp_path / "run", tokenizer=tiny_models["gpt2"], device="cpu")
+    collect_samples(config)
+    return tmp_path / "run", store, transcoder
+
+
+def test_the_report_counts_what_the_raw_shards_hold(run):
+    folder, store, transcoder = run
+    out = analyze(AnalyzeConfig(run=folder))
+    markdown, html = (out / "report.md").read_text(), (out / "report.html").read_text()
+    dead = int((~dense(store, transcoder).fired.any(0)).sum())
+    assert f"| dead (never fired on these rows) |{dead} |" in markdown
+    assert html.count("<circle") == 20
+    assert "Groups by decoder rows" in html
+    assert "http" not in html
+
+
+def test_a_run_without_features_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="has no features yet"):
+        analyze(AnalyzeConfig(run=tmp_path))
+    assert list(tmp_path.iterdir()) == []
