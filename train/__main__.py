@@ -1,13 +1,16 @@
 """`python -m train`: parses the options and trains."""
 
+import sys
+
 from store.command import command, parse
 
 
 def main() -> None:
     with command("train"):
         from train.config import TrainConfig
+        from train.presets import expand
 
-        config = parse(TrainConfig, "python -m train")
+        config = parse(TrainConfig, "python -m train", expand(sys.argv[1:]))
         from train.loop import train
 
         transcoder = train(config)

@@ -17,12 +17,11 @@ PLAIN = "none"
 class TrainConfig:
     """Train a transcoder on cached activations.
 
-    The defaults are the recipe for Gemma-2-2B layer 8. Killed or interrupted, the same command continues from the last
-    checkpoint; finished, it does nothing.
+    --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
+    gpt2-small-layer8, demo) or a .toml file before the other options; the defaults are gemma-2-2b-layer8.
+    Killed or interrupted, the same command continues from the last checkpoint; finished, it does nothing.
     """
 
-    preset: str | None = None
-    """A recipe in train/presets (gemma-2-2b-layer8, say), or a .toml file; options given here override its fields."""
     model: str = "google/gemma-2-2b"
     """Names the store and the run when --store and --run are not given."""
     layer: int = 8

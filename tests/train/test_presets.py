@@ -1,0 +1,47 @@
+import dataclasses
+
+import pytest
+
+from store.command import parse
+from train.config import TrainConfig
+from train.presets import expand, names
+
+
+def config_of(*arguments: str) -> TrainConfig:
+    return parse(TrainConfig, "train", expand(arguments))
+
+
+def test_the_defaults_are_the_layer_8_recipe():
+    assert config_of("--preset", "gemma-2-2b-layer8") == dataclasses.replace(
+        TrainConfig(), prefix_sizes="2304,4608,9216,13824,18432"
+    )
+    assert config_of("--preset=gemma-2-2b-layer8").prefixes == TrainConfig().prefixes
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_preset_is_a_valid_recipe(name):
+    config = config_of("--preset", name)
+    assert config.prefixes[-1] == config.d_sae
+    assert len(config.prefixes) >= 4
+
+
+@pytest.mark.parametrize("order", [("--k", "50", "--preset", "demo"), ("--preset", "demo", "--k", "50")])
+def test_options_beside_a_preset_win_wherever_they_stand(order):
+    config = config_of(*order)
+    assert (config.k, config.d_sae) == (50, 8192)
+
+
+def test_a_file_of_ones_own_is_a_preset(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("d_sae = 64\nk = 4\nprefix_sizes = [16, 48]\nskip = true\ncheck = false\n")
+    config = config_of("--preset", str(path))
+    assert (config.prefixes, config.skip, config.check) == ((16, 64), True, False)
+
+
+def test_unknown_presets_and_fields_are_refused_with_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match=r"no preset 'gemma-2-2b'; there are demo, gemma-2-2b-layer12,"):
+        config_of("--preset", "gemma-2-2b")
+    path = tmp_path / "mine.toml"
+    path.write_text("dsae = 64\n")
+    with pytest.raises(ValueError, match=r"sets 'dsae', which is no option of train; did you mean d_sae\?"):
+        config_of("--preset", str(path))
