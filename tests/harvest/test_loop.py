@@ -100,10 +100,11 @@ def test_text_that_ends_early_keeps_what_there_is(config, caplog):
 
 
 KILLER = """
-import os, signal, sys
+import os, signal, sys, threading
 from dataclasses import replace
 from pathlib import Path
 import torch
+from tqdm import tqdm
 from harvest.config import HarvestConfig
 import harvest.corpus, harvest.loop, harvest.model
 
@@ -116,6 +117,8 @@ corpus = harvest.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
 corpus = harvest.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
 harvest.loop.load_model, harvest.loop.open_corpus = lambda *args: model, lambda config: corpus
+
+tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
 
 def dies_at(function, n):
     calls = []
