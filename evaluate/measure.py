@@ -1,7 +1,11 @@
-"""Everything that is measured of some transcoders on one store, at their own L0 and at an equal one."""
+"""Everything that is measured of some transcoders on one store, at their own L0 and at an equal one.
+
+The language model and the probes are imported where they are wanted: that takes seconds, and most measurements do not.
+"""
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -11,14 +15,13 @@ from evaluate.config import CompareConfig, EvaluateConfig
 from evaluate.forward import Forward
 from evaluate.frontier import Dial, sweep
 from evaluate.metrics import Accumulator, measure_rows, result_of, with_intervals
-from evaluate.probes import Fitted, first_letters, probe_all
 from evaluate.rows import Facts
-from evaluate.splice import open_model, splice
-from evaluate.tasks import fit_and_test
-from harvest.text import load_tokenizer
 from store.devices import resolve_device
 from store.reader import Store, check_shards
 from store.transcoder import Transcoder
+
+if TYPE_CHECKING:
+    from harvest.model import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     """
     device = resolve_device(config.device)
     compared = config if isinstance(config, CompareConfig) and len(transcoders) > 1 else None
-    model = open_model(store, device) if compared and compared.sequences else None
+    model = open_language_model(store, device) if compared and compared.sequences else None
     if config.check:
         check_shards(store, "heldout")
     dials = [Dial(transcoder, store, device) for transcoder in transcoders[:2]] if len(transcoders) > 1 else []
@@ -49,6 +52,8 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     if compared and compared.frontier:
         add_frontier(results, dials, store, config.batch_rows, device)
     if compared and model:
+        from evaluate.splice import splice
+
         variants = [moved, *in_pass[1:], in_pass[0]] if moved is not None and extra else in_pass
         spliced = splice(variants, store, model, compared.sequences, compared.every_prefix)
         add_spliced(results, spliced, matched=moved is not None)
@@ -63,8 +68,19 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     return results
 
 
+def open_language_model(store: Store, device: torch.device) -> "LanguageModel":
+    """The model of a store, opened before anything is measured, so that one that cannot be had is told at once."""
+    from evaluate.splice import open_model
+
+    return open_model(store, device)
+
+
 def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store) -> None:
     """Adds absorption, splitting, sparse_probing and tpp to all, and absorption by prefix."""
+    from evaluate.probes import Fitted, first_letters, probe_all
+    from evaluate.tasks import fit_and_test
+    from harvest.text import load_tokenizer
+
     fit, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
     fitted: Fitted = {}
     for transcoder, result in zip(transcoders, tqdm(results, desc="probes", unit="transcoder"), strict=True):
