@@ -109,7 +109,7 @@ def add_frontier(results: list[dict], dials: Sequence[Dial], store: Store, rows:
         {"l0": float(a.l0[:, -1].double().mean()), "fvu": float(a.sse[:, -1].sum() / facts.variation.sum())}
         for a in accumulators
     ]
-    for result, group in zip(results, variants, strict=False):
+    for result, group in zip(results[: len(variants)], variants, strict=True):
         result["frontier"], points = sorted(points[: len(group)], key=lambda point: point["l0"]), points[len(group) :]
 
 
