@@ -105,6 +105,7 @@ bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
 	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.loader
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
+	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
 
 clean:  ## Remove .venv and caches; data and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

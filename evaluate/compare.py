@@ -22,6 +22,7 @@ JUDGED = {name: metric.lower_is_better for name, metric in METRICS.items() if me
     "kl": True,
 }
 """Metrics in which a winner may be named, and whether lower is better; all of them at equal L0."""
+SIDES = {"ours", "google"}
 MATCHED = 0.05
 """Two L0s this near, as a share, are equal."""
 
@@ -109,8 +110,14 @@ def judge(measured: Sequence[dict], store: Store) -> dict:
             winners[name] = "not judged: no equal L0 could be reached"
         else:
             winners[name] = winner(at_equal_l0["minus_ours"][name]["ci95"], lower_is_better)
+            read_off = [each["minus_ours"]["ci95"] for each in google.get("at_equal_l0", {}).get(name, [])]
+            others_say = {winner(interval, lower_is_better) for interval in read_off}
+            if winners[name] in SIDES and (SIDES - {winners[name]}) & others_say:
+                winners[name] = "not judged: the frontiers say the contrary of the threshold moved"
+    trivial = [m for m in measured if m.get("trivial")]
+    others = [m for m in measured[2:] if not m.get("trivial")]
     return {
-        "ours": ours, "google": google, "others": list(measured[2:]), "winners": winners, "checks": found,
+        "ours": ours, "google": google, "others": others, "trivial": trivial, "winners": winners, "checks": found,
         "rows": ours["n_rows"], "store_fingerprint": store.fingerprint,
     }  # fmt: skip
 
@@ -149,7 +156,15 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     for shard in store.manifest.of_split("heldout"):
         digest.update(shard.xxh3_128.encode())
     if config is not None:
-        asked = (config.baseline_name, config.l0, config.sequences, config.frontier, config.every_prefix, config.probes)
+        asked = (
+            config.baseline_name,
+            config.l0,
+            config.sequences,
+            config.frontier,
+            config.every_prefix,
+            config.probes,
+            config.trivial,
+        )
         digest.update(repr(asked).encode())
     if config is not None and config.baseline is not None:
         for path in sorted(p for p in [config.baseline, *config.baseline.glob("*")] if p.is_file()):

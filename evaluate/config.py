@@ -58,7 +58,9 @@ class CompareConfig(EvaluateConfig):
     probes: bool = True
     """Absorption, splitting, sparse probing and targeted perturbation, on words of the cached text."""
     frontier: bool = True
-    """Draw FVU against L0 for both, by moving their thresholds."""
+    """Draw FVU (and, with the language model, delta CE) against L0 for both, by moving their thresholds."""
+    trivial: bool = True
+    """Measure the mean and linear maps too, fitted on training rows: they put every figure in its place."""
 
     def __post_init__(self) -> None:
         if self.sequences < 0:

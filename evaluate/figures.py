@@ -8,6 +8,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+GREY = "#7f7f7f"
 LOG = "training_log.jsonl"
 
 
@@ -23,10 +24,10 @@ def _figure(x: str, y: str, **axes: dict) -> go.Figure:
 
 
 def by_prefix(measured: Sequence[dict]) -> go.Figure:
-    ticks = sorted({int(size) for m in measured for size in m["fvu_per_prefix"]})
+    ticks = sorted({int(size) for m in of_latents(measured) for size in m["fvu_per_prefix"]})
     axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
     figure = _figure("latents in the prefix", "FVU", xaxis=axis, yaxis={"rangemode": "tozero"})
-    for m, colour in zip(measured, cycle(COLOURS)):
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
         sizes = [int(size) for size in m["fvu_per_prefix"]]
         figure.add_scatter(
             x=sizes, y=list(m["fvu_per_prefix"].values()), name=m["name"], mode="lines+markers",
@@ -36,8 +37,9 @@ def by_prefix(measured: Sequence[dict]) -> go.Figure:
 
 
 def frontier(measured: Sequence[dict]) -> go.Figure:
-    figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
-    for m, colour in zip(measured, cycle(COLOURS)):
+    """FVU against L0: lines with the threshold moved, prefixes dotted, trivial predictors grey."""
+    figure = _figure("mean L0 (rank, of linear maps)", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
         moved = m.get("frontier", [])
         figure.add_scatter(
             x=[point["l0"] for point in moved] or [m["l0_mean"]], y=[point["fvu"] for point in moved] or [m["fvu"]],
@@ -48,12 +50,43 @@ def frontier(measured: Sequence[dict]) -> go.Figure:
                 x=list(m["l0_per_prefix"].values()), y=list(m["fvu_per_prefix"].values()), name="its prefixes",
                 mode="lines+markers", line={"color": colour, "dash": "dot"}, marker={"color": colour, "size": 6},
             )  # fmt: skip
+    for m, dash in zip((m for m in measured if m.get("trivial")), ("dash", "dashdot", "longdash"), strict=False):
+        if "frontier" in m:
+            x, y = [point["l0"] for point in m["frontier"]], [point["fvu"] for point in m["frontier"]]
+        else:
+            x, y = [0, max(p["l0"] for p in measured[0].get("frontier", [{"l0": measured[0]["l0_mean"]}]))], [m["fvu"]] * 2
+        figure.add_scatter(x=x, y=y, name=m["name"], mode="lines", line={"color": GREY, "dash": dash})
     return figure
+
+
+def frontier_ce(measured: Sequence[dict]) -> go.Figure:
+    """Delta CE against L0, with 95% intervals."""
+    figure = _figure("mean L0", "delta CE, nats", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
+        points = m.get("frontier_delta_ce", [])
+        if not points:
+            continue
+        ends = [point["ci95"] or [point["value"]] * 2 for point in points]
+        error = {
+            "type": "data", "symmetric": False,
+            "array": [high - point["value"] for point, (_, high) in zip(points, ends, strict=True)],
+            "arrayminus": [point["value"] - low for point, (low, _) in zip(points, ends, strict=True)],
+        }  # fmt: skip
+        figure.add_scatter(
+            x=[point["l0"] for point in points], y=[point["value"] for point in points], name=m["name"], error_y=error,
+            mode="lines+markers", line={"color": colour}, marker={"color": colour, "size": 9},
+        )  # fmt: skip
+    return figure
+
+
+def of_latents(measured: Sequence[dict]) -> list[dict]:
+    """Those that have latents: not the trivial predictors."""
+    return [m for m in measured if not m.get("trivial")]
 
 
 def cosines(measured: Sequence[dict]) -> go.Figure:
     figure = _figure("largest |cosine|", "features")
-    for m, colour in zip(measured, cycle(COLOURS)):
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
         histogram = m["max_cosine_histogram"]
         centres = [(a + b) / 2 for a, b in pairwise(histogram["edges"])]
         figure.add_bar(x=centres, y=histogram["features"], name=m["name"], marker={"color": colour})
@@ -62,7 +95,7 @@ def cosines(measured: Sequence[dict]) -> go.Figure:
 
 def densities(measured: Sequence[dict]) -> go.Figure:
     figure = _figure("log10 of the share of rows", "features")
-    for m, colour in zip(measured, cycle(COLOURS)):
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
         edges = m["density_histogram"]["log10_edges"]
         centres = [(a + b) / 2 for a, b in pairwise(edges)]
         figure.add_bar(x=centres, y=m["density_histogram"]["features"], name=m["name"], marker={"color": colour})

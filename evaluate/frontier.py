@@ -1,7 +1,7 @@
 """The same transcoder at other L0s, by moving its threshold: reconstructions are compared at equal L0 only."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,8 @@ CALIBRATION_ROWS = 4096
 """Training rows on which thresholds are set; held-out rows never decide them."""
 FACTORS = (0.25, 0.5, 0.71, 1.41, 2.0)
 """Points of the frontier, as multiples of our L0."""
+CE_FACTORS = (0.5, 1.41)
+"""Those at which the language model is run too, beside each transcoder as it is."""
 LOWEST = 0.4
 """Thresholds are lowered to this share of what they were, at most."""
 SAME = 0.02
@@ -65,11 +67,19 @@ class Dial:
         return replace(t, threshold=t.threshold.clamp_min(0) * factor)
 
 
-def sweep(dials: Sequence[Dial]) -> list[list[Transcoder]]:
-    """For each transcoder its variants at the same L0s, multiples of the first one's; itself among them."""
-    base = dials[0].l0
+@dataclass(frozen=True)
+class Variant:
+    """A transcoder with its threshold moved to `factor` times the first one's L0; `factor` is None as it is."""
+
+    factor: float | None
+    transcoder: Transcoder
+
+
+def sweep(dials: Sequence[Dial]) -> list[list[Variant]]:
+    """For each transcoder itself, then its variants at the same L0s, multiples of the first one's."""
     found = []
     for dial in dials:
-        others = [variant for factor in FACTORS if (variant := dial.at(base * factor)) is not None]
-        found.append([dial.transcoder, *(variant for variant in others if variant is not dial.transcoder)])
+        moved = [(factor, dial.at(dials[0].l0 * factor)) for factor in FACTORS]
+        others = [Variant(factor, t) for factor, t in moved if t is not None and t is not dial.transcoder]
+        found.append([Variant(None, dial.transcoder), *others])
     return found

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from evaluate.checks import checks_of
 from evaluate.config import CompareConfig, EvaluateConfig
 from evaluate.forward import Forward
-from evaluate.frontier import Dial, sweep
-from evaluate.metrics import Accumulator, measure_rows, result_of, with_intervals
-from evaluate.rows import Facts
+from evaluate.frontier import CE_FACTORS, FACTORS, Dial, sweep
+from evaluate.matched import Point, at_equal_l0
+from evaluate.metrics import ByDocument, evaluate, measure_rows, result_of, with_intervals
+from evaluate.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
 from store.devices import resolve_device
 from store.reader import Store, check_shards
 from store.transcoder import Transcoder
@@ -27,45 +28,41 @@ log = logging.getLogger(__name__)
 
 FRONTIER_ROWS = 8192
 """Held-out rows, the first ones on disk, on which the frontier is drawn."""
+OF_LATENTS = {
+    "l0_per_prefix", "fvu_per_prefix", "dead_per_prefix", "l0_median", "l0_percentiles", "dead_features", "dead_fraction",
+    "density_histogram", "redundancy", "mean_max_cosine", "max_cosine_histogram", "d_sae", "k", "best_scale",
+}  # fmt: skip
+"""What is said of latents: left out of the figures of trivial predictors."""
 
 
 def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcoder]) -> list[dict]:
-    """Metrics of every transcoder on the held-out rows, with `name`, `source`, `architecture` and `warnings`.
+    """Metrics of every transcoder on the held-out rows, with `name`, `source`, `architecture`, `view` and `warnings`.
 
-    With a second transcoder, that one's `matched` holds its paired difference from the first at equal L0; with a
-    CompareConfig also the frontier of both, and what they cost the language model.
+    With a CompareConfig, and two or more, also: in the second one's `matched` its paired difference from the first at
+    equal L0, the frontier of both, what they cost the language model, and, last, the same of trivial predictors (marked
+    `trivial`).
     """
     device = resolve_device(config.device)
-    compared = config if isinstance(config, CompareConfig) and len(transcoders) > 1 else None
-    model = open_language_model(store, device) if compared and compared.sequences else None
-    if config.check:
-        check_shards(store, "heldout")
-    dials = [Dial(transcoder, store, device) for transcoder in transcoders[:2]] if len(transcoders) > 1 else []
-    moved = dials[0].at(dials[1].l0) if dials else None
-    in_pass = [*(dial.transcoder for dial in dials), *transcoders[len(dials) :]]
-    extra = [] if moved is None or moved is in_pass[0] else [moved]
-    accumulators, facts = measure_rows([*in_pass, *extra], store, "heldout", config.batch_rows, device)
-    results = [result_of(a, facts, store) | {"split": "heldout"} for a in accumulators[: len(transcoders)]]
-    with_intervals(accumulators[: len(transcoders)], facts, results)
-    if moved is not None:
-        results[1]["matched"] = equal_l0(accumulators[-1] if extra else accumulators[0], accumulators[1], facts)
-    if compared and compared.frontier:
-        add_frontier(results, dials, store, config.batch_rows, device)
-    if compared and model:
-        from evaluate.splice import splice
-
-        variants = [moved, *in_pass[1:], in_pass[0]] if moved is not None and extra else in_pass
-        spliced = splice(variants, store, model, compared.sequences, compared.every_prefix)
-        add_spliced(results, spliced, matched=moved is not None)
-    if compared and compared.probes:
-        add_probes(results, in_pass, store)
-    for transcoder, result in zip(transcoders, results, strict=True):
-        c = transcoder.config
-        result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
+    if isinstance(config, CompareConfig) and len(transcoders) > 1:
+        model = open_language_model(store, device) if config.sequences else None
+        if config.check:
+            check_shards(store, "heldout")
+        results = _Comparison(config, store, transcoders, device, model).measured()
+    else:
+        if config.check:
+            check_shards(store, "heldout")
+        results = evaluate(transcoders, store, "heldout", config.batch_rows, device)
+    for transcoder, result in zip(transcoders, results, strict=False):
+        label(result, transcoder)
         result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
         for warning in result["warnings"]:
             log.warning("%s", warning)
     return results
+
+
+def label(result: dict, transcoder: Transcoder) -> None:
+    c = transcoder.config
+    result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
 
 
 def open_language_model(store: Store, device: torch.device) -> "LanguageModel":
@@ -75,49 +72,136 @@ def open_language_model(store: Store, device: torch.device) -> "LanguageModel":
     return open_model(store, device)
 
 
+class _Comparison:
+    """A first transcoder (ours), a second one, and others, on the same rows."""
+
+    def __init__(
+        self, config: CompareConfig, store: Store, transcoders: Sequence[Transcoder], device: torch.device,
+        model: "LanguageModel | None",
+    ) -> None:  # fmt: skip
+        self.config, self.store, self.device, self.model = config, store, device, model
+        self.dials = [Dial(transcoder, store, device) for transcoder in transcoders[:2]]
+        self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
+        self.moved = self.dials[0].at(self.dials[1].l0)
+        """Ours at the L0 of the second; itself where they are equal, None where it cannot be reached."""
+        like = transcoders[0].config
+        self.variants = sweep(self.dials) if config.frontier else [[], []]
+        self.l0s: list[float] = []
+        """Of every variant, on the rows of the frontier."""
+        self.linear = fit(store, like, device) if config.trivial else None
+        self.trivial = trivial_predictors(self.linear, self.dials[0]) if self.linear else []
+
+    def measured(self) -> list[dict]:
+        results = self.on_rows()
+        second = results[1]
+        if self.config.frontier:
+            self.along_the_frontier(results)
+        if self.model:
+            self.in_the_model(results, self.model)
+        if self.config.probes:
+            add_probes(results[: len(self.own)], self.own, self.store)
+        for predictor, result in zip(self.trivial, results[len(self.own) :], strict=True):
+            label(result, predictor)
+            result |= {"trivial": True, "warnings": []}
+            for name in OF_LATENTS & result.keys():
+                del result[name]
+        if "matched" not in second:
+            log.warning("no equal L0 could be reached: no winner will be named")
+        return results
+
+    def on_rows(self) -> list[dict]:
+        """Everything from the shards alone, in one pass."""
+        subjects = [*self.own, *self.trivial]
+        extra = [] if self.moved is None or self.moved is self.own[0] else [self.moved]
+        accumulators, facts = measure_rows([*subjects, *extra], self.store, "heldout", self.config.batch_rows, self.device)
+        results = [result_of(a, facts, self.store) | {"split": "heldout"} for a in accumulators[: len(subjects)]]
+        table = ByDocument.of(accumulators, facts)
+        with_intervals(table, results)
+        if self.moved is not None:
+            ours = len(subjects) if extra else 0
+            pair = [result_of(accumulators[ours], facts, self.store), results[1]]
+            results[1]["matched"] = {
+                "l0": [each["l0_mean"] for each in pair], "fvu": [each["fvu"] for each in pair],
+                "minus_ours": table.minus(1, ours),
+            }  # fmt: skip
+        return results
+
+    def along_the_frontier(self, results: list[dict]) -> None:
+        """Adds `frontier` (L0 and FVU on the first rows) to the first two, threshold moved, and to the linear map, by
+        rank; adds `at_equal_l0` to the second."""
+        ranks = [factor * self.dials[0].l0 for factor in (1.0, *FACTORS)]
+        nested = [low_rank(self.linear, self.own[0].config, ranks_near(ranks, self.linear))] if self.linear else []
+        variants = [variant for group in self.variants for variant in group]
+        accumulators, facts = measure_rows(
+            [*(variant.transcoder for variant in variants), *nested], self.store, "heldout", self.config.batch_rows,
+            self.device, limit=FRONTIER_ROWS,
+        )  # fmt: skip
+        found = [result_of(a, facts, self.store) for a in accumulators]
+        self.l0s = [each["l0_mean"] for each in found[: len(variants)]]
+        table = ByDocument.of(accumulators, facts)
+        first = len(self.variants[0])
+        curves = [Point(l0, table.statistic(index, "fvu")) for index, l0 in enumerate(self.l0s)]
+        results[1]["at_equal_l0"] = {"fvu": at_equal_l0(table, curves[:first], curves[first:], self._judged_l0s())}
+        points = [{"l0": l0, "fvu": each["fvu"]} for l0, each in zip(self.l0s, found, strict=False)]
+        results[0]["frontier"], results[1]["frontier"] = by_l0(points[:first]), by_l0(points[first:])
+        for last in found[len(variants) :]:
+            by_rank = zip(last["l0_per_prefix"].values(), last["fvu_per_prefix"].values(), strict=True)
+            results[len(self.own) + 1]["frontier"] = [{"l0": l0, "fvu": fvu} for l0, fvu in by_rank]
+
+    def _judged_l0s(self) -> list[float]:
+        """Ours as it is, and the second one's."""
+        return [self.l0s[0], self.l0s[len(self.variants[0])]]
+
+    def in_the_model(self, results: list[dict], model: "LanguageModel") -> None:
+        """Adds what each costs the language model, at its own L0, at the second one's, and along the frontier."""
+        from evaluate.splice import splice
+
+        flat = [(place, variant) for place, group in enumerate(self.variants) for variant in group]
+        along = [index for index, (_, variant) in enumerate(flat) if variant.factor in CE_FACTORS]
+        jobs = [*self.own, *self.trivial, *(flat[index][1].transcoder for index in along)]
+        if self.moved is not None:
+            jobs.append(self.moved)
+        spliced = splice(jobs, self.store, model, self.config.sequences, self.config.every_prefix)
+        for index, result in enumerate(results):
+            result |= spliced.figures(index)
+        if self.moved is not None:
+            results[1]["matched"]["minus_ours"] |= spliced.minus(1, len(jobs) - 1)
+        if not self.config.frontier:
+            return
+        own = [0, len(self.variants[0])]
+        measured = [*zip(own, (0, 1), strict=True), *zip(along, range(len(results), len(jobs)), strict=False)]
+        for name in ("delta_ce", "kl"):
+            curves: list[list[Point]] = [[], []]
+            for index, job in measured:
+                curves[flat[index][0]].append(Point(self.l0s[index], spliced.statistic(job, name)))
+            results[1]["at_equal_l0"][name] = at_equal_l0(spliced, *curves, self._judged_l0s())
+            for result, curve in zip(results, curves, strict=False):
+                points = [{"l0": point.l0} | spliced.estimate(point.statistic) for point in curve]
+                result[f"frontier_{name}"] = by_l0(points)
+
+
+def by_l0(points: list[dict]) -> list[dict]:
+    return sorted(points, key=lambda point: point["l0"])
+
+
+def trivial_predictors(linear: Linear, ours: Dial) -> list[Transcoder]:
+    """The mean, the best linear map of as many dimensions as ours has active latents, and of all dimensions."""
+    like = ours.transcoder.config
+    ranked = low_rank(linear, like, ranks_near([ours.l0], linear))
+    return [predict_mean(linear, like), ranked, least_squares(linear, like)]
+
+
 def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store) -> None:
     """Adds absorption, splitting, sparse_probing and tpp to all, and absorption by prefix."""
     from evaluate.probes import Fitted, first_letters, probe_all
     from evaluate.tasks import fit_and_test
     from harvest.text import load_tokenizer
 
-    fit, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
+    fit_on, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
     fitted: Fitted = {}
     for transcoder, result in zip(transcoders, tqdm(results, desc="probes", unit="transcoder"), strict=True):
-        result |= probe_all(transcoder, store.norm, fit, test, fitted)
+        result |= probe_all(transcoder, store.norm, fit_on, test, fitted)
         result["absorption_per_prefix"] = {
-            str(size): first_letters(Forward(transcoder.prefix(size)), store.norm, fit, test, fitted)["absorption"]
+            str(size): first_letters(Forward(transcoder.prefix(size)), store.norm, fit_on, test, fitted)["absorption"]
             for size in transcoder.config.prefix_sizes[:-1]
         } | {str(transcoder.config.d_sae): result["absorption"]}
-
-
-def equal_l0(ours: Accumulator, theirs: Accumulator, facts: Facts) -> dict:
-    """Both L0s, both FVUs, and in `minus_ours` their metrics minus ours, once our threshold was moved to their L0."""
-    pair: list[dict] = [{}, {}]
-    with_intervals([ours, theirs], facts, pair)
-    l0 = [float(a.l0[:, -1].double().mean()) for a in (ours, theirs)]
-    fvu = [float(a.sse[:, -1].sum() / facts.variation.sum()) for a in (ours, theirs)]
-    return {"l0": l0, "fvu": fvu, "minus_ours": pair[1]["minus_first"]}
-
-
-def add_frontier(results: list[dict], dials: Sequence[Dial], store: Store, rows: int, device: torch.device) -> None:
-    """Adds `frontier` to the first two: L0 and FVU with the threshold moved, on the first FRONTIER_ROWS rows."""
-    variants = sweep(dials)
-    flat = [variant for group in variants for variant in group]
-    accumulators, facts = measure_rows(flat, store, "heldout", rows, device, limit=FRONTIER_ROWS)
-    points = [
-        {"l0": float(a.l0[:, -1].double().mean()), "fvu": float(a.sse[:, -1].sum() / facts.variation.sum())}
-        for a in accumulators
-    ]
-    for result, group in zip(results[: len(variants)], variants, strict=True):
-        result["frontier"], points = sorted(points[: len(group)], key=lambda point: point["l0"]), points[len(group) :]
-
-
-def add_spliced(results: list[dict], spliced: list[dict], matched: bool) -> None:
-    """Adds what splicing found: the first of `spliced` is ours at their L0, a surplus last one ours as it is."""
-    differences = [found.pop("minus_first", {}) for found in spliced]
-    ours = spliced.pop() if len(spliced) > len(results) else spliced[0]
-    for result, found in zip(results, [ours, *spliced[1:]], strict=True):
-        result |= found
-    if matched:
-        results[1]["matched"]["minus_ours"] |= differences[1]

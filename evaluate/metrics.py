@@ -5,6 +5,7 @@ that go by that name are smaller, and not comparable; those that older numbers u
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.forward import Forward
-from evaluate.intervals import by_document, difference, estimate, ratio, resample
+from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
 from evaluate.redundancy import redundancy
 from evaluate.rows import OUTLIER, POSITION_EDGES, RANK_EDGES, Facts, bands, places, token_rank
 from store.batches import Batch, batches
@@ -142,21 +143,39 @@ def _by_band(a: Accumulator, facts: Facts, found: dict[str, Tensor]) -> dict[str
     }
 
 
-def with_intervals(accumulators: Sequence[Accumulator], facts: Facts, results: list[dict]) -> None:
+@dataclass(frozen=True)
+class ByDocument:
+    """The figures by row of some transcoders, summed by document: every metric of METRICS, with its interval."""
+
+    sums: Tensor
+    resampled: Tensor | None
+
+    @classmethod
+    def of(cls, accumulators: Sequence[Accumulator], facts: Facts) -> "ByDocument":
+        columns = [side(a, facts) for a in accumulators for m in METRICS.values() for side in (m.over, m.under)]
+        sums = by_document(facts.places.document, torch.stack(columns, dim=1))
+        return cls(sums, resample(sums))
+
+    def statistic(self, index: int, name: str) -> Statistic:
+        place = 2 * (len(METRICS) * index + list(METRICS).index(name))
+        return ratio(place, place + 1)
+
+    def estimate(self, statistic: Statistic) -> dict:
+        return estimate(statistic, self.sums, self.resampled)
+
+    def minus(self, index: int, other: int) -> dict:
+        """Paired differences of all metrics."""
+        return {
+            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name))) for name in METRICS
+        }
+
+
+def with_intervals(table: ByDocument, results: list[dict]) -> None:
     """Adds `ci95` by metric to each result, and to all but the first `minus_first`: the paired difference from it."""
-    columns = [side(a, facts) for a in accumulators for metric in METRICS.values() for side in (metric.over, metric.under)]
-    sums = by_document(facts.places.document, torch.stack(columns, dim=1))
-    resampled = resample(sums)
-    first: dict = {}
     for index, result in enumerate(results):
-        start = 2 * len(METRICS) * index
-        statistics = {name: ratio(start + 2 * i, start + 2 * i + 1) for i, name in enumerate(METRICS)}
-        first = first or statistics
-        result["ci95"] = {name: estimate(s, sums, resampled)["ci95"] for name, s in statistics.items()}
+        result["ci95"] = {name: table.estimate(table.statistic(index, name))["ci95"] for name in METRICS}
         if index:
-            result["minus_first"] = {
-                name: estimate(difference(s, first[name]), sums, resampled) for name, s in statistics.items()
-            }
+            result["minus_first"] = table.minus(index, 0)
 
 
 def percentiles(counts: Tensor, wanted: Sequence[int]) -> dict[int, float]:
@@ -247,7 +266,7 @@ def evaluate(
     from the first."""
     accumulators, facts = measure_rows(transcoders, store, split, rows, device, limit, quiet)
     results = [result_of(a, facts, store) | {"split": split} for a in accumulators]
-    with_intervals(accumulators, facts, results)
+    with_intervals(ByDocument.of(accumulators, facts), results)
     return results
 
 

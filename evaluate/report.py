@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from evaluate.figures import by_prefix, cosines, curves, densities, frontier
+from evaluate.figures import by_prefix, cosines, curves, densities, frontier, frontier_ce
 from store.files import write_text
 from store.reader import Store
 
@@ -64,7 +64,9 @@ def rows_of(measured: Sequence[dict]) -> list[tuple[str, str, str, str]]:
 
 def cell(metrics: dict, key: str, form: str) -> str:
     """A figure, and its 95% interval in brackets where it has one."""
-    value, interval = metrics.get(key), metrics.get("ci95", {}).get(key)
+    if key not in metrics:
+        return "-"
+    value, interval = metrics[key], metrics.get("ci95", {}).get(key)
     if isinstance(value, dict):
         value, interval = value["value"], value["ci95"]
     if value is None:
@@ -81,10 +83,10 @@ def summary(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> 
         cells = [cell(m, key, form).rjust(w) for m, w in zip(measured, widths, strict=True)]
         lines.append(label.ljust(28) + "  ".join(cells) + winner_note(winners.get(key), measured))
     for m in measured:
-        if len(m["fvu_per_prefix"]) > 1:
+        if len(m.get("fvu_per_prefix", ())) > 1:
             prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m["fvu_per_prefix"].items())
             lines.append(f"FVU by prefix of {m['name']}: {prefixes}")
-        lines += [f"WARNING, {warning}" for warning in m["warnings"]]
+        lines += [f"WARNING, {warning}" for warning in m.get("warnings", ())]
     lines.append(provenance(measured[0], store))
     return "\n".join(lines) + "\n"
 
@@ -137,8 +139,13 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
             ),
             (
                 "FVU against L0",
-                "Down and to the left is better. Line: the whole dictionary, its threshold moved; dotted: prefixes.",
+                "Down and to the left is better. Line: threshold moved; dotted: prefixes; grey: trivial predictors.",
                 frontier(measured),
+            ),
+            (
+                "Delta CE against L0",
+                "What its output in the MLP's place costs the model, threshold moved; bars: 95% intervals.",
+                frontier_ce(measured),
             ),
             ("How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
             ("How alike decoder rows are", "Each latent's largest |cosine| with another.", cosines(measured)),

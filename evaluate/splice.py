@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from evaluate.forward import Forward
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
+from evaluate.unembed import Unembedding, judge
 from harvest.model import LanguageModel, load_model
 from store.manifest import ShardEntry
 from store.reader import Store
@@ -58,8 +59,8 @@ def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequenc
         share = (number + 1) * n_sequences // len(shards) - number * n_sequences // len(shards)
         count = min(share, shard.n_sequences)
         wanted = torch.linspace(0, shard.n_sequences - 1, count).long().unique()
-        for part in wanted.split(at_once):
-            yield sequences_of(store, shard, part)
+        for start in range(0, len(wanted), at_once):
+            yield sequences_of(store, shard, wanted[start : start + at_once])
 
 
 @contextmanager
@@ -76,27 +77,16 @@ def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context
             del block.__dict__["forward"]
 
 
-def log_probs(
+def hidden_states(
     model: LanguageModel, tokens: Int[Tensor, "sequences context"], resid_post: Tensor | None = None
-) -> Float[Tensor, "sequences context vocabulary"]:
-    """The model's predictions at every position, from the start or from resid_post of its layer; float32."""
+) -> Float[Tensor, "sequences context d"]:
+    """What the model unembeds, from the start or from resid_post of its layer."""
     tokens = tokens.to(model.bridge.cfg.device)
+    body = model.bridge.original_model.base_model
     if resid_post is None:
-        logits = model.bridge.original_model(input_ids=tokens, use_cache=False).logits
-    else:
-        with restarted(model, resid_post.to(tokens.device)):
-            logits = model.bridge.original_model(input_ids=tokens, use_cache=False).logits
-    return logits.float().log_softmax(-1)
-
-
-def cross_entropy(log_p: Tensor, tokens: Int[Tensor, "sequences context"]) -> Float[Tensor, "sequences predicted"]:
-    """Nats by which each next token surprises; one fewer than there are positions."""
-    return -log_p[:, :-1].gather(2, tokens[:, 1:, None].to(log_p.device)).squeeze(2).double()
-
-
-def kl(log_p: Tensor, log_q: Tensor) -> Float[Tensor, "sequences predicted"]:
-    """KL(p || q) of the predictions that cross_entropy judges, in nats."""
-    return (log_p[:, :-1].exp() * (log_p[:, :-1] - log_q[:, :-1])).sum(-1).double()
+        return body(input_ids=tokens, use_cache=False).last_hidden_state
+    with restarted(model, resid_post.to(tokens.device)):
+        return body(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: Store) -> Iterator[Tensor]:
@@ -123,10 +113,13 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
     return model
 
 
-def check_restart(model: LanguageModel, part: Sequences) -> None:
+def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> None:
     """ValueError when the cached rows do not restart this model where the whole model would be."""
-    whole = cross_entropy(log_probs(model, part.tokens), part.tokens).mean()
-    again = cross_entropy(log_probs(model, part.tokens, part.source + part.target), part.tokens).mean()
+    tokens = part.tokens.to(model.bridge.cfg.device)
+    logits = model.bridge.original_model(input_ids=tokens, use_cache=False).logits.float()
+    whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
+    again = judge(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()
     if abs(whole - again) > RESTART_TOLERANCE:
         raise ValueError(
             f"restarted from the cache, {model.name} has a cross-entropy of {again:.3f} nats where the whole model has "
@@ -137,39 +130,47 @@ def check_restart(model: LanguageModel, part: Sequences) -> None:
 @torch.no_grad()
 def splice(
     transcoders: Sequence[Transcoder], store: Store, model: LanguageModel, n_sequences: int, all_prefixes: bool
-) -> list[dict]:
-    """delta_ce, kl, ce_recovered, ce_clean, ce_zero_ablated, ce_mean_ablated of each transcoder, with intervals.
+) -> "Spliced":
+    """Every transcoder's output put in the MLP's place, on the same held-out sequences.
 
-    In nats, over predictions of a token that is not excluded at a token that is not; all on the same sequences. Each is
-    {value, ci95}; `minus_first` has paired differences of delta_ce and kl. ce_recovered divides by what ablation costs,
-    which is small for one MLP: never quote it alone.
+    Judged are predictions of a token that is not excluded at a token that is not.
     """
     device = next(model.bridge.parameters()).device
     prepared = [_chosen(t.to(device), all_prefixes) for t in transcoders]
     forwards = [Forward(t) for t in prepared]
+    unembedding = Unembedding.of(model)
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean, dtype=torch.float32)
     documents, columns = [], []
-    at_once = SEQUENCES_AT_ONCE[device.type]
     with tqdm(total=n_sequences, desc="splice", unit="sequence") as bar:
-        for number, part in enumerate(sample(store, n_sequences, at_once)):
+        for number, part in enumerate(sample(store, n_sequences, SEQUENCES_AT_ONCE[device.type])):
             if number == 0:
-                check_restart(model, part)
+                check_restart(model, unembedding, part)
             counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
-            clean = log_probs(model, part.tokens, part.source + part.target)
-            found = [cross_entropy(clean, part.tokens)]
-            for ablated in (torch.zeros_like(mean), mean):
-                output = torch.where(part.excluded[..., None], part.target, ablated)
-                found.append(cross_entropy(log_probs(model, part.tokens, part.source + output), part.tokens))
-            for transcoder, forward in zip(prepared, forwards, strict=True):
-                for output in outputs(transcoder, forward, part, store):
-                    spliced = log_probs(model, part.tokens, part.source.to(output.device) + output)
-                    found += [cross_entropy(spliced, part.tokens), kl(clean, spliced)]
+            hidden = torch.stack(
+                [
+                    hidden_states(model, part.tokens, part.source.to(output.device) + output)[:, :-1][counted]
+                    for output in _put_in(part, mean, prepared, forwards, store)
+                ]
+            )
+            surprise, divergence = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
             documents.append(part.document[:, :-1][counted])
-            columns.append(torch.stack([values.cpu()[counted] for values in found], dim=1))
+            columns.append(torch.cat([surprise, divergence]).T.cpu())
             bar.update(len(part.tokens))
     document = torch.unique(torch.cat(documents), return_inverse=True)[1]
     table = torch.cat(columns)
-    return _results(prepared, by_document(document, torch.cat([torch.ones(len(table), 1).double(), table], dim=1)))
+    sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))
+    return Spliced([t.config.prefix_sizes for t in prepared], sums, resample(sums))
+
+
+def _put_in(
+    part: Sequences, mean: Tensor, transcoders: Sequence[Transcoder], forwards: Sequence[Forward], store: Store
+) -> Iterator[Tensor]:
+    """What is put in the MLP's place: its own output, nothing, its mean, and every prefix of every transcoder."""
+    yield part.target
+    for ablated in (torch.zeros_like(mean), mean):
+        yield torch.where(part.excluded[..., None], part.target, ablated)
+    for transcoder, forward in zip(transcoders, forwards, strict=True):
+        yield from outputs(transcoder, forward, part, store)
 
 
 def _chosen(transcoder: Transcoder, all_prefixes: bool) -> Transcoder:
@@ -180,34 +181,50 @@ def _chosen(transcoder: Transcoder, all_prefixes: bool) -> Transcoder:
     return Transcoder(config, **transcoder.arrays())
 
 
-N, CLEAN, ZERO, MEAN, FIRST = range(5)
+CLEAN, ZERO, MEAN, FIRST = range(4)
 
 
-def _results(transcoders: Sequence[Transcoder], sums: Tensor) -> list[dict]:
-    resampled = resample(sums)
+@dataclass(frozen=True)
+class Spliced:
+    """What splicing found, as sums by document: every figure in nats, with its interval."""
 
-    def delta(column: int) -> Statistic:
-        return lambda s: (s[..., column] - s[..., CLEAN]) / s[..., N]
+    prefix_sizes: Sequence[tuple[int, ...]]
+    """Of each transcoder, those that were spliced."""
+    sums: Float[Tensor, "documents columns"]
+    """Cross-entropy of each thing put in, KL of each, and last the number of predictions."""
+    resampled: Tensor | None
 
-    def recovered(column: int) -> Statistic:
-        return lambda s: (s[..., ZERO] - s[..., column]) / (s[..., ZERO] - s[..., CLEAN])
+    def statistic(self, index: int, name: str, prefix: int = -1) -> Statistic:
+        """`delta_ce`, `kl` or `ce_recovered` of a transcoder (of one of its prefixes).
 
-    results, column, first = [], FIRST, {}
-    for transcoder in transcoders:
-        sizes = transcoder.config.prefix_sizes
-        last = column + 2 * (len(sizes) - 1)
-        statistics = {"delta_ce": delta(last), "kl": ratio(last + 1, N), "ce_recovered": recovered(last)}
+        ce_recovered divides by what ablation costs, which is small for one MLP: never quote it alone.
+        """
+        sizes = [len(each) for each in self.prefix_sizes]
+        column = FIRST + sum(sizes[:index]) + range(sizes[index])[prefix]
+        half = FIRST + sum(sizes)
+        return {
+            "delta_ce": lambda s: (s[..., column] - s[..., CLEAN]) / s[..., -1],
+            "kl": ratio(half + column, -1),
+            "ce_recovered": lambda s: (s[..., ZERO] - s[..., column]) / (s[..., ZERO] - s[..., CLEAN]),
+        }[name]
+
+    def estimate(self, statistic: Statistic) -> dict:
+        return estimate(statistic, self.sums, self.resampled)
+
+    def figures(self, index: int) -> dict:
+        """All of one transcoder, each {value, ci95}, as they are written to its metrics."""
+        found: dict = {name: self.estimate(self.statistic(index, name)) for name in ("delta_ce", "kl", "ce_recovered")}
         shared = {"ce_clean": CLEAN, "ce_zero_ablated": ZERO, "ce_mean_ablated": MEAN}
-        every = statistics | {name: ratio(place, N) for name, place in shared.items()}
-        result: dict = {name: estimate(statistic, sums, resampled) for name, statistic in every.items()}
-        result["delta_ce_per_prefix"] = {
-            str(size): estimate(delta(column + 2 * index), sums, resampled) for index, size in enumerate(sizes)
+        found |= {name: self.estimate(ratio(column, -1)) for name, column in shared.items()}
+        sizes = self.prefix_sizes[index]
+        found["delta_ce_per_prefix"] = {
+            str(size): self.estimate(self.statistic(index, "delta_ce", place)) for place, size in enumerate(sizes)
         }
-        if first:
-            result["minus_first"] = {
-                name: estimate(difference(statistics[name], first[name]), sums, resampled) for name in ("delta_ce", "kl")
-            }
-        first = first or statistics
-        results.append(result | {"n_predictions": int(sums[:, N].sum())})
-        column = last + 2
-    return results
+        return found | {"n_predictions": int(self.sums[:, -1].sum())}
+
+    def minus(self, index: int, other: int) -> dict:
+        """Paired differences of delta_ce and kl."""
+        return {
+            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name)))
+            for name in ("delta_ce", "kl")
+        }

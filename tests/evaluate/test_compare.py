@@ -102,7 +102,7 @@ def with_view(t: Transcoder, view: str) -> Transcoder:
 
 def test_the_wrong_input_tensor_is_reported_loudly_and_no_winner_named(trained, store, caplog):
     ours = Transcoder.load(trained.run)
-    right, wrong = measure(trained, store, [ours, with_view(ours, "raw")])
+    right, wrong, *_ = measure(trained, store, [ours, with_view(ours, "raw")])
     assert right["warnings"] == []
     assert "MEASURED L0 IS" in wrong["warnings"][0]
     assert any("MEASURED L0 IS" in record.message for record in caplog.records if record.levelno == logging.WARNING)
@@ -180,6 +180,42 @@ def test_the_frontier_has_both_at_their_own_and_other_l0s(trained):
         assert l0s[-1] > 1.5 * l0s[0]
         near_own = min(comparison[side]["frontier"], key=lambda point: abs(point["l0"] - comparison[side]["l0_mean"]))
         assert near_own["fvu"] == pytest.approx(comparison[side]["fvu"])
+
+
+def test_trivial_predictors_put_every_figure_in_place(trained, store):
+    folder = compare_runs(trained)
+    comparison = json.loads((folder / "comparison.json").read_text())
+    mean, ranked, linear = comparison["trivial"]
+    assert mean["fvu"] == pytest.approx(1, abs=0.05)
+    assert linear["fvu"] < ranked["fvu"] < mean["fvu"]
+    assert ranked["l0_mean"] == round(comparison["ours"]["l0_mean"])
+    assert comparison["others"] == []
+    assert "dead_features" not in linear
+    ranks = [point["l0"] for point in ranked["frontier"]]
+    assert ranks == sorted(set(ranks))
+    line = next(line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| FVU |"))
+    assert f"{linear['fvu']:.4f}" in line
+    assert "FVU" in (folder / "report.html").read_text()
+
+
+def test_the_frontiers_are_read_off_at_both_own_l0s(trained):
+    comparison = json.loads((compare_runs(trained) / "comparison.json").read_text())
+    read = comparison["google"]["at_equal_l0"]["fvu"]
+    own = [comparison[side]["l0_mean"] for side in ("ours", "google")]
+    assert {each["l0"] for each in read} <= set(own)
+    for each in read:
+        assert each["minus_ours"]["value"] == pytest.approx(each["google"] - each["ours"])
+
+
+def test_no_winner_where_the_frontiers_say_the_contrary(trained, store):
+    ours = Transcoder.load(trained.run)
+    measured = measure(trained, store, [ours, ours])
+    matched = measured[1]["matched"]["minus_ours"]
+    matched["fvu"]["ci95"] = [0.01, 0.02]
+    measured[1]["at_equal_l0"]["fvu"] = [{"l0": 4.0, "minus_ours": {"value": -0.1, "ci95": [-0.2, -0.1]}}]
+    assert judge(measured, store)["winners"]["fvu"].startswith("not judged: the frontiers say the contrary")
+    measured[1]["at_equal_l0"]["fvu"][0]["minus_ours"]["ci95"] = [0.1, 0.2]
+    assert judge(measured, store)["winners"]["fvu"] == "ours"
 
 
 def test_a_winner_is_named_only_where_the_interval_excludes_zero():

@@ -39,5 +39,6 @@ def test_topk_changes_its_k(store):
 def test_a_sweep_has_the_same_l0s_for_all(dial):
     first, second = sweep([dial, dial])
     assert len(first) >= 4
-    assert all(torch.equal(a.threshold, b.threshold) for a, b in zip(first, second, strict=True))
-    assert len({float(variant.threshold[0]) for variant in first}) == len(first)
+    assert all(torch.equal(a.transcoder.threshold, b.transcoder.threshold) for a, b in zip(first, second, strict=True))
+    assert len({float(variant.transcoder.threshold[0]) for variant in first}) == len(first)
+    assert first[0].transcoder is dial.transcoder

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evaluate import splice as splicing
-from evaluate.splice import cross_entropy, kl, log_probs, sample, splice
+from evaluate.splice import hidden_states, sample, splice
+from evaluate.unembed import Unembedding, judge
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model import LanguageModel, load_model
@@ -41,19 +42,48 @@ def hooked(model: LanguageModel, tokens: torch.Tensor, replace) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
+def cross_entropy(log_p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Nats by which each next token surprises."""
+    return -log_p[:, :-1].gather(2, tokens[:, 1:, None]).squeeze(2).double()
+
+
+def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    return (log_p[:, :-1].exp() * (log_p[:, :-1] - log_q[:, :-1])).sum(-1).double()
+
+
 @torch.no_grad()
 def test_a_restart_equals_the_whole_model(cached):
     model, store = cached
     for part in sample(store, 6):
-        whole = log_probs(model, part.tokens)
-        again = log_probs(model, part.tokens, part.source + part.target)
+        whole = hidden_states(model, part.tokens)
+        again = hidden_states(model, part.tokens, part.source + part.target)
         torch.testing.assert_close(again, whole, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(log_probs(model, part.tokens), whole)  # the model is whole again afterwards
+        torch.testing.assert_close(hidden_states(model, part.tokens), whole)  # the model is whole again afterwards
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("slice_of", [1, 7, 4096])
+def test_slices_of_the_vocabulary_give_what_the_whole_gives(monkeypatch, softcap, slice_of):
+    from evaluate import unembed
+
+    monkeypatch.setitem(unembed.SLICE, "cpu", slice_of)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(3, 5, 8, generator=generator) * 3, torch.randn(23, 8, generator=generator)
+    following = torch.tensor([0, 22, 7, 6, 5])
+    logits = hidden.double() @ weight.double().T
+    if softcap:
+        logits = torch.tanh(logits / softcap) * softcap
+    log_p = logits.log_softmax(-1)
+    surprise, divergence = judge(Unembedding(weight, softcap), hidden, following)
+    expected = -log_p.gather(2, following.expand(3, 5)[..., None]).squeeze(2)
+    torch.testing.assert_close(surprise, expected, rtol=1e-5, atol=1e-5)
+    apart = (log_p[0].exp() * (log_p[0] - log_p)).sum(-1)
+    torch.testing.assert_close(divergence, apart, rtol=1e-5, atol=1e-5)
 
 
 def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
     model, store = cached
-    [found] = splice([transcoder], store, model, 6, all_prefixes=True)
+    found = splice([transcoder], store, model, 6, all_prefixes=True).figures(0)
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean).float()
     clean, zero, ablated, spliced, divergence, first = [], [], [], [], [], []
     for part in sample(store, 6):
@@ -88,16 +118,16 @@ def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
     for part in sample(store, 6):
         pairs = zip(part.tokens[:, :-1].flatten().tolist(), part.tokens[:, 1:].flatten().tolist(), strict=True)
         counted += sum(here not in excluded and after not in excluded for here, after in pairs)
-    [found] = splice([transcoder], store, model, 6, all_prefixes=False)
+    found = splice([transcoder], store, model, 6, all_prefixes=False).figures(0)
     assert found["n_predictions"] == counted
     assert list(found["delta_ce_per_prefix"]) == ["20"]
 
 
 def test_two_that_are_one_do_not_differ(cached, transcoder):
     model, store = cached
-    first, second = splice([transcoder, transcoder], store, model, 12, all_prefixes=False)
-    assert second["minus_first"]["delta_ce"]["value"] == 0
-    assert first["delta_ce"] == second["delta_ce"]
+    found = splice([transcoder, transcoder], store, model, 12, all_prefixes=False)
+    assert found.minus(1, 0)["delta_ce"]["value"] == 0
+    assert found.figures(0)["delta_ce"] == found.figures(1)["delta_ce"]
 
 
 def test_rows_of_another_place_do_not_restart_the_model(cached, transcoder, monkeypatch):
@@ -121,13 +151,15 @@ def test_the_sample_is_spread_over_the_heldout_shards(cached):
     shards = store.manifest.of_split("heldout")
     assert parts[0].document.min() >= shards[0].first_document
     assert parts[-1].document.min() >= shards[-1].first_document
+    assert [len(part.tokens) for part in sample(store, 1)] == [1]
 
 
 def test_kl_and_cross_entropy_by_hand():
-    log_p = torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]).log()
-    log_q = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]).log()
-    assert kl(log_p, log_q).item() == pytest.approx(0.5 * torch.log(torch.tensor(4 / 3)).item())
-    assert cross_entropy(log_q, torch.tensor([[0, 1]])).item() == pytest.approx(torch.log(torch.tensor(4 / 3)).item())
+    """Two tokens at even odds against 1 : 3."""
+    odds = torch.tensor([[1.0], [3.0]]).log()
+    surprise, divergence = judge(Unembedding(odds, None), torch.tensor([[[0.0]], [[1.0]]]), torch.tensor([1]))
+    assert surprise[:, 0].tolist() == pytest.approx([torch.tensor(2.0).log().item(), torch.tensor(4 / 3).log().item()])
+    assert divergence[:, 0].tolist() == pytest.approx([0, 0.5 * torch.tensor(4 / 3).log().item()], abs=1e-6)
 
 
 def test_shards_are_read_in_token_order(cached):

@@ -1,0 +1,76 @@
+"""A language model's predictions judged a slice of the vocabulary at a time: no distribution over tokens is ever stored.
+
+Over a large vocabulary the unembedding costs more than the layers, and the memory that its output fills more than the
+product itself. The slices' logits stay in a CPU's cache, and each slice of the weights is read once for all variants.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from harvest.model import LanguageModel
+
+SLICE = {"cpu": 4096, "cuda": 65_536}
+"""Tokens of the vocabulary at once, by kind of device."""
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    weight: Float[Tensor, "vocabulary d"]
+    softcap: float | None = None
+    """Logits are bent to softcap * tanh(logit / softcap) where the model has one (Gemma 2)."""
+    bias: Float[Tensor, " vocabulary"] | None = None
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> "Unembedding":
+        whole = model.bridge.original_model
+        head = whole.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        softcap = getattr(whole.config.get_text_config(), "final_logit_softcapping", None)
+        return cls(head.weight.detach(), softcap, None if bias is None else bias.detach())
+
+    def slices(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Weights and biases, some tokens of the vocabulary at a time."""
+        size = SLICE[self.weight.device.type]
+        biases = repeat(None) if self.bias is None else self.bias.split(size)
+        return zip(self.weight.split(size), biases, strict=False)
+
+    def capped(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return logits if self.softcap is None else torch.tanh(logits.div_(self.softcap)).mul_(self.softcap)
+
+
+@torch.no_grad()
+def judge(
+    unembedding: Unembedding, hidden: Float[Tensor, "variants rows d"], following: Int[Tensor, " rows"]
+) -> tuple[Float[Tensor, "variants rows"], Float[Tensor, "variants rows"]]:
+    """Cross-entropy of the tokens that follow, and KL(first variant || variant), in nats, float64.
+
+    With z the logits: CE = lse(z) - z[token], KL = sum_v p0_v (z0_v - z_v) - lse(z0) + lse(z); all sums run over slices,
+    rescaled whenever a larger logit turns up.
+    """
+    n, rows, _ = hidden.shape
+    largest = torch.full((n, rows, 1), -torch.inf, device=hidden.device)
+    total, apart = (torch.zeros(n, rows, dtype=torch.float64, device=hidden.device) for _ in range(2))
+    for weight, bias in unembedding.slices():
+        first = p_first = before = torch.empty(0)
+        for index in range(n):
+            z = unembedding.capped(torch.nn.functional.linear(hidden[index], weight, bias).float())
+            new = torch.maximum(largest[index], z.amax(1, keepdim=True))
+            shrunk = (largest[index] - new).exp_().squeeze(1)
+            largest[index] = new
+            if index == 0:
+                first, before, p_first = z, shrunk, (z - new).exp_()
+                total[0].mul_(shrunk).add_(p_first.sum(1, dtype=torch.float64))
+                continue
+            difference = torch.linalg.vecdot(p_first, first - z)
+            apart[index].mul_(before).add_(difference)
+            total[index].mul_(shrunk).add_(z.sub_(new).exp_().sum(1, dtype=torch.float64))
+    lse = largest.squeeze(2).double() + total.log()
+    chosen = (hidden * unembedding.weight[following]).sum(2, dtype=torch.float32)
+    if unembedding.bias is not None:
+        chosen += unembedding.bias[following]
+    return lse - unembedding.capped(chosen).double(), apart / total[0] - lse[0] + lse
