@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from store.kernels import Found
+
 SCAN_LATENTS = 1024
 """Latents scored at once on a CPU: their pre-activations stay in its cache."""
 
@@ -44,22 +46,35 @@ def scan(
     only if bfloat16's rounding takes it below the cutoff, so give a cutoff with some slack.
     """
     rows = len(x)
-    limit = (cutoff - b_enc)[:, None]
+    limit = cutoff - b_enc
     encoder_low, xt = (encoder.bfloat16(), x.bfloat16().T) if low_precision else (encoder, x.T)
-    chunk = SCAN_LATENTS if x.device.type == "cpu" else len(encoder)
-    scores = torch.empty(min(chunk, len(encoder)), rows, dtype=xt.dtype, device=x.device)
-    found, values = [], []
+    chunk = min(SCAN_LATENTS if x.device.type == "cpu" else len(encoder), len(encoder))
+    scores = torch.empty(chunk, rows, dtype=xt.dtype, device=x.device)
+    on_host = x.device.type == "cpu" and scores.dtype == torch.float32
+    found = Found(chunk, rows) if on_host else Compacted()
     for start in range(0, len(encoder), chunk):
         block = encoder_low[start : start + chunk]
-        score = torch.mm(block, xt, out=scores[: len(block)])
-        flat = compact(score > limit[start : start + chunk].to(score.dtype))
-        values.append(score.view(-1).index_select(0, flat))
-        found.append(flat.add_(start * rows))
-    flat = torch.cat(found)
-    latent = flat // rows
-    row = flat - latent * rows
-    dots = _dots(x, encoder, row, latent) if low_precision else torch.cat(values)
-    return Entries(dots.add_(b_enc.index_select(0, latent)), row, latent)
+        found.add(torch.mm(block, xt, out=scores[: len(block)]), limit[start : start + chunk], start)
+    value, row, latent = found.take()
+    if low_precision:
+        value = _dots(x, encoder, row, latent)
+    return Entries(value.add_(b_enc.index_select(0, latent)), row, latent)
+
+
+class Compacted:
+    """What `kernels.Found` does, by PyTorch's operators: for any device and dtype."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, scores: Tensor, cutoff: Tensor, base: int) -> None:
+        flat = compact(scores > cutoff[:, None].to(scores.dtype))
+        latent = flat // scores.shape[1]
+        row = flat - latent * scores.shape[1]
+        self.parts.append((scores.view(-1).index_select(0, flat), row, latent.add_(base)))
+
+    def take(self) -> list[Tensor]:
+        return [torch.cat(column) for column in zip(*self.parts, strict=True)]
 
 
 def compact(mask: Tensor) -> Int[Tensor, " n"]:

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from store.kernels import in_parallel
 from store.sparse import Bags, Entries, bag_sums, sampled_dots
+from train.kernels import decode_rows
 
 ROWS_AT_ONCE = 256
 """Rows whose pre-activations are made at once on a CPU, so that they stay in its cache."""
@@ -57,11 +59,13 @@ def decode_nested(
     keep_residual: bool,
 ) -> Decoded:
     """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547)."""
-    rows, d_out = target.shape
-    n_groups = len(bags.starts) // rows
-    latent, bag = entries.latent.index_select(0, bags.order), bags.bag.index_select(0, bags.order)
-    sums = bag_sums(decoder, latent, bags.starts, latents.index_select(0, bags.order))
-    error = sums.view(n_groups, rows, d_out)
+    rows, n_groups = len(target), len(bags.starts) // len(target)
+    latent, value = entries.latent.index_select(0, bags.order), latents.index_select(0, bags.order)
+    if decoder.device.type == "cpu" and decoder.dtype == torch.float32:
+        return _decode_on_host(latent, value, bags, decoder, b_dec, target, n_groups, keep_residual)
+    bag = bags.bag.index_select(0, bags.order)
+    sums = bag_sums(decoder, latent, bags.starts, value)
+    error = sums.view(n_groups, rows, -1)
     error[0] += b_dec - target
     for group in range(1, n_groups):
         error[group] += error[group - 1]
@@ -72,6 +76,18 @@ def decode_nested(
     grad_in_order = sampled_dots(sums, decoder, latent, bags.starts, bag)
     grad_latent = torch.empty_like(grad_in_order).scatter_(0, bags.order, grad_in_order)
     return Decoded(sse, sums, grad_latent, residual)
+
+
+def _decode_on_host(
+    latent: Tensor, value: Tensor, bags: Bags, decoder: Tensor, b_dec: Tensor, target: Tensor, n_groups: int, keep: bool
+) -> Decoded:
+    rows, width = target.shape
+    sums, sse = decoder.new_empty(n_groups, rows, width), decoder.new_empty(n_groups, rows)
+    grad_latent, residual = torch.empty_like(value), target.new_empty(rows if keep else 0, width)
+    starts = torch.cat([bags.starts, bags.starts.new_tensor([len(latent)])])
+    tensors = (latent, value, bags.order, starts, decoder, b_dec, target, sums, sse, grad_latent, residual)
+    in_parallel(decode_rows, rows, *(tensor.numpy() for tensor in tensors))
+    return Decoded(sse.sum(1), sums.view(-1, width), grad_latent, residual if keep else None)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store import sparse
+from store import kernels, sparse
 from store.sparse import compact, scan
 
 
@@ -27,3 +27,18 @@ def test_scan_finds_what_a_dense_encoder_finds(low_precision, chunk, monkeypatch
     expected = torch.where(dense > cutoff, dense, 0.0)
     torch.testing.assert_close(rebuilt[clear], expected[clear])
     assert torch.equal(found.latent * 33 + found.row, (found.latent * 33 + found.row).sort().values)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [1, 15, 16, 37])
+def test_the_compiled_search_lists_what_the_operators_list(threads, rows, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    generator = torch.Generator().manual_seed(rows)
+    compiled, operators = kernels.Found(5, rows), sparse.Compacted()
+    for base, latents in ((0, 5), (5, 2)):
+        scores, cutoff = torch.randn(latents, rows, generator=generator), torch.randn(latents, generator=generator)
+        scores[0, 0], scores[1, -1] = torch.nan, torch.inf
+        for found in (compiled, operators):
+            found.add(scores, cutoff, base)
+    for got, expected in zip(compiled.take(), operators.take(), strict=True):
+        assert torch.equal(got, expected)

@@ -29,3 +29,34 @@ def test_rows_and_groups_without_entries_decode_to_the_bias(rows):
     expected[-1] += 2 * decoder[5]
     torch.testing.assert_close(decoded.residual, expected)
     torch.testing.assert_close(decoded.sse, torch.stack([*per_prefix, expected.square().sum()]))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_compiled_decoder_equals_float64_operators(threads, keep, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    generator = torch.Generator().manual_seed(0)
+    rows, d_sae, width, groups = 13, 48, 20, 3
+    decoder, b_dec = torch.randn(d_sae, width, generator=generator), torch.randn(width, generator=generator)
+    target = torch.randn(rows, width, generator=generator)
+    active = (torch.rand(d_sae, rows, generator=generator) < 0.2).nonzero()
+    latent, row = active.unbind(1)
+    entries = Entries(torch.randn(len(active), generator=generator), row, latent)
+    bags = cut_into_bags(entries, torch.randint(groups, (d_sae,), generator=generator).sort().values, groups, rows)
+    compiled = decode_nested(entries, entries.value, bags, decoder, b_dec, target, keep)
+    wide = Entries(entries.value.double(), row, latent)
+    operators = decode_nested(wide, wide.value, bags, decoder.double(), b_dec.double(), target.double(), keep)
+    for name in ("sse", "grad_bags", "grad_latent", "residual"):
+        got, expected = getattr(compiled, name), getattr(operators, name)
+        assert (got is None) == (expected is None)
+        if got is not None:
+            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_infinite_row_stays_infinite_through_the_compiled_decoder():
+    entries = Entries(torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0]))
+    bags = cut_into_bags(entries, torch.zeros(2, dtype=torch.int64), 1, 2)
+    target = torch.tensor([[torch.nan], [1.0]])
+    decoded = decode_nested(entries, entries.value, bags, torch.ones(2, 1), torch.zeros(1), target, keep_residual=False)
+    assert not torch.isfinite(decoded.sse).any()
+    assert decoded.grad_bags.isnan().tolist() == [[True], [False]]
