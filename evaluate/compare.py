@@ -76,19 +76,21 @@ def check_fits(transcoder: Transcoder, store: Store) -> None:
     """ValueError unless the transcoder is for the store's layer and widths."""
     config, manifest = transcoder.config, store.manifest
     widths = (manifest.widths[config.source_site], manifest.widths[config.target_site])
-    if config.layer != manifest.recipe.layer or (config.d_in, config.d_out) != widths:
+    reads = config.d_in - 2 * config.standardised
+    if config.layer != manifest.recipe.layer or (reads, config.d_out) != widths:
         raise ValueError(
-            f"{config.name} is for layer {config.layer} with widths {config.d_in} -> {config.d_out}, but "
+            f"{config.name} is for layer {config.layer} with widths {reads} -> {config.d_out}, but "
             f"{store.directory} holds layer {manifest.recipe.layer} with {widths[0]} -> {widths[1]}"
         )
 
 
 def find_baselines(config: CompareConfig, store: Store, ours: Transcoder) -> list[Transcoder]:
     recipe = store.manifest.recipe
-    if config.baseline is not None:
-        other = load_folder(config.baseline, recipe.layer, recipe.model)
-        name = config.baseline_name or f"{config.baseline.name} ({other.config.architecture})"
-        return [renamed(other, name, str(config.baseline))]
+    if config.baseline:
+        others = [load_folder(path, recipe.layer, recipe.model) for path in config.baseline]
+        names = [f"{path.name} ({t.config.architecture})" for path, t in zip(config.baseline, others, strict=True)]
+        names[0] = config.baseline_name or names[0]
+        return [renamed(t, name, str(p)) for t, name, p in zip(others, names, config.baseline, strict=True)]
     target = float(ours.config.k or ours.config.d_sae)
     chosen = choose(published(recipe.model, recipe.layer), target, ours.config.d_sae, config.l0)
     return [fetch(item, recipe.model, recipe.layer) for item in chosen]
@@ -166,8 +168,8 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
             config.trivial,
         )
         digest.update(repr(asked).encode())
-    if config is not None and config.baseline is not None:
-        for path in sorted(p for p in [config.baseline, *config.baseline.glob("*")] if p.is_file()):
+    for folder in config.baseline if config is not None else ():
+        for path in sorted(p for p in [folder, *folder.glob("*"), *folder.glob("checkpoints/*.pt")] if p.is_file()):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -45,10 +45,11 @@ class CompareConfig(EvaluateConfig):
     the hub cannot be reached.
     """
 
-    baseline: Path | None = None
-    """A folder in Gemma Scope's layouts, or another run, to compare with; Google's on the hub when not given."""
+    baseline: tuple[Path, ...] = ()
+    """Folders to compare with: Gemma Scope's layouts, SAELens's, other runs, legacy checkpoints. The first one is judged
+    against ours; Google's on the hub when none is given."""
     baseline_name: str | None = None
-    """What the report calls that folder's transcoder."""
+    """What the report calls the first of them."""
     l0: str | None = None
     """Which of Google's: its label (92; or small, medium, big), or all; the L0 nearest to ours when not given."""
     sequences: int = 64

@@ -37,4 +37,6 @@ class Forward:
         recon[0] += self.transcoder.offset(x)
         for group in range(1, groups):
             recon[group] += recon[group - 1]
+        if self.transcoder.config.standardised:
+            recon = torch.stack([self.transcoder.scaled_back(part, x) for part in recon])
         return recon, torch.bincount(bags.bag, minlength=groups * rows).view(groups, rows).cumsum(0)

@@ -3,8 +3,9 @@
 `recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember (DESIGN of the files: FORMAT.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,9 @@ class TranscoderConfig(BaseModel):
     target_layer: int | None = None
     """None where it is `layer`."""
     view: ViewName
+    standardised: bool = False
+    """Each row is brought to mean 0 and deviation 1 on the way in, and the output scaled back by the SOURCE row's mean and
+    deviation: a mistake of earlier runs, kept so that they can be judged as they are. x then ends with those two."""
     d_in: int
     d_sae: int
     d_out: int
@@ -49,6 +53,13 @@ class TranscoderConfig(BaseModel):
     units: Literal["raw"] = "raw"
     source: str = ""
     """Where the weights came from: a run, a hub repository and revision, a folder."""
+
+
+def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None:
+    """Prefix sizes from a list of prefix sizes (they increase and end at d_sae) or group sizes (they sum to it)."""
+    if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
+        return tuple(sizes)
+    return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None
 
 
 def check_prefix_sizes(sizes: tuple[int, ...], d_sae: int) -> None:
@@ -85,9 +96,21 @@ class Transcoder:
         if self.W_skip is not None and tuple(self.W_skip.shape) != (c.d_out, c.d_in):
             raise ValueError(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
 
-    def view(self, resid: Float[Tensor, "rows d_in"], norm: Norm) -> Float[Tensor, "rows d_in"]:
-        """What this transcoder reads, from resid_mid as stored."""
-        return VIEWS[self.config.view](resid, norm)
+    def view(self, resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d_in"]:
+        """What this transcoder reads, from resid_mid as stored; with `standardised`, two columns more than the site has."""
+        x = VIEWS[self.config.view](resid, norm)
+        if not self.config.standardised:
+            return x
+        deviation, mean = torch.std_mean(x, dim=1, keepdim=True)
+        return torch.cat([(x - mean) / (deviation + 1e-5), mean, deviation], dim=1)
+
+    def scaled_back(self, recon: Tensor, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
+        """The reconstruction in the target's units, which it is in already unless `standardised`."""
+        if not self.config.standardised:
+            return recon
+        if x is None:
+            raise ValueError(f"{self.config.name} scales its output by its input: decode needs x")
+        return recon * x[:, -1:] + x[:, -2:-1]
 
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Latents of x; zero where the pre-activation is not above the threshold (arXiv 2407.14435)."""
@@ -101,7 +124,7 @@ class Transcoder:
         self, latents: Float[Tensor, "rows d_sae"], x: Float[Tensor, "rows d_in"] | None = None
     ) -> Float[Tensor, "rows d_out"]:
         """Reconstruction of the target. ValueError when there is a skip connection and x is not given."""
-        return torch.addmm(self.offset(x), latents, self.W_dec)
+        return self.scaled_back(torch.addmm(self.offset(x), latents, self.W_dec), x)
 
     def offset(self, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
         """What is added to the latents' sum: b_dec, and the skip connection's x @ W_skip.T where there is one."""

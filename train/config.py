@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
 from store.command import Count, default_run, default_store
+from store.transcoder import cumulative_sizes
 from store.views import ViewName
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
@@ -184,10 +184,9 @@ def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
         sizes = None
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"prefix_sizes {text!r} is not a list of positive whole numbers, like 2304,4608,18432")
-    if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
-        return tuple(sizes)
-    if sum(sizes) == d_sae:
-        return tuple(accumulate(sizes))
+    found = cumulative_sizes(sizes, d_sae)
+    if found is not None:
+        return found
     raise ValueError(
         f"prefix_sizes {sizes} end at {sizes[-1]} and sum to {sum(sizes)}, but d_sae is {d_sae}; "
         "give increasing sizes that end at d_sae, or group sizes that sum to it"

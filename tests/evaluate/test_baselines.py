@@ -3,6 +3,8 @@ import pytest
 from evaluate import baselines
 from evaluate.baselines import HubUnreachable, Published, check_hub, choose, load_folder, published
 from tests.store.test_interchange import write_scope1, write_scope2
+from tests.store.test_legacy import write_legacy
+from tests.store.test_saelens import SAELENS
 from tests.store.test_transcoder import make_transcoder
 
 
@@ -86,6 +88,8 @@ def test_folders_of_each_layout_are_recognised(tmp_path):
     write_scope2(tmp_path / "two")
     make_transcoder().save(tmp_path / "run")
     assert load_folder(npz, 8, "m").config.view == "rms"
+    assert load_folder(SAELENS, 8, "m").config.view == "rms"
+    assert load_folder(write_legacy(tmp_path / "old"), 8, "m").config.view == "raw"
     assert load_folder(npz.parent, 8, "m").config.view == "rms"
     assert load_folder(tmp_path / "two", 9, "m").config.view == "normed"
     assert load_folder(tmp_path / "run", 1, "tiny").config.name == "t"

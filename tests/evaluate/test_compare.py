@@ -40,7 +40,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(trained_once, tmp_path) -> CompareConfig:
     folder = shutil.copytree(trained_once, tmp_path / "copy")
     return CompareConfig(
-        model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=folder / "scope",
+        model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=(folder / "scope",),
         baseline_name="a baseline", device="cpu", sequences=0, probes=False,
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_a_comparison_has_both_on_the_same_rows_and_writes_every_file(trained, s
     assert comparison["rows"] == store.manifest.n_rows("heldout")
     assert comparison["store_fingerprint"] == store.fingerprint
     assert comparison["google"]["name"] == "a baseline"
-    assert comparison["google"]["source"] == str(trained.baseline)
+    assert comparison["google"]["source"] == str(trained.baseline[0])
     assert json.loads((folder / "ours_metrics.json").read_text()) == comparison["ours"]
     assert json.loads((folder / "google_metrics.json").read_text()) == comparison["google"]
     assert "a baseline" in (folder / "summary.txt").read_text()
@@ -93,7 +93,7 @@ def test_a_store_of_another_harvest_is_refused_and_both_are_shown(trained, tmp_p
 def test_a_baseline_of_another_layer_or_width_is_refused(trained, tmp_path):
     save_scope2(make_transcoder(view="normed", prefix_sizes=(10,)), tmp_path / "narrow")
     with pytest.raises(ValueError, match=r"widths 6 -> 5, but .* 12 -> 10"):
-        compare_runs(replace(trained, baseline=tmp_path / "narrow"))
+        compare_runs(replace(trained, baseline=(tmp_path / "narrow",)))
 
 
 def with_view(t: Transcoder, view: str) -> Transcoder:
@@ -216,6 +216,15 @@ def test_no_winner_where_the_frontiers_say_the_contrary(trained, store):
     assert judge(measured, store)["winners"]["fvu"].startswith("not judged: the frontiers say the contrary")
     measured[1]["at_equal_l0"]["fvu"][0]["minus_ours"]["ci95"] = [0.1, 0.2]
     assert judge(measured, store)["winners"]["fvu"] == "ours"
+
+
+def test_several_folders_are_measured_and_the_first_is_judged(trained, store):
+    folder = compare_runs(replace(trained, baseline=(*trained.baseline, trained.run.parent / "jump")))
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["google"]["name"] == "a baseline"
+    [other] = comparison["others"]
+    assert other["source"].endswith("jump")
+    assert other["fvu"] == pytest.approx(comparison["google"]["fvu"], rel=1e-5)  # the same weights in another layout
 
 
 def test_a_winner_is_named_only_where_the_interval_excludes_zero():
