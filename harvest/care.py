@@ -22,6 +22,7 @@ from store.formats import FORMATS
 from store.info import describe
 from store.manifest import Manifest, ShardEntry, load_manifest
 from store.reader import find_damage, open_store
+from store.ring import present
 from store.writer import shard_arrays
 
 
@@ -83,7 +84,7 @@ def repair() -> str:
     config = parse(RepairConfig, "python -m harvest repair")
     directory = config.store_directory
     manifest = load_manifest(directory)
-    damage = find_damage(directory, manifest)
+    damage = find_damage(directory, present(directory, manifest))
     if not damage:
         return f"{directory}: nothing to repair\n"
     recipe = manifest.recipe

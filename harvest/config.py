@@ -76,6 +76,9 @@ class HarvestConfig:
     being filled, one being written) and one layer's shard again while it is shuffled."""
     heldout_every: int = 20
     """One shard in this many is held out from training."""
+    keep_shards: int | None = None
+    """Keep at most this many training shards on disk: `train --follow` runs beside the harvest, and what it has trained on
+    and saved is deleted. Held-out shards are kept. All shards are kept when not given."""
     batch_sequences: int = 32
     """Sequences in one forward pass."""
     device: str = "auto"
@@ -101,6 +104,8 @@ class HarvestConfig:
         if wrong or not self.sites:
             raise ValueError(f"sites are {self.sites}; choose from {', '.join(SITES)}")
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
+        if self.keep_shards is not None and self.keep_shards < 2:
+            raise ValueError(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
         if self.shard_tokens % self.context:
             raise ValueError(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 

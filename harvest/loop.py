@@ -16,6 +16,7 @@ from harvest.corpus import Corpus, is_on_this_machine, open_corpus, steadily
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
 from harvest.ranks import Rank
+from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
@@ -58,15 +59,17 @@ def harvest(config: HarvestConfig) -> list[Manifest]:
             for layer, directory in config.directories.items()
         }
         refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
-        found = _fill(config, corpus, model, writers, rank)
+        ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
+        found = _fill(config, corpus, model, writers, rank, ring)
         if not found:
             raise ValueError(
                 f"{corpus.name} is too short: it does not fill one shard of {config.shard_tokens} tokens; "
                 "give more text or a smaller --shard-tokens"
             )
         if rank.index == 0:
-            _wait_for_ranks(writers, found)
-            _note_the_end(config, writers, found)
+            _wait_for_ranks(writers, found, ring)
+            if ring is None or not ring.finished:
+                _note_the_end(config, writers, found)
         return [writer.manifest for writer in writers.values()]
 
 
@@ -81,8 +84,14 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     return corpus, model, dtype
 
 
-def _fill(config: HarvestConfig, corpus: Corpus, model: LanguageModel, writers: dict[int, StoreWriter], rank: Rank) -> int:
-    """Shards of the stream, up to those asked for, when each that is this rank's and was lacking has been written."""
+def _fill(
+    config: HarvestConfig, corpus: Corpus, model: LanguageModel, writers: dict[int, StoreWriter], rank: Rank,
+    ring: RingKeeper | None = None,
+) -> int:  # fmt: skip
+    """Shards of the stream, up to those asked for, when each that is this rank's and was lacking has been written.
+
+    Of a ring whose runs are finished, the shards that there are.
+    """
     shortest = min((writer.manifest for writer in writers.values()), key=lambda manifest: len(manifest.shards))
     first = len(shortest.shards)
     start = shortest.shards[-1].next_document if shortest.shards else 0
@@ -100,6 +109,11 @@ def _fill(config: HarvestConfig, corpus: Corpus, model: LanguageModel, writers: 
     with bar, ThreadPoolExecutor(1) as thread:
         writing: Future | None = None
         for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
+            if ring is not None and not ring.has_room(number):
+                if writing is not None:
+                    writing.result()  # what the trainer waits for must be there before anybody waits for the trainer
+                if not ring.wait(number, bar):
+                    return number
             lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
             if rank.takes(number) and lacking:
                 rows = run_shard(model, packed, config, tuple(lacking), number, bar.update)
@@ -118,12 +132,18 @@ def _write(writers: dict[int, StoreWriter], rows: dict[int, ShardRows], number: 
         writer.append(rows.pop(layer), number)
 
 
-def _wait_for_ranks(writers: dict[int, StoreWriter], shards: int, pause: float = 0.2) -> None:
+def _wait_for_ranks(
+    writers: dict[int, StoreWriter], shards: int, ring: RingKeeper | None = None, pause: float = 0.2
+) -> None:
     """Enters what other ranks finish, until the stores have this many shards."""
     told = False
     while lacking := [writer for writer in writers.values() if len(writer.manifest.shards) < shards]:
         for writer in lacking:
             writer.commit()
+        if ring is not None:
+            ring.look()
+            if ring.finished:
+                return
         if not told and lacking[0].world > 1:
             log.info("waiting for the other ranks, from shard %d on", len(lacking[0].manifest.shards))
             told = True

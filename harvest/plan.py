@@ -33,6 +33,14 @@ def disk_of(directory: Path) -> Path:
     return next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
 
 
+def shards_on_disk(config: HarvestConfig, finished: int) -> int:
+    """Shards of a layer still to be on disk at one time: of a ring, the held-out ones and those that it keeps."""
+    lacking = range(finished, config.n_shards)
+    heldout = sum(number % config.heldout_every == 1 for number in lacking)
+    train = len(lacking) - heldout
+    return heldout + min(train, config.keep_shards or train)
+
+
 def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> tuple[int, int, Path] | None:
     """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking."""
     needed: dict[int, int] = {}
@@ -41,7 +49,7 @@ def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, in
         folder = disk_of(directory)
         device = folder.stat().st_dev
         folders[device] = folder
-        lacking = max(0, config.n_shards - finished.get(layer, 0))
+        lacking = shards_on_disk(config, finished.get(layer, 0))
         needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model)
     for device, n_bytes in needed.items():
         free = shutil.disk_usage(folders[device]).free
@@ -102,6 +110,7 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
     """The plan, as a person reads it."""
     one, layers = shard_bytes(config, d_model), len(config.layers)
     lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}
+    at_once = one * sum(shards_on_disk(config, finished.get(layer, 0)) for layer in config.layers)
     n_bytes, runs = one * sum(lacking.values()), max(lacking.values())
     model_s = runs * config.shard_tokens / measured.tokens_per_second
     disk_s = n_bytes / measured.bytes_per_second
@@ -113,7 +122,7 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
     free = {folder.stat().st_dev: shutil.disk_usage(folder).free for folder in folders}
     rows = [
         ("shards", f"{sum(lacking.values()):,} to write ({config.n_shards:,} a layer, {layers} layer{'s' * (layers > 1)})"),
-        ("disk", f"{gigabytes(n_bytes)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
+        ("disk", f"{gigabytes(at_once)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
         ("host memory", f"about {gigabytes((2 * layers + 1) * one)} of rows, beside the model"),
         ("model", f"{measured.tokens_per_second:,.0f} tokens/s measured: {duration(model_s)} for all layers at once"),
         ("writing", f"{measured.bytes_per_second / 1e6:,.0f} MB/s measured: {duration(disk_s)}, while the model runs"),

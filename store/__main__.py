@@ -31,8 +31,9 @@ def main() -> None:
         config = parse(VerifyConfig, "python -m store verify")
         from store.manifest import load_manifest
         from store.reader import find_damage
+        from store.ring import present
 
-        manifest = load_manifest(config.store_directory)
+        manifest = present(config.store_directory, load_manifest(config.store_directory))
         damage = find_damage(config.store_directory, manifest)
         for name, what in damage.items():
             print(f"{config.store_directory / name} {what}")

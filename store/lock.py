@@ -7,6 +7,7 @@ import socket
 import weakref
 from pathlib import Path
 
+WRITER_LOCK = "writer.lock"
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,17 @@ class WriterLock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+def writer_of(directory: Path) -> str | None:
+    """Who writes a store, as far as its lock says; None where nobody does, or who did is gone."""
+    try:
+        words = (directory / WRITER_LOCK).read_text().split()
+    except FileNotFoundError:
+        return None
+    if len(words) != 2 or (words[0] == socket.gethostname() and not Path(f"/proc/{words[1]}").exists()):
+        return None
+    return f"pid {words[1]} on {words[0]}"
 
 
 def _holder(descriptor: int) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from store.files import hash_file
 from store.formats import FORMATS, ArrayPlace, bytes_of
 from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
+from store.ring import present
 from store.views import Norm
 
 
@@ -57,7 +58,7 @@ class Store:
 
 def open_store(directory: Path) -> Store:
     """The store in a directory. ValueError naming the shard when one is missing or has another size than recorded."""
-    manifest = load_manifest(directory)
+    manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
     places = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from store.files import appearing_whole, write_tensors, write_text
 from store.formats import FORMATS
-from store.lock import WriterLock
+from store.lock import WRITER_LOCK, WriterLock
 from store.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -26,6 +26,7 @@ from store.manifest import (
     save_manifest,
 )
 from store.reader import read_array
+from store.ring import Ring, from_shard, load_ring, number_of, save
 from store.views import Norm, rms
 
 RMS = "resid_mid.rms"
@@ -72,7 +73,7 @@ class StoreWriter:
         self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
         self.format = FORMATS[recipe.format]
         directory.mkdir(parents=True, exist_ok=True)
-        self.lock = WriterLock(directory / (f"writer-{rank}.lock" if rank else "writer.lock"))
+        self.lock = WriterLock(directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK))
         try:
             self.manifest = self._open_or_create()
             self._clear_leftovers()
@@ -121,8 +122,9 @@ class StoreWriter:
 
     def _sums_on_disk(self) -> dict[str, Tensor]:
         """Running sums over the training shards, added up in the order in which they were written."""
-        sums: dict[str, Tensor] = {}
-        for shard in self.manifest.of_split("train"):
+        ring = load_ring(self.directory)
+        sums = ring.tensors() if ring else {}
+        for shard in from_shard(self.manifest, ring.deleted if ring else 0).of_split("train"):
             sums = _added(sums, self._sums_of(shard))
         return sums
 
@@ -209,6 +211,20 @@ class StoreWriter:
             if key.startswith("sum.")
         }
         self._replace(widths=pending.widths, statistics=statistics, shards=shards)
+
+    def keep_ring(self, keep: int, trained: int) -> None:
+        """Makes this a ring of `keep` training shards, and deletes those numbered below `trained`, their sums kept."""
+        before = load_ring(self.directory) or Ring(keep_shards=keep)
+        sums = before.tensors()
+        for shard in from_shard(self.manifest, before.deleted).of_split("train"):
+            if number_of(shard) < trained:
+                sums = _added(sums, self._sums_of(shard))
+        deleted = max(trained, before.deleted)
+        sums_kept = {name: tuple(values.tolist()) for name, values in sums.items()}
+        save(self.directory, Ring(keep_shards=keep, deleted=deleted, sums=sums_kept))
+        for shard in self.manifest.of_split("train"):
+            if number_of(shard) < deleted:
+                (self.directory / shard.name).unlink(missing_ok=True)
 
     def mark_exhausted(self) -> None:
         """Records that the text ended before the tokens asked for were reached."""

@@ -94,6 +94,10 @@ class TrainConfig:
     """Also write the transcoder here, in Gemma Scope 2's file layout; needs --view normed."""
     wandb_project: str = "matryoshka-transcoders"
     """Used when wandb is logged in, or WANDB_MODE is online or offline."""
+    follow: bool = False
+    """Train on shards while they are harvested, in the order of the harvest, once, and wait for those that are not there
+    yet. Beside `harvest --keep-shards N`, what is trained on and saved is deleted. Means and scales are those of the first
+    two training shards."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
+from store.files import write_text
 from store.transcoder import CONFIG, WEIGHTS
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
@@ -51,6 +52,7 @@ class TrainingLog:
             total=config.n_steps * config.batch_rows, initial=first_step * config.batch_rows, unit="row", unit_scale=True,
             desc=f"train {config.run_directory.name}", position=position, disable=silent,
         )  # fmt: skip
+        self.figures = ""
         self.wandb: Any = None
         mode = "disabled" if silent else wandb_mode()
         if mode != "disabled":
@@ -65,10 +67,11 @@ class TrainingLog:
     def write(self, record: dict[str, float | int | list[float]]) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        self.bar.set_postfix_str(
+        self.figures = (
             f"loss {record['loss']:.4f}, fvu {record['fvu']:.4f}, L0 {record['l0_norm']:.1f}, "
             f"dead {record['dead_features_percentage']:.1f}%"
         )
+        self.bar.set_postfix_str(self.figures)
         if self.wandb is not None:
             lists = {name: value for name, value in record.items() if isinstance(value, list)}
             curves = {
@@ -77,6 +80,10 @@ class TrainingLog:
                 for i, value in enumerate(values)
             }
             self.wandb.log({k: v for k, v in record.items() if k not in lists} | curves, step=record["step"])
+
+    def waits(self, what: str | None) -> None:
+        """Shows on the bar what is waited for; None when it has come."""
+        self.bar.set_postfix_str(what or self.figures, refresh=what is not None)
 
     def histograms(self, module: TrainingTranscoder, step: int) -> None:
         """To wandb: for how long latents have been silent, their encoders' norms, biases and thresholds."""
@@ -118,4 +125,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
     """A resumed run writes the steps after its checkpoint again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        write_text(path, "".join(line + "\n" for line in lines))

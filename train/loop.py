@@ -3,25 +3,28 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from store.batches import batches
+from store.batches import Batch, batches
 from store.devices import native_bfloat16, resolve_device
 from store.interchange import save_scope2
+from store.manifest import load_manifest
 from store.reader import Store, check_shards, open_store
+from store.ring import load_ring
 from store.transcoder import Transcoder
 from train import checkpoint
 from train.config import TrainConfig
+from train.follow import Following
 from train.module import TrainingTranscoder
 from train.parallel import Ranks, join
 from train.run import Run, already_trained
 
 ONE_STREAM = (
     "model", "layer", "store_directory", "source_site", "target_site", "input_view", "tokens",
-    "batch_rows", "seed", "device", "checkpoint_every",
+    "batch_rows", "seed", "device", "checkpoint_every", "follow",
 )  # fmt: skip
 """What dictionaries trained together must share."""
 log = logging.getLogger(__name__)
@@ -40,7 +43,12 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
     """
     first, ranks = configs[0], join()
     check_one_stream(configs, ranks)
+    following = Following(configs, ranks) if first.follow else None
     store = open_store(first.store_directory)
+    if following is not None:
+        store = following.freeze(store)
+    else:
+        refuse_holes(store)
     check_store(store, first)
     device = resolve_device(first.device)
     finished: dict[int, Transcoder] = {}
@@ -58,7 +66,9 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
             check_shards(store, "train")
         ranks.wait()
         runs = [start(configs[index], store, device, identities[index], ranks) for index in left]
-        finished |= dict(zip(left, run_to_the_end(runs, store, ranks), strict=True))
+        finished |= dict(zip(left, run_to_the_end(runs, store, ranks, following), strict=True))
+    if following is not None:
+        following.finish()
     return [finished[index] for index in range(len(configs))]
 
 
@@ -106,42 +116,87 @@ def check_store(store: Store, config: TrainConfig) -> None:
             )
 
 
-def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks) -> list[Transcoder]:
+def refuse_holes(store: Store) -> None:
+    """ValueError when a ring has deleted training shards."""
+    n_shards, ring = len(store.manifest.of_split("train")), load_ring(store.directory)
+    if ring is not None and n_shards < len(load_manifest(store.directory).of_split("train")):
+        raise ValueError(
+            f"{store.directory} is a ring that keeps {ring.keep_shards} training shards and deletes the others; "
+            "train on it with --follow, while it is harvested"
+        )
+
+
+def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None = None) -> list[Transcoder]:
     """Trains from the last checkpoints on and saves the artefacts."""
+    if following is not None:
+        following.begin(min(run.done for run in runs) * runs[0].config.batch_rows)
     with ExitStack() as logs:
         for position, run in enumerate(runs):
             run.open(position)
             logs.enter_context(run.log)
-        steps(runs, store, ranks)
-        return [run.finish() for run in runs]
+        steps(runs, store, ranks, following)
+        if following is None:
+            return [run.finish(store) for run in runs]
+        return [run.finish(following.last_shard(run.done * run.config.batch_rows)) for run in runs]
 
 
-def steps(runs: Sequence[Run], store: Store, ranks: Ranks) -> None:
+def steps(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None = None) -> None:
     """Runs the steps that are left; a run that was saved later than another waits for it.
 
-    Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt.
+    Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt. Text that ends early ends the training.
     """
-    config, device = runs[0].config, runs[0].module.encoder.device
-    first = min(run.done for run in runs)
-    stream = batches(
-        store, "train", config.batch_rows // ranks.world, view=config.input_view,
-        sites=(config.source_site, config.target_site), device=device, seed=config.seed, rank=ranks.rank, world=ranks.world,
-        cursor=first * config.batch_rows, stop=config.n_steps * config.batch_rows,
-    )  # fmt: skip
-    with closing(stream), interruptible() as interrupted:
+    config, first = runs[0].config, min(run.done for run in runs)
+
+    def save(step: int) -> None:
+        for run in runs:
+            if run.done == step:
+                run.save()
+        if following is not None:
+            following.publish(step * config.batch_rows)
+
+    with interruptible() as interrupted, closing(stream_of(runs, store, ranks, following, save, interrupted)) as stream:
         for step in range(first, config.n_steps):
             before = time.perf_counter()
-            batch = next(stream)
+            batch = next(stream, None)
             waited = time.perf_counter() - before
+            if batch is None:
+                log.warning(
+                    "the text ended: training ends at step %d of %d, its learning rate still high", step, config.n_steps
+                )
+                break
+            runs[0].log.waits(None)
             for run in runs:
                 if run.done == step:
                     run.step(batch, waited)
-            if interrupted() or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.n_steps:
-                for run in runs:
-                    if run.done == step + 1:
-                        run.save()
+            due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.n_steps
+            if interrupted() or due or (following is not None and following.due((step + 1) * config.batch_rows)):
+                save(step + 1)
             if interrupted():
                 raise KeyboardInterrupt
+
+
+def stream_of(
+    runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None, save: Callable[[int], None],
+    interrupted: Callable[[], bool],
+) -> Generator[Batch, None, None]:  # fmt: skip
+    """The batches that are left: of the whole store, mixed, or of its shards as they are harvested."""
+    config, device = runs[0].config, runs[0].module.encoder.device
+    cursor = min(run.done for run in runs) * config.batch_rows
+    if following is None:
+        return batches(
+            store, "train", config.batch_rows // ranks.world, view=config.input_view, device=device, seed=config.seed,
+            sites=(config.source_site, config.target_site), rank=ranks.rank, world=ranks.world, cursor=cursor,
+            stop=config.n_steps * config.batch_rows,
+        )  # fmt: skip
+
+    def wait(position: int) -> None:
+        if interrupted() or following.starves_both(position):
+            save(position // config.batch_rows)
+        if interrupted():
+            raise KeyboardInterrupt
+        runs[0].log.waits(following.lacking)
+
+    return following.stream(cursor, device, wait)
 
 
 @contextmanager

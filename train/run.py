@@ -120,9 +120,9 @@ class Run:
         if self.ranks.rank == 0:
             checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
 
-    def finish(self) -> Transcoder:
-        """Calibrates, writes the artefact, and removes the checkpoint."""
-        threshold = calibrate(self) if isinstance(self.module.activation, BatchTopK) else None
+    def finish(self, rows: Store) -> Transcoder:
+        """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
+        threshold = calibrate(self, rows) if isinstance(self.module.activation, BatchTopK) else None
         transcoder = self.module.export(self.store.fingerprint, str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
             transcoder.save(self.folder)
@@ -172,9 +172,9 @@ class Run:
         }  # fmt: skip
 
 
-def calibrate(run: Run) -> Tensor:
-    """The one threshold at which the finished weights have a mean L0 of k on training rows (BatchTopK)."""
-    config, module, store = run.config, run.module, run.store
+def calibrate(run: Run, store: Store) -> Tensor:
+    """The one threshold at which the finished weights have a mean L0 of k on a store's training rows (BatchTopK)."""
+    config, module = run.config, run.module
     rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
     stream = batches(
         store, "train", config.batch_rows, view=config.input_view, sites=(config.source_site, config.target_site),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from harvest.loop import harvest, plan
-from harvest.plan import shard_bytes
+from harvest.plan import shard_bytes, shards_on_disk
 from tests.harvest.test_loop import config  # noqa: F401
 
 
@@ -30,3 +30,10 @@ def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):  # noqa: F
         harvest(asked)
     assert not list(config.directory.glob("shard-*"))
     assert "will refuse to start" in plan(asked)
+
+
+def test_a_ring_needs_room_for_its_shards_and_the_held_out_ones(config):  # noqa: F811
+    ring = replace(config, tokens=100 * 512, heldout_every=10, keep_shards=4)
+    assert shards_on_disk(ring, 0) == 4 + 10
+    assert shards_on_disk(ring, 98) == 2
+    assert shards_on_disk(replace(ring, keep_shards=None), 0) == 100

@@ -1,0 +1,152 @@
+"""Training beside the harvest: waits for shards, and tells the harvester which ones nobody needs any more."""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+
+import torch
+
+from store.batches import Batch
+from store.follow import Ledger, follow
+from store.lock import writer_of
+from store.manifest import MANIFEST, Moments
+from store.reader import Store
+from store.ring import Trained, load_ring, load_trained, number_of, save
+from train.config import TrainConfig
+from train.parallel import Ranks
+
+STATISTICS_SHARDS = 2
+"""Training shards whose means and scales a run uses. A ring holds that many before anything is trained, so that a run is
+the same however fast its harvest was."""
+PAUSE = 0.2
+log = logging.getLogger(__name__)
+
+
+class Following:
+    """What the runs of one stream see of the harvest, and tell it. Only rank 0 writes."""
+
+    def __init__(self, configs: Sequence[TrainConfig], ranks: Ranks) -> None:
+        """Returns when there are shards enough to begin."""
+        self.config, self.ranks = configs[0], ranks
+        self.runs = tuple(str(config.run_directory.resolve()) for config in configs)
+        self.directories = [self.config.store_directory]
+        self.ledger = self._first_shards()
+        self.published = 0
+        self.looked_at = 0
+
+    def _first_shards(self) -> Ledger:
+        told = False
+        while True:
+            if all((directory / MANIFEST).exists() for directory in self.directories):
+                ledger = Ledger(*self.directories)
+                if len(ledger.shards) >= STATISTICS_SHARDS or (ledger.exhausted and ledger.shards):
+                    return ledger
+            if not told:
+                log.info("waiting for the first %d training shards from %s", STATISTICS_SHARDS, self._harvester())
+                told = True
+            time.sleep(PAUSE)
+
+    def _harvester(self) -> str:
+        directory = self.directories[0]
+        return (
+            writer_of(directory)
+            or f"a harvester of {directory}, and none is running: start `make harvest`, with more TOKENS if it ended"
+        )
+
+    def freeze(self, store: Store) -> Store:
+        """A store whose statistics are those of the first training shards; as it is when a ring has deleted them, which
+        it does only when a checkpoint holds what was made of them."""
+        shards = self.ledger.shards[:STATISTICS_SHARDS]
+        if not {shard.name for shard in shards} <= {shard.name for shard in store.manifest.shards}:
+            return store
+        rows = sum(shard.kept for shard in shards)
+
+        def mean(name: str) -> tuple[float, ...]:
+            first, *others = (store.array(shard, name) for shard in shards)
+            return tuple((sum(others, start=first) / rows).tolist())
+
+        frozen = {
+            name: Moments(rows=rows, mean=mean(f"sum.{name}"), mean_square=mean(f"sum_of_squares.{name}"))
+            for name in store.manifest.statistics
+        }
+        return replace(store, manifest=store.manifest.model_copy(update={"statistics": frozen}))
+
+    def begin(self, position: int) -> None:
+        """Claims the rings for these runs. ValueError when they are another's, or have deleted what is needed next."""
+        needed = self.ledger.trained(position)
+        for directory in self.directories:
+            ring, trained = load_ring(directory), load_trained(directory)
+            if trained is not None and trained.runs != self.runs:
+                raise ValueError(
+                    f"{directory} is trained on by {', '.join(trained.runs)}: a ring serves one run; "
+                    "continue that one, or harvest to another STORE"
+                )
+            if ring is not None and needed < ring.deleted:
+                raise ValueError(
+                    f"{directory} has deleted its training shards below {ring.deleted}, but the run goes on at shard "
+                    f"{needed} (row {position}): its checkpoint is gone; harvest to another STORE"
+                )
+        self.publish(position)
+
+    def publish(self, position: int) -> None:
+        """Says that rows before `position` are trained on, and that this is saved."""
+        self.published = self.ledger.trained(position)
+        if self.ranks.rank == 0:
+            for directory in self.directories:
+                if load_ring(directory) is not None:
+                    save(directory, Trained(runs=self.runs, shards=self.published))
+
+    def finish(self) -> None:
+        """Says that no further shard is needed."""
+        for directory in self.directories:
+            trained = load_trained(directory)
+            if self.ranks.rank == 0 and trained is not None and trained.runs == self.runs:
+                save(directory, trained.model_copy(update={"finished": True}))
+
+    def due(self, position: int) -> bool:
+        """Whether half of a ring has been trained on since it was last told: the harvester is not to wait for us."""
+        trained = self.ledger.trained(position)
+        if trained == self.looked_at:
+            return False
+        self.looked_at = trained
+        rings = [ring for directory in self.directories if (ring := load_ring(directory)) is not None]
+        return any(self._shards(self.published, trained) >= max(1, ring.keep_shards // 2) for ring in rings)
+
+    def starves_both(self, position: int) -> bool:
+        """Whether a ring is full of shards whose training is not saved. ValueError when it is too small for a batch."""
+        rings = [ring for directory in self.directories if (ring := load_ring(directory)) is not None]
+        if not any(self._shards(self.published) >= ring.keep_shards for ring in rings):
+            return False
+        if self.ledger.trained(position) > self.published:
+            return True
+        raise ValueError(
+            f"a batch of {self.config.batch_rows} rows does not fit into {self.directories[0]}, a ring of "
+            f"{min(ring.keep_shards for ring in rings)} training shards; harvest with more --keep-shards"
+        )
+
+    def _shards(self, first: int, stop: int | None = None) -> int:
+        return sum(first <= number_of(shard) and (stop is None or number_of(shard) < stop) for shard in self.ledger.shards)
+
+    def stream(self, cursor: int, device: torch.device, wait: Callable[[int], None]) -> Generator[Batch, None, None]:
+        """The batches from row `cursor` on; `wait(position)` is called again and again while the next one is not whole."""
+        config = self.config
+
+        def patiently(position: int) -> None:
+            wait(position)
+            time.sleep(PAUSE)
+
+        return follow(
+            self.ledger, config.batch_rows // self.ranks.world, view=config.input_view,
+            sites=(config.source_site, config.target_site), device=device, cursor=cursor,
+            stop=config.n_steps * config.batch_rows, wait=patiently, rank=self.ranks.rank, world=self.ranks.world,
+        )  # fmt: skip
+
+    @property
+    def lacking(self) -> str:
+        """What is waited for, and from whom."""
+        return f"waits for shard {self.ledger.next_shard} from {self._harvester()}"
+
+    def last_shard(self, position: int) -> Store:
+        """The store as if it had only the training shard of the last row trained on, which is always there."""
+        return self.ledger.open(self.ledger.holding(position - 1))[0]
