@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from evaluate.inputs import MARGIN
 from store.reader import Store
 
 L0_TOLERANCE = 0.25
@@ -18,6 +19,8 @@ def near(a: float, b: float | int, tolerance: float) -> bool:
 def checks_of(metrics: dict, store: Store) -> list[dict]:
     """What must hold of one measurement: a `claim`, whether it `holds`, and in `detail` what was found."""
     name, k, l0, scale = metrics["name"], metrics["k"], metrics["l0_mean"], metrics["best_scale"]
+    by_view = metrics.get("fvu_by_view", {})
+    fits = min(by_view, key=by_view.__getitem__, default=metrics["view"])
     heldout = sum(shard.kept for shard in store.manifest.of_split("heldout"))
     return [
         _check(
@@ -37,6 +40,13 @@ def checks_of(metrics: dict, store: Store) -> list[dict]:
             f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted"
             if k
             else f"{name} states no L0",
+        ),
+        _check(
+            "no other view of its input fits better",
+            not by_view or by_view[fits] >= MARGIN * by_view[metrics["view"]],
+            f"{name} reads the {metrics['view']!r} view, but leaves less unexplained of the {fits!r} view "
+            f"({', '.join(f'{view}: {value:.4g}' for view, value in by_view.items())}): the norm's gain is applied where "
+            "it must not be, or left out",
         ),
         _check(
             "the output has the target's scale",

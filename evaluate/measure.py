@@ -14,6 +14,7 @@ from evaluate.checks import checks_of
 from evaluate.config import CompareConfig, EvaluateConfig
 from evaluate.forward import Forward
 from evaluate.frontier import CE_FACTORS, FACTORS, Dial, sweep
+from evaluate.inputs import fvu_by_view
 from evaluate.matched import Point, at_equal_l0
 from evaluate.metrics import ByDocument, evaluate, measure_rows, result_of, with_intervals
 from evaluate.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
@@ -54,6 +55,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
         results = evaluate(transcoders, store, "heldout", config.batch_rows, device)
     for transcoder, result in zip(transcoders, results, strict=False):
         label(result, transcoder)
+        result["fvu_by_view"] = fvu_by_view(transcoder, store, device)
         result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
         for warning in result["warnings"]:
             log.warning("%s", warning)

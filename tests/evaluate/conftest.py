@@ -1,0 +1,41 @@
+"""A store, a run on it and a baseline in Google's layout, trained once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluate.config import CompareConfig
+from store.reader import Store, open_store
+from tests.conftest import make_store
+from train.config import TrainConfig
+from train.loop import train
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, a run on it, and a JumpReLU baseline in Google's layout."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_store(folder / "store", 24, heldout_every=8)
+    common = dict(
+        model="tiny", layer=1, store=folder / "store", d_sae=40, k=4, tokens=32 * 100, batch_rows=32, lr=5e-3,
+        warmup_steps=5, device="cpu",
+    )  # fmt: skip
+    train(TrainConfig(**common, run=folder / "run"))
+    jump = dict(activation="jumprelu", prefix_sizes="none", view="normed", gemma_scope_folder=folder / "scope")
+    train(TrainConfig(**common, **jump, run=folder / "jump"))
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> CompareConfig:
+    folder = shutil.copytree(trained_once, tmp_path / "copy")
+    return CompareConfig(
+        model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=(folder / "scope",),
+        baseline_name="a baseline", device="cpu", sequences=0, probes=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(trained) -> Store:
+    return open_store(trained.store)

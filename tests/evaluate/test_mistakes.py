@@ -1,0 +1,131 @@
+"""Mistakes that published comparisons made, injected one by one: each is noticed, and costs every winner its name."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evaluate import metrics
+from evaluate.checks import checks_of
+from evaluate.compare import judge
+from evaluate.measure import measure
+from evaluate.metrics import Ratio, evaluate
+from store.batches import Batch
+from store.transcoder import Transcoder
+from tests.evaluate.test_metrics import dense
+
+CPU = torch.device("cpu")
+
+
+def changed(t: Transcoder, **config) -> Transcoder:
+    return Transcoder(t.config.model_copy(update=config), **t.arrays())
+
+
+def scaled_by_the_source(t: Transcoder) -> Transcoder:
+    padded = torch.cat([t.W_enc, torch.zeros(2, t.config.d_sae)])
+    config = t.config.model_copy(update={"standardised": True, "view": "raw", "d_in": t.config.d_in + 2})
+    return replace(t, config=config, W_enc=padded)
+
+
+def b_dec_subtracted_from_the_input(t: Transcoder) -> Transcoder:
+    shift = torch.nn.functional.pad(t.b_dec, (0, t.config.d_in - t.config.d_out))
+    return replace(t, b_enc=t.b_enc - shift @ t.W_enc)
+
+
+MISTAKES = {
+    "the threshold dropped": lambda t: replace(t, threshold=torch.full_like(t.threshold, -1e9)),
+    "the decoder renormalised": lambda t: replace(t, W_dec=torch.nn.functional.normalize(t.W_dec, dim=1)),
+    "the gain applied where it must not be": lambda t: changed(t, view="normed"),
+    "the raw stream read": lambda t: changed(t, view="raw"),
+    "the output scaled by the source's deviation": scaled_by_the_source,
+    "b_dec subtracted from the input": b_dec_subtracted_from_the_input,
+    "one scale for input and output": lambda t: replace(t, W_dec=t.W_dec / 4, b_dec=t.b_dec / 4),
+    "folded without b_dec": lambda t: replace(t, b_dec=torch.zeros_like(t.b_dec)),
+    "another L0 than its label": lambda t: changed(t, k=2 * t.config.k),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_baseline_costs_every_winner(trained, store, mistake):
+    ours = Transcoder.load(trained.run)
+    config = replace(trained, trivial=False, frontier=False)
+    measured = measure(config, store, [ours, MISTAKES[mistake](ours)])
+    assert measured[0]["warnings"] == []
+    assert measured[1]["warnings"]
+    comparison = judge(measured, store)
+    assert all("not judged: it does not hold" in verdict for verdict in comparison["winners"].values())
+    assert [check for check in comparison["checks"] if not check["holds"]]
+
+
+@pytest.mark.parametrize(("run", "view"), [("run", "normed"), ("jump", "rms"), ("run", "raw"), ("jump", "raw")])
+def test_views_swapped_either_way_are_noticed_without_any_label(trained, store, run, view):
+    """Gemma Scope 1 reads the norm without its gain, Gemma Scope 2 with it: each read as the other."""
+    right = changed(Transcoder.load(trained.run.parent / run), k=None)
+    config = replace(trained, trivial=False, frontier=False)
+    sound, wrong = measure(config, store, [right, changed(right, view=view)])
+    assert sound["warnings"] == []
+    assert any("the norm's gain is applied where it must not be" in warning for warning in wrong["warnings"])
+
+
+def test_the_wrong_input_tensor_is_reported_loudly(trained, store, caplog):
+    ours = Transcoder.load(trained.run)
+    right, wrong, *_ = measure(trained, store, [ours, changed(ours, view="raw")])
+    assert right["warnings"] == []
+    assert "MEASURED L0 IS" in wrong["warnings"][0]
+    assert any("MEASURED L0 IS" in record.message for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_rows_shifted_by_one_are_noticed(trained, store, monkeypatch):
+    def shifted(*args, **kwargs):
+        for batch in real(*args, **kwargs):
+            yield Batch(source=batch.source, target=batch.target.roll(1, 0), cursor=batch.cursor)
+
+    real = metrics.batches
+    monkeypatch.setattr(metrics, "batches", shifted)
+    [found] = measure(trained, store, [Transcoder.load(trained.run)])
+    assert any("rows of source and target do not belong together" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize("which", [{"split": "train"}, {"split": "heldout", "limit": 100}])
+def test_training_rows_and_a_part_of_the_rows_are_noticed(trained, store, which):
+    ours = Transcoder.load(trained.run)
+    [found] = evaluate([ours], store, which["split"], 64, CPU, limit=which.get("limit"))
+    failed = [check["claim"] for check in checks_of(found | {"name": "t", "view": "rms"}, store) if not check["holds"]]
+    assert "every held-out row was measured, and no other" in failed
+
+
+def test_different_rows_for_ours_and_theirs_are_noticed(trained, store):
+    ours = Transcoder.load(trained.run)
+    [first] = measure(trained, store, [ours])
+    [part] = evaluate([ours], store, "heldout", 64, CPU, limit=100)
+    both = [first, first | part | {"n_rows": first["n_rows"], "minus_first": {}}]
+    assert set(judge(both, store)["winners"].values()) == {"not judged: it does not hold that all saw the same rows"}
+
+
+def test_figures_of_another_store_are_noticed(trained, store):
+    [found] = measure(trained, store, [Transcoder.load(trained.run)])
+    other = found | {"store_fingerprint": "0" * 32, "minus_first": {}}
+    assert set(judge([found, other], store)["winners"].values()) == {
+        "not judged: it does not hold that the rows are of this store"
+    }
+
+
+IMPOSTORS = {
+    "scalar variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation, True),
+    "uncentred": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation + f.squares / len(f.variation), True),
+    "mean of ratios by row": Ratio(lambda a, f: a.sse[:, -1] / f.variation, lambda a, f: a.cosine * 0 + 1, True),
+    "the first prefix only": Ratio(lambda a, f: a.sse[:, 0], lambda a, f: f.variation, True),
+    "in bfloat16": Ratio(lambda a, f: a.sse[:, -1].bfloat16().double(), lambda a, f: f.variation, True),
+    "scaled by the batch": Ratio(lambda a, f: a.sse[:, -1] / 64, lambda a, f: f.variation, True),
+}
+
+
+@pytest.mark.parametrize("impostor", IMPOSTORS)
+def test_fvu_by_another_definition_is_not_fvu(trained, store, monkeypatch, impostor):
+    """The dense float64 computation that the metric is tested against tells each of them apart."""
+    ours = Transcoder.load(trained.run)
+    expected = dense(store, ours)["fvu"]
+    assert evaluate([ours], store, "heldout", 64, CPU)[0]["fvu"] == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setitem(metrics.METRICS, "fvu", IMPOSTORS[impostor])
+    assert evaluate([ours], store, "heldout", 64, CPU)[0]["fvu"] != pytest.approx(expected, rel=1e-5)
