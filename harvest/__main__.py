@@ -16,11 +16,15 @@ def main() -> None:
 
         config = parse(HarvestConfig, "python -m harvest")
         from harvest.loop import harvest, plan
+        from harvest.ranks import Rank
 
         if config.plan:
             print(plan(config))
             return
-        for manifest, directory in zip(harvest(config), config.directories.values(), strict=True):
+        manifests = harvest(config)
+        if Rank.of_environment().index:
+            return
+        for manifest, directory in zip(manifests, config.directories.values(), strict=True):
             megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
             print(
                 f"{directory}: {manifest.n_tokens:,} tokens in {len(manifest.shards)} shards ({megabytes:,.0f} MB), "

@@ -1,5 +1,6 @@
 """`python -m train`: parses the options and trains."""
 
+import os
 import sys
 
 from store.command import command, parse
@@ -14,7 +15,8 @@ def main() -> None:
         from train.loop import train
 
         transcoder = train(config)
-        print(f"{config.run_directory}: {transcoder.config.name}, d_sae {transcoder.config.d_sae}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{config.run_directory}: {transcoder.config.name}, d_sae {transcoder.config.d_sae}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
 
     ValueError for bad input, before anything is trained.
     """
-    first, ranks = configs[0], join()
+    first, ranks = configs[0], join(configs[0].device)
     check_one_stream(configs, ranks)
     following = Following(configs, ranks) if first.follow else None
     store = open_store(first.store_directory)

@@ -39,13 +39,14 @@ class Ranks:
             dist.barrier()
 
 
-def join() -> Ranks:
+def join(device: str) -> Ranks:
     """The processes that torchrun started, NCCL between GPUs and gloo otherwise; a lone process when it did not."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
     if not dist.is_initialized():
-        if torch.cuda.is_available():
+        on_gpus = torch.cuda.is_available() and device != "cpu"
+        if on_gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if on_gpus else "gloo")
     return Ranks(dist.get_rank(), world)

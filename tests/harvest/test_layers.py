@@ -53,37 +53,41 @@ def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, t
         assert files_of(cut.directories[layer]) == files_of(whole.directories[layer])
 
 
-def start_rank(config, rank: int, world: int = 2) -> subprocess.Popen:  # noqa: F811
+def options_of(config) -> list[str]:  # noqa: F811
     options = dict(
         model=config.model, layer="0,1", dataset=config.dataset, tokens=config.tokens, shard_tokens=512, context=32,
         heldout_every=2, batch_sequences=5, store=config.store, device="cpu", compute_dtype="float32",
     )  # fmt: skip
-    words = [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    ranks = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    command = [sys.executable, "-W", "ignore", "-m", "harvest", *words]
-    return subprocess.Popen(command, env=os.environ | ranks, stderr=subprocess.PIPE, text=True)
+    return [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
 
 
-def test_two_processes_one_killed_and_resumed_end_as_one_process_would(config, tmp_path):  # noqa: F811
-    asked = replace(config, layer=(0, 1), tokens=6 * 512)
+def torchrun(config) -> subprocess.Popen:  # noqa: F811
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harvest"]
+    command = [sys.executable, "-W", "ignore", *launcher, *options_of(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(config, tmp_path):  # noqa: F811
+    asked = replace(config, layer=(0, 1), tokens=40 * 512)
     one = replace(asked, store=tmp_path / "one")
     harvest(one)
-    second = start_rank(asked, 1)
-    last = asked.directories[0] / "shard-00003.entry.json"
-    while not last.exists() and second.poll() is None:
+    first = torchrun(asked)
+    lock, finished = (asked.directories[0] / name for name in ("writer-1.lock", "shard-00005.safetensors"))
+    while not finished.exists() and first.poll() is None:
         time.sleep(0.01)
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    kept = {path.name: path.stat().st_mtime_ns for path in asked.directories[0].glob("shard-0000[13].safetensors")}
-    assert len(kept) == 2
-    ranks = [start_rank(asked, 0), start_rank(asked, 1)]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-1000:]
+    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode != 0
+    kept = {path: path.stat().st_mtime_ns for path in asked.store.rglob("shard-0000[13].safetensors")}
+    assert len(kept) == 4
+    assert len(list(asked.store.rglob("shard-*.safetensors"))) < 80
+    again = torchrun(asked)
+    said, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors[-1000:]
+    assert said.count("40 shards") == 2
     for layer in (0, 1):
         assert files_of(asked.directories[layer]) == files_of(one.directories[layer])
-    after = {name: (asked.directories[0] / name).stat().st_mtime_ns for name in kept}
-    assert after == kept, "finished shards were made again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards were made again"
 
 
 def broken(failures: int) -> Corpus:

@@ -1,0 +1,55 @@
+"""`torchrun --nproc-per-node 2 tests/train/torchrun.py FOLDER`: what test_parallel.py compares with one process."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from train import run
+from train.config import TrainConfig
+from train.loop import train
+
+KINDS = ("batchtopk", "topk", "relu", "jumprelu", "gated")
+STOP = 15
+
+
+class Stopped(BaseException):
+    pass
+
+
+def configs(folder: Path) -> dict[str, TrainConfig]:
+    """By the run's folder. `stopped` is left at its checkpoint; `begun` and `whole` are of the same options."""
+    base = TrainConfig(
+        model="tiny", layer=1, store=folder / "store", d_sae=40, k=4, tokens=32 * 30, batch_rows=32, lr=5e-3,
+        warmup_steps=5, checkpoint_every=10, log_every=5, heldout_every=20, heldout_rows=100, dead_after=200, aux_k=4,
+        device="cpu",
+    )  # fmt: skip
+    kinds = {kind: replace(base, activation=kind) for kind in KINDS} | {"begun": base, "stopped": base}
+    return {name: replace(config, run=folder / name) for name, config in kinds.items()}
+
+
+def train_until(config: TrainConfig, last: int) -> None:
+    """Dies after a step, as if killed: the checkpoint before it is what is left."""
+    whole = run.train_step
+
+    def step_or_die(*args):
+        if args[-1] >= last:
+            raise Stopped
+        return whole(*args)
+
+    run.train_step = step_or_die
+    try:
+        train(config)
+    except Stopped:
+        pass
+    finally:
+        run.train_step = whole
+
+
+if __name__ == "__main__":
+    asked = configs(Path(sys.argv[1]))
+    train_until(asked.pop("stopped"), STOP)
+    for one in asked.values():
+        train(one)
+    print(f"rank {dist.get_rank()} of {dist.get_world_size()}")
