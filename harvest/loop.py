@@ -106,6 +106,7 @@ def _fill(
         position=rank.local,
     )  # fmt: skip
     number = first - 1
+    on_cpu = resolve_device(config.device).type == "cpu"  # there the writer would only take cores from the model
     with bar, ThreadPoolExecutor(1) as thread:
         writing: Future | None = None
         for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
@@ -120,6 +121,8 @@ def _fill(
                 if writing is not None:
                     writing.result()  # one shard is written while the next is computed, so that memory is bounded
                 writing = thread.submit(_write, lacking, rows, number)
+                if on_cpu:
+                    writing.result()
         if writing is not None:
             writing.result()
     return number + 1

@@ -26,7 +26,7 @@ from train.watch import SPIKE
 
 TRAIN_CONFIG = "train_config.json"
 NONFINITE = "nonfinite.safetensors"
-CALIBRATION_ROWS = 65_536
+CALIBRATION_ROWS = 32_768
 THRESHOLD_LR_SCALE = 10.0
 """JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
 log = logging.getLogger(__name__)
