@@ -16,8 +16,10 @@ from evaluate.forward import Forward
 from evaluate.frontier import CE_FACTORS, FACTORS, Dial, sweep
 from evaluate.inputs import fvu_by_view
 from evaluate.matched import Point, at_equal_l0
-from evaluate.metrics import ByDocument, evaluate, measure_rows, result_of, with_intervals
+from evaluate.metrics import Accumulator, ByDocument, measure_rows, result_of, with_intervals
+from evaluate.rows import Facts
 from evaluate.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
+from evaluate.worst import worst_rows
 from store.devices import resolve_device
 from store.reader import Store, check_shards
 from store.transcoder import Transcoder
@@ -31,7 +33,7 @@ FRONTIER_ROWS = 8192
 """Held-out rows, the first ones on disk, on which the frontier is drawn."""
 OF_LATENTS = {
     "l0_per_prefix", "fvu_per_prefix", "dead_per_prefix", "l0_median", "l0_percentiles", "dead_features", "dead_fraction",
-    "density_histogram", "redundancy", "mean_max_cosine", "max_cosine_histogram", "d_sae", "k", "best_scale",
+    "density_histogram", "redundancy", "mean_max_cosine", "max_cosine_histogram", "d_sae", "k", "best_scale", "worst_rows",
 }  # fmt: skip
 """What is said of latents: left out of the figures of trivial predictors."""
 
@@ -52,13 +54,23 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     else:
         if config.check:
             check_shards(store, "heldout")
-        results = evaluate(transcoders, store, "heldout", config.batch_rows, device)
+        accumulators, facts = measure_rows(transcoders, store, "heldout", config.batch_rows, device)
+        results = results_of(accumulators, facts, store, ByDocument.of(accumulators, facts))
     for transcoder, result in zip(transcoders, results, strict=False):
         label(result, transcoder)
         result["fvu_by_view"] = fvu_by_view(transcoder, store, device)
         result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
         for warning in result["warnings"]:
             log.warning("%s", warning)
+    return results
+
+
+def results_of(accumulators: Sequence[Accumulator], facts: Facts, store: Store, table: ByDocument) -> list[dict]:
+    """The figures of each with intervals, and the rows that it reconstructs worst."""
+    results = [
+        result_of(a, facts, store) | {"split": "heldout", "worst_rows": worst_rows(a, facts, store)} for a in accumulators
+    ]
+    with_intervals(table, results)
     return results
 
 
@@ -116,9 +128,8 @@ class _Comparison:
         subjects = [*self.own, *self.trivial]
         extra = [] if self.moved is None or self.moved is self.own[0] else [self.moved]
         accumulators, facts = measure_rows([*subjects, *extra], self.store, "heldout", self.config.batch_rows, self.device)
-        results = [result_of(a, facts, self.store) | {"split": "heldout"} for a in accumulators[: len(subjects)]]
         table = ByDocument.of(accumulators, facts)
-        with_intervals(table, results)
+        results = results_of(accumulators[: len(subjects)], facts, self.store, table)
         if self.moved is not None:
             ours = len(subjects) if extra else 0
             pair = [result_of(accumulators[ours], facts, self.store), results[1]]

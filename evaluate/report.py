@@ -1,16 +1,12 @@
 """What people read: a text table, and one self-contained HTML page with the same figures and plots."""
 
-import json
-import shlex
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import jinja2
-from plotly.offline import get_plotlyjs
-
 from evaluate.figures import by_prefix, cosines, curves, densities, frontier, frontier_ce
-from store.files import write_text
+from evaluate.page import Shown, write_page
+from evaluate.worst import in_words
 from store.reader import Store
 
 ROWS = (
@@ -122,50 +118,59 @@ def markdown(measured: Sequence[dict], store: Store, winners: dict[str, str]) ->
 
 
 def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
-    """Writes a page that opens without a network: table, training curves, FVU by prefix and by L0, densities."""
+    """Writes the page: verdict, table, figures, worst tokens, what was measured and what was checked."""
     winners = comparison.get("winners", {})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     figures = [
-        (title, note, figure.to_plotly_json())
-        for title, note, figure in (
-            (
-                "FVU by prefix",
-                "Each prefix is a transcoder by itself; a longer one should never be worse.",
-                by_prefix(measured),
-            ),
-            (
-                "FVU against L0",
-                "Down and to the left is better. Line: threshold moved; dotted: prefixes; grey: trivial predictors.",
-                frontier(measured),
-            ),
-            (
-                "Delta CE against L0",
-                "What its output in the MLP's place costs the model, threshold moved; bars: 95% intervals.",
-                frontier_ce(measured),
-            ),
-            ("How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
-            ("How alike decoder rows are", "Each latent's largest |cosine| with another.", cosines(measured)),
-            ("Training", "FVU of training batches.", curves(run)),
-        )
-        if figure.data
-    ]
+        Shown(
+            "fvu_by_prefix", "FVU by prefix",
+            "Each prefix is a transcoder by itself; a longer one should never be worse.", by_prefix(measured),
+        ),
+        Shown(
+            "fvu_by_l0", "FVU against L0",
+            "Down and to the left is better. Line: threshold moved; dotted: prefixes; grey: trivial predictors.",
+            frontier(measured),
+        ),
+        Shown(
+            "delta_ce_by_l0", "Delta CE against L0",
+            "What its output in the MLP's place costs the model, threshold moved; bars: 95% intervals.",
+            frontier_ce(measured),
+        ),
+        Shown("density", "How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
+        Shown(
+            "decoder_cosines", "How alike decoder rows are", "Each latent's largest |cosine| with another.",
+            cosines(measured),
+        ),
+        Shown("training", "Training", "FVU of training batches.", curves(run)),
+    ]  # fmt: skip
     rows = [
         (label, note, [cell(m, key, form) for m in measured], winners.get(key))
         for key, label, form, note in rows_of(measured)
     ]
-    html = environment.get_template("report.html").render(
-        title=" against ".join(m["name"] for m in measured[:2]), verdict=verdict(measured, winners), measured=measured,
-        rows=rows, provenance=provenance(measured[0], store), recipe=store.manifest.recipe, fingerprint=store.fingerprint,
-        figures=[(title, note) for title, note, _ in figures],
-        figures_json=json.dumps([f for _, _, f in figures], default=list).replace("<", "\\u003c"),
-        plotly=get_plotlyjs(), checks=comparison.get("checks", []),
-        command="python -m evaluate " + shlex.join(sys.argv[1:]),
+    shown, no_words = worded(measured, store)
+    write_page(
+        path, "report.html", figures, title=" against ".join(m["name"] for m in measured[:2]),
+        verdict=verdict(measured, winners), measured=shown, rows=rows, provenance=provenance(measured[0], store),
+        recipe=store.manifest.recipe, fingerprint=store.fingerprint, checks=comparison.get("checks", []),
+        no_words=no_words,
     )  # fmt: skip
-    write_text(path, html)
+
+
+def worded(measured: Sequence[dict], store: Store) -> tuple[list[dict], str]:
+    """The same with the worst rows in words; or, where the tokenizer cannot be had, in numbers, and why."""
+    if not any(m.get("worst_rows") for m in measured):
+        return list(measured), ""
+    from harvest.text import load_tokenizer, token_texts
+
+    reason = ""
+    try:
+        texts = partial(token_texts, load_tokenizer(store.manifest.recipe))
+    except ValueError as error:
+        reason, texts = str(error), _numbers
+    return [m | {"worst_rows": in_words(m.get("worst_rows", []), texts)} for m in measured], reason
+
+
+def _numbers(ids: list[int]) -> list[str]:
+    return [f"#{number} " for number in ids]
 
 
 def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:

@@ -26,6 +26,10 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
         "n_rows": store.manifest.n_rows("heldout"), "n_outliers": 1,
         "store_fingerprint": store.fingerprint, "name": name, "source": "somewhere", "architecture": "test", "view": "rms",
         "warnings": [], "best_scale": 0.98, "split": "heldout", "n_documents": 40,
+        "worst_rows": [{
+            "before": [5, 6], "token": 7, "after": [8], "share": 0.25, "fvu": 1.5, "outlier": True, "shard": "s",
+            "sequence": 0, "position": 2, "document": 3,
+        }],
         "max_cosine_histogram": {"edges": [0, 0.5, 1], "features": [30, 10]},
         "ci95": {name: [0.9 * fvu, 1.1 * fvu] for name in METRICS},
         "matched": {"l0": [4.1, 4.1], "fvu": [0.2, 0.25], "minus_ours": {
@@ -75,23 +79,100 @@ def test_the_markdown_table_has_the_same_figures_and_names_the_winner(report):
     assert lines[0].startswith("ours <script>")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (768, "dark"), (1280, "light")])
-def test_it_opens_in_a_browser_without_a_network_or_an_error(report, width, scheme):
+def test_every_figure_is_a_png_too(report):
+    for path in sorted((report.parent / "figures").iterdir()):
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert path.stat().st_size > 5000
+    names = {path.stem for path in (report.parent / "figures").iterdir()}
+    assert names == {"fvu_by_prefix", "fvu_by_l0", "density", "decoder_cosines", "training"}
+    assert all(f"figures/{name}.png" in report.read_text() for name in names)
+
+
+def test_worst_tokens_are_shown_in_their_context_and_escaped(tmp_path, monkeypatch):
+    from evaluate import report as reporting
+
+    store = make_store(tmp_path / "store")
+    monkeypatch.setattr("harvest.text.load_tokenizer", lambda recipe: None)
+    monkeypatch.setattr("harvest.text.token_texts", lambda tokenizer, ids: [f"<b>{number}</b>" for number in ids])
+    shown, reason = reporting.worded([measured("ours", 0.2, store)], store)
+    assert reason == ""
+    assert shown[0]["worst_rows"][0]["before"] == "<b>5</b><b>6</b>"
+    publish(tmp_path, [measured("ours", 0.2, store)], store, tmp_path, {})
+    html = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;5&lt;/b&gt;&lt;b&gt;6&lt;/b&gt;<mark>&lt;b&gt;7&lt;/b&gt;</mark>&lt;b&gt;8&lt;/b&gt;" in html
+    assert "25.00%" in html
+
+
+def test_without_a_tokenizer_tokens_are_numbers_and_the_page_says_why(report):
+    html = report.read_text()
+    assert "#5 #6 <mark>#7 </mark>#8 " in html
+    assert "the tokenizer of tiny cannot be loaded" in html
+
+
+@pytest.fixture
+def open_page(report):
+    """The report in a browser: complaints on the console and requests are gathered."""
     from playwright.sync_api import sync_playwright
 
     complaints, requests = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(report.as_uri())
-        page.wait_for_selector(".plot .main-svg")
-        assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 5
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("table tbody tr").count() == 14
+
+        def opened(width: int, scheme: str = "light"):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: requests.append(request.url))
+            page.goto(report.as_uri())
+            page.wait_for_selector(".plot .main-svg")
+            return page
+
+        yield opened
         browser.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (768, "dark"), (1280, "light")])
+def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, scheme):
+    page = open_page(width, scheme)
+    assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 5
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#metrics tbody tr").count() == 14
+    assert page.locator(".worst mark").count() == 2
+    for summary in page.locator("summary").all():
+        summary.click(position={"x": 3, "y": 3})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_it_can_be_read_by_keyboard_and_by_ear(open_page):
+    page = open_page(1280)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Metrics"
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("details[open] tbody tr").first.is_visible()
+    unnamed = "[...document.querySelectorAll('[role=img],[role=region]')].filter(e => !e.getAttribute('aria-label')).length"
+    assert page.evaluate(unnamed) == 0
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => +e.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert page.locator("td.best .spoken").count() > 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_in_print_it_is_dark_on_white_and_nothing_is_cut_off(open_page):
+    page = open_page(794, "dark")  # the width of A4
+    page.emulate_media(media="print", color_scheme="dark")
+    colours = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    assert page.evaluate(colours) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+    page.wait_for_function("getComputedStyle(document.querySelector('.plot text')).fill === 'rgb(0, 0, 0)'")
+    assert page.locator("details").first.is_visible() is False
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
+    assert page.pdf().startswith(b"%PDF")
