@@ -106,11 +106,13 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     recipe = manifest.recipe
     local = recipe.dataset.startswith("pip:") or Path(recipe.dataset).suffix
     dataset, _, subset = (recipe.dataset, "", "") if local else recipe.dataset.partition(":")
+    shard_format, _, compression = recipe.format.partition("-")
     return HarvestConfig(
         model=recipe.model, layer=recipe.layer, sites=recipe.sites,
         dataset=dataset, subset=subset or None, split=recipe.dataset_split,
         text_column=recipe.text_column, tokens=manifest.n_tokens, context=recipe.context, store=config.store_directory,
         shard_tokens=recipe.shard_sequences * recipe.context, heldout_every=recipe.heldout_every, dtype=recipe.dtype,
+        format=shard_format, compression=compression or "none",  # type: ignore[arg-type]
         batch_sequences=config.batch_sequences, device=config.device, compute_dtype=recipe.compute_dtype, seed=recipe.seed,
     )  # fmt: skip
 

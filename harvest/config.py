@@ -89,6 +89,10 @@ class HarvestConfig:
     """Of the language model. auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the rows on disk."""
+    format: Literal["safetensors", "zarr"] = "safetensors"
+    """Of the shards. zarr (v3, sharded, one zip a shard) can be compressed and opens in any zarr library."""
+    compression: Literal["none", "zstd", "blosc"] = "none"
+    """Of zarr's chunks: zstd, or blosc (bitshuffle, then zstd). Saves a sixth of the disk and reads many times slower."""
     seed: int = 0
     """Of the shuffle of rows within each shard."""
     plan: bool = False
@@ -106,6 +110,8 @@ class HarvestConfig:
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if self.keep_shards is not None and self.keep_shards < 2:
             raise ValueError(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
+        if self.format != "zarr" and self.compression != "none":
+            raise ValueError(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
         if self.shard_tokens % self.context:
             raise ValueError(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 
@@ -117,6 +123,11 @@ class HarvestConfig:
     def n_shards(self) -> int:
         """Shards wanted: enough for the tokens, and at least one for training and one held out."""
         return max(2, -(-self.tokens // self.shard_tokens))
+
+    @property
+    def shard_format(self) -> str:
+        """The format as manifests and FORMATS name it: safetensors, zarr, zarr-zstd, zarr-blosc."""
+        return self.format if self.compression == "none" else f"{self.format}-{self.compression}"
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
+from store.formats import FORMATS
 from store.manifest import MANIFEST, Manifest, Recipe, load_manifest
 from store.writer import ShardRows, StoreWriter
 
@@ -31,14 +32,15 @@ def recipe_of(
     config: HarvestConfig, layer: int, corpus: Corpus, model: LanguageModel, compute_dtype: torch.dtype
 ) -> Recipe:
     """What decides the numbers of a layer's store, frozen in its manifest."""
+    libraries = (*LIBRARIES, *FORMATS[config.shard_format].libraries)
     return Recipe(
         model=config.model, model_revision=model.revision, tokenizer_hash=model.tokenizer_hash, layer=layer,
         sites=config.sites, dataset=corpus.name, dataset_revision=corpus.revision, dataset_split=config.split,
         text_column=config.text_column, context=config.context, packing=PACKING,
         excluded_tokens=SpecialTokens.of(model.tokenizer).excluded, shard_sequences=config.shard_sequences,
-        heldout_every=config.heldout_every, seed=config.seed, format="safetensors", dtype=config.dtype,
+        heldout_every=config.heldout_every, seed=config.seed, format=config.shard_format, dtype=config.dtype,
         compute_dtype=str(compute_dtype).removeprefix("torch."),  # type: ignore[arg-type]
-        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        libraries={name: importlib.metadata.version(name) for name in libraries},
     )  # fmt: skip
 
 
@@ -178,7 +180,7 @@ def _refuse_another(config: HarvestConfig, layer: int, directory: Path, manifest
         name: getattr(config, name)
         for name in ("model", "sites", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
     }
-    asked["layer"] = layer
+    asked |= {"layer": layer, "format": config.shard_format}
     asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype

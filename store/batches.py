@@ -4,7 +4,6 @@ Threads read the pieces of a window (schedule.py) while the rows of the one befo
 is one integer, the number of rows already served: any batch size or number of ranks continues the same stream.
 """
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from store.arrays import ArrayPlace, LocalFile, bytes_of, read_rows
 from store.files import allow_open_files
-from store.formats import bytes_of
 from store.manifest import Split
-from store.reader import Store, read_exactly
+from store.reader import Store
 from store.schedule import Mix, Schedule, Window
 from store.views import VIEWS, ViewName
 
@@ -46,45 +45,50 @@ class Reader:
     """Fills host buffers with pieces of shards; threads may call it at once."""
 
     def __init__(self, stores: tuple[Store, Store], split: Split, sites: tuple[str, str]) -> None:
-        self.kept = [shard.kept for shard in stores[0].manifest.of_split(split)]
-        shards = [store.manifest.of_split(split) for store in stores]
-        self.paths = [[store.directory / shard.name for shard in own] for store, own in zip(stores, shards, strict=True)]
-        places = [
-            [store.places[shard.name][site] for shard in own]
-            for store, own, site in zip(stores, shards, sites, strict=True)
-        ]
-        self.offsets = [np.array([place.offset for place in of_site]) for of_site in places]
-        self.row_bytes = [of_site[0].row_bytes for of_site in places]
+        self.stores, self.sites = stores, sites
+        self.shards = [store.manifest.of_split(split) for store in stores]
+        self.kept = [shard.kept for shard in self.shards[0]]
         self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
-        self.descriptors: dict[Path, int] = {}
+        item = [getattr(torch, store.manifest.recipe.dtype).itemsize for store in stores]
+        self.row_bytes = [size * width for size, width in zip(item, self.widths, strict=True)]
+        self.files: dict[Path, LocalFile] = {}
+        self.places: dict[tuple[int, int], tuple[LocalFile, ArrayPlace]] = {}
         self.opening = Lock()
-        allow_open_files(sum(map(len, self.paths)))
+        allow_open_files(sum(map(len, self.shards)))
 
     def fill(self, window: Window, pieces: slice, buffers: Sequence[memoryview]) -> None:
-        """Reads some pieces of a window to their places. ValueError naming the shard that is gone or cut short."""
+        """Reads some pieces of a window to their places. ValueError naming the shard that is gone or damaged."""
         shard, ends = window.shard[pieces], np.cumsum(window.rows)[pieces]
-        for paths, offsets, row_bytes, buffer in zip(self.paths, self.offsets, self.row_bytes, buffers, strict=True):
-            offset = offsets[shard] + window.first[pieces] * row_bytes
-            begin = (ends - window.rows[pieces]) * row_bytes
-            reads = zip(shard.tolist(), offset.tolist(), begin.tolist(), (ends * row_bytes).tolist(), strict=True)
-            for number, at, first, last in reads:
-                self._read(paths[number], at, buffer[first:last])
+        starts = ends - window.rows[pieces]
+        for side, (row_bytes, buffer) in enumerate(zip(self.row_bytes, buffers, strict=True)):
+            reads = zip(shard.tolist(), window.first[pieces].tolist(), starts.tolist(), ends.tolist(), strict=True)
+            for number, first, start, end in reads:
+                self._read(side, number, first, buffer[start * row_bytes : end * row_bytes])
 
-    def _read(self, path: Path, offset: int, into: memoryview) -> None:
+    def _read(self, side: int, number: int, first: int, into: memoryview) -> None:
         try:
-            if path not in self.descriptors:
-                with self.opening:
-                    self.descriptors[path] = self.descriptors.get(path) or os.open(path, os.O_RDONLY)
-            read_exactly(self.descriptors[path], into, offset)
-        except (OSError, EOFError) as error:
+            place = self.places.get((side, number)) or self._open(side, number)
+            read_rows(*place, first, into)
+        except (OSError, EOFError, ValueError) as error:
+            path = self.stores[side].directory / self.shards[side][number].name
             raise ValueError(
-                f"{path} cannot be read at byte {offset} ({error!r}); run `make repair`, or restore it from a copy"
+                f"{path} cannot be read at row {first} ({error!r}); run `make repair`, or restore it from a copy"
             ) from None
 
+    def _open(self, side: int, number: int) -> tuple[LocalFile, ArrayPlace]:
+        store, shard = self.stores[side], self.shards[side][number]
+        path = store.directory / shard.name
+        with self.opening:
+            if path not in self.files:
+                self.files[path] = LocalFile(path)
+            self.places[side, number] = self.files[path], store.places(shard)[self.sites[side]]
+        return self.places[side, number]
+
     def close(self) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
-        self.descriptors.clear()
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+        self.places.clear()
 
 
 def batches(

@@ -6,32 +6,18 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import xxhash
 from torch import Tensor
 
+from store.arrays import ArrayPlace, bytes_of
+from store.zarr_shards import COMPRESSIONS, write_zarr, zarr_places
+
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I32": torch.int32}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayPlace:
-    """Where an array lies in its file: contiguous, row-major, little-endian."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    """Bytes from the start of the file."""
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dtype.itemsize * int(torch.Size(self.shape[1:]).numel())
-
-    @property
-    def n_bytes(self) -> int:
-        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +28,8 @@ class ShardFormat:
     write: Callable[[Path, dict[str, Tensor]], tuple[int, str]]
     """Writes a new file; returns its bytes and its XXH3-128."""
     places: Callable[[Path], dict[str, ArrayPlace]]
+    libraries: tuple[str, ...] = ()
+    """What else decides the bytes, and so belongs in the recipe."""
 
 
 def write_safetensors(path: Path, arrays: dict[str, Tensor]) -> tuple[int, str]:
@@ -67,11 +55,6 @@ def write_safetensors(path: Path, arrays: dict[str, Tensor]) -> tuple[int, str]:
         file.flush()
         os.fsync(file.fileno())
     return total, digest.hexdigest()
-
-
-def bytes_of(array: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor."""
-    return array.view(-1).view(torch.uint8).numpy().data
 
 
 def reserve(descriptor: int, n_bytes: int) -> None:
@@ -108,4 +91,12 @@ def safetensors_places(path: Path) -> dict[str, ArrayPlace]:
     return places
 
 
-FORMATS = {"safetensors": ShardFormat(suffix=".safetensors", write=write_safetensors, places=safetensors_places)}
+FORMATS = {"safetensors": ShardFormat(suffix=".safetensors", write=write_safetensors, places=safetensors_places)} | {
+    "zarr" if compression == "none" else f"zarr-{compression}": ShardFormat(
+        suffix=".zarr.zip",
+        write=partial(write_zarr, compression=compression),
+        places=zarr_places,
+        libraries=() if compression == "none" else ("numcodecs",),
+    )
+    for compression in COMPRESSIONS
+}

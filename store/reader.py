@@ -1,41 +1,19 @@
 """Reading a store: manifest, norm, single arrays, checksums. The fast path for training is batches.py."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
+from store.arrays import ArrayPlace, read_array
 from store.files import hash_file
-from store.formats import FORMATS, ArrayPlace, bytes_of
+from store.formats import FORMATS
 from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
 from store.ring import present
 from store.views import Norm
-
-
-def read_exactly(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Fills a buffer from a file, straight from the page cache. EOFError when the file is too short."""
-    done = 0
-    while done < len(buffer):
-        got = os.preadv(descriptor, [buffer[done:]], offset + done)
-        if got == 0:
-            raise EOFError
-        done += got
-
-
-def read_array(path: Path, place: ArrayPlace) -> Tensor:
-    """One whole array of a shard."""
-    out = torch.empty(place.shape, dtype=place.dtype)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        read_exactly(descriptor, bytes_of(out), place.offset)
-    finally:
-        os.close(descriptor)
-    return out
 
 
 @dataclass(frozen=True)
@@ -45,15 +23,17 @@ class Store:
     directory: Path
     manifest: Manifest
     norm: Norm
-    places: dict[str, dict[str, ArrayPlace]]
-    """By shard name, then by array name."""
 
     @property
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    def places(self, shard: ShardEntry) -> dict[str, ArrayPlace]:
+        """Where the arrays of a shard lie, by name. ValueError when its header is damaged."""
+        return FORMATS[self.manifest.recipe.format].places(self.directory / shard.name)
+
     def array(self, shard: ShardEntry, name: str) -> Tensor:
-        return read_array(self.directory / shard.name, self.places[shard.name][name])
+        return read_array(self.directory / shard.name, self.places(shard)[name])
 
 
 def open_store(directory: Path) -> Store:
@@ -61,19 +41,14 @@ def open_store(directory: Path) -> Store:
     manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
-    places = {}
     for shard in manifest.shards:
         path = directory / shard.name
         size = path.stat().st_size if path.exists() else None
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise ValueError(f"{path} {found}, the manifest says {shard.bytes}; {_CURE}")
-        try:
-            places[shard.name] = FORMATS[manifest.recipe.format].places(path)
-        except ValueError as error:
-            raise ValueError(f"{error}; {_CURE}") from None
     norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
-    return Store(directory=directory, manifest=manifest, norm=norm, places=places)
+    return Store(directory=directory, manifest=manifest, norm=norm)
 
 
 _CURE = "run `make repair` to harvest damaged shards again, or restore them from a copy"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from store.arrays import read_array
 from store.files import appearing_whole, write_tensors, write_text
 from store.formats import FORMATS
 from store.lock import WRITER_LOCK, WriterLock
@@ -25,7 +26,6 @@ from store.manifest import (
     load_manifest,
     save_manifest,
 )
-from store.reader import read_array
 from store.ring import Ring, from_shard, load_ring, number_of, save
 from store.views import Norm, rms
 

@@ -32,6 +32,7 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
         ("harvest --model MODEL --dataset TEXT --text-column body", "no text column 'body'"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --tokens 100M --shard-tokens 64M", "does not fill one shard"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --shard-tokens 1000", "is not a multiple of context"),
+        ("harvest --model MODEL --dataset TEXT --compression zstd", "compression is zstd, but safetensors has none"),
         ("harvest --model MODEL --dataset TEXT --device cuda:77", "device 'cuda:77' cannot be used"),
         ("train --model m --layer 3 --store STORE", "holds tiny layer 1"),
         ("train --store nowhere", "nowhere is not an activation store"),

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def damage(directory: Path) -> None:
 REPAIR = ("harvest", "repair", "--device", "cpu", "--batch-sequences", "5", "--store")
 
 
-def test_repaired_shards_are_what_they_were_byte_for_byte(config, monkeypatch, capsys):
+@pytest.mark.parametrize(("kind", "compression"), [("safetensors", "none"), ("zarr", "none"), ("zarr", "blosc")])
+def test_repaired_shards_are_what_they_were_byte_for_byte(config, monkeypatch, capsys, kind, compression):
+    config = replace(config, format=kind, compression=compression)
     harvest(config)
     before = files_of(config.store)
     damage(config.store)

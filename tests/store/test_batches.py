@@ -135,7 +135,7 @@ def test_a_shard_cut_short_under_a_running_loader_is_named(store: Store):
     next(stream)
     for shard in store.manifest.of_split("train"):
         os.truncate(store.directory / shard.name, 200)
-    with pytest.raises(ValueError, match=r"shard-0000\d\.safetensors cannot be read at byte \d+"):
+    with pytest.raises(ValueError, match=r"shard-0000\d\.safetensors cannot be read at row \d+"):
         for _ in range(100):
             next(stream)
 
