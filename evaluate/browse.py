@@ -100,9 +100,18 @@ def browse(config: BrowseConfig) -> None:
         if config.open:
             threading.Timer(0.5, webbrowser.open, [url]).start()
         local = config.host in ("127.0.0.1", "localhost", "::1")
+        threading.Thread(target=_open_features, args=(config.results,), daemon=True).start()
         app = make_app(config.results, ("127.0.0.1", "localhost") if local else ("*",))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         server.run(sockets=[listener])
+
+
+def _open_features(results: Path) -> None:
+    """Reads the plain columns of every run's features before anybody asks for a page."""
+    for run in find_runs(results).values():
+        if run.has_features:
+            with contextlib.suppress(Damaged):  # its page says so
+                run.features()
 
 
 def export(config: ExportConfig) -> Path:
