@@ -41,7 +41,15 @@ def evaluate_run(config: EvaluateConfig) -> Path:
 
 
 def compare_runs(config: CompareConfig) -> Path:
-    """The folder with the comparison. ValueError when store, run or baseline do not fit together."""
+    """The folder with the comparison (with one over all layers, where there are several).
+
+    ValueError when store, run or baseline do not fit together.
+    """
+    if len(config.layers) > 1:
+        from evaluate.layers import compare_layers
+
+        return compare_layers(config)
+    config = config.for_layer(config.layers[0])
     folder = config.run_directory / "comparison"
     ours, store = open_both(config)
     key = _key(config.run_directory, store, config)

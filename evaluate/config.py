@@ -1,9 +1,10 @@
 """What to evaluate: the options of `python -m evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from harvest.config import Layers
 from store.command import Count, default_run, default_store
 
 
@@ -37,6 +38,10 @@ class EvaluateConfig:
         return self.run or default_run(self.model, self.layer, "matryoshka_batchtopk")
 
 
+LAYER = "{layer}"
+"""Stands for the layer's number in a path."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(EvaluateConfig):
     """Compare a run with Google's transcoder of the same layer, over the same held-out rows in the same pass.
@@ -45,6 +50,9 @@ class CompareConfig(EvaluateConfig):
     the hub cannot be reached.
     """
 
+    layer: Layers = 8
+    """Several (8,12,17) give one report over layers, and features matched between neighbours. --store is then the folder of
+    their layerL, and --run and --baseline have {layer} in them."""
     baseline: tuple[Path, ...] = ()
     """Folders to compare with: Gemma Scope's layouts, SAELens's, other runs, legacy checkpoints. The first one is judged
     against ours; Google's on the hub when none is given."""
@@ -66,6 +74,27 @@ class CompareConfig(EvaluateConfig):
     def __post_init__(self) -> None:
         if self.sequences < 0:
             raise ValueError(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
+        plain = [str(path) for path in (self.run, *self.baseline) if path and LAYER not in str(path)]
+        if len(self.layers) > 1 and plain:
+            raise ValueError(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    def for_layer(self, layer: int) -> "CompareConfig":
+        """The comparison of one of the layers."""
+        run, *baseline = (path and Path(str(path).replace(LAYER, str(layer))) for path in (self.run, *self.baseline))
+        store = self.store / f"layer{layer}" if self.store and len(self.layers) > 1 else self.store
+        return replace(self, layer=layer, store=store, run=run, baseline=tuple(baseline))
+
+    @property
+    def layers_directory(self) -> Path:
+        """Where the report over several layers goes: beside the folders of the layers."""
+        name = "layers-" + "-".join(map(str, self.layers))
+        if self.run is not None:
+            return Path(str(self.run).split(LAYER)[0]).parent / name
+        return default_run(self.model, self.layers[0], name).parent.parent / name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The report's figures, from what was measured and from the training log."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -77,6 +77,24 @@ def frontier_ce(measured: Sequence[dict]) -> go.Figure:
             mode="lines+markers", line={"color": colour}, marker={"color": colour, "size": 9},
         )  # fmt: skip
     return figure
+
+
+def by_layer(comparisons: Mapping[int, dict], key: str, label: str) -> go.Figure:
+    """A metric of ours and of the other, by layer."""
+    figure = _figure("layer", label, xaxis={"tickmode": "array", "tickvals": list(comparisons)})
+    for side, name, colour in (("ours", "ours", COLOURS[0]), ("google", "compared with", COLOURS[1])):
+        known = {layer: value_of(c[side], key) for layer, c in comparisons.items() if c[side].get(key) is not None}
+        if known:
+            figure.add_scatter(
+                x=list(known), y=list(known.values()), name=name, mode="lines+markers", line={"color": colour},
+                marker={"color": colour, "size": 9},
+            )  # fmt: skip
+    return figure
+
+
+def value_of(metrics: dict, key: str) -> float:
+    """A figure, whether it stands alone or with its interval."""
+    return metrics[key]["value"] if isinstance(metrics[key], dict) else metrics[key]
 
 
 def of_latents(measured: Sequence[dict]) -> list[dict]:

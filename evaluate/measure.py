@@ -18,6 +18,7 @@ from evaluate.inputs import fvu_by_view
 from evaluate.matched import Point, at_equal_l0
 from evaluate.metrics import Accumulator, ByDocument, measure_rows, result_of, with_intervals
 from evaluate.rows import Facts
+from evaluate.semantics import semantics
 from evaluate.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
 from evaluate.worst import worst_rows
 from store.devices import resolve_device
@@ -33,7 +34,8 @@ FRONTIER_ROWS = 8192
 """Held-out rows, the first ones on disk, on which the frontier is drawn."""
 OF_LATENTS = {
     "l0_per_prefix", "fvu_per_prefix", "dead_per_prefix", "l0_median", "l0_percentiles", "dead_features", "dead_fraction",
-    "density_histogram", "redundancy", "mean_max_cosine", "max_cosine_histogram", "d_sae", "k", "best_scale", "worst_rows",
+    "density_histogram", "density_median", "redundancy", "mean_max_cosine", "max_cosine_histogram", "d_sae", "k",
+    "best_scale", "worst_rows",
 }  # fmt: skip
 """What is said of latents: left out of the figures of trivial predictors."""
 
@@ -59,6 +61,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     for transcoder, result in zip(transcoders, results, strict=False):
         label(result, transcoder)
         result["fvu_by_view"] = fvu_by_view(transcoder, store, device)
+        result |= semantics(transcoder, store, device)
         result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
         for warning in result["warnings"]:
             log.warning("%s", warning)

@@ -108,6 +108,7 @@ def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
         "dead_features": dead,
         "dead_fraction": dead / config.d_sae,
         "density_histogram": density_histogram(density),
+        "density_median": float(density[density > 0].median()) if dead < config.d_sae else None,
         "redundancy": alike.share,
         "mean_max_cosine": alike.mean_max_cosine,
         "max_cosine_histogram": cosine_histogram(alike.max_cosine),

@@ -48,6 +48,14 @@ ROWS = (
         "share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)",
     ),
     ("mean_max_cosine", "mean largest cosine", "{:.3f}", "of each decoder row with another"),
+    ("coactivation", "co-activation", "{:.3f}", "mean largest cosine of two latents' firing patterns; lower is better"),
+    (
+        "monosemanticity",
+        "monosemanticity",
+        "{:.3f}",
+        "cosine of mlp_out where a latent fires (arXiv 2504.02821); a proxy",
+    ),
+    ("token_purity", "token purity", "{:.3f}", "share of a latent's firings on its commonest token; a proxy"),
     ("best_scale", "best scale", "{:.3f}", "factor by which the output would fit best; sound ones are near 1"),
     ("fvu_scalar_variance", "legacy scalar-variance FVU", "{:.4f}", "always lower; not comparable with FVU"),
 )

@@ -1,0 +1,100 @@
+"""Features of two layers matched: by hand, against every pair at once, and the report over layers."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+from evaluate.compare import compare_runs
+from evaluate.overlap import Firing, decoder_overlap, firing_of, largest_cosines, overlap
+from tests.conftest import make_store
+from tests.evaluate.dense import dense
+from tests.store.test_transcoder import make_transcoder
+from train.config import TrainConfig
+from train.loop import train
+
+CPU = torch.device("cpu")
+
+
+def firing(rows: list[list[int]], n: int) -> Firing:
+    """By latent, the rows on which it fires."""
+    table = np.zeros((len(rows), n), np.float32)
+    for latent, fired in enumerate(rows):
+        table[latent, fired] = 1
+    return Firing(scipy.sparse.csr_array(table))
+
+
+def test_largest_cosines_by_hand():
+    a = firing([list(range(8)), list(range(8, 16)), [0]], 20)
+    b = firing([list(range(4, 12)), list(range(8, 16)), [0]], 20)
+    # rows 4-7 of 8 and 8 in common: 4 / 8; the second is the same; what fires on one row is not matched
+    assert largest_cosines(a, b).tolist() == pytest.approx([0.5, 1.0])
+
+
+def test_a_dictionary_overlaps_wholly_with_itself_and_hardly_when_shuffled():
+    generator = np.random.default_rng(1)
+    a = firing([sorted(generator.choice(4000, 40, replace=False)) for _ in range(30)], 4000)
+    found = overlap(a, a)
+    assert (found["firing"], found["firing_share"]) == (pytest.approx(1.0), 1.0)
+    assert found["firing_chance"] < 0.2
+
+
+def test_firing_is_where_a_dense_encoder_fires(store):
+    t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(20,))
+    found = firing_of(t, store, CPU)
+    assert np.array_equal(np.sort(found.fired), np.sort(dense(store, t).fired.sum(0)))
+    assert np.array_equal(found.fired, dense(store, t).fired.sum(0))
+
+
+def test_decoders_are_compared_by_their_directions():
+    a, b = torch.eye(3), torch.tensor([[0.0, -5.0, 0.0], [3.0, 4.0, 0.0]])
+    assert decoder_overlap(a, b)["decoder"] == pytest.approx((0.6 + 1.0 + 0.0) / 3)
+
+
+@pytest.fixture
+def layers(trained, tmp_path):
+    """Layers 1 and 2 of one harvest, each with a run and a baseline."""
+    second = make_store(tmp_path / "copy" / "layer2", 24, heldout_every=8, layer=2)
+    common = dict(
+        model="tiny", layer=2, store=second.directory, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3,
+        warmup_steps=5, device="cpu",
+    )  # fmt: skip
+    folder = tmp_path / "copy"
+    train(TrainConfig(**common, run=folder / "run2"))
+    for old, new in (("store", "layer1"), ("run", "run1")):
+        shutil.move(folder / old, folder / new)
+    return replace(
+        trained, layer=(1, 2), store=folder, run=folder / "run{layer}", baseline=(folder / "run{layer}",), trivial=False
+    )
+
+
+def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layers, capsys):
+    folder = compare_runs(layers)
+    found = json.loads((folder / "layers.json").read_text())
+    assert list(found["layers"]) == ["1", "2"]
+    assert list(found["overlap"]) == ["1 to 2"]
+    assert 0 <= found["overlap"]["1 to 2"]["firing"] <= 1
+    html = (folder / "report.html").read_text()
+    for layer in ("1", "2"):
+        assert f"{found['layers'][layer]['ours']['fvu']:.4f}" in html
+        assert f"{found['layers'][layer]['ours']['fvu']:.4f}" in (folder / "report.md").read_text()
+    assert (folder / "summary.txt").read_text() in capsys.readouterr().out
+    assert (folder / "figures" / "fvu.png").exists()
+
+
+def test_layers_that_were_not_harvested_together_are_refused_before_any_work(layers, tmp_path, monkeypatch):
+    other = make_store(tmp_path / "other", 24, heldout_every=8, layer=2, seed=5)
+    shutil.rmtree(layers.store / "layer2")
+    shutil.move(other.directory, layers.store / "layer2")
+    monkeypatch.setattr("evaluate.compare.measure", None)
+    with pytest.raises(ValueError, match="were not harvested together"):
+        compare_runs(layers)
+
+
+def test_one_folder_for_several_layers_is_refused(layers):
+    with pytest.raises(ValueError, match=r"\{layer\}"):
+        replace(layers, run=layers.store / "run1")
