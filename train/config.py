@@ -90,6 +90,10 @@ class TrainConfig:
     """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none."""
     heldout_rows: Count = 8192
     """Held-out rows in such a measurement."""
+    features_every: int = 0
+    """Steps between snapshots that `features` looks into: each is a run of its own in the run's folder; 0 for none."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that features_every needs, where the store's model cannot be reached."""
     gemma_scope_folder: Path | None = None
     """Also write the transcoder here, in Gemma Scope 2's file layout; needs --view normed."""
     wandb_project: str = "matryoshka-transcoders"
@@ -122,7 +126,7 @@ class TrainConfig:
         for name in ("lr", "bandwidth", "l1_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "aux_weight", "l0_weight", "heldout_every"):
+        for name in ("warmup_steps", "aux_weight", "l0_weight", "heldout_every", "features_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.k > self.d_sae:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluate.config import FeaturesConfig
 from evaluate.metrics import evaluate
 from store.batches import Batch, batches
 from store.files import write_text
@@ -115,6 +116,8 @@ class Run:
             self.log.write(self._record(result) | (self._heldout() if measure else {}))
             if measure:
                 self.log.histograms(self.module, self.done)
+        if self.config.features_every and self.done % self.config.features_every == 0 and self.ranks.rank == 0:
+            self._snapshot()
 
     def save(self) -> None:
         if self.ranks.rank == 0:
@@ -160,6 +163,20 @@ class Run:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "rows_per_second": steps * self.config.batch_rows / elapsed, "data_wait_share": waited / elapsed,
         }  # fmt: skip
+
+    def _snapshot(self) -> None:
+        """The transcoder as it is, and what its latents respond to: a run of its own, so that stages can be compared."""
+        from evaluate.samples import collect_samples  # imports transformers, which takes seconds
+
+        folder = self.folder / f"step-{self.done:06d}"
+        self.module.export(self.store.fingerprint, str(folder)).to("cpu").save(folder)
+        config = self.config
+        collect_samples(
+            FeaturesConfig(
+                model=config.model, layer=config.layer, store=self.store.directory, run=folder, device=config.device,
+                json=False, check=False, tokenizer=config.tokenizer,
+            )
+        )  # fmt: skip
 
     def _heldout(self) -> dict[str, float | int | list[float]]:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""

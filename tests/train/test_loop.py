@@ -3,10 +3,13 @@ import os
 import signal
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from harvest.text import vocabulary_hash
 from store.reader import Store
 from store.transcoder import Transcoder
 from tests.conftest import make_store
@@ -287,3 +290,19 @@ def test_a_real_offline_wandb_run_is_written(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(config)
     assert list((config.run_directory / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(config, tmp_path, tiny_models):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
+    store = make_store(tmp_path / "words", context=32, shard_sequences=8, tokenizer_hash=vocabulary_hash(tokenizer))
+    config = replace(config, store=store.directory)
+    looked = replace(config, features_every=20, tokenizer=tiny_models["gpt2"], run=tmp_path / "looked")
+    train(config)
+    train(looked)
+    assert_same_run(config, looked)
+    early, late = (tmp_path / "looked" / f"step-{step:06d}" for step in (20, 40))
+    fired = [
+        pq.read_table(folder / "activation_samples" / "features.parquet")["fired"].to_numpy() for folder in (early, late)
+    ]
+    assert all(len(counts) == config.d_sae and counts.sum() > 0 for counts in fired)
+    assert Transcoder.load(early).W_enc.ne(Transcoder.load(late).W_enc).any()
