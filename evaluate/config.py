@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from harvest.config import Layers
-from store.command import Count, default_run, default_store
+from store.command import Count, StorePlace, default_run, default_store
+from store.remote import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class EvaluateConfig:
     """Names the store and the run when --store and --run are not given."""
     layer: int = 8
     """Likewise."""
-    store: Path | None = None
-    """Folder of the activation store; data/MODEL/layerL when not given."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/matryoshka_batchtopk when not given."""
     batch_rows: int = 2048
@@ -30,7 +31,7 @@ class EvaluateConfig:
     """Measure again even when the results are there."""
 
     @property
-    def store_directory(self) -> Path:
+    def store_directory(self) -> Place:
         return self.store or default_store(self.model, self.layer)
 
     @property

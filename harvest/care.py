@@ -15,13 +15,14 @@ from harvest.model import LanguageModel, load_model
 from harvest.shard import run_shard
 from harvest.text import load_tokenizer
 from harvest.tokens import SpecialTokens, pack, tokenize
-from store.command import default_store, parse
+from store.command import StorePlace, default_store, parse
 from store.devices import resolve_device
 from store.files import appearing_whole
 from store.formats import FORMATS
 from store.info import describe
 from store.manifest import Manifest, ShardEntry, load_manifest
 from store.reader import find_damage, open_store
+from store.remote import Place
 from store.ring import present
 from store.writer import shard_arrays
 
@@ -34,15 +35,15 @@ class InfoConfig:
     """Names the store when --store is not given."""
     layer: int = 8
     """Likewise."""
-    store: Path | None = None
-    """Folder of the activation store; data/MODEL/layerL when not given."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     batch_rows: int = 1024
     """Rows of the batches whose mix is measured."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model is not at hand."""
 
     @property
-    def store_directory(self) -> Path:
+    def store_directory(self) -> Place:
         return self.store or default_store(self.model, self.layer)
 
 
@@ -57,15 +58,15 @@ class RepairConfig:
     """Names the store when --store is not given."""
     layer: int = 8
     """Likewise."""
-    store: Path | None = None
-    """Folder of the activation store; data/MODEL/layerL when not given."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     device: str = "auto"
     """auto takes CUDA where there is one. Only the kind of device that made the store gives its very bytes."""
     batch_sequences: int = 32
     """Sequences in one forward pass: give what the harvest had, since it can change the last bit."""
 
     @property
-    def store_directory(self) -> Path:
+    def store_directory(self) -> Place:
         return self.store or default_store(self.model, self.layer)
 
 

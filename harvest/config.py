@@ -1,12 +1,12 @@
 """What to harvest: the options of `python -m harvest`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.command import Count, default_store
+from store.command import Count, StorePlace, default_store
+from store.remote import Place, Remote
 
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -69,8 +69,9 @@ class HarvestConfig:
     """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
     context: int = 128
     """Tokens in one row of the model's input, BOS included."""
-    store: Path | None = None
-    """Folder of the store; data/MODEL/layerL when not given. Of several layers, the folder of their layerL."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. Of several layers, the folder of
+    their layerL."""
     shard_tokens: Count = 65_536
     """Tokens in a shard. A crash loses at most two shards' work; host memory holds two shards of each layer's rows (one
     being filled, one being written) and one layer's shard again while it is shuffled."""
@@ -110,6 +111,8 @@ class HarvestConfig:
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if self.keep_shards is not None and self.keep_shards < 2:
             raise ValueError(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
+        if self.keep_shards is not None and isinstance(self.store, Remote):
+            raise ValueError(f"store is {self.store}, but keep_shards needs a folder: trainer and harvester meet in it")
         if self.format != "zarr" and self.compression != "none":
             raise ValueError(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
         if self.shard_tokens % self.context:
@@ -134,13 +137,13 @@ class HarvestConfig:
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> Place:
         """The store of the only layer."""
         (directory,) = self.directories.values()
         return directory
 
     @property
-    def directories(self) -> dict[int, Path]:
+    def directories(self) -> dict[int, Place]:
         """The store of each layer."""
         if self.store is None:
             return {layer: default_store(self.model, layer) for layer in self.layers}

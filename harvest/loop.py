@@ -6,7 +6,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 from store.formats import FORMATS
 from store.manifest import MANIFEST, Manifest, Recipe, load_manifest
+from store.remote import Place
 from store.writer import ShardRows, StoreWriter
 
 LIBRARIES = ("torch", "transformers", "transformer-lens")
@@ -174,7 +174,7 @@ def _already_done(config: HarvestConfig) -> list[Manifest] | None:
     return finished if len(finished) == len(manifests) else None
 
 
-def _refuse_another(config: HarvestConfig, layer: int, directory: Path, manifest: Manifest) -> None:
+def _refuse_another(config: HarvestConfig, layer: int, directory: Place, manifest: Manifest) -> None:
     """ValueError when a store was made with other options, as far as they tell without a model."""
     asked: dict[str, object] = {
         name: getattr(config, name)

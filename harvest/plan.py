@@ -14,6 +14,7 @@ from harvest.config import HarvestConfig
 from harvest.model import LanguageModel
 from harvest.shard import run_shard
 from harvest.tokens import PackedShard
+from store.remote import Place, Remote
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
@@ -28,14 +29,21 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
     return config.shard_tokens * row + sums + HEADER
 
 
-def disk_of(directory: Path) -> Path:
-    """The nearest folder that exists: what is written below it lands on its disk."""
+def disk_of(directory: Place) -> Path:
+    """The nearest folder that exists: what is written below it lands on its disk. What is uploaded lies in TMPDIR first."""
+    if isinstance(directory, Remote):
+        return Path(tempfile.gettempdir())
     return next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
 
 
 def shards_on_disk(config: HarvestConfig, finished: int) -> int:
-    """Shards of a layer still to be on disk at one time: of a ring, the held-out ones and those that it keeps."""
+    """Shards of a layer still to be on disk at one time: of a ring, the held-out ones and those that it keeps.
+
+    One, on its way to a URL.
+    """
     lacking = range(finished, config.n_shards)
+    if isinstance(config.store, Remote):
+        return min(1, len(lacking))
     heldout = sum(number % config.heldout_every == 1 for number in lacking)
     train = len(lacking) - heldout
     return heldout + min(train, config.keep_shards or train)
@@ -97,13 +105,24 @@ def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> P
     start = time.perf_counter()
     n_tokens = run(PROBE_BATCHES)
     seconds = time.perf_counter() - start
-    with tempfile.TemporaryFile(dir=disk_of(next(iter(config.directories.values())))) as file:
+    place = next(iter(config.directories.values()))
+    return Probe(tokens_per_second=n_tokens / seconds, bytes_per_second=PROBE_BYTES / write_seconds(place))
+
+
+def write_seconds(place: Place) -> float:
+    """How long PROBE_BYTES take to be written where the store will be; they are removed again."""
+    with tempfile.NamedTemporaryFile(dir=disk_of(place)) as file:
         block = os.urandom(PROBE_BYTES)
         start = time.perf_counter()
         file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        return Probe(tokens_per_second=n_tokens / seconds, bytes_per_second=PROBE_BYTES / (time.perf_counter() - start))
+        if isinstance(place, Remote):
+            (place / "probe.partial").upload(Path(file.name))
+            seconds = time.perf_counter() - start
+            (place / "probe.partial").unlink()
+            return seconds
+        return time.perf_counter() - start
 
 
 def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: Probe) -> str:

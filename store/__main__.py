@@ -2,9 +2,9 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from store.command import command, default_store, parse
+from store.command import StorePlace, command, default_store, parse
+from store.remote import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +15,11 @@ class VerifyConfig:
     """Names the store when --store is not given."""
     layer: int = 8
     """Likewise."""
-    store: Path | None = None
-    """Folder of the activation store; data/MODEL/layerL when not given."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
 
     @property
-    def store_directory(self) -> Path:
+    def store_directory(self) -> Place:
         return self.store or default_store(self.model, self.layer)
 
 

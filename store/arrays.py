@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from store.remote import Place, Remote, RemoteFile
+
 CRC_BYTES = 4
 """A CRC32C that follows each chunk."""
 INDEX_BYTES = 16
@@ -71,10 +73,15 @@ def bytes_of(array: Tensor) -> memoryview:
     return array.view(-1).view(torch.uint8).numpy().data
 
 
-def read_array(path: Path, place: ArrayPlace) -> Tensor:
+def open_file(path: Place) -> LocalFile | RemoteFile:
+    """A file to be read at positions, wherever it lies."""
+    return RemoteFile(path) if isinstance(path, Remote) else LocalFile(path)
+
+
+def read_array(path: Place, place: ArrayPlace) -> Tensor:
     """One whole array of a shard."""
     out = torch.empty(place.shape, dtype=place.dtype)
-    file = LocalFile(path)
+    file = open_file(path)
     try:
         read_rows(file, place, 0, bytes_of(out))
     finally:
@@ -82,7 +89,7 @@ def read_array(path: Path, place: ArrayPlace) -> Tensor:
     return out
 
 
-def read_rows(file: LocalFile, place: ArrayPlace, first: int, into: memoryview) -> None:
+def read_rows(file: LocalFile | RemoteFile, place: ArrayPlace, first: int, into: memoryview) -> None:
     """Fills the buffer with rows, from `first` on. EOFError or ValueError when the file is cut short or damaged."""
     row_bytes, chunks = place.row_bytes, place.chunks
     if chunks is None:
@@ -102,7 +109,7 @@ def read_rows(file: LocalFile, place: ArrayPlace, first: int, into: memoryview) 
             part[:] = memoryview(next(found))[(low - start) * row_bytes : (high - start) * row_bytes]
 
 
-def _decoded(file: LocalFile, place: ArrayPlace, chunks: Chunks, numbers: range):
+def _decoded(file: LocalFile | RemoteFile, place: ArrayPlace, chunks: Chunks, numbers: range):
     """The decompressed bytes of neighbouring chunks, which are read at once."""
     index = np.empty((len(numbers), 2), dtype="<u8")
     file.read(index.data.cast("B"), chunks.index_offset + INDEX_BYTES * numbers.start)

@@ -8,22 +8,24 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from store.arrays import ArrayPlace, LocalFile, bytes_of, read_rows
+from store.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
 from store.files import allow_open_files
 from store.manifest import Split
 from store.reader import Store
+from store.remote import Place, Remote, RemoteFile
 from store.schedule import Mix, Schedule, Window
 from store.views import VIEWS, ViewName
 
 READERS = 4
 """Threads that read; disks are fastest with several requests at once."""
+REMOTE_READERS = 16
+"""The same for stores at a URL, where a request waits for the network."""
 
 
 Sites = tuple[Tensor, ...]
@@ -51,8 +53,8 @@ class Reader:
         self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
         item = [getattr(torch, store.manifest.recipe.dtype).itemsize for store in stores]
         self.row_bytes = [size * width for size, width in zip(item, self.widths, strict=True)]
-        self.files: dict[Path, LocalFile] = {}
-        self.places: dict[tuple[int, int], tuple[LocalFile, ArrayPlace]] = {}
+        self.files: dict[Place, LocalFile | RemoteFile] = {}
+        self.places: dict[tuple[int, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
         self.opening = Lock()
         allow_open_files(sum(map(len, self.shards)))
 
@@ -75,12 +77,12 @@ class Reader:
                 f"{path} cannot be read at row {first} ({error!r}); run `make repair`, or restore it from a copy"
             ) from None
 
-    def _open(self, side: int, number: int) -> tuple[LocalFile, ArrayPlace]:
+    def _open(self, side: int, number: int) -> tuple[LocalFile | RemoteFile, ArrayPlace]:
         store, shard = self.stores[side], self.shards[side][number]
         path = store.directory / shard.name
         with self.opening:
             if path not in self.files:
-                self.files[path] = LocalFile(path)
+                self.files[path] = open_file(path)
             self.places[side, number] = self.files[path], store.places(shard)[self.sites[side]]
         return self.places[side, number]
 
@@ -160,7 +162,8 @@ class Windows:
         self.slots = [_Slot(reader, schedule.largest_window, dtype, device) for _ in range(2)]
         self.upcoming, self.stop = schedule.windows(start), stop
         self.reader, self.device = reader, device
-        self.readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="reader")
+        self.n_readers = REMOTE_READERS if isinstance(reader.stores[0].directory, Remote) else READERS
+        self.readers = ThreadPoolExecutor(max_workers=self.n_readers, thread_name_prefix="reader")
         self.fillers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
         self.ahead: deque[tuple[_Slot, Window, Future[Tensor | None]]] = deque()
         self.current: tuple[_Slot, Window, Tensor | None] | None = None
@@ -207,7 +210,7 @@ class Windows:
             self.ahead.append((slot, window, self.fillers.submit(self._fill, slot, window)))
 
     def _fill(self, slot: "_Slot", window: Window) -> Tensor | None:
-        parts = [slice(number, None, READERS) for number in range(min(READERS, len(window.rows)))]
+        parts = [slice(number, None, self.n_readers) for number in range(min(self.n_readers, len(window.rows)))]
         for done in [self.readers.submit(self.reader.fill, window, part, slot.memory) for part in parts]:
             done.result()
         slot.copy(int(window.rows.sum()))

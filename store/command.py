@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar, Union
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from store.remote import Remote, parse_place
+
 INTERRUPTED = 130
 T = TypeVar("T")
 
@@ -34,6 +36,16 @@ Count = Annotated[
     ),
 ]  # fmt: skip
 """An integer that may be written with a suffix: 300K, 16.4M."""
+
+
+StorePlace = Annotated[
+    Path | Remote,
+    PrimitiveConstructorSpec(
+        nargs=1, metavar="FOLDER|URL", instance_from_str=lambda args: parse_place(args[0]),
+        is_instance=lambda value: isinstance(value, Path | Remote), str_from_instance=lambda value: [str(value)],
+    ),
+]  # fmt: skip
+"""Where a store lies: a folder, or a URL that fsspec knows, such as s3://bucket/folder."""
 
 
 def model_slug(model: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import resource
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from store.remote import Place, Remote
 
-def hash_file(digest: xxhash.xxh3_128, path: Path) -> None:
+
+def hash_file(digest: xxhash.xxh3_128, path: Place) -> None:
     """Adds a file's bytes to a digest, a piece at a time."""
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -30,6 +33,14 @@ def allow_open_files(n_files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def sizes_in(directory: Place) -> dict[str, int]:
+    """Bytes of each file of a folder, by name."""
+    if isinstance(directory, Remote):
+        return directory.sizes()
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
 def fsync_directory(directory: Path) -> None:
     """Makes a rename in this directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -40,8 +51,16 @@ def fsync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing_whole(path: Path) -> Iterator[Path]:
-    """A name to write to; the file takes its place when the block ends, and leaves nothing behind when it fails."""
+def appearing_whole(path: Place) -> Iterator[Path]:
+    """A name to write to; the file takes its place when the block ends, and leaves nothing behind when it fails.
+
+    What goes to a remote place is written to a local temporary folder (TMPDIR) first.
+    """
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory(prefix="matryoshka-") as folder:
+            yield Path(folder) / path.name
+            path.upload(Path(folder) / path.name)
+        return
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -54,7 +73,7 @@ def appearing_whole(path: Path) -> Iterator[Path]:
     fsync_directory(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Place, text: str) -> None:
     """Replaces a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
@@ -63,7 +82,7 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Place, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Replaces a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as partial:

@@ -8,13 +8,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 
 from store.batches import Batch, Reader, Windows, check_same_rows
 from store.manifest import ShardEntry, load_manifest
 from store.reader import Store, open_store
+from store.remote import Place
 from store.ring import number_of
 from store.schedule import Mix, Schedule
 from store.views import VIEWS, ViewName
@@ -26,7 +26,7 @@ WINDOW_BYTES = 1 << 25
 class Ledger:
     """The training shards that a source store, and a target store, have had so far, gone ones included."""
 
-    def __init__(self, source: Path, target: Path | None = None) -> None:
+    def __init__(self, source: Place, target: Place | None = None) -> None:
         self.directories = (source, target or source)
         self.look()
 

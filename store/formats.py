@@ -14,6 +14,7 @@ import xxhash
 from torch import Tensor
 
 from store.arrays import ArrayPlace, bytes_of
+from store.remote import Place
 from store.zarr_shards import COMPRESSIONS, write_zarr, zarr_places
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I32": torch.int32}
@@ -27,7 +28,7 @@ class ShardFormat:
     suffix: str
     write: Callable[[Path, dict[str, Tensor]], tuple[int, str]]
     """Writes a new file; returns its bytes and its XXH3-128."""
-    places: Callable[[Path], dict[str, ArrayPlace]]
+    places: Callable[[Place], dict[str, ArrayPlace]]
     libraries: tuple[str, ...] = ()
     """What else decides the bytes, and so belongs in the recipe."""
 
@@ -66,7 +67,7 @@ def reserve(descriptor: int, n_bytes: int) -> None:
             raise
 
 
-def safetensors_places(path: Path) -> dict[str, ArrayPlace]:
+def safetensors_places(path: Place) -> dict[str, ArrayPlace]:
     """Each array's place. ValueError naming the file when its header is damaged or it is shorter than it says."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -4,8 +4,13 @@ import fcntl
 import logging
 import os
 import socket
+import tempfile
 import weakref
 from pathlib import Path
+
+import xxhash
+
+from store.remote import Place, Remote
 
 WRITER_LOCK = "writer.lock"
 log = logging.getLogger(__name__)
@@ -18,19 +23,19 @@ class WriterLock:
     taken over. One that another host left is refused, because not every network file system locks across hosts.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, store: Place | None = None) -> None:
+        self.path, self.store = path, store or path.parent
         self.descriptor = self._locked()
         self._closer = weakref.finalize(self, os.close, self.descriptor)
         here, holder = socket.gethostname(), _holder(self.descriptor)
         if holder and holder[0] != here:
             self._closer()
             raise ValueError(
-                f"{path} says that pid {holder[1]} on {holder[0]} is writing {path.parent}; wait for it, "
+                f"{path} says that pid {holder[1]} on {holder[0]} is writing {self.store}; wait for it, "
                 "or delete that file if the process is gone"
             )
         if holder:
-            log.info("pid %s left its lock on %s and is gone: taking over", holder[1], path.parent)
+            log.info("pid %s left its lock on %s and is gone: taking over", holder[1], self.store)
         os.truncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"{here} {os.getpid()}\n".encode(), 0)
 
@@ -45,7 +50,7 @@ class WriterLock:
                 host, pid = _holder(descriptor) or ("unknown", "unknown")
                 os.close(descriptor)
                 raise ValueError(
-                    f"pid {pid} on {host} is writing {self.path.parent}; wait for it, stop it, or choose another STORE"
+                    f"pid {pid} on {host} is writing {self.store}; wait for it, stop it, or choose another STORE"
                 ) from None
             os.close(descriptor)  # its holder ended, and removed it, between our opening and our locking
 
@@ -62,7 +67,50 @@ class WriterLock:
         self.release()
 
 
-def writer_of(directory: Path) -> str | None:
+class RemoteLock:
+    """The same for a store at a URL: an object names host and pid; processes of one host meet at a local lock.
+
+    Whoever holds the local lock knows that another holder on this host is gone. Nothing looks at a clock.
+    """
+
+    def __init__(self, path: Remote) -> None:
+        self.path, here = path, socket.gethostname()
+        name = f"matryoshka-{xxhash.xxh3_64_hexdigest(path.url.encode())}.lock"
+        self.local = WriterLock(Path(tempfile.gettempdir()) / name, path.parent)
+        try:
+            if (holder := self._holder()) == here:
+                log.info("a process of this host left its lock on %s and is gone: taking over", path.parent)
+                path.unlink(missing_ok=True)
+            elif holder is not None:
+                raise FileExistsError
+            path.create(f"{here} {os.getpid()}\n".encode())
+        except FileExistsError:
+            self.local.release()
+            raise ValueError(
+                f"{path} says that a process on {self._holder()} is writing {path.parent}; wait for it, "
+                "or delete that object if the process is gone"
+            ) from None
+        except BaseException:
+            self.local.release()
+            raise
+
+    def _holder(self) -> str | None:
+        try:
+            return self.path.read_text().split()[0]
+        except FileNotFoundError:
+            return None
+
+    def release(self) -> None:
+        """Removes the object, then frees the local lock."""
+        self.path.unlink(missing_ok=True)
+        self.local.release()
+
+
+def lock_of(path: Place) -> WriterLock | RemoteLock:
+    return RemoteLock(path) if isinstance(path, Remote) else WriterLock(path)
+
+
+def writer_of(directory: Place) -> str | None:
     """Who writes a store, as far as its lock says; None where nobody does, or who did is gone."""
     try:
         words = (directory / WRITER_LOCK).read_text().split()

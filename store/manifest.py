@@ -1,13 +1,13 @@
 """The manifest: what a store holds and how it was made; replaced atomically, refused when it does not fit its schema."""
 
 import json
-from pathlib import Path
 from typing import Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from store.files import write_text
+from store.remote import Place
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -138,11 +138,11 @@ class Pending(_Strict):
     entry: ShardEntry
 
 
-def save_manifest(directory: Path, manifest: Manifest) -> None:
+def save_manifest(directory: Place, manifest: Manifest) -> None:
     write_text(directory / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
 
-def load_manifest(directory: Path) -> Manifest:
+def load_manifest(directory: Place) -> Manifest:
     """The manifest of a store. ValueError when there is none, or when it is damaged or of another version."""
     path = directory / MANIFEST
     if not path.exists():

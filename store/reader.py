@@ -2,16 +2,16 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
 from store.arrays import ArrayPlace, read_array
-from store.files import hash_file
+from store.files import hash_file, sizes_in
 from store.formats import FORMATS
 from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
+from store.remote import Place
 from store.ring import present
 from store.views import Norm
 
@@ -20,7 +20,7 @@ from store.views import Norm
 class Store:
     """An activation store on disk, opened for reading: sizes checked, checksums not (that is `verify`)."""
 
-    directory: Path
+    directory: Place
     manifest: Manifest
     norm: Norm
 
@@ -36,17 +36,17 @@ class Store:
         return read_array(self.directory / shard.name, self.places(shard)[name])
 
 
-def open_store(directory: Path) -> Store:
+def open_store(directory: Place) -> Store:
     """The store in a directory. ValueError naming the shard when one is missing or has another size than recorded."""
     manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
+    sizes = sizes_in(directory)
     for shard in manifest.shards:
-        path = directory / shard.name
-        size = path.stat().st_size if path.exists() else None
+        size = sizes.get(shard.name)
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise ValueError(f"{path} {found}, the manifest says {shard.bytes}; {_CURE}")
+            raise ValueError(f"{directory / shard.name} {found}, the manifest says {shard.bytes}; {_CURE}")
     norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
     return Store(directory=directory, manifest=manifest, norm=norm)
 
@@ -56,7 +56,7 @@ HASHERS = 4
 """Threads that read and hash; hashing leaves Python free."""
 
 
-def find_damage(directory: Path, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
+def find_damage(directory: Place, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
     """What is wrong with each damaged shard (of a split), by name: missing, of another size, or of another checksum."""
     shards = manifest.shards if split is None else manifest.of_split(split)
     with (
@@ -73,7 +73,7 @@ def find_damage(directory: Path, manifest: Manifest, split: Split | None = None)
         return {shard.name: damage for shard, damage in found if damage is not None}
 
 
-def _damage_of(path: Path, shard: ShardEntry) -> str | None:
+def _damage_of(path: Place, shard: ShardEntry) -> str | None:
     if not path.exists():
         return "is missing"
     size = path.stat().st_size

@@ -4,14 +4,13 @@ The trainer says up to where it has trained and saved; the harvester deletes tho
 keeps the sums that it still needs of them. Each file has one writer and is replaced whole.
 """
 
-from pathlib import Path
-
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from store.files import write_text
 from store.manifest import Manifest, Recipe, ShardEntry
+from store.remote import Place
 
 RING, TRAINED = "ring.json", "trained.json"
 
@@ -43,17 +42,17 @@ class Trained(BaseModel):
     """No further shard is needed."""
 
 
-def load_ring(directory: Path) -> Ring | None:
+def load_ring(directory: Place) -> Ring | None:
     """None where the store is no ring."""
     return _load(directory / RING, Ring)
 
 
-def load_trained(directory: Path) -> Trained | None:
+def load_trained(directory: Place) -> Trained | None:
     """None where no trainer has come yet."""
     return _load(directory / TRAINED, Trained)
 
 
-def _load(path: Path, kind):
+def _load(path: Place, kind):
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -62,7 +61,7 @@ def _load(path: Path, kind):
         raise ValueError(f"{path} is damaged ({error.errors()[0]['msg']}); restore it, or delete the store") from None
 
 
-def save(directory: Path, state: Ring | Trained) -> None:
+def save(directory: Place, state: Ring | Trained) -> None:
     write_text(directory / (RING if isinstance(state, Ring) else TRAINED), state.model_dump_json() + "\n")
 
 
@@ -70,7 +69,7 @@ def number_of(shard: ShardEntry) -> int:
     return shard.first_sequence // shard.n_sequences
 
 
-def present(directory: Path, manifest: Manifest) -> Manifest:
+def present(directory: Place, manifest: Manifest) -> Manifest:
     """The manifest without the training shards that the harvester has deleted, or may delete at any moment."""
     ring = load_ring(directory)
     if ring is None:

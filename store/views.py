@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
+
+from store.remote import Place
 
 ViewName = Literal["raw", "rms", "normed"]
 NormKind = Literal["rms", "layernorm"]
@@ -30,9 +31,9 @@ class Norm:
         return Norm(kind=self.kind, eps=self.eps, gain=self.gain.to(device), bias=bias)
 
     @classmethod
-    def load(cls, path: Path, kind: NormKind, eps: float) -> "Norm":
+    def load(cls, path: Place, kind: NormKind, eps: float) -> "Norm":
         """The norm whose gain (and bias) lie in a safetensors file."""
-        arrays = load_file(path)
+        arrays = load(path.read_bytes())
         return cls(kind=kind, eps=eps, gain=arrays["gain"], bias=arrays.get("bias"))
 
 

@@ -4,7 +4,6 @@ import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from store.arrays import read_array
 from store.files import appearing_whole, write_tensors, write_text
 from store.formats import FORMATS
-from store.lock import WRITER_LOCK, WriterLock
+from store.lock import WRITER_LOCK, lock_of
 from store.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -26,6 +25,7 @@ from store.manifest import (
     load_manifest,
     save_manifest,
 )
+from store.remote import Place
 from store.ring import Ring, from_shard, load_ring, number_of, save
 from store.views import Norm, rms
 
@@ -69,11 +69,11 @@ class StoreWriter:
     another process is writing it.
     """
 
-    def __init__(self, directory: Path, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, directory: Place, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
         self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
         self.format = FORMATS[recipe.format]
         directory.mkdir(parents=True, exist_ok=True)
-        self.lock = WriterLock(directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK))
+        self.lock = lock_of(directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK))
         try:
             self.manifest = self._open_or_create()
             self._clear_leftovers()
@@ -165,7 +165,7 @@ class StoreWriter:
             self._enter(pending, self._sums_of(pending.entry))
             self._pending_path(number).unlink()
 
-    def _pending_path(self, number: int) -> Path:
+    def _pending_path(self, number: int) -> Place:
         return self.directory / f"shard-{number:05d}.entry.json"
 
     def _pending(self, number: int) -> Pending | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from store.arrays import CRC_BYTES, INDEX_BYTES, ArrayPlace, Chunks
 from store.files import hash_file
+from store.remote import Place
 
 ZARR_TYPES = {torch.bfloat16: "uint16", torch.float32: "float32", torch.float64: "float64", torch.int32: "int32"}
 ATTRIBUTE = "dtype"
@@ -153,7 +154,7 @@ def _crc(content: bytes) -> bytes:
     return google_crc32c.value(content).to_bytes(CRC_BYTES, "little")
 
 
-def zarr_places(path: Path) -> dict[str, ArrayPlace]:
+def zarr_places(path: Place) -> dict[str, ArrayPlace]:
     """Each array's place. ValueError naming the file when it is cut short or not laid out as FORMAT.md says."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:

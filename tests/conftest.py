@@ -18,6 +18,7 @@ import torch  # noqa: E402
 
 from store.manifest import Recipe  # noqa: E402
 from store.reader import Store, open_store  # noqa: E402
+from store.remote import Place  # noqa: E402
 from store.views import Norm  # noqa: E402
 from store.writer import ShardRows, StoreWriter  # noqa: E402
 
@@ -56,7 +57,7 @@ def make_norm(d: int = 12) -> Norm:
     return Norm(kind="rms", eps=1e-6, gain=torch.linspace(0.5, 2, d))
 
 
-def make_store(directory: Path, n_shards: int = 4, **changes) -> Store:
+def make_store(directory: Place, n_shards: int = 4, **changes) -> Store:
     recipe = make_recipe(**changes)
     with StoreWriter(directory, recipe, make_norm()) as writer:
         for number in range(len(writer.manifest.shards), n_shards):

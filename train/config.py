@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from store.command import Count, default_run, default_store
+from store.command import Count, StorePlace, default_run, default_store
+from store.remote import Place
 from store.transcoder import cumulative_sizes
 from store.views import ViewName
 
@@ -26,8 +27,8 @@ class TrainConfig:
     """Names the store and the run when --store and --run are not given."""
     layer: int = 8
     """Likewise."""
-    store: Path | None = None
-    """Folder of the activation store; data/MODEL/layerL when not given."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/ARCHITECTURE when not given (matryoshka_batchtopk, jumprelu_skip, ...)."""
     activation: Activation = "batchtopk"
@@ -173,7 +174,7 @@ class TrainConfig:
         return nested + self.activation + sae + skip
 
     @property
-    def store_directory(self) -> Path:
+    def store_directory(self) -> Place:
         return self.store or default_store(self.model, self.layer)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from tqdm import tqdm
 
 from store.files import write_text
+from store.remote import Remote
 from store.transcoder import CONFIG, WEIGHTS
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
@@ -61,7 +62,7 @@ class TrainingLog:
             self.wandb = wandb.init(
                 project=config.wandb_project, name="/".join(config.run_directory.parts[-3:]), mode=mode,
                 dir=str(config.run_directory), id=_run_id(config), resume="allow", reinit="create_new",
-                config={key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
+                config={key: str(v) if isinstance(v, Path | Remote) else v for key, v in asdict(config).items()},
             )  # fmt: skip
 
     def write(self, record: dict[str, float | int | list[float]]) -> None:
