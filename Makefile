@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features browse browse-export analyze clean
+.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features analyze compare-layers browse browse-export clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ features: $(VENV)/base  ## What every latent responds to: contexts, samples, nei
 
 analyze: $(VENV)/base  ## The interpretability report of collected features
 	$(PY) -m evaluate analyze $(where) $(run) $(ARGS)
+
+compare-layers: $(VENV)/base  ## How the features of layers harvested together relate (LAYER=8,17)
+	$(PY) -m evaluate compare-layers $(where) $(run) $(ARGS)
 
 browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOLDER)
 	@$(PY) -m evaluate browse $(if $(RESULTS),--results $(RESULTS)) $(ARGS)

@@ -4,7 +4,15 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from evaluate.config import AnalyzeConfig, BrowseConfig, CompareConfig, EvaluateConfig, ExportConfig, FeaturesConfig
+from evaluate.config import (
+    AnalyzeConfig,
+    BrowseConfig,
+    CompareConfig,
+    CompareLayersConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FeaturesConfig,
+)
 from store.command import command, parse_subcommand
 
 HUB_UNREACHABLE = 69
@@ -13,6 +21,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "compare": (CompareConfig, "evaluate.compare", "compare_runs"),
     "features": (FeaturesConfig, "evaluate.samples", "collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.analyze", "analyze"),
+    "compare-layers": (CompareLayersConfig, "evaluate.layer_features", "compare_layers"),
     "browse": (BrowseConfig, "evaluate.browse", "browse"),
     "browse-export": (ExportConfig, "evaluate.browse", "export"),
 }

@@ -37,15 +37,24 @@ def analyze(config: AnalyzeConfig) -> Path:
         frequency(rows), by_prefix(rows, transcoder), groups(rows, "near_decoder", config.alike, "decoder rows"),
         groups(rows, "near_coactive", config.together, "firing patterns"), hierarchy(rows), *interpretable(rows),
     ]  # fmt: skip
+    title = "Map of decoder directions"
+    note = "Their two main axes; a colour a prefix, the first in orange. Point at one to see which it is."
+    folder = config.run_directory / "analysis"
+    return write_analysis(folder, summary, sections, decoder_map(transcoder.W_dec, rows), title, note)
+
+
+def write_analysis(
+    folder: Path, summary: dict, sections: Sequence[Section], points: Sequence[tuple], map_title: str, map_note: str
+) -> Path:
+    """Writes report.md and report.html; points are x and y in 0..1, a colour's number and a name."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
         autoescape=lambda name: str(name).endswith(".html"), trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", "⏎").replace("\r", "")
-    folder = config.run_directory / "analysis"
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"analysis{Path(name).suffix}").render(
-            summary=summary, sections=sections, points=decoder_map(transcoder.W_dec, rows)
+            summary=summary, sections=sections, points=points, map_title=map_title, map_note=map_note
         )
         write_text(folder / name, text)
     return folder

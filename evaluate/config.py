@@ -44,16 +44,52 @@ LAYER = "{layer}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(EvaluateConfig):
+class LayersConfig(EvaluateConfig):
+    """Options of what takes one layer or several."""
+
+    layer: Layers = 8
+    """Several (8,12,17) give one report over layers, and features matched between neighbours. --store is then the folder of
+    their layerL, and --run and --baseline have {layer} in them."""
+
+    def __post_init__(self) -> None:
+        plain = [str(path) for path in self.paths if path and LAYER not in str(path)]
+        if len(self.layers) > 1 and plain:
+            raise ValueError(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        """Those that are of one layer."""
+        return (self.run,)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    def for_layer(self, layer: int) -> "LayersConfig":
+        """The options for one of the layers."""
+        store = self.store / f"layer{layer}" if self.store and len(self.layers) > 1 else self.store
+        return replace(self, layer=layer, store=store, run=at_layer(self.run, layer))
+
+    def beside_layers(self, kind: str) -> Path:
+        """Where a report over several layers goes: beside the folders of the layers."""
+        name = f"{kind}-" + "-".join(map(str, self.layers))
+        if self.run is not None:
+            return Path(str(self.run).split(LAYER)[0]).parent / name
+        return default_run(self.model, self.layers[0], name).parent.parent / name
+
+
+def at_layer(path: Path | None, layer: int) -> Path | None:
+    return path and Path(str(path).replace(LAYER, str(layer)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(LayersConfig):
     """Compare a run with Google's transcoder of the same layer, over the same held-out rows in the same pass.
 
     Writes comparison.json, ours_metrics.json, google_metrics.json, summary.txt and report.html. Exit code 69 means that
     the hub cannot be reached.
     """
 
-    layer: Layers = 8
-    """Several (8,12,17) give one report over layers, and features matched between neighbours. --store is then the folder of
-    their layerL, and --run and --baseline have {layer} in them."""
     baseline: tuple[Path, ...] = ()
     """Folders to compare with: Gemma Scope's layouts, SAELens's, other runs, legacy checkpoints. The first one is judged
     against ours; Google's on the hub when none is given."""
@@ -75,27 +111,34 @@ class CompareConfig(EvaluateConfig):
     def __post_init__(self) -> None:
         if self.sequences < 0:
             raise ValueError(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
-        plain = [str(path) for path in (self.run, *self.baseline) if path and LAYER not in str(path)]
-        if len(self.layers) > 1 and plain:
-            raise ValueError(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")
+        super().__post_init__()
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+    def paths(self) -> tuple[Path | None, ...]:
+        return (self.run, *self.baseline)
 
     def for_layer(self, layer: int) -> "CompareConfig":
-        """The comparison of one of the layers."""
-        run, *baseline = (path and Path(str(path).replace(LAYER, str(layer))) for path in (self.run, *self.baseline))
-        store = self.store / f"layer{layer}" if self.store and len(self.layers) > 1 else self.store
-        return replace(self, layer=layer, store=store, run=run, baseline=tuple(baseline))
+        one = super().for_layer(layer)
+        assert isinstance(one, CompareConfig)
+        return replace(one, baseline=tuple(at_layer(path, layer) for path in self.baseline))
 
     @property
     def layers_directory(self) -> Path:
-        """Where the report over several layers goes: beside the folders of the layers."""
-        name = "layers-" + "-".join(map(str, self.layers))
-        if self.run is not None:
-            return Path(str(self.run).split(LAYER)[0]).parent / name
-        return default_run(self.model, self.layers[0], name).parent.parent / name
+        return self.beside_layers("layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareLayersConfig(LayersConfig):
+    """Relate the features of layers that were harvested together: which fire on the same tokens, which write alike.
+
+    Writes pairs-A-B.parquet (the partner of every feature), report.md and report.html. With collected features the report
+    shows what each one responds to.
+    """
+
+    layer: Layers = (8, 17)
+    """Two or more, each compared with the next."""
+    rows: Count = 65_536
+    """Held-out rows on which firing is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

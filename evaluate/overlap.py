@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.forward import Forward
@@ -49,27 +49,51 @@ def firing_of(transcoder: Transcoder, store: Store, device: torch.device, rows: 
     return Firing(scipy.sparse.csr_array((np.ones(len(row), np.float32), (latent, row)), shape=shape))
 
 
-def largest_cosines(a: Firing, b: Firing, itself: bool = False) -> np.ndarray:
-    """For each latent of a that fires often enough, its largest cosine of firing patterns with one of b:
-    both / sqrt(fired * fired), over the same rows. With `itself`, b is a, and no latent is matched with itself."""
+@dataclass(frozen=True)
+class Partners:
+    """For each latent of one dictionary its best match in another, by the cosine of their firing patterns."""
+
+    latent: np.ndarray
+    """Those that fire on LEAST rows or more."""
+    other: np.ndarray
+    cosine: np.ndarray
+    both: np.ndarray
+    """Rows on which the two fire together."""
+
+
+def partners(a: Firing, b: Firing, itself: bool = False) -> Partners:
+    """Cosines are both / sqrt(fired * fired), over the same rows; only latents that fire often enough are matched. With
+    `itself`, b is a, and no latent is matched with itself."""
     b_by_row, b_fired = b.by_latent.T.tocsr(), np.where(b.fired >= LEAST, b.fired, np.inf)
     found = []
     for start in range(0, a.by_latent.shape[0], BLOCK):
         chosen = start + np.flatnonzero(a.fired[start : start + BLOCK] >= LEAST)
-        if len(chosen):
-            both = (a.by_latent[chosen] @ b_by_row).toarray()
-            if itself:
-                both[np.arange(len(chosen)), chosen] = 0
-            found.append((both / np.sqrt(a.fired[chosen, None] * b_fired[None])).max(1))
-    return np.concatenate(found) if found else np.zeros(0, np.float32)
+        both = (a.by_latent[chosen] @ b_by_row).toarray()
+        index = np.arange(len(chosen))
+        if itself:
+            both[index, chosen] = 0
+        cosine = both / np.sqrt(a.fired[chosen, None] * b_fired[None])
+        other = cosine.argmax(1)
+        found.append((chosen, other, cosine[index, other], both[index, other]))
+    return Partners(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def largest_cosines(a: Firing, b: Firing, itself: bool = False) -> np.ndarray:
+    """For each latent of a that fires often enough, its largest cosine of firing patterns with one of b."""
+    return partners(a, b, itself).cosine
+
+
+def shuffled(firing: Firing) -> Firing:
+    """The same latents on rows in another order: what chance gives."""
+    order = np.random.default_rng(0).permutation(firing.by_latent.shape[1])
+    return Firing(scipy.sparse.csr_array(firing.by_latent[:, order]))
 
 
 def overlap(a: Firing, b: Firing) -> dict[str, float]:
     """`firing`: the mean over the latents of a of the largest cosine with one of b; `firing_share`: of how many it is at
     least 0.5; `firing_chance`: that mean when the rows of b are shuffled, which is what frequent latents give anyway."""
     cosines = largest_cosines(a, b)
-    order = np.random.default_rng(0).permutation(b.by_latent.shape[1])
-    chance = largest_cosines(a, Firing(scipy.sparse.csr_array(b.by_latent[:, order])))
+    chance = largest_cosines(a, shuffled(b))
     if not len(cosines):
         raise ValueError(f"no latent fires on {LEAST} of {a.by_latent.shape[1]} rows; harvest more held-out tokens")
     return {
@@ -80,6 +104,13 @@ def overlap(a: Firing, b: Firing) -> dict[str, float]:
 
 def decoder_overlap(a: Float[Tensor, "d_sae d_out"], b: Float[Tensor, "other_d_sae d_out"]) -> dict[str, float]:
     """`decoder`: the mean over a's decoder rows of the largest |cosine| with one of b's; both write to the stream."""
+    return {"decoder": float(decoder_partners(a, b)[1].abs().mean())}
+
+
+def decoder_partners(
+    a: Float[Tensor, "d_sae d_out"], b: Float[Tensor, "other_d_sae d_out"]
+) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """For each decoder row of a, the one of b with the largest |cosine|, and that cosine."""
     a, b = (torch.nn.functional.normalize(each.float(), dim=1) for each in (a, b))
-    best = torch.cat([(block @ b.T).abs().amax(1) for block in a.split(2048)])
-    return {"decoder": float(best.mean())}
+    other = torch.cat([(block @ b.T).abs().argmax(1) for block in a.split(2048)])
+    return other, (a * b[other]).sum(1)

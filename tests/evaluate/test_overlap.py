@@ -5,12 +5,17 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 import torch
 
 from evaluate.compare import compare_runs
-from evaluate.overlap import Firing, decoder_overlap, firing_of, largest_cosines, overlap
+from evaluate.config import CompareLayersConfig
+from evaluate.layer_features import compare_layers
+from evaluate.overlap import LEAST, Firing, decoder_overlap, decoder_partners, firing_of, largest_cosines, overlap
+from store.reader import open_store
+from store.transcoder import Transcoder
 from tests.conftest import make_store
 from tests.evaluate.dense import dense
 from tests.store.test_transcoder import make_transcoder
@@ -98,3 +103,46 @@ def test_layers_that_were_not_harvested_together_are_refused_before_any_work(lay
 def test_one_folder_for_several_layers_is_refused(layers):
     with pytest.raises(ValueError, match=r"\{layer\}"):
         replace(layers, run=layers.store / "run1")
+
+
+def test_every_feature_gets_the_partner_that_a_dense_count_gives(layers):
+    config = CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device="cpu")
+    folder = compare_layers(config)
+    pairs = pq.read_table(folder / "pairs-1-2.parquet").to_pylist()
+    fired = []
+    for layer in (1, 2):
+        store, run = open_store(layers.store / f"layer{layer}"), Transcoder.load(layers.store / f"run{layer}")
+        d = dense(store, run)
+        fired.append(d.fired[np.isfinite(d.latents[:, 0])].astype(float))
+    both = fired[0].T @ fired[1]
+    counts = [f.sum(0) for f in fired]
+    matched = 0
+    for row in pairs:
+        latent, partner = row["feature"], row["partner"]
+        assert row["fired"] == counts[0][latent]
+        if counts[0][latent] < LEAST:
+            assert partner == -1
+            continue
+        cosine = np.where(counts[1] >= LEAST, both[latent] / np.sqrt(counts[0][latent] * counts[1].clip(1)), 0)
+        assert row["firing_cosine"] == pytest.approx(cosine.max(), rel=1e-5)
+        assert cosine[partner] == pytest.approx(cosine.max(), rel=1e-5)
+        assert row["both"] == both[latent, partner]
+        matched += 1
+    assert matched > 10
+    html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert html.count("<circle") == matched
+    assert "Only in layer 2, not in 1" in html
+    strongest = max(row["firing_cosine"] for row in pairs)
+    assert f"| {strongest:.2f} |" in markdown or f"|{strongest:.2f} |" in markdown
+
+
+def test_decoder_partners_are_the_nearest_rows_with_their_sign():
+    a, b = torch.eye(3)[:2], torch.tensor([[0.0, -5.0, 0.0], [3.0, 0.0, 4.0]])
+    other, cosine = decoder_partners(a, b)
+    assert other.tolist() == [1, 0]
+    assert cosine.tolist() == pytest.approx([0.6, -1.0])
+
+
+def test_one_layer_is_not_compared_with_itself():
+    with pytest.raises(ValueError, match="two or more"):
+        compare_layers(CompareLayersConfig(layer=8))
