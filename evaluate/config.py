@@ -47,7 +47,7 @@ LAYER = "{layer}"
 class LayersConfig(EvaluateConfig):
     """Options of what takes one layer or several."""
 
-    layer: Layers = 8
+    layer: Layers = 8  # type: ignore[assignment]  # one, as everywhere, or several
     """Several (8,12,17) give one report over layers, and features matched between neighbours. --store is then the folder of
     their layerL, and --run and --baseline have {layer} in them."""
 

@@ -63,7 +63,7 @@ def compare_layers(config: CompareLayersConfig) -> Path:
         points += scatter(a, pairs)
     recipe, layers = stores[0].manifest.recipe, ", ".join(map(str, config.layers))
     summary = {
-        "name": f"Layers {layers}", "rows": sides[0].firing.by_latent.shape[1], "split": "heldout", "model": recipe.model,
+        "name": f"Layers {layers}", "rows": sides[0].firing.rows, "split": "heldout", "model": recipe.model,
         "layer": layers, "dataset": recipe.dataset, "store_fingerprint": ", ".join(store.fingerprint for store in stores),
     }  # fmt: skip
     title = "Firing alike against writing alike"

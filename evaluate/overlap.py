@@ -29,6 +29,10 @@ class Firing:
     """[d_sae, rows], ones."""
 
     @property
+    def rows(self) -> int:
+        return int(self.by_latent.shape[1])  # type: ignore[index]
+
+    @property
     def fired(self) -> np.ndarray:
         return np.diff(self.by_latent.indptr).astype(np.float32)
 
@@ -66,7 +70,7 @@ def partners(a: Firing, b: Firing, itself: bool = False) -> Partners:
     `itself`, b is a, and no latent is matched with itself."""
     b_by_row, b_fired = b.by_latent.T.tocsr(), np.where(b.fired >= LEAST, b.fired, np.inf)
     found = []
-    for start in range(0, a.by_latent.shape[0], BLOCK):
+    for start in range(0, len(a.fired), BLOCK):
         chosen = start + np.flatnonzero(a.fired[start : start + BLOCK] >= LEAST)
         both = (a.by_latent[chosen] @ b_by_row).toarray()
         index = np.arange(len(chosen))
@@ -85,7 +89,7 @@ def largest_cosines(a: Firing, b: Firing, itself: bool = False) -> np.ndarray:
 
 def shuffled(firing: Firing) -> Firing:
     """The same latents on rows in another order: what chance gives."""
-    order = np.random.default_rng(0).permutation(firing.by_latent.shape[1])
+    order = np.random.default_rng(0).permutation(firing.rows)
     return Firing(scipy.sparse.csr_array(firing.by_latent[:, order]))
 
 
@@ -95,7 +99,7 @@ def overlap(a: Firing, b: Firing) -> dict[str, float]:
     cosines = largest_cosines(a, b)
     chance = largest_cosines(a, shuffled(b))
     if not len(cosines):
-        raise ValueError(f"no latent fires on {LEAST} of {a.by_latent.shape[1]} rows; harvest more held-out tokens")
+        raise ValueError(f"no latent fires on {LEAST} of {a.rows} rows; harvest more held-out tokens")
     return {
         "firing": float(cosines.mean()), "firing_share": float((cosines >= ALIKE).mean()),
         "firing_chance": float(chance.mean()),
