@@ -116,7 +116,7 @@ class _Comparison:
         if self.model:
             self.in_the_model(results, self.model)
         if self.config.probes:
-            add_probes(results[: len(self.own)], self.own, self.store)
+            add_probes(results[: len(self.own)], self.own, self.store, self.model)
         for predictor, result in zip(self.trivial, results[len(self.own) :], strict=True):
             label(result, predictor)
             result |= {"trivial": True, "warnings": []}
@@ -196,6 +196,11 @@ class _Comparison:
                 result[f"frontier_{name}"] = by_l0(points)
 
 
+def bos_of(store: Store) -> int:
+    """The token with which every row of a store begins."""
+    return int(store.array(store.manifest.shards[0], "tokens")[0, 0])
+
+
 def by_l0(points: list[dict]) -> list[dict]:
     return sorted(points, key=lambda point: point["l0"])
 
@@ -207,16 +212,22 @@ def trivial_predictors(linear: Linear, ours: Dial) -> list[Transcoder]:
     return [predict_mean(linear, like), ranked, least_squares(linear, like)]
 
 
-def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store) -> None:
-    """Adds absorption, splitting, sparse_probing and tpp to all, and absorption by prefix."""
+def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store, model: "LanguageModel | None") -> None:
+    """Adds absorption, splitting, sparse_probing and tpp to all, and absorption by prefix; with the model also
+    absorption_chanin."""
     from evaluate.probes import Fitted, first_letters, probe_all
     from evaluate.tasks import fit_and_test
     from harvest.text import load_tokenizer
 
     fit_on, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
+    prompted = None
+    if model:
+        from evaluate.spelling import in_prompts
+
+        prompted = in_prompts(model, test, bos_of(store))
     fitted: Fitted = {}
     for transcoder, result in zip(transcoders, tqdm(results, desc="probes", unit="transcoder"), strict=True):
-        result |= probe_all(transcoder, store.norm, fit_on, test, fitted)
+        result |= probe_all(transcoder, store.norm, fit_on, test, fitted, prompted)
         result["absorption_per_prefix"] = {
             str(size): first_letters(Forward(transcoder.prefix(size)), store.norm, fit_on, test, fitted)["absorption"]
             for size in transcoder.config.prefix_sizes[:-1]

@@ -5,6 +5,7 @@ how much of a concept each latent writes, while a probe on the input says whethe
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from evaluate.forward import Forward
 from evaluate.intervals import estimate, ratio, resample
-from evaluate.tasks import LETTERS, PROPERTIES, Examples
+from evaluate.tasks import LETTERS, PROPERTIES, Examples, Prompted
 from store.transcoder import Transcoder
 from store.views import Norm
 
@@ -102,34 +103,43 @@ def _sparse_f1(fit: Reading, test: Reading, is_it: np.ndarray, is_it_test: np.nd
     return Probe(fit.columns(chosen), is_it).f1(test.columns(chosen), is_it_test)
 
 
-def absorbed(
-    writes: Float[Tensor, "words d_sae"], cosine: Float[Tensor, " d_sae"], main: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Words that another latent absorbs although the main latents are silent: SAEBench's rule, and Chanin et al.'s.
+def absorbed(writes: Float[Tensor, "words d_sae"], cosine: Float[Tensor, " d_sae"], main: np.ndarray) -> np.ndarray:
+    """Words that another latent absorbs although the main latents are silent, by SAEBench's rule.
 
-    `writes` is what each active latent adds to the probe's logit. SAEBench: a latent with decoder-probe cosine of at
-    least 0.025 carries at least 0.4 of all that is added. Chanin et al. (arXiv 2409.14507): the one with the largest
-    effect has that cosine, and its effect is at least 1 above the next one's.
+    `writes` is what each active latent adds to the probe's logit: one with a decoder-probe cosine of at least 0.025 carries
+    at least 0.4 of all that is added.
     """
     silent = (writes[:, torch.from_numpy(main)] == 0).all(1)
-    top = writes.topk(2, dim=1)
+    top = writes.max(1)
+    aligned, total = cosine[top.indices] >= COSINE, writes.sum(1)
+    return (silent & aligned & (total > 0) & (top.values >= SHARE * total)).numpy()
+
+
+def absorbed_by_ablation(
+    effect: Float[Tensor, "words d_sae"], cosine: Float[Tensor, " d_sae"], main: np.ndarray
+) -> np.ndarray:
+    """The same by the rule of Chanin et al. (arXiv 2409.14507): `effect` is what the model's logit of the right letter
+    loses when a latent is ablated; the largest one's latent has that cosine, and is at least 1 above the next."""
+    silent = (effect[:, torch.from_numpy(main)] == 0).all(1)
+    top = effect.topk(2, dim=1)
     aligned = cosine[top.indices[:, 0]] >= COSINE
-    total = writes.sum(1)
-    share = silent & aligned & (total > 0) & (top.values[:, 0] >= SHARE * total)
-    margin = silent & aligned & (top.values[:, 0] >= top.values[:, 1] + MARGIN)
-    return share.numpy(), margin.numpy()
+    return (silent & aligned & (top.values[:, 0] >= top.values[:, 1] + MARGIN)).numpy()
 
 
-def first_letters(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> dict:
-    """`absorption`, `absorption_chanin` and `splitting`, over letters whose probe has an F1 above 0.6 on other words.
+def first_letters(
+    forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
+) -> dict:
+    """`absorption`, `splitting` and, with words in prompts, `absorption_chanin`, over letters whose probe has an F1 above
+    0.6 on other words.
 
     Absorption is the share of words that the probe gets right. Words stand in running text, not in a spelling prompt as
     in SAEBench, so its published figures are not comparable. Intervals: words (letters, for splitting) drawn again.
     """
     fit, test = fit.of(fit.letters() >= 0), test.of(test.letters() >= 0)
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
+    in_prompt = prompted and Reading(forward, norm, prompted.words)
     W_dec = forward.transcoder.W_dec.cpu().float()
-    cases, main_counts, by_letter = [], [], {}
+    cases, ablated, main_counts, by_letter = [], [], [], {}
     for number, letter in enumerate(LETTERS):
         is_it, is_it_test = (found.letters().numpy() == number for found in (fit, test))
         if min(is_it.sum(), is_it_test.sum()) < MIN_WORDS:
@@ -142,23 +152,34 @@ def first_letters(forward: Forward, norm: Norm, fit: Examples, test: Examples, f
         direction = torch.from_numpy(fitted_once(fitted, "mlp_out", letter, reading.y, is_it).direction).float()
         writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
         cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
-        both = absorbed(writes, cosine, main)
-        cases.append(np.stack([np.ones(len(right)), *both], axis=1).astype(float))
+        cases.append(absorbed(writes, cosine, main))
+        if prompted and in_prompt:
+            asked = np.flatnonzero((prompted.words.letters().numpy() == number) & probe.says(in_prompt.x))
+            latents = torch.from_numpy(in_prompt.latents[asked].toarray())
+            ablated.append(absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), cosine, main))
         main_counts.append(len(main))
-        by_letter[letter] = {"probe_f1": f1, "words": len(right), "absorbed": int(both[0].sum()), "main": main.tolist()}
+        by_letter[letter] = {
+            "probe_f1": f1, "words": len(right), "absorbed": int(cases[-1].sum()), "main": main.tolist()
+        }  # fmt: skip
     if not cases:
         raise ValueError(
             f"no first letter can be read from these rows (F1 above {PROBE_F1} on at least {MIN_WORDS} words); "
             "harvest more tokens, or leave the probes out with --no-probes"
         )
-    words = torch.from_numpy(np.concatenate(cases))
     letters = torch.tensor([[1.0, count] for count in main_counts], dtype=torch.float64)
-    return {
-        "absorption": estimate(ratio(1, 0), words, resample(words)),
-        "absorption_chanin": estimate(ratio(2, 0), words, resample(words)),
-        "splitting": estimate(ratio(1, 0), letters, resample(letters)),
-        "letters": by_letter,
-    }
+    found = {
+        "absorption": share_of(cases), "splitting": estimate(ratio(1, 0), letters, resample(letters)), "letters": by_letter
+    }  # fmt: skip
+    if prompted and sum(map(len, ablated)):
+        found |= {"absorption_chanin": share_of(ablated), "letters_spelled": float(prompted.spelled.mean())}
+    return found
+
+
+def share_of(cases: Sequence[np.ndarray]) -> dict:
+    """The share that holds, of cases that are drawn again one by one."""
+    holds = torch.from_numpy(np.concatenate(cases)).double()
+    table = torch.stack([torch.ones_like(holds), holds], dim=1)
+    return estimate(ratio(1, 0), table, resample(table))
 
 
 def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> dict:
@@ -206,9 +227,11 @@ def _balanced(probe: Probe, x: np.ndarray, is_it: np.ndarray) -> float:
     return float((right[is_it].mean() + right[~is_it].mean()) / 2)
 
 
-def probe_all(transcoder: Transcoder, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> dict:
+def probe_all(
+    transcoder: Transcoder, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
+) -> dict:
     """absorption, splitting, sparse_probing and tpp of a transcoder, each {value, ci95}."""
     forward = Forward(transcoder)
     few = torch.arange(len(fit.text)) < PROPERTY_ROWS
-    found = first_letters(forward, norm, fit, test, fitted)
+    found = first_letters(forward, norm, fit, test, fitted, prompted)
     return found | properties(forward, norm, fit.of(few), test, fitted)

@@ -49,6 +49,16 @@ class Examples:
         return Examples(self.source[index], self.target[index], self.token[index], [self.text[i] for i in index.tolist()])
 
 
+@dataclass(frozen=True)
+class Prompted:
+    """Words as they stand in the prompt: the sites at their token, and the gradient of the letter's logit there."""
+
+    words: Examples
+    gradient: Float[Tensor, "words d_out"]
+    spelled: Float[Tensor, " words"]
+    """1 where the right letter's logit is the largest of the letters'."""
+
+
 def examples(store: Store, name_of: Callable, split: Split, kinds: Tensor) -> Examples:
     """One row of each kind of token in a split, drawn at random (seeded), of those kinds where `kinds` is true.
 

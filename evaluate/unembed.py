@@ -40,7 +40,12 @@ class Unembedding:
         return zip(self.weight.split(size), biases, strict=False)
 
     def capped(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return logits if self.softcap is None else torch.tanh(logits.div_(self.softcap)).mul_(self.softcap)
+        """Logits as the model bends them; in place, unless they are to be differentiated."""
+        if self.softcap is None:
+            return logits
+        if logits.requires_grad:
+            return torch.tanh(logits / self.softcap) * self.softcap
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from evaluate.config import CompareConfig
-from store.reader import Store, open_store
 from tests.conftest import make_store
 from train.config import TrainConfig
 from train.loop import train
@@ -34,8 +33,3 @@ def trained(trained_once, tmp_path) -> CompareConfig:
         model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=(folder / "scope",),
         baseline_name="a baseline", device="cpu", sequences=0, probes=False,
     )  # fmt: skip
-
-
-@pytest.fixture
-def store(trained) -> Store:
-    return open_store(trained.store)

@@ -8,9 +8,15 @@ from evaluate.compare import compare_runs, evaluate_run, judge, winner
 from evaluate.config import EvaluateConfig
 from evaluate.measure import measure
 from store.interchange import save_scope2
+from store.reader import Store, open_store
 from store.transcoder import Transcoder
 from tests.conftest import make_store
 from tests.store.test_transcoder import make_transcoder
+
+
+@pytest.fixture
+def store(trained) -> Store:
+    return open_store(trained.store)
 
 
 def test_a_comparison_has_both_on_the_same_rows_and_writes_every_file(trained, store, capsys):

@@ -12,10 +12,16 @@ from evaluate.compare import judge
 from evaluate.measure import measure
 from evaluate.metrics import Ratio, evaluate
 from store.batches import Batch
+from store.reader import Store, open_store
 from store.transcoder import Transcoder
 from tests.evaluate.test_metrics import dense
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(trained) -> Store:
+    return open_store(trained.store)
 
 
 def changed(t: Transcoder, **config) -> Transcoder:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from evaluate.forward import Forward
-from evaluate.probes import absorbed, first_letters, fitted_once, properties
-from evaluate.tasks import LETTERS, PROPERTIES, Examples, examples
+from evaluate.probes import absorbed, absorbed_by_ablation, first_letters, fitted_once, properties
+from evaluate.tasks import LETTERS, PROPERTIES, Examples, Prompted, examples
 from store.reader import Store
 from store.transcoder import Transcoder
 from store.views import Norm
@@ -26,9 +26,8 @@ def test_absorption_by_hand():
         [0.0, 0.0, 0.0, 0.0],  # nothing fires
         [0.0, 3.0, -9.0, 0.0],  # what is added in all is negative
     ])  # fmt: skip
-    share, margin = absorbed(writes, cosine, np.array([0]))
-    assert share.tolist() == [False, True, True, False, False, False]
-    assert margin.tolist() == [False, True, False, False, False, True]
+    assert absorbed(writes, cosine, np.array([0])).tolist() == [False, True, True, False, False, False]
+    assert absorbed_by_ablation(writes, cosine, np.array([0])).tolist() == [False, True, False, False, False, True]
 
 
 NORM = Norm(kind="rms", eps=1e-6, gain=torch.ones(D))
@@ -71,6 +70,18 @@ def test_planted_absorption_is_found_and_none_where_there_is_none(absorb, least,
     assert found["letters"]["b"]["main"] == [1]
     if not absorb:
         assert found["splitting"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(("absorb", "strength", "expected"), [(True, 3.0, 0.2), (True, 0.1, 0.0), (False, 3.0, 0.0)])
+def test_planted_absorption_is_found_by_ablation_where_its_effect_is_large(absorb, strength, expected):
+    """A fifth of the words with a; where the model hardly depends on it, nothing is absorbed."""
+    t, fit, test = planted(absorb)
+    words = test.of(test.letters() == 0)
+    gradient = torch.zeros(len(words.text), D)
+    gradient[:, 0] = strength
+    found = first_letters(Forward(t), NORM, fit, test, {}, Prompted(words, gradient, torch.ones(len(words.text))))
+    assert found["absorption_chanin"]["value"] == pytest.approx(expected, abs=0.02)
+    assert found["letters_spelled"] == 1.0
 
 
 def test_sparse_probing_and_perturbation_of_a_perfect_latent(monkeypatch):

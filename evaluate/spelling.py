@@ -1,0 +1,70 @@
+"""Words in a spelling prompt: what each latent does for the model's choice of the first letter (arXiv 2409.14507).
+
+The prompt asks for the first letter of a word. Ablating a latent at the word's token changes the logit of the right letter
+against the mean of the other letters by about its activation times (its decoder row . the gradient of that difference with
+respect to mlp_out there): the first-order term of the paper's integrated gradients.
+"""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluate.splice import hidden_states
+from evaluate.tasks import LETTERS, Examples, Prompted
+from evaluate.unembed import Unembedding
+from harvest.model import LanguageModel
+
+BEFORE = " apple has the first letter: A\n music has the first letter: M\n"
+AFTER = " has the first letter:"
+MOST_WORDS = 256
+AT_ONCE = 16
+
+
+def letter_gradients(
+    model: LanguageModel,
+    unembedding: Unembedding,
+    tokens: Int[Tensor, "words context"],
+    place: int,
+    letters: Int[Tensor, " letters"],
+    right: Int[Tensor, " words"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """resid_mid and mlp_out at `place`, the gradient there of the right letter's logit minus the mean of the others', and
+    the logits of the letters after the last token."""
+    sites = model.run(tokens)
+    target = sites["mlp_out"].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        hidden = hidden_states(model, tokens, sites["resid_mid"].detach() + target)[:, -1]
+        weight = unembedding.weight[letters]
+        bias = None if unembedding.bias is None else unembedding.bias[letters]
+        logits = unembedding.capped(torch.nn.functional.linear(hidden, weight, bias).float())
+        chosen = logits.gather(1, right[:, None]).squeeze(1)
+        margin = chosen - (logits.sum(1) - chosen) / (len(letters) - 1)
+        [gradient] = torch.autograd.grad(margin.sum(), target)
+    return sites["resid_mid"][:, place], target[:, place].detach(), gradient[:, place], logits.detach()
+
+
+def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
+    """The test words in the prompt. ValueError when a letter is no single token of the model's."""
+    words = test.of(test.letters() >= 0)
+    words = words.of(torch.arange(len(words.text)) < MOST_WORDS)
+
+    def ids(text: str) -> list[int]:
+        return model.tokenizer.encode(text, add_special_tokens=False)
+
+    capitals = [ids(f" {letter.upper()}") for letter in LETTERS]
+    if any(len(each) != 1 for each in capitals):
+        raise ValueError(f"the letters are no single tokens of {model.name}; leave the probes out with --no-probes")
+    letters = torch.tensor([each[0] for each in capitals])
+    before, after = [bos, *ids(BEFORE)], ids(AFTER)
+    prompts = torch.tensor([[*before, token, *after] for token in words.token.tolist()])
+    unembedding, right = Unembedding.of(model), words.letters()
+    device, found = unembedding.weight.device, []
+    for part in tqdm(torch.arange(len(prompts)).split(AT_ONCE), desc="spelling", unit="batch"):
+        parts = letter_gradients(
+            model, unembedding, prompts[part].to(device), len(before), letters.to(device), right[part].to(device)
+        )
+        found.append([each.float().cpu() for each in parts])
+    source, target, gradient, logits = (torch.cat(column) for column in zip(*found, strict=True))
+    spelled = (logits.argmax(1) == right).float()
+    return Prompted(Examples(source, target, words.token, words.text), gradient, spelled)
