@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from harvest.config import Layers
-from store.command import Count, StorePlace, default_run, default_store
+from store.command import Count, Layers, StorePlace, default_run, default_store
 from store.remote import Place
 
 

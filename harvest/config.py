@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.command import Count, StorePlace, default_store
+from store.command import Count, Layers, StorePlace, default_store
 from store.remote import Place, Remote
 
 SITES = {
@@ -18,21 +18,6 @@ SITES = {
 """Sites that can be stored, in the order of the block, and their TransformerLens names."""
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """The layers in `8` or `8,12,17`. ValueError for anything else."""
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise ValueError(f"{text!r} are not layers; write them like 8 or 8,12,17")
-    return tuple(int(part) for part in text.split(","))
-
-
-Layers = Annotated[
-    int | tuple[int, ...],
-    PrimitiveConstructorSpec(
-        nargs=1, metavar="L[,L...]", instance_from_str=lambda args: parse_layers(args[0]),
-        is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
-    ),
-]  # fmt: skip
 Sites = Annotated[
     tuple[str, ...],
     PrimitiveConstructorSpec(

@@ -48,6 +48,24 @@ StorePlace = Annotated[
 """Where a store lies: a folder, or a URL that fsspec knows, such as s3://bucket/folder."""
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The layers in `8` or `8,12,17`. ValueError for anything else."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ValueError(f"{text!r} are not layers; write them like 8 or 8,12,17")
+    return tuple(int(part) for part in text.split(","))
+
+
+Layers = Annotated[
+    int | tuple[int, ...],
+    PrimitiveConstructorSpec(
+        nargs=1, metavar="L[,L...]", instance_from_str=lambda args: parse_layers(args[0]),
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
+    ),
+]  # fmt: skip
+"""A layer, or several, as a command line gives them: 8 or 8,12,17."""
+
+
 def model_slug(model: str) -> str:
     """The folder name of a model: `google/gemma-2-2b` -> `gemma-2-2b`."""
     return re.sub(r"[^\w.-]+", "-", model.removeprefix("pip:").rstrip("/").rsplit("/", 1)[-1])

@@ -11,9 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harvest.config import SITES, parse_layers
+from harvest.config import SITES
 from harvest.corpus import RETRIES, Corpus, steadily
 from harvest.loop import harvest
+from store.command import parse_layers
 from store.reader import open_store
 from store.writer import StoreWriter
 from tests.harvest.test_loop import config, files_of  # noqa: F401
