@@ -13,8 +13,10 @@ from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.measure import measure
 from evaluate.metrics import METRICS
 from evaluate.report import markdown, summary, write_report
+from store.command import default_store
 from store.files import write_text
-from store.reader import Store, open_store
+from store.pair import open_pair
+from store.reader import Store
 from store.transcoder import WEIGHTS, Transcoder
 
 JUDGED = {name: metric.lower_is_better for name, metric in METRICS.items() if metric.lower_is_better is not None} | {
@@ -52,6 +54,11 @@ def compare_runs(config: CompareConfig) -> Path:
     config = config.for_layer(config.layers[0])
     folder = config.run_directory / "comparison"
     ours, store = open_both(config)
+    if store.target is not None and config.sequences:
+        raise ValueError(
+            f"{ours.config.name} predicts layer {ours.config.target_layer} from layer {ours.config.layer}: what that "
+            "costs the language model is not measured; give --sequences 0"
+        )
     key = _key(config.run_directory, store, config)
     if not config.force and _is_done(folder / "comparison.json", key):
         return show(folder)
@@ -69,27 +76,41 @@ def compare_runs(config: CompareConfig) -> Path:
 
 def open_both(config: EvaluateConfig) -> tuple[Transcoder, Store]:
     """The run's transcoder and its store. ValueError when it was trained on another one: both fingerprints are shown."""
-    ours, store = Transcoder.load(config.run_directory), open_store(config.store_directory)
-    trained_on = ours.config.store_fingerprint
-    if trained_on is not None and trained_on != store.fingerprint:
-        raise ValueError(
-            f"{config.run_directory} was trained on store {trained_on}, but {store.directory} is {store.fingerprint}; "
-            "give the store that it was trained on"
-        )
+    ours = Transcoder.load(config.run_directory)
+    across = ours.config.target_layer
+    if config.target_store is not None and across is None:
+        raise ValueError(f"{config.run_directory} predicts its own layer, {ours.config.layer}; leave out --target-store")
+    store = open_pair(
+        config.store_directory, None if across is None else config.target_store or default_store(config.model, across)
+    )
+    sides = ((store, ours.config.store_fingerprint), (store.target, ours.config.target_store_fingerprint))
+    for side, trained_on in sides:
+        if side is not None and trained_on is not None and trained_on != side.fingerprint:
+            raise ValueError(
+                f"{config.run_directory} was trained on store {trained_on}, but {side.directory} is {side.fingerprint}; "
+                "give the store that it was trained on"
+            )
     check_fits(ours, store)
     return ours, store
 
 
 def check_fits(transcoder: Transcoder, store: Store) -> None:
-    """ValueError unless the transcoder is for the store's layer and widths."""
-    config, manifest = transcoder.config, store.manifest
-    widths = (manifest.widths[config.source_site], manifest.widths[config.target_site])
+    """ValueError unless the transcoder is for the store's layer (its pair's layers) and widths."""
+    config, source, target = transcoder.config, store.manifest, store.target_side.manifest
+    widths = (source.widths[config.source_site], target.widths[config.target_site])
     reads = config.d_in - 2 * config.standardised
-    if config.layer != manifest.recipe.layer or (reads, config.d_out) != widths:
+    layers = (config.layer, config.layer if config.target_layer is None else config.target_layer)
+    held = (source.recipe.layer, target.recipe.layer)
+    if layers != held or (reads, config.d_out) != widths:
         raise ValueError(
-            f"{config.name} is for layer {config.layer} with widths {reads} -> {config.d_out}, but "
-            f"{store.directory} holds layer {manifest.recipe.layer} with {widths[0]} -> {widths[1]}"
+            f"{config.name} is for {_layers(layers)} with widths {reads} -> {config.d_out}, but "
+            f"{store.directory} holds {_layers(held)} with {widths[0]} -> {widths[1]}"
         )
+
+
+def _layers(layers: tuple[int, int]) -> str:
+    source, target = layers
+    return f"layer {source}" if source == target else f"layers {source} -> {target}"
 
 
 def find_baselines(config: CompareConfig, store: Store, ours: Transcoder) -> list[Transcoder]:
@@ -163,8 +184,9 @@ def write_json(path: Path, value: dict) -> None:
 def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     """Changes whenever a result would: the run's weights, the held-out shards, and what it is compared with."""
     digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
-    for shard in store.manifest.of_split("heldout"):
-        digest.update(shard.xxh3_128.encode())
+    for side in (store, store.target):
+        for shard in [] if side is None else side.manifest.of_split("heldout"):
+            digest.update(shard.xxh3_128.encode())
     if config is not None:
         asked = (
             config.baseline_name,

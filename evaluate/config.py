@@ -18,6 +18,8 @@ class EvaluateConfig:
     """Likewise."""
     store: StorePlace | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
+    target_store: StorePlace | None = None
+    """Where the run predicts another layer: that layer's store; data/MODEL/layerT when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/matryoshka_batchtopk when not given."""
     batch_rows: int = 2048

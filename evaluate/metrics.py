@@ -120,6 +120,7 @@ def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
         "n_documents": int(facts.places.document.max()) + 1,
         "n_outliers": int((~facts.inlier).sum()),
         "store_fingerprint": store.fingerprint,
+        "target_store_fingerprint": None if store.target is None else store.target.fingerprint,
     }  # fmt: skip
 
 

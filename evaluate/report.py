@@ -103,10 +103,11 @@ def winner_note(winner: str | None, measured: Sequence[dict]) -> str:
 
 
 def provenance(metrics: dict, store: Store) -> str:
-    recipe = store.manifest.recipe
+    recipe, target = store.manifest.recipe, store.target
+    across = "" if target is None else f" to layer {target.manifest.recipe.layer} (store {target.fingerprint})"
     return (
         f"{metrics['n_rows']:,} held-out rows of {metrics['n_documents']:,} documents "
-        f"({metrics['n_outliers']:,} outliers) of {recipe.model} layer {recipe.layer} "
+        f"({metrics['n_outliers']:,} outliers) of {recipe.model} layer {recipe.layer}{across} "
         f"on {recipe.dataset}; store {store.fingerprint}. In brackets: 95% intervals by bootstrap over documents"
     )
 

@@ -108,20 +108,17 @@ def batches(
     seed: int = 0,
     shuffle: bool = True,
     mix: Mix | None = None,
-    target_store: Store | None = None,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) from row `cursor` of the stream on; endless without `stop`.
 
     With `stop` (a row of the stream) the last batch may be shorter. Memory is two windows, at most `2 * WINDOW_BYTES`
     whatever the size of the store; on CUDA that much of pinned memory, and as much on the device. Every rank reads all
-    windows, and serves its own rows of them. With `target_store` the second site is read from that store, for a
-    transcoder from one layer to another. ValueError when the split has no rows, or the two stores not the same ones.
+    windows, and serves its own rows of them. Of a pair of stores the second site is read from the target's. ValueError
+    when the split has no rows.
     """
     if not store.manifest.n_rows(split):
         raise ValueError(f"{store.directory} has no {split} rows yet; harvest more tokens")
-    if target_store is not None:
-        check_same_rows(store, target_store, split)
-    reader = Reader((store, target_store or store), split, sites)
+    reader = Reader((store, store.target_side), split, sites)
     schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
     windows = Windows(reader, schedule, getattr(torch, store.manifest.recipe.dtype), torch.device(device), cursor, stop)
     norm = store.norm.to(device)
@@ -135,22 +132,6 @@ def batches(
             position = end
     finally:
         windows.close()
-
-
-def check_same_rows(store: Store, other: Store, split: Split) -> None:
-    """ValueError unless two stores hold the same tokens, row by row: harvested together, as far as each other."""
-    mine, theirs = store.manifest, other.manifest
-    if mine.recipe.stream != theirs.recipe.stream:
-        raise ValueError(
-            f"{store.directory} (stream {mine.recipe.stream}) and {other.directory} (stream {theirs.recipe.stream}) "
-            f"were not harvested together: {mine.recipe.differences(theirs.recipe)}; give two layers of one harvest"
-        )
-    ranges = [[(s.first_document, s.next_document, s.kept) for s in m.of_split(split)] for m in (mine, theirs)]
-    if ranges[0] != ranges[1]:
-        raise ValueError(
-            f"{store.directory} has {len(ranges[0])} {split} shards and {other.directory} {len(ranges[1])}, "
-            "or their tokens differ; harvest both layers to the same TOKENS"
-        )
 
 
 class Windows:

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 
-from store.batches import Batch, Reader, Windows, check_same_rows
+from store.batches import Batch, Reader, Windows
 from store.manifest import ShardEntry, load_manifest
 from store.reader import Store, open_store
 from store.remote import Place
@@ -27,12 +27,12 @@ class Ledger:
     """The training shards that a source store, and a target store, have had so far, gone ones included."""
 
     def __init__(self, source: Place, target: Place | None = None) -> None:
-        self.directories = (source, target or source)
+        self.directories = [source] if target is None else [source, target]
         self.look()
 
     def look(self) -> None:
         """Reads the manifests again."""
-        manifests = [load_manifest(directory) for directory in dict.fromkeys(self.directories)]
+        manifests = [load_manifest(directory) for directory in self.directories]
         shortest = min(manifests, key=lambda manifest: len(manifest.shards))
         self.shards: list[ShardEntry] = shortest.of_split("train")
         self.ends = list(accumulate(shard.kept for shard in self.shards))
@@ -62,12 +62,11 @@ class Ledger:
             yield shard, first - begins, end - begins
             first = end
 
-    def open(self, shard: int) -> tuple[Store, Store]:
-        """Source and target store of one training shard alone."""
+    def open(self, shard: int) -> Store:
+        """The store, with that of the target, of one training shard alone."""
         name = self.shards[shard].name
-        source, target = (only(open_store(directory), name) for directory in self.directories)
-        check_same_rows(source, target, "train")
-        return source, target
+        source, *target = (only(open_store(directory), name) for directory in self.directories)
+        return replace(source, target=target[0]) if target else source
 
 
 def only(store: Store, name: str) -> Store:
@@ -113,8 +112,8 @@ def _batch(
     norm = None
     for shard, first, last in ledger.parts(*rows):
         if shard not in opened:
-            stores = ledger.open(shard)
-            opened[shard] = _windows(stores, sites, device, first), stores[0]
+            alone = ledger.open(shard)
+            opened[shard] = _windows(alone, sites, device, first), alone
         windows, store = opened[shard]
         norm = store.norm.to(device)
         found.append(windows.rows(first, last))
@@ -123,10 +122,10 @@ def _batch(
     return Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=cursor)
 
 
-def _windows(stores: tuple[Store, Store], sites: tuple[str, str], device: torch.device, start: int) -> Windows:
+def _windows(store: Store, sites: tuple[str, str], device: torch.device, start: int) -> Windows:
     """The rows of one shard from `start` on, as they lie on disk, read ahead by threads."""
-    reader = Reader(stores, "train", sites)
+    reader = Reader((store, store.target_side), "train", sites)
     rows = max(1, WINDOW_BYTES // sum(reader.row_bytes))
     schedule = Schedule(reader.kept, 0, Mix(piece_rows=rows, window_rows=rows), shuffle=False)
-    dtype = getattr(torch, stores[0].manifest.recipe.dtype)
+    dtype = getattr(torch, store.manifest.recipe.dtype)
     return Windows(reader, schedule, dtype, device, start, reader.kept[0])

@@ -23,6 +23,12 @@ class Store:
     directory: Place
     manifest: Manifest
     norm: Norm
+    target: "Store | None" = None
+    """Where targets are read, when that is another layer's store (pair.py)."""
+
+    @property
+    def target_side(self) -> "Store":
+        return self.target or self
 
     @property
     def fingerprint(self) -> str:
@@ -86,6 +92,8 @@ def _damage_of(path: Place, shard: ShardEntry) -> str | None:
 
 def check_shards(store: Store, split: Split | None = None) -> None:
     """ValueError naming every damaged shard and its damage."""
+    if store.target is not None:
+        check_shards(store.target, split)
     damage = find_damage(store.directory, store.manifest, split)
     if damage:
         named = "; ".join(f"{name} {what}" for name, what in damage.items())

@@ -50,6 +50,8 @@ class TranscoderConfig(BaseModel):
     """Cumulative; the last is d_sae. One entry when the dictionary is not nested."""
     store_fingerprint: str | None = None
     """Of the shards it was trained on; None for transcoders made elsewhere."""
+    target_store_fingerprint: str | None = None
+    """Likewise, of the target's shards where target_layer is another one."""
     units: Literal["raw"] = "raw"
     source: str = ""
     """Where the weights came from: a run, a hub repository and revision, a folder."""

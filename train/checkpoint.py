@@ -15,7 +15,7 @@ from train.module import TrainingTranscoder
 
 CHECKPOINT = "checkpoint.safetensors"
 NOT_PART_OF_THE_RUN = (
-    "store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
+    "store", "target_store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
     "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "check",
 )  # fmt: skip
 

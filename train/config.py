@@ -49,6 +49,10 @@ class TrainConfig:
     """What is read. The same site as source and target makes a sparse autoencoder."""
     target_site: str = "mlp_out"
     """What is predicted."""
+    target_layer: int | None = None
+    """Predict the target site of this layer instead, from a store harvested in the same run: harvest --layer 8,12."""
+    target_store: StorePlace | None = None
+    """Folder of that layer's store; data/MODEL/layerTARGET when not given."""
     skip: bool = False
     """Add a linear connection from source to target beside the dictionary (arXiv 2501.18823)."""
     view: ViewName | Literal["auto"] = "auto"
@@ -138,6 +142,10 @@ class TrainConfig:
             raise ValueError(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
 
     def _check_sites(self) -> None:
+        if self.target_layer == self.layer:
+            raise ValueError(f"target_layer is {self.layer}, the source's; leave it out")
+        if self.target_store is not None and self.target_layer is None:
+            raise ValueError(f"target_store is {self.target_store}, but of which layer? give --target-layer too")
         if self.is_sae and self.skip:
             raise ValueError(f"{self.source_site} is source and target: a skip connection would copy it; leave out --skip")
         if self.is_sae and self.input_view != "raw":
@@ -147,7 +155,7 @@ class TrainConfig:
 
     @property
     def is_sae(self) -> bool:
-        return self.source_site == self.target_site
+        return self.source_site == self.target_site and self.target_layer is None
 
     @property
     def input_view(self) -> ViewName:
@@ -171,11 +179,19 @@ class TrainConfig:
         """Names the kind of dictionary, and the run's folder: matryoshka_batchtopk, jumprelu_sae, ..."""
         nested = "matryoshka_" if len(self.prefixes) > 1 else ""
         sae, skip = "_sae" if self.is_sae else "", "_skip" if self.skip else ""
-        return nested + self.activation + sae + skip
+        across = "" if self.target_layer is None else f"_to_layer{self.target_layer}"
+        return nested + self.activation + sae + skip + across
 
     @property
     def store_directory(self) -> Place:
         return self.store or default_store(self.model, self.layer)
+
+    @property
+    def target_directory(self) -> Place | None:
+        """The store of the target's layer, where that is another one."""
+        if self.target_layer is None:
+            return None
+        return self.target_store or default_store(self.model, self.target_layer)
 
     @property
     def run_directory(self) -> Path:

@@ -11,7 +11,8 @@ from store.batches import Batch
 from store.follow import Ledger, follow
 from store.lock import writer_of
 from store.manifest import MANIFEST, Moments
-from store.reader import Store
+from store.pair import in_common, paired
+from store.reader import Store, open_store
 from store.ring import Trained, load_ring, load_trained, number_of, save
 from train.config import TrainConfig
 from train.parallel import Ranks
@@ -30,7 +31,8 @@ class Following:
         """Returns when there are shards enough to begin."""
         self.config, self.ranks = configs[0], ranks
         self.runs = tuple(str(config.run_directory.resolve()) for config in configs)
-        self.directories = [self.config.store_directory]
+        target = self.config.target_directory
+        self.directories = [self.config.store_directory] + ([] if target is None else [target])
         self.ledger = self._first_shards()
         self.published = 0
         self.looked_at = 0
@@ -54,7 +56,12 @@ class Following:
             or f"a harvester of {directory}, and none is running: start `make harvest`, with more TOKENS if it ended"
         )
 
-    def freeze(self, store: Store) -> Store:
+    def open(self) -> Store:
+        """The store with the shards that are there now, and the statistics of the first ones."""
+        source, *target = map(self._freeze, in_common([open_store(directory) for directory in self.directories]))
+        return paired(source, target[0]) if target else source
+
+    def _freeze(self, store: Store) -> Store:
         """A store whose statistics are those of the first training shards; as it is when a ring has deleted them, which
         it does only when a checkpoint holds what was made of them."""
         shards = self.ledger.shards[:STATISTICS_SHARDS]
@@ -149,4 +156,4 @@ class Following:
 
     def last_shard(self, position: int) -> Store:
         """The store as if it had only the training shard of the last row trained on, which is always there."""
-        return self.ledger.open(self.ledger.holding(position - 1))[0]
+        return self.ledger.open(self.ledger.holding(position - 1))

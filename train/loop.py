@@ -12,7 +12,8 @@ from store.batches import Batch, batches
 from store.devices import native_bfloat16, resolve_device
 from store.interchange import save_scope2
 from store.manifest import load_manifest
-from store.reader import Store, check_shards, open_store
+from store.pair import open_pair
+from store.reader import Store, check_shards
 from store.ring import load_ring
 from store.transcoder import Transcoder
 from train import checkpoint
@@ -23,7 +24,7 @@ from train.parallel import Ranks, join
 from train.run import Run, already_trained
 
 ONE_STREAM = (
-    "model", "layer", "store_directory", "source_site", "target_site", "input_view", "tokens",
+    "model", "layer", "store_directory", "target_directory", "source_site", "target_site", "input_view", "tokens",
     "batch_rows", "seed", "device", "checkpoint_every", "follow",
 )  # fmt: skip
 """What dictionaries trained together must share."""
@@ -44,11 +45,11 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
     first, ranks = configs[0], join(configs[0].device)
     check_one_stream(configs, ranks)
     following = Following(configs, ranks) if first.follow else None
-    store = open_store(first.store_directory)
-    if following is not None:
-        store = following.freeze(store)
-    else:
+    if following is None:
+        store = open_pair(first.store_directory, first.target_directory)
         refuse_holes(store)
+    else:
+        store = following.open()
     check_store(store, first)
     device = resolve_device(first.device)
     finished: dict[int, Transcoder] = {}
@@ -73,7 +74,8 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
 
 
 def identity_of(config: TrainConfig, store: Store, device: torch.device) -> dict:
-    return checkpoint.identity(config, store.fingerprint, low_precision(config, device))
+    identity = checkpoint.identity(config, store.fingerprint, low_precision(config, device))
+    return identity | ({} if store.target is None else {"target_store_fingerprint": store.target.fingerprint})
 
 
 def low_precision(config: TrainConfig, device: torch.device) -> bool:
@@ -81,7 +83,9 @@ def low_precision(config: TrainConfig, device: torch.device) -> bool:
 
 
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
-    module = TrainingTranscoder(config, store.manifest, store.norm, low_precision(config, device), ranks=ranks)
+    module = TrainingTranscoder(
+        config, store.manifest, store.norm, low_precision(config, device), store.target_side.manifest, ranks
+    )
     return Run(config, store, module.to(device), identity)
 
 
@@ -102,18 +106,17 @@ def check_one_stream(configs: Sequence[TrainConfig], ranks: Ranks) -> None:
 
 def check_store(store: Store, config: TrainConfig) -> None:
     """ValueError unless the store is of the model and layer that the run is named after, and has its sites."""
-    recipe = store.manifest.recipe
-    if (recipe.model, recipe.layer) != (config.model, config.layer):
-        raise ValueError(
-            f"{store.directory} holds {recipe.model} layer {recipe.layer} (fingerprint {store.fingerprint}), but the run "
-            f"is for {config.model} layer {config.layer}; give the store's --model and --layer, or another --store"
-        )
-    for name in ("source_site", "target_site"):
-        if getattr(config, name) not in store.manifest.widths:
-            sites = ", ".join(store.manifest.widths)
+    target_layer = config.layer if config.target_layer is None else config.target_layer
+    for side, name, layer in ((store, "source_site", config.layer), (store.target_side, "target_site", target_layer)):
+        recipe, option = side.manifest.recipe, "layer" if side is store else "target-layer"
+        if (recipe.model, recipe.layer) != (config.model, layer):
             raise ValueError(
-                f"{name} is {getattr(config, name)!r}, but {store.directory} holds {sites}; choose one of them"
+                f"{side.directory} holds {recipe.model} layer {recipe.layer} (fingerprint {side.fingerprint}), but the run "
+                f"is for {config.model} layer {layer}; give the store's --model and --{option}, or another store"
             )
+        if getattr(config, name) not in side.manifest.widths:
+            sites = ", ".join(side.manifest.widths)
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but {side.directory} holds {sites}; choose one of them")
 
 
 def refuse_holes(store: Store) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -126,7 +127,7 @@ class Run:
     def finish(self, rows: Store) -> Transcoder:
         """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
         threshold = calibrate(self, rows) if isinstance(self.module.activation, BatchTopK) else None
-        transcoder = self.module.export(self.store.fingerprint, str(self.folder), threshold).to("cpu")
+        transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
             transcoder.save(self.folder)
             self.path.unlink(missing_ok=True)
@@ -134,6 +135,14 @@ class Run:
             if self.config.gemma_scope_folder is not None:
                 save_scope2(transcoder, self.config.gemma_scope_folder)
         return transcoder
+
+    def _export(self, source: str, threshold: Tensor | None = None) -> Transcoder:
+        """The artefact as it is now; it names the stores of both its sides."""
+        made, target = self.module.export(self.store.fingerprint, source, threshold), self.store.target
+        if target is None:
+            return made
+        both = {"target_layer": self.config.target_layer, "target_store_fingerprint": target.fingerprint}
+        return replace(made, config=made.config.model_copy(update=both))
 
     def _stop(self) -> None:
         step, rows = int(self.module.watch.first_bad), self.config.batch_rows
@@ -180,7 +189,7 @@ class Run:
 
     def _heldout(self) -> dict[str, float | int | list[float]]:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
-        now = self.module.export(self.store.fingerprint, "")
+        now = self._export("")
         rows, device = min(2048, self.config.heldout_rows), self.module.encoder.device
         [found] = evaluate([now], self.store, "heldout", rows, device, limit=self.config.heldout_rows, quiet=True)
         return {

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store.batches import batches
+from store.pair import paired
 from store.reader import Store
 from store.schedule import LEAST_PIECE_BYTES, WINDOW_BYTES, Mix, Schedule
 from store.views import VIEWS
@@ -184,24 +185,24 @@ def two_layers(tmp_path) -> tuple[Store, Store]:
 def test_a_target_may_come_from_another_layer_harvested_with_the_source(two_layers):
     near, far = two_layers
     n = near.manifest.n_rows("train")
-    pairs = zip(batches(near, "train", 20, stop=n), batches(near, "train", 20, stop=n, target_store=far), strict=True)
+    pairs = zip(batches(near, "train", 20, stop=n), batches(paired(near, far), "train", 20, stop=n), strict=True)
     for one, other in pairs:  # both layers of this fixture have the same rows
         assert torch.equal(one.source, other.source)
         assert torch.equal(one.target, other.target)
     for shard in far.manifest.shards:  # and the target is read from the other store
         (far.directory / shard.name).unlink()
     with pytest.raises(ValueError, match="12/shard-00000.safetensors cannot be read"):
-        next(batches(near, "train", 20, target_store=far))
+        next(batches(paired(near, far), "train", 20))
 
 
-def test_layers_that_were_not_harvested_together_are_refused_with_both_streams(two_layers, tmp_path):
+def test_layers_that_were_not_harvested_together_are_refused_with_both_fingerprints(two_layers, tmp_path):
     from tests.conftest import make_store
 
     near, _ = two_layers
     other, shorter = make_store(tmp_path / "other", layer=12, seed=1), make_store(tmp_path / "short", 3, layer=12)
     with pytest.raises(ValueError, match="were not harvested together.*seed: 0 != 1") as refusal:
-        next(batches(near, "train", 20, target_store=other))
-    assert near.manifest.recipe.stream in str(refusal.value)
-    assert other.manifest.recipe.stream in str(refusal.value)
+        paired(near, other)
+    assert near.fingerprint in str(refusal.value)
+    assert other.fingerprint in str(refusal.value)
     with pytest.raises(ValueError, match="has 3 train shards and .* 2, .* harvest both layers"):
-        next(batches(near, "train", 20, target_store=shorter))
+        paired(near, shorter)
