@@ -205,28 +205,33 @@ harvest.loop.open_corpus = lambda config: Corpus("c", "1", lambda start: iter(te
 tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
 
 
-def start(side, store, run, keep):
+def live(side, store, run, keep):
+    if side == "harvest":
+        harvest.loop.harvest(HarvestConfig(
+            model="m", layer=1, dataset="c", tokens=48 * 64, shard_tokens=64, context=8, heldout_every=4,
+            device="cpu", compute_dtype="float32", store=store, keep_shards=keep))
+    else:
+        train(TrainConfig(
+            model="m", layer=1, store=store, run=run, view="raw", d_sae=16, k=2, tokens=16 * 112, batch_rows=16,
+            warmup_steps=3, checkpoint_every=20, log_every=1, heldout_every=0, dead_after=100, aux_k=2, lr=1e-2,
+            device="cpu", follow=True))
+
+
+def start(side):
     if (pid := os.fork()) == 0:
-        if side == "harvest":
-            harvest.loop.harvest(HarvestConfig(
-                model="m", layer=1, dataset="c", tokens=48 * 64, shard_tokens=64, context=8, heldout_every=4,
-                device="cpu", compute_dtype="float32", store=store, keep_shards=keep))
-        else:
-            train(TrainConfig(
-                model="m", layer=1, store=store, run=run, view="raw", d_sae=16, k=2, tokens=16 * 112, batch_rows=16,
-                warmup_steps=3, checkpoint_every=20, log_every=1, heldout_every=0, dead_after=100, aux_k=2, lr=1e-2,
-                device="cpu", follow=True))
+        live(side, folder / "ring", folder / "followed", 3)
         os._exit(0)
     return pid
 
 
-for side in ("harvest", "train"):
-    assert os.waitpid(start(side, folder / "whole", folder / "run", None), 0)[1] == 0
+tqdm.monitor_interval = 0
+for side in ("harvest", "train"):  # not in children: what is compiled, all children have
+    live(side, folder / "whole", folder / "run", None)
 draw, alive, killed = random.Random(1), {}, {"harvest": 0, "train": 0}
 begun = time.monotonic()
 while time.monotonic() < begun + 100:
     for side in {"harvest", "train"} - set(alive):
-        alive[side] = start(side, folder / "ring", folder / "followed", 3)
+        alive[side] = start(side)
     time.sleep(draw.uniform(0.05, 0.3))
     if sum(killed.values()) < kills:
         victim = draw.choice(sorted(alive))
@@ -237,7 +242,7 @@ while time.monotonic() < begun + 100:
             done, status = os.waitpid(pid, os.WNOHANG if sum(killed.values()) >= kills or side != victim else 0)
             if done and status == signal.SIGKILL:
                 killed[side] += 1
-                alive[side] = start(side, folder / "ring", folder / "followed", 3)
+                alive[side] = start(side)
             elif done:
                 assert status == 0, (side, status)
                 alive[side] = 0
