@@ -1,6 +1,7 @@
 """A store described, and its damaged shards harvested again from the documents that the manifest records."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, open_corpus
+from harvest.corpus import Corpus, open_corpus, steadily
 from harvest.loop import recipe_of
 from harvest.model import LanguageModel, load_model
 from harvest.shard import run_shard
@@ -20,6 +21,7 @@ from store.devices import resolve_device
 from store.files import appearing_whole
 from store.formats import FORMATS
 from store.info import describe
+from store.lock import WRITER_LOCK, lock_of
 from store.manifest import Manifest, ShardEntry, load_manifest
 from store.reader import find_damage, open_store
 from store.remote import Place
@@ -88,7 +90,15 @@ def repair() -> str:
     damage = find_damage(directory, present(directory, manifest))
     if not damage:
         return f"{directory}: nothing to repair\n"
-    recipe = manifest.recipe
+    with ExitStack() as stack:
+        stack.callback(lock_of(directory / WRITER_LOCK).release)
+        harvest_again(config, manifest, set(damage))
+    return f"{directory}: {len(damage)} shards harvested again, byte for byte: {', '.join(damage)}\n"
+
+
+def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -> None:
+    """Harvests the damaged shards again. ValueError when that cannot be done here, before anything is replaced."""
+    directory, recipe = config.store_directory, manifest.recipe
     harvest = harvest_config(config, manifest)
     corpus = open_corpus(harvest)
     model = load_model(recipe.model, recipe.layer, resolve_device(config.device),
@@ -97,9 +107,8 @@ def repair() -> str:
     if now != recipe:
         raise ValueError(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
     for number, shard in enumerate(manifest.shards):
-        if shard.name in damage:
+        if shard.name in damaged:
             repair_shard(harvest, manifest, number, corpus, model)
-    return f"{directory}: {len(damage)} shards harvested again, byte for byte: {', '.join(damage)}\n"
 
 
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
@@ -127,7 +136,7 @@ def revision_on_hub(manifest: Manifest) -> str | None:
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, model: LanguageModel) -> None:
     """Harvests one shard again. ValueError when it comes out otherwise than recorded; the damaged one stays then."""
     shard, recipe = manifest.shards[number], manifest.recipe
-    texts = islice(corpus.documents(shard.first_document), shard.next_document - shard.first_document)
+    texts = islice(steadily(corpus, shard.first_document), shard.next_document - shard.first_document)
     special = SpecialTokens.of(model.tokenizer)
     packed = next(pack(tokenize(texts, model.tokenizer), shard.first_document, special, shard.n_sequences, recipe.context))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:

@@ -1,5 +1,6 @@
 """One writer a store: a locked file that names its holder and vanishes with a clean end."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -7,12 +8,14 @@ import socket
 import tempfile
 import weakref
 from pathlib import Path
+from threading import Event, Thread
 
 import xxhash
 
 from store.remote import Place, Remote
 
 WRITER_LOCK = "writer.lock"
+BEAT, SILENT = 20.0, 300.0
 log = logging.getLogger(__name__)
 
 
@@ -20,24 +23,28 @@ class WriterLock:
     """Held from construction to `release`. ValueError naming the host and pid of whoever holds it already.
 
     The kernel frees the lock when its holder dies, however it dies: a file that a dead process of this host left is
-    taken over. One that another host left is refused, because not every network file system locks across hosts.
+    taken over. Not every network file system locks across hosts: one that another host left is taken over when it has
+    been silent for SILENT seconds, by the file system's own clock; its holder gives a sign of life every BEAT seconds.
     """
 
     def __init__(self, path: Path, store: Place | None = None) -> None:
         self.path, self.store = path, store or path.parent
         self.descriptor = self._locked()
-        self._closer = weakref.finalize(self, os.close, self.descriptor)
+        released = Event()
+        self._closer = weakref.finalize(self, _let_go, self.descriptor, released)
         here, holder = socket.gethostname(), _holder(self.descriptor)
-        if holder and holder[0] != here:
+        silent = _age(path) if holder and holder[0] != here else SILENT
+        if holder and silent < SILENT:
             self._closer()
             raise ValueError(
-                f"{path} says that pid {holder[1]} on {holder[0]} is writing {self.store}; wait for it, "
-                "or delete that file if the process is gone"
+                f"{path} says that pid {holder[1]} on {holder[0]} is writing {self.store}; wait for it. If it is gone, "
+                f"its lock ends in {SILENT - silent:.0f} s; or delete that file"
             )
         if holder:
-            log.info("pid %s left its lock on %s and is gone: taking over", holder[1], self.store)
+            log.info("pid %s on %s left its lock on %s and is gone: taking over", holder[1], holder[0], self.store)
         os.truncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"{here} {os.getpid()}\n".encode(), 0)
+        Thread(target=_give_signs_of_life, args=(path, released), daemon=True).start()
 
     def _locked(self) -> int:
         while True:
@@ -108,6 +115,27 @@ class RemoteLock:
 
 def lock_of(path: Place) -> WriterLock | RemoteLock:
     return RemoteLock(path) if isinstance(path, Remote) else WriterLock(path)
+
+
+def _let_go(descriptor: int, released: Event) -> None:
+    released.set()
+    os.close(descriptor)
+
+
+def _give_signs_of_life(path: Path, released: Event) -> None:
+    while not released.wait(BEAT):
+        with contextlib.suppress(OSError):  # a disk that is away for a moment: the next sign may come through
+            os.utime(path)
+
+
+def _age(path: Path) -> float:
+    """Seconds since the file was touched, by the clock of its file system."""
+    probe = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink()
 
 
 def writer_of(directory: Place) -> str | None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from harvest import care
 from harvest.config import HarvestConfig
+from harvest.corpus import steadily
 from harvest.loop import harvest
+from store.lock import WriterLock
 from tests.test_commands import run
 
 
@@ -61,6 +64,37 @@ def test_a_shard_that_comes_out_otherwise_is_not_replaced(config, monkeypatch, c
     assert code == 1
     assert "cannot be repaired here, its harvest differs: dataset_revision" in errors
     assert files_of(config.store) == damaged
+
+
+def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again(config, monkeypatch, capsys):
+    harvest(config)
+    before = files_of(config.store)
+    damage(config.store)
+    damaged = files_of(config.store)
+    with WriterLock(config.store / "writer.lock"):
+        code, errors = run(monkeypatch, capsys, *REPAIR, str(config.store))
+        assert code == 1
+        assert f"pid {os.getpid()} on" in errors
+    assert files_of(config.store) == damaged
+    failures, opened = [1, 1], care.open_corpus
+
+    def breaks(wanted):
+        corpus = opened(wanted)
+
+        def documents(start):
+            for number, text in enumerate(corpus.documents(start)):
+                if number == 2 and failures:
+                    failures.pop()
+                    raise ConnectionError("reset by peer")
+                yield text
+
+        return replace(corpus, documents=documents)
+
+    monkeypatch.setattr(care, "open_corpus", breaks)
+    monkeypatch.setattr(care, "steadily", lambda corpus, start: steadily(corpus, start, lambda seconds: None))
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert not failures
+    assert files_of(config.store) == before
 
 
 KILLED = """

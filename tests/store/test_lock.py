@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_killed_writers_lock_is_taken_over(holder, tmp_path, caplog):
     holder.wait()
     with caplog.at_level(logging.INFO):
         make_store(tmp_path, 2)
-    assert f"pid {holder.pid} left its lock" in caplog.text
+    assert f"pid {holder.pid} on {socket.gethostname()} left its lock" in caplog.text
     assert not (tmp_path / "writer.lock").exists()
 
 
@@ -51,6 +52,26 @@ def test_a_lock_of_another_host_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pid 17 on elsewhere.*delete that file"):
         WriterLock(tmp_path / "writer.lock")
     assert (tmp_path / "writer.lock").read_text() == "elsewhere 17\n"
+
+
+def test_a_lock_of_another_host_that_has_been_silent_is_taken_over(tmp_path, caplog):
+    path = tmp_path / "writer.lock"
+    path.write_text("elsewhere 17\n")
+    os.utime(path, (0, path.stat().st_mtime - 301))
+    with caplog.at_level(logging.INFO):
+        make_store(tmp_path, 2)
+    assert "pid 17 on elsewhere left its lock" in caplog.text
+    assert not list(tmp_path.glob("*.lock*"))
+
+
+def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("store.lock.BEAT", 0.01)
+    path = tmp_path / "writer.lock"
+    with WriterLock(path):
+        os.utime(path, (0, 0))
+        while path.stat().st_mtime == 0:
+            time.sleep(0.01)
+        assert path.stat().st_mtime == pytest.approx(time.time(), abs=5)
 
 
 def test_reading_needs_no_lock_and_a_refused_recipe_leaves_none(tmp_path):

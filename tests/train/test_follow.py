@@ -21,6 +21,7 @@ from harvest.config import HarvestConfig
 from harvest.corpus import Corpus
 from harvest.model import LanguageModel
 from store.batches import batches
+from store.manifest import load_manifest
 from store.reader import check_shards, open_store
 from store.ring import load_ring, load_trained
 from store.writer import StoreWriter
@@ -143,6 +144,9 @@ def test_random_deaths_of_either_side_end_as_a_run_over_a_whole_store(asked, con
     assert_same_run(config, followed)
     assert 0 < world.most <= keep
     harvest.loop.harvest(ring)
+    ledger = load_manifest(ring.directory)
+    same = replace(asked, store=tmp_path / "same", tokens=64 * len(ledger.shards))
+    assert harvest.loop.harvest(same) == [ledger]
     whole, left = open_store(asked.directory), open_store(ring.directory)
     assert load_ring(ring.directory).deleted > 0
     assert load_trained(ring.directory).finished

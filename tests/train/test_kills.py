@@ -1,0 +1,67 @@
+"""A trainer that is really killed, at steps and while it writes, and started again: the same weights, bit for bit."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.train.test_loop import assert_same_run, config  # noqa: F401
+
+KILLER = """
+import os, signal, sys, threading
+from dataclasses import replace
+from pathlib import Path
+from tqdm import tqdm
+from train import run
+from train.config import TrainConfig
+from train.loop import train
+
+store, folder, activation = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+base = TrainConfig(
+    model="tiny", layer=1, store=store, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3, warmup_steps=5,
+    checkpoint_every=10, log_every=5, heldout_every=20, heldout_rows=100, dead_after=200, aux_k=4, device="cpu",
+    activation=activation, run=folder / "whole",
+)
+tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
+
+
+def dies_at(function, n):
+    calls = []
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapped
+
+
+def child(config, owner, name, n):
+    if (pid := os.fork()) == 0:
+        setattr(owner, name, dies_at(getattr(owner, name), n))
+        train(config)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+tqdm.monitor_interval = 0
+train(base)  # not in a child: what it compiles, all children have
+points = [(run, "train_step", n) for n in (1, 10, 11, 24, 40)]
+points += [(os, "fsync", n) for n in (1, 3, 4, 7, 11, 12)] + [(Path, "replace", n) for n in (2, 3, 5, 6, 7)]
+for number, point in enumerate(points):
+    killed = replace(base, run=folder / f"killed{number}")
+    assert (first := child(killed, *point)) == signal.SIGKILL, (point, first)
+    assert (again := child(killed, *point)) in (signal.SIGKILL, 0), (point, again)
+    assert (last := child(killed, run, "train_step", 10**9)) == 0, (point, last)
+print(len(points))
+"""
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "gated"])
+def test_killed_by_sigkill_at_sixteen_points_and_resumed_equals_uninterrupted(config, tmp_path, activation):  # noqa: F811
+    command = [sys.executable, "-W", "ignore", "-c", KILLER, str(config.store), str(tmp_path), activation]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": "."})
+    assert done.returncode == 0, done.stderr[-2000:]
+    for number in range(int(done.stdout)):
+        assert_same_run(replace(config, run=tmp_path / "whole"), replace(config, run=tmp_path / f"killed{number}"))
