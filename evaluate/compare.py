@@ -51,7 +51,7 @@ def compare_runs(config: CompareConfig) -> Path:
         from evaluate.layers import compare_layers
 
         return compare_layers(config)
-    config = config.for_layer(config.layers[0])
+    config = config.for_layer(next(iter(config.layers)))
     folder = config.run_directory / "comparison"
     ours, store = open_both(config)
     if store.target is not None and config.sequences:

@@ -14,9 +14,9 @@ from evaluate.compare import open_both
 from evaluate.config import CompareLayersConfig, LayersConfig
 from evaluate.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
 from evaluate.samples import PARQUET
-from store.batches import check_same_rows
 from store.devices import resolve_device
 from store.files import appearing_whole
+from store.pair import check_same_rows
 from store.reader import Store, check_shards, open_store
 from store.transcoder import Transcoder
 

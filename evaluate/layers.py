@@ -10,9 +10,9 @@ from evaluate.figures import by_layer
 from evaluate.overlap import Firing, decoder_overlap, firing_of, overlap
 from evaluate.page import Shown, write_page
 from evaluate.report import cell
-from store.batches import check_same_rows
 from store.devices import resolve_device
 from store.files import write_text
+from store.pair import check_same_rows
 from store.reader import Store, open_store
 from store.transcoder import Transcoder
 

@@ -190,7 +190,7 @@ class _Comparison:
             curves: list[list[Point]] = [[], []]
             for index, job in measured:
                 curves[flat[index][0]].append(Point(self.l0s[index], spliced.statistic(job, name)))
-            results[1]["at_equal_l0"][name] = at_equal_l0(spliced, *curves, self._judged_l0s())
+            results[1]["at_equal_l0"][name] = at_equal_l0(spliced, curves[0], curves[1], self._judged_l0s())
             for result, curve in zip(results, curves, strict=False):
                 points = [{"l0": point.l0} | spliced.estimate(point.statistic) for point in curve]
                 result[f"frontier_{name}"] = by_l0(points)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import jinja2
 import plotly.graph_objects as go
@@ -32,7 +33,8 @@ class Shown:
     def series(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Its points by series, as text."""
         found = []
-        for trace in self.figure.data:
+        traces = cast(tuple[Any, ...], self.figure.data)  # plotly types them as the figure's own fields
+        for trace in traces:
             points = list(zip(trace.x, trace.y, strict=True))
             points = points[:: max(1, -(-len(points) // MOST_POINTS))]
             found.append((trace.name or "", [(f"{x:.4g}", f"{y:.4g}") for x, y in points]))

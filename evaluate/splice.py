@@ -82,7 +82,7 @@ def hidden_states(
 ) -> Float[Tensor, "sequences context d"]:
     """What the model unembeds, from the start or from resid_post of its layer."""
     tokens = tokens.to(model.bridge.cfg.device)
-    body = model.bridge.original_model.base_model
+    body = model.whole.base_model
     if resid_post is None:
         return body(input_ids=tokens, use_cache=False).last_hidden_state
     with restarted(model, resid_post.to(tokens.device)):
@@ -116,7 +116,7 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
 def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> None:
     """ValueError when the cached rows do not restart this model where the whole model would be."""
     tokens = part.tokens.to(model.bridge.cfg.device)
-    logits = model.bridge.original_model(input_ids=tokens, use_cache=False).logits.float()
+    logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
     again = judge(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()

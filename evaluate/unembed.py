@@ -7,6 +7,7 @@ product itself. The slices' logits stay in a CPU's cache, and each slice of the 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -27,8 +28,8 @@ class Unembedding:
 
     @classmethod
     def of(cls, model: LanguageModel) -> "Unembedding":
-        whole = model.bridge.original_model
-        head = whole.get_output_embeddings()
+        whole = model.whole
+        head = cast(torch.nn.Linear, whole.get_output_embeddings())
         bias = getattr(head, "bias", None)
         softcap = getattr(whole.config.get_text_config(), "final_logit_softcapping", None)
         return cls(head.weight.detach(), softcap, None if bias is None else bias.detach())

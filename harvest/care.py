@@ -148,7 +148,7 @@ def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus
         check_bytes(path, partial, shard, written)
 
 
-def check_bytes(path: Path, partial: Path, shard: ShardEntry, written: tuple[int, str]) -> None:
+def check_bytes(path: Place, partial: Path, shard: ShardEntry, written: tuple[int, str]) -> None:
     if written != (shard.bytes, shard.xxh3_128):
         partial.unlink()
         raise ValueError(

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harvest import embedded
 from harvest.config import SITES
@@ -46,6 +47,11 @@ class LanguageModel:
     def norm_of(self, layer: int) -> Norm:
         """The norm before a layer's MLP. ValueError when it is of an unknown kind."""
         return _norm_of(self.bridge, layer)
+
+    @property
+    def whole(self) -> PreTrainedModel:
+        """The model as transformers has it, with its unembedding."""
+        return cast(PreTrainedModel, self.bridge.original_model)
 
     @property
     def d_model(self) -> int:
