@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features analyze compare-layers browse browse-export clean
+.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -61,6 +61,18 @@ analyze: $(VENV)/base  ## The interpretability report of collected features
 
 compare-layers: $(VENV)/base  ## How the features of layers harvested together relate (LAYER=8,17)
 	$(PY) -m evaluate compare-layers $(where) $(run) $(ARGS)
+
+intervene: $(VENV)/base  ## Change latents while the model runs: ARGS='--text "..." --ablate 42'
+	$(PY) -m evaluate intervene $(where) $(run) $(ARGS)
+
+importance: $(VENV)/base  ## Latents by what ablating each costs the model's predictions
+	$(PY) -m evaluate importance $(where) $(run) $(ARGS)
+
+judge-export: $(VENV)/base  ## Questions for a judge of explanations, from collected features
+	$(PY) -m evaluate judge-export $(where) $(run) $(ARGS)
+
+judge: $(VENV)/base  ## Let a language model explain features and mark it (RUN=, ENDPOINT=URL, JUDGE=its name)
+	$(PY) -m evaluate judge $(run) --endpoint $(ENDPOINT) --model $(JUDGE) $(ARGS)
 
 browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOLDER)
 	@$(PY) -m evaluate browse $(if $(RESULTS),--results $(RESULTS)) $(ARGS)

@@ -12,6 +12,11 @@ from evaluate.config import (
     EvaluateConfig,
     ExportConfig,
     FeaturesConfig,
+    ImportanceConfig,
+    InterveneConfig,
+    JudgeConfig,
+    JudgeExportConfig,
+    JudgeScoreConfig,
 )
 from store.command import command, parse_subcommand
 
@@ -24,9 +29,23 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "compare-layers": (CompareLayersConfig, "evaluate.layer_features", "compare_layers"),
     "browse": (BrowseConfig, "evaluate.browse", "browse"),
     "browse-export": (ExportConfig, "evaluate.browse", "export"),
+    "intervene": (InterveneConfig, "evaluate.intervene", "intervene"),
+    "importance": (ImportanceConfig, "evaluate.intervene", "importance"),
+    "judge-export": (JudgeExportConfig, "evaluate.judge_export", "export_questions"),
+    "judge": (JudgeConfig, "evaluate.judge", "judge"),
+    "judge-score": (JudgeScoreConfig, "evaluate.judge_score", "score_answers"),
 }
 """By name: its options, and the function that does it (imported only when it is asked for)."""
-SHOWN = ("index.html", "report.html", "summary.txt", "report.md", "features.parquet", "collection_summary.json")
+SHOWN = (
+    "index.html",
+    "report.html",
+    "summary.txt",
+    "report.md",
+    "features.parquet",
+    "collection_summary.json",
+    "items.jsonl",
+    "scores.json",
+)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from store.command import Count, Layers, StorePlace, default_run, default_store
+from store.command import Count, Layers, StorePlace, default_run, default_store, model_slug
 from store.remote import Place
 
 
@@ -215,3 +215,146 @@ class AnalyzeConfig(EvaluateConfig):
         for name in ("alike", "together"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a cosine: above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeExportConfig(EvaluateConfig):
+    """Write questions for a judge of explanations, from collected features: RUN/judge/explain.jsonl and items.jsonl.
+
+    Detection asks whether a feature is active somewhere in a text, fuzzing whether the marked tokens are those on which it
+    is (Paulo et al. 2024, arXiv 2410.13928). `python -m evaluate judge` asks them; `judge-score` marks anyone's answers.
+    """
+
+    latents: tuple[int, ...] = ()
+    """Latents to ask about; --count of them at random when none is named."""
+    count: int = 100
+    """How many; only latents with positives of every quantile, in the text that is not shown to the explainer."""
+    per_quantile: int = 2
+    """Positives from each of the five quantiles of the samples; as many negatives as positives in all, half of them near
+    misses (texts of the nearest latents, in which this one is silent)."""
+    explained: int = 10
+    """Strongest contexts that the explainer is shown; no positive overlaps them."""
+    context: int = 24
+    """Tokens of each text, cut around the firing at a random offset so that its place says nothing."""
+    seed: int = 0
+    """Of every random choice."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the store's model cannot be reached."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("count", 1), ("per_quantile", 1), ("explained", 1), ("context", 4)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+
+    @property
+    def folder(self) -> Path:
+        return self.run_directory / "judge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Ask a language model to explain features and to answer the questions of judge-export; then mark its answers.
+
+    Any server with OpenAI's /v1/chat/completions will do. Answers are appended as they come: the same command continues.
+    """
+
+    run: Path
+    """Folder of the run."""
+    endpoint: str
+    """Address of the server: http://127.0.0.1:8000, with or without /v1."""
+    model: str
+    """Name by which the server knows the model."""
+    explanations: Path | None = None
+    """JSONL with `latent` and `explanation`; the model is asked for them when not given."""
+    out: Path | None = None
+    """Folder for explanations, answers and scores; RUN/judge/MODEL when not given."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the API key; without it none is sent."""
+    at_once: int = 5
+    """Texts in one request, all of one feature."""
+    parallel: int = 4
+    """Requests under way at once."""
+    retries: int = 5
+    """Times that a request is repeated when the server is busy, fails or answers something that cannot be read."""
+    wait: float = 1.0
+    """Seconds before the first repetition; twice as long before each further one."""
+    timeout: float = 120.0
+    """Seconds to wait for an answer."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("at_once", 1), ("parallel", 1), ("retries", 0), ("wait", 0), ("timeout", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint is {self.endpoint!r}; it must begin with http:// or https://")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or self.run / "judge" / model_slug(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeScoreConfig:
+    """Mark a judge's answers against the ground truth of judge-export, beside the score of a constant answer."""
+
+    run: Path
+    """Folder of the run."""
+    answers: Path
+    """JSONL with `id` (of items.jsonl) and `answer` (true or false). Scores are written beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterveneConfig(EvaluateConfig):
+    """Ablate, scale or pin latents while the model runs on a text: what becomes of its predictions. Loads the model.
+
+    The transcoder's output stands in the MLP's place, and changes are against that spliced model; with --keep-error what
+    the transcoder misses is added back, so that changes are against the model itself.
+    """
+
+    text: str | None = None
+    """Text to run on."""
+    file: Path | None = None
+    """File with the text."""
+    ablate: tuple[int, ...] = ()
+    """Latents that are set to zero."""
+    scale: tuple[str, ...] = ()
+    """LATENT:FACTOR, like 42:2.5."""
+    pin: tuple[str, ...] = ()
+    """LATENT:ACTIVATION, held on every token but special ones; in units of the transcoder's activations."""
+    keep_error: bool = False
+    """Add what the transcoder misses, so that without a change the model does what it does without the transcoder."""
+    top: int = 5
+    """Tokens shown whose probability rises, and as many whose falls, most."""
+    out: Path | None = None
+    """File for the result; RUN/intervention.json when not given."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.file is None):
+            raise ValueError("give the text to run on with --text, or a file of it with --file, and not both")
+        if not (self.ablate or self.scale or self.pin):
+            raise ValueError(
+                "nothing is changed; name latents with --ablate, --scale LATENT:FACTOR or --pin LATENT:ACTIVATION"
+            )
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceConfig(EvaluateConfig):
+    """Rank latents by what ablating each costs the model's predictions on held-out text (delta CE). Loads the model."""
+
+    latents: tuple[int, ...] = ()
+    """Latents to rank; --count of them when none is named."""
+    count: int = 20
+    """How many."""
+    by: Literal["density", "activation"] = "density"
+    """Which: those that fire on most of these rows, or those with the largest sum of activations."""
+    sequences: int = 8
+    """Held-out sequences; the model is restarted from the cached layer once for each latent that fires in them."""
+    keep_error: bool = False
+    """Add what the transcoder misses, so that latents are ablated from the model itself, not from the spliced one."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
