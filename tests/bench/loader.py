@@ -1,6 +1,7 @@
 """`python -m tests.bench.loader`: the loader against memcpy, safetensors and zarr slices, from the page cache.
 
-The same rows in one process, interleaved; medians in GB/s of bfloat16 read, and of each round's ratio to its own memcpy.
+The same rows in one process, interleaved; medians in GB/s of bfloat16 read, and of each round's ratios to its own memcpy,
+safetensors slices and zarr slices. The loader reads the same rows from each of our formats, too.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import zarr
 from safetensors import safe_open
 
 from store.batches import Reader, Windows, batches
+from store.formats import FORMATS
+from store.manifest import NORM_FILE, save_manifest
 from store.reader import Store, open_store
 from store.schedule import Mix, Schedule
 from tests.bench.step import DEMO, synthetic
@@ -70,6 +73,37 @@ def zarr_slices(arrays: list[zarr.Array], rows: int) -> None:
             array[start : start + rows]
 
 
+def in_format(store: Store, folder: Path, name: str) -> Store:
+    """The same rows in another shard format."""
+    folder.mkdir()
+    entries = []
+    for shard in store.manifest.shards:
+        arrays = {key: store.array(shard, key) for key in store.places(shard)}
+        file = shard.name.partition(".")[0] + FORMATS[name].suffix
+        n_bytes, checksum = FORMATS[name].write(folder / file, arrays)
+        entries.append(shard.model_copy(update={"name": file, "bytes": n_bytes, "xxh3_128": checksum}))
+    recipe = store.manifest.recipe.model_copy(update={"format": name})
+    changes = {"recipe": recipe, "fingerprint": recipe.fingerprint, "shards": tuple(entries)}
+    save_manifest(folder, store.manifest.model_copy(update=changes))
+    (folder / NORM_FILE).write_bytes((store.directory / NORM_FILE).read_bytes())
+    return open_store(folder)
+
+
+MEMCPY, LOADER, SLICES, ZARR = "memcpy", "loader, reading into windows", "safetensors slices", "zarr slices, uncompressed"
+
+
+def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -82,29 +116,30 @@ def main() -> None:
         source = torch.ones(n_bytes // 8, dtype=torch.int64)
         target = torch.empty_like(source)
         reading, arrays = Reading(store), uncompressed_zarr(store, Path(folder))
+        others = {name: Reading(in_format(store, Path(folder) / name, name)) for name in FORMATS if name != "safetensors"}
         n_batches = store.manifest.n_rows("train") // options.batch
         stream = batches(store, "train", options.batch)
         runs: dict[str, Callable[[], object]] = {
-            "memcpy": lambda: target.copy_(source),
-            "loader, reading into windows": reading.epoch,
-            "safetensors slices": lambda: slices(store, options.batch),
-            "zarr slices, uncompressed": lambda: zarr_slices(arrays, options.batch),
+            MEMCPY: lambda: target.copy_(source),
+            LOADER: reading.epoch,
+            SLICES: lambda: slices(store, options.batch),
+            ZARR: lambda: zarr_slices(arrays, options.batch),
+            **{f"loader, from {name}": other.epoch for name, other in others.items()},
             "loader, with view rms in float32": lambda: deque(islice(stream, n_batches), maxlen=0),
         }
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(options.rounds + 1):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if number:
-                    times[name].append(time.perf_counter() - start)
-        reading.windows.close()
+        times = measure(runs, options.rounds)
+        for opened in (reading, *others.values()):
+            opened.windows.close()
         stream.close()
-    rates = {name: n_bytes / 1e9 / statistics.median(values) for name, values in times.items()}
     print(f"{n_bytes / 1e6:.0f} MB in batches of {options.batch} rows, {directory}")
-    for name, rate in rates.items():
-        ratio = statistics.median(base / own for base, own in zip(times["memcpy"], times[name], strict=True))
-        print(f"{name:34s} {rate:6.1f} GB/s  {ratio:5.2f} x memcpy")
+    print(f"{'':34s} {'GB/s':>6s}  {'x memcpy':>8s}  {'x safetensors':>13s}  {'x zarr':>6s}")
+    for name, own in times.items():
+        ratios = [
+            statistics.median(base / mine for base, mine in zip(times[against], own, strict=True))
+            for against in (MEMCPY, SLICES, ZARR)
+        ]
+        rate = n_bytes / 1e9 / statistics.median(own)
+        print(f"{name:34s} {rate:6.1f}  {ratios[0]:8.2f}  {ratios[1]:13.2f}  {ratios[2]:6.2f}")
 
 
 if __name__ == "__main__":
