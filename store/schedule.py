@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PIECE_BYTES = 1 << 20
-"""Bytes of a site that are read at a time, where windows have room for as much of every shard."""
+PIECE_BYTES = 1 << 21
+"""Bytes of a site that are read at a time, where windows have room for as much of every shard: each window costs its
+threads a wake-up, which less would not repay."""
 LEAST_PIECE_BYTES = 1 << 17
 """Smaller reads than this lose speed: with more shards than fit, a window has pieces of some of them only."""
 WINDOW_BYTES = 1 << 29
