@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "hf", "abfs", "az")
 """Protocols whose objects appear when their upload ends; elsewhere they are uploaded beside and renamed."""
 BUFFER = 1 << 16
-FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 log = logging.getLogger(__name__)
 
 

@@ -13,6 +13,7 @@ import fsspec
 import pytest
 import torch
 
+from harvest.plan import write_seconds
 from store import remote
 from store.arrays import LocalFile
 from store.batches import batches
@@ -219,7 +220,7 @@ def test_local_shards_are_still_read_straight_into_the_buffer(tmp_path):
     stream.close()
 
 
-def test_harvest_train_evaluate_verify_and_info_take_a_url(
+def test_harvest_train_evaluate_verify_repair_and_info_take_a_url(
     trouble: Trouble, tiny_models, text_file, tmp_path, monkeypatch, capsys
 ):
     from tests.test_commands import run
@@ -246,4 +247,14 @@ def test_harvest_train_evaluate_verify_and_info_take_a_url(
     assert done(*train, "--device", "cpu", "--warmup-steps", "2")[0] == 0
     assert done("evaluate", "metrics", *model, "--run", folder, "--device", "cpu")[0] == 0
     assert done("store", "verify", "--store", store)[0] == 0
+    (Remote(store) / "shard-00001.safetensors").unlink()
+    assert done("store", "verify", "--store", store)[0] == 1
+    assert done("harvest", "repair", "--store", store, "--device", "cpu")[0] == 0
+    check_shards(open_store(Remote(store)))
     assert done("harvest", "info", "--store", store)[0] == 0
+
+
+def test_a_plan_measures_the_upload_and_leaves_nothing():
+    place = Remote(f"memory://{os.getpid()}/plan")
+    assert write_seconds(place) > 0
+    assert place.sizes() == {}
