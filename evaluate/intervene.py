@@ -32,12 +32,15 @@ ROWS_AT_ONCE = 32
 """Whole distributions over the vocabulary that are held at once."""
 
 
+Kind = Literal["ablate", "scale", "pin"]
+
+
 @dataclass(frozen=True)
 class Edit:
     """What is done to one latent."""
 
     latent: int
-    kind: Literal["ablate", "scale", "pin"]
+    kind: Kind
     amount: float = 0.0
 
     def __call__(self, value: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
@@ -49,7 +52,8 @@ class Edit:
 def edits_of(config: InterveneConfig, d_sae: int) -> list[Edit]:
     """Every change that is asked for. ValueError for one that cannot be read, or a latent that is not there or twice."""
     edits = [Edit(latent, "ablate") for latent in config.ablate]
-    for kind, given in (("scale", config.scale), ("pin", config.pin)):
+    given_numbers: dict[Kind, tuple[str, ...]] = {"scale": config.scale, "pin": config.pin}
+    for kind, given in given_numbers.items():
         for text in given:
             match = re.fullmatch(r"(\d+):(-?\d+(?:\.\d*)?(?:e-?\d+)?)", text)
             if match is None:

@@ -178,7 +178,7 @@ class Run:
         from evaluate.samples import collect_samples  # imports transformers, which takes seconds
 
         folder = self.folder / f"step-{self.done:06d}"
-        self.module.export(self.store.fingerprint, str(folder)).to("cpu").save(folder)
+        self._export(str(folder)).to("cpu").save(folder)
         config = self.config
         collect_samples(
             FeaturesConfig(
