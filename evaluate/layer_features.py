@@ -55,11 +55,12 @@ def compare_layers(config: CompareLayersConfig) -> Path:
     sections: list[Section] = []
     points: list[tuple[float, float, int, str]] = []
     for a, b in pairwise(sides):
-        pairs = relate(a, b)
+        forth, back = partners(a.firing, b.firing), partners(b.firing, a.firing)
+        pairs = relate(a, b, forth)
         folder.mkdir(parents=True, exist_ok=True)
         with appearing_whole(folder / f"pairs-{a.layer}-{b.layer}.parquet") as path:
             pq.write_table(pairs, path)
-        sections += [how_alike(a, b), strongest(a, b, pairs), alone(a, b), alone(b, a)]
+        sections += [how_alike(a, b, forth, back), strongest(a, b, pairs), alone(a, b, forth), alone(b, a, back)]
         points += scatter(a, pairs)
     recipe, layers = stores[0].manifest.recipe, ", ".join(map(str, config.layers))
     summary = {
@@ -85,9 +86,8 @@ def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
 
 
 @torch.no_grad()
-def relate(a: Side, b: Side) -> pa.Table:
+def relate(a: Side, b: Side, found: Partners) -> pa.Table:
     """For each feature of a: its partner in b by firing (-1 where it fires too seldom), and by decoder rows."""
-    found = partners(a.firing, b.firing)
     d_sae = a.transcoder.config.d_sae
     other, cosine, both = np.full(d_sae, -1), np.zeros(d_sae, np.float32), np.zeros(d_sae, int)
     other[found.latent], cosine[found.latent], both[found.latent] = found.other, found.cosine, found.both
@@ -98,9 +98,9 @@ def relate(a: Side, b: Side) -> pa.Table:
     })  # fmt: skip
 
 
-def how_alike(a: Side, b: Side) -> Section:
+def how_alike(a: Side, b: Side, forth: Partners, back: Partners) -> Section:
     """Shares of features with a partner at least so alike, both ways, and what shuffled rows give."""
-    ways = [partners(a.firing, b.firing), partners(b.firing, a.firing), partners(a.firing, shuffled(b.firing))]
+    ways = [forth, back, partners(a.firing, shuffled(b.firing))]
     table = [[f"at least {step}", *(f"{share(way, step):.1%}" for way in ways)] for step in STEPS]
     table.append(["matched features", *(f"{len(way.latent):,}" for way in ways)])
     heads = ("cosine of firing", f"layer {a.layer} in {b.layer}", f"layer {b.layer} in {a.layer}", "by chance")
@@ -127,9 +127,8 @@ def strongest(a: Side, b: Side, pairs: pa.Table) -> Section:
     return f"Layers {a.layer} and {b.layer}: the same feature twice", "By the cosine of firing.", heads, table
 
 
-def alone(a: Side, b: Side) -> Section:
+def alone(a: Side, b: Side, found: Partners) -> Section:
     """Features of a that fire often and have no partner in b: what the other layer does not hold."""
-    found = partners(a.firing, b.firing)
     order = np.argsort(found.cosine / np.sqrt(np.maximum(a.firing.fired[found.latent], 1)), kind="stable")[:SHOWN]
     table = [
         [f"{found.cosine[i]:.2f}", f"{int(a.firing.fired[found.latent[i]]):,}", a.name(int(found.latent[i]))]

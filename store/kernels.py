@@ -60,7 +60,6 @@ class Found:
     """Grows by what `above` finds in one block of scores after the other."""
 
     def __init__(self, latents: int, rows: int) -> None:
-        self.rows = rows
         self.room = tuple(np.empty(latents * rows, dtype) for dtype in (np.float32, np.int64, np.int64))
         self.parts: list[tuple[np.ndarray, ...]] = []
 
