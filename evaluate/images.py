@@ -1,6 +1,7 @@
 """The report's figures as PNG files, for papers: the same numbers, drawn by matplotlib."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _line(axes: Any, trace: Any) -> None:
 
 def _bar(axes: Any, trace: Any, bars: list) -> None:
     """Bars of several series stand beside each other."""
-    step = min((b - a for a, b in zip(trace.x, trace.x[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in pairwise(trace.x)), default=1.0)
     width = 0.9 * step / len(bars)
     place = next(number for number, each in enumerate(bars) if each is trace)
     shift = (place - (len(bars) - 1) / 2) * width

@@ -100,13 +100,13 @@ def test_text_that_ends_early_keeps_what_there_is(config, caplog):
 
 
 KILLER = """
-import os, signal, sys, threading
+import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from tqdm import tqdm
 from harvest.config import HarvestConfig
 import harvest.corpus, harvest.loop, harvest.model
+from tests.killed import dies_at
 
 config = HarvestConfig(
     model=sys.argv[1], layer=(0, 1), dataset=sys.argv[2], tokens=3 * 512, shard_tokens=512, context=32, heldout_every=2,
@@ -117,17 +117,6 @@ corpus = harvest.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
 corpus = harvest.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
 harvest.loop.load_model, harvest.loop.open_corpus = lambda *args: model, lambda config: corpus
-
-tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
-
-def dies_at(function, n):
-    calls = []
-    def wrapped(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapped
 
 def child(store, patches):
     if (pid := os.fork()) == 0:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from tests.train.test_loop import assert_same_run, config  # noqa: F401
 
 KILLER = """
-import os, signal, sys, threading
+import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from tqdm import tqdm
+from tests.killed import dies_at
 from train import run
 from train.config import TrainConfig
 from train.loop import train
@@ -22,17 +23,6 @@ base = TrainConfig(
     checkpoint_every=10, log_every=5, heldout_every=20, heldout_rows=100, dead_after=200, aux_k=4, device="cpu",
     run=folder / "whole",
 )
-tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
-
-
-def dies_at(function, n):
-    calls = []
-    def wrapped(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapped
 
 
 def child(config, owner, name, n):
