@@ -1,6 +1,7 @@
 """The browser's pages: numbers from the raw shards, hostile text and URLs, and a real headless browser."""
 
 import contextlib
+import dataclasses
 import re
 import shutil
 import socket
@@ -10,25 +11,27 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 import uvicorn
 from starlette.testclient import TestClient
 
 from evaluate import samples
 from evaluate.browse import export, make_app
 from evaluate.config import ExportConfig, FeaturesConfig
-from evaluate.drawing import bars, brief, lines
+from evaluate.drawing import bars, lines
 from evaluate.samples import PARQUET
 from harvest.text import vocabulary_hash
 from store.files import write_text
 from tests.conftest import make_store
-from tests.evaluate.dense import dense
 from tests.evaluate.test_report import CHROMIUM, FLAGS, measured
 from tests.store.test_transcoder import make_transcoder
 
 SCRIPT, HEBREW = "<script>alert(1)</script>", "שלום"
 RUN = "tiny/layer1/ours"
+WORDS = (SCRIPT, HEBREW, " alpha", " beta")
+"""What every fourth token says."""
+UNEMBEDDING = torch.randn(98, 10, generator=torch.Generator().manual_seed(0))
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
@@ -46,10 +49,11 @@ def results(tmp_path_factory, tiny_models) -> Path:
     )
     run = folder / "results" / RUN
     make_transcoder(d_in=12, d_out=10, d_sae=80, prefix_sizes=(10, 40, 80), name="ours").save(run)
-    words = {0: SCRIPT, 1: HEBREW, 2: " alpha", 3: " beta"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "token_texts", lambda tokenizer, ids: [words[index % 4] for index in ids])
-        samples.collect_samples(FeaturesConfig(store=store.directory, run=run, tokenizer=tiny_models["gpt2"], device="cpu"))
+        patch.setattr(samples, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
+        patch.setattr(samples, "load_unembedding", lambda model: UNEMBEDDING)
+        config = FeaturesConfig(store=store.directory, run=run, tokenizer=tiny_models["gpt2"], device="cpu")
+        samples.collect_samples(dataclasses.replace(config, promoted_tokens=True))
     write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))
     write_text(run / "evaluation" / "report.html", "<p>the report</p>")
     log = [{"tokens": n * 100, "fvu": 1 / n, "fvu_max": 2 / n, "fvu_mean": 1.5 / n} for n in range(1, 9)]
@@ -66,33 +70,6 @@ def results(tmp_path_factory, tiny_models) -> Path:
 @pytest.fixture(scope="module")
 def client(results) -> TestClient:
     return TestClient(make_app(results), base_url="http://127.0.0.1")
-
-
-def test_every_number_of_a_feature_page_equals_one_from_the_raw_shards(results, client):
-    from store.reader import open_store
-    from store.transcoder import Transcoder
-
-    store, transcoder = open_store(results.parent / "store"), Transcoder.load(results / RUN)
-    d = dense(store, transcoder)
-    rows = store.manifest.n_rows("heldout")
-    for latent in (0, 11, 41):
-        html, column, fired = client.get(f"/feature/{RUN}/{latent}").text, d.latents[:, latent], d.fired[:, latent]
-        facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
-        assert facts["fires on"] == (f"{fired.sum() / rows:.1%}" if fired.sum() * 100 >= rows else facts["fires on"])
-        assert f"{fired.sum():,} tokens" in html
-        assert facts["strongest"] == brief(float(np.float32(np.nanmax(column))))
-        assert f"mean {brief(float(column[fired].mean()))}" in html
-        heights = [int(n.replace(",", "")) for n in re.findall(r"<title>[^<]*: ([\d,]+)</title></rect>", html)]
-        assert sum(heights) == fired.sum()
-        by_document = {}
-        for value, document in zip(column[fired], d.document[fired], strict=True):
-            by_document[document] = max(value, by_document.get(document, 0))
-        strongest = [brief(float(v)) for v in sorted(by_document.values(), reverse=True)[:20]]
-        section = html[html.index("Strongest contexts") : html.index("Drawn at random")]
-        assert re.findall(r'class="value"[^>]*>([^<]*)<', section) == strongest
-        title = re.search(r'title="shard (\d+), sequence (\d+), token (\d+)"', section)
-        place = (d.shard == int(title[1])) & (d.sequence == int(title[2])) & (d.token == int(title[3]))
-        assert brief(float(column[place][0])) == strongest[0]
 
 
 def test_the_table_sorts_filters_and_searches(client):
