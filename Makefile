@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest plan verify repair info train evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: help setup demo test lint bench harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuff
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards
 	$(PY) -m train $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+
+sweep: $(VENV)/base  ## Train many from one pass over the shards: K=32,64,128 D_SAE=8192,16384
+	$(PY) -m train sweep $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) \
+	  $(if $(K),--k $(K)) $(if $(D_SAE),--d-sae $(D_SAE)) $(ARGS)
 
 evaluate: $(VENV)/base  ## Metrics on the held-out shards
 	$(PY) -m evaluate metrics $(where) $(run) $(ARGS)

@@ -59,6 +59,18 @@ def frontier(measured: Sequence[dict]) -> go.Figure:
     return figure
 
 
+def sweep(measured: Sequence[dict]) -> go.Figure:
+    """FVU against L0 of dictionaries trained alike: a line for each kind and width, a point for each run."""
+    figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
+    for line, colour in zip(dict.fromkeys(m["line"] for m in measured), cycle(COLOURS)):
+        points = sorted((m["l0_mean"], m["fvu"]) for m in measured if m["line"] == line)
+        figure.add_scatter(
+            x=[l0 for l0, _ in points], y=[fvu for _, fvu in points], name=line, mode="lines+markers",
+            line={"color": colour}, marker={"color": colour, "size": 9},
+        )  # fmt: skip
+    return figure
+
+
 def frontier_ce(measured: Sequence[dict]) -> go.Figure:
     """Delta CE against L0, with 95% intervals."""
     figure = _figure("mean L0", "delta CE, nats", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})

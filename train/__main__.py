@@ -1,4 +1,4 @@
-"""`python -m train`: parses the options and trains."""
+"""`python -m train` trains one dictionary; `python -m train sweep` many, from one pass over the store."""
 
 import os
 import sys
@@ -8,9 +8,15 @@ from store.command import command, parse
 
 def main() -> None:
     with command("train"):
-        from train.config import TrainConfig
+        from train.config import SweepConfig, TrainConfig
         from train.presets import expand
 
+        if sys.argv[1:2] == ["sweep"]:
+            many = parse(SweepConfig, "python -m train sweep", expand(sys.argv[2:]))
+            from train.sweep import sweep
+
+            print(sweep(many), end="")
+            return
         config = parse(TrainConfig, "python -m train", expand(sys.argv[1:]))
         from train.loop import train
 

@@ -1,9 +1,13 @@
 """How to train: the options of `python -m train`."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from store.command import Count, StorePlace, default_run, default_store
 from store.remote import Place
@@ -196,6 +200,63 @@ class TrainConfig:
     @property
     def run_directory(self) -> Path:
         return self.run or default_run(self.model, self.layer, self.architecture)
+
+
+def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
+    """Values as a command line gives them: 32,64,128."""
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar=f"{metavar}[,{metavar}...]", is_instance=lambda value: isinstance(value, tuple),
+        instance_from_str=lambda args: tuple(kind(part) for part in args[0].split(",")),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )  # fmt: skip
+
+
+def _activation(text: str) -> str:
+    if text not in get_args(Activation):
+        raise ValueError(f"{text!r} is no activation; there are {', '.join(get_args(Activation))}")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(TrainConfig):
+    """Train many dictionaries from one pass over the store: every combination of the values that k, d_sae, activation and
+    lr are given (32,64,128). Each is the run that it would be by itself, bit for bit.
+
+    All other options are those of `python -m train`, and shared. Writes a run for each, and then summary.txt, summary.json
+    and frontier.png (FVU against L0, on all held-out rows) beside them. Ctrl-C saves all; the same command continues, and
+    with more values than before trains only the new ones.
+    """
+
+    run: Path | None = None
+    """Folder of the sweep, with a folder for each run in it; results/MODEL/layerL/sweep when not given."""
+    activation: Annotated[tuple[Activation, ...], _several(_activation, "ACTIVATION")] = ("batchtopk",)  # type: ignore[assignment]
+    """One, or several: batchtopk,jumprelu."""
+    d_sae: Annotated[tuple[int, ...], _several(int, "INT")] = (18_432,)  # type: ignore[assignment]
+    """Width of the dictionary, or several widths: 8192,16384."""
+    k: Annotated[tuple[int, ...], _several(int, "INT")] = (32, 64, 128)  # type: ignore[assignment]
+    """Mean active latents per row (L0), or several: 32,64,128."""
+    lr: Annotated[tuple[float, ...], _several(float, "FLOAT")] = (4e-4,)  # type: ignore[assignment]
+    """Peak learning rate of Adam, or several: 2e-4,4e-4."""
+
+    def __post_init__(self) -> None:
+        if self.gemma_scope_folder is not None:
+            raise ValueError(f"{self.gemma_scope_folder} is one folder for many runs; leave out --gemma-scope-folder")
+        self.configs  # noqa: B018  # refuses a bad combination at the door
+
+    @property
+    def configs(self) -> list[TrainConfig]:
+        """The options of each run; its folder bears its architecture, width, k and, where there are several, rate."""
+        shared = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        found = []
+        for activation, d_sae, k, lr in product(self.activation, self.d_sae, self.k, self.lr):
+            one = TrainConfig(**shared | dict(activation=activation, d_sae=d_sae, k=k, lr=lr))
+            name = f"{one.architecture}_d{d_sae}_k{k}" + (f"_lr{lr:g}" if len(self.lr) > 1 else "")
+            found.append(replace(one, run=self.run_directory / name))
+        return found
+
+    @property
+    def run_directory(self) -> Path:
+        return self.run or default_run(self.model, self.layer, "sweep")
 
 
 def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:

@@ -1,0 +1,120 @@
+"""Many dictionaries from one pass, at the command line: the same as each by itself, interrupted and grown too."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from store.reader import Store
+from tests.conftest import make_store
+from tests.test_commands import run as command
+from tests.train.test_loop import assert_same_run
+from train import loop
+from train.config import SweepConfig
+from train.loop import train
+from train.run import Run
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Store:
+    return make_store(tmp_path_factory.mktemp("sweep") / "store", shard_sequences=64)
+
+
+def options(store: Store, folder, *more: str) -> list[str]:
+    where = f"--model tiny --layer 1 --store {store.directory} --run {folder} --device cpu --heldout-every 0 --aux-k 4"
+    return ["sweep", *where.split(), *f"--tokens {32 * STEPS} --batch-rows 32 --lr 5e-3 --warmup-steps 5".split(), *more]
+
+
+def config_of(store: Store, folder, **changes) -> SweepConfig:
+    return SweepConfig(
+        model="tiny", layer=1, store=store.directory, run=folder, device="cpu", heldout_every=0, aux_k=4, tokens=32 * STEPS,
+        batch_rows=32, lr=(5e-3,), warmup_steps=5, **changes,
+    )  # fmt: skip
+
+
+def test_each_of_a_sweep_is_the_run_that_it_would_be_by_itself(shared, tmp_path, monkeypatch, capsys):
+    code, errors = command(
+        monkeypatch, capsys, "train", *options(shared, tmp_path / "sweep", "--k", "2,4", "--d-sae", "24,40")
+    )
+    assert code == 0
+    configs = config_of(shared, tmp_path / "sweep", k=(2, 4), d_sae=(24, 40)).configs
+    assert all(f"train {one.run_directory.name}:" in errors for one in configs)  # a bar each
+    for one in configs[::3]:
+        alone = replace(one, run=tmp_path / "alone" / one.run_directory.name)
+        train(alone)
+        assert_same_run(one, alone)
+    measured = json.loads((tmp_path / "sweep" / "summary.json").read_text())
+    table = (tmp_path / "sweep" / "summary.txt").read_text()
+    for found in measured:
+        assert found["l0_mean"] == pytest.approx(found["k"], rel=0.3)
+        assert f"{found['fvu']:.4f}" in next(line for line in table.splitlines() if line.startswith(found["run"]))
+    assert (tmp_path / "sweep" / "frontier.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_sweep_reads_every_row_as_often_as_one_run_does(shared, tmp_path, monkeypatch):
+    read, found = [], []
+    monkeypatch.setattr(os, "preadv", lambda *args, real=os.preadv: (read.append(real(*args)), read[-1])[1])
+
+    def bytes_of_steps(k: tuple[int, ...]) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "steps", lambda *args, do=loop.steps: (read.clear(), do(*args), found.append(sum(read))))
+            loop.train_together(config_of(shared, tmp_path / str(len(k)), k=k, d_sae=(40,)).configs)
+        return found[-1]
+
+    assert 0 < bytes_of_steps((4,)) == bytes_of_steps((2, 3, 4))
+
+
+def test_an_interrupted_sweep_saves_all_and_goes_on_and_a_grown_one_trains_only_what_is_new(
+    shared, tmp_path, monkeypatch, capsys
+):
+    stepped = []
+
+    def step(run, batch, waited, real=Run.step):
+        stepped.append(run.folder.name)
+        if len(stepped) == 2 * 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(run, batch, waited)
+
+    monkeypatch.setattr(Run, "step", step)
+    folder = tmp_path / "sweep"
+    code, errors = command(monkeypatch, capsys, "train", *options(shared, folder, "--k", "2,4", "--d-sae", "40"))
+    assert code == 130
+    assert "the same command continues" in errors
+    assert len(list(folder.glob("*/checkpoint.safetensors"))) == 2
+    assert command(monkeypatch, capsys, "train", *options(shared, folder, "--k", "2,4", "--d-sae", "40"))[0] == 0
+    assert len(stepped) == 2 * STEPS
+    assert command(monkeypatch, capsys, "train", *options(shared, folder, "--k", "2,3,4", "--d-sae", "40"))[0] == 0
+    assert stepped[2 * STEPS :] == ["matryoshka_batchtopk_d40_k3"] * STEPS
+    assert len(json.loads((folder / "summary.json").read_text())) == 3
+    whole = config_of(shared, tmp_path / "whole", k=(2,), d_sae=(40,)).configs[0]
+    train(whole)
+    assert_same_run(config_of(shared, folder, k=(2,), d_sae=(40,)).configs[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--k 4,50 --d-sae 40", "k is 50, but the dictionary has only 40 latents"),
+        ("--k 4 --d-sae 24,40 --prefix-sizes 10,40", "but d_sae is 24"),
+        ("--k 4,4 --d-sae 40", "leave out the value that is given twice"),
+        ("--k 4 --d-sae 40 --gemma-scope-folder out", "is one folder for many runs"),
+    ],
+)
+def test_a_bad_sweep_is_one_line_before_anything_is_made(shared, tmp_path, monkeypatch, capsys, more, message):
+    code, errors = command(monkeypatch, capsys, "train", *options(shared, tmp_path / "sweep", *more.split()))
+    assert code == 1
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_store_without_heldout_rows_is_refused_before_training(tmp_path, monkeypatch, capsys):
+    store = make_store(tmp_path / "store", 1)
+    code, errors = command(monkeypatch, capsys, "train", *options(store, tmp_path / "sweep", "--k", "4", "--d-sae", "40"))
+    assert code == 1
+    assert "has no held-out rows" in errors
+    assert not (tmp_path / "sweep").exists()
