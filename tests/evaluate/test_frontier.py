@@ -36,6 +36,12 @@ def test_topk_changes_its_k(store):
     assert Dial(topk, store, CPU).at(3.0).config.k == 3
 
 
+def test_the_l0_of_an_autoencoder_is_counted_on_what_it_reads(store):
+    sae = make_transcoder(d_in=10, d_out=10, d_sae=40, prefix_sizes=(40,), k=8, source_site="mlp_out", view="raw")
+    [found] = evaluate([sae], store, "train", 64, CPU)
+    assert Dial(sae, store, CPU).l0 == pytest.approx(found["l0_mean"])
+
+
 def test_a_sweep_has_the_same_l0s_for_all(dial):
     first, second = sweep([dial, dial])
     assert len(first) >= 4

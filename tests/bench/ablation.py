@@ -1,0 +1,174 @@
+"""`python -m tests.bench.ablation STORE`: what each choice of the default buys, on held-out rows.
+
+The demo's recipe on fewer rows, and the same with one choice changed. A change within CLOSE of the default, and the default
+itself, are trained with three seeds and compared seed by seed. What is finished is kept in --results, and not done again.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from evaluate.metrics import measure_rows, result_of
+from store.command import command, parse, parse_count
+from store.files import write_text
+from store.reader import Store, open_store
+from train.config import TrainConfig
+from train.loop import identity_of, run_to_the_end, start
+from train.parallel import Ranks
+from train.presets import expand
+from train.run import Run
+
+CLOSE = 0.005
+"""Held-out FVU: seeds differ by up to 0.002."""
+SEEDS = (0, 1, 2)
+CPU = torch.device("cpu")
+ROWS, HELDOUT_ROWS = 2048, 8192
+RESULT = "measured.json"
+CALIBRATED, AVERAGE = "calibrated", "average"
+"""How the threshold was found: on training rows afterwards, or by the moving average of training."""
+DEFAULT, MOVING = "the default", "threshold from the moving average"
+
+
+def tied(run: Run) -> None:
+    """The encoder starts as the decoder's transpose (arXiv 2406.04093)."""
+    run.module.encoder.copy_(run.module.decoder)
+
+
+def scaled_encoder(factor: float, run: Run) -> None:
+    run.module.encoder.mul_(factor)
+
+
+def centre_nothing(run: Run) -> None:
+    """The view as it is, at the same mean square."""
+    module = run.module
+    variance = 1 / module.input_scale**2
+    module.input_scale.copy_((variance + module.input_mean.square().mean()).rsqrt())
+    module.input_mean.zero_()
+
+
+def free_decoder(run: Run) -> None:
+    """Decoder rows of any norm, selection by the pre-activations alone."""
+    run.module.renormalise = lambda: None
+
+
+def fold_norms(run: Run) -> None:
+    """Decoder rows' norms go to the encoder and its bias instead of being dropped: the function stays what it was."""
+    module = run.module
+
+    def renormalise() -> None:
+        norm = torch.linalg.vector_norm(module.decoder, dim=1)
+        module.decoder.div_(norm[:, None])
+        module.encoder.mul_(norm[:, None])
+        module.b_enc.mul_(norm)
+
+    module.renormalise = renormalise
+
+
+def no_momentum(run: Run) -> None:
+    """Adam's beta1 is 0 (Gemma Scope, arXiv 2408.05147)."""
+    for group in run.optimizer.param_groups:
+        group["betas"] = (0.0, 0.999)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed: fields of the config, or the run before its first step."""
+
+    changes: dict[str, object]
+    prepare: Callable[[Run], None] = lambda run: None
+
+
+LR = 4e-3
+VARIANTS = {
+    DEFAULT: Variant({}),
+    "view normed": Variant({"view": "normed"}),
+    "view raw": Variant({"view": "raw"}),
+    "input not centred": Variant({}, centre_nothing),
+    "AuxK off": Variant({"aux_weight": 0.0}),
+    "dead after 20,000 tokens": Variant({"dead_after": 20_000}),
+    "dead after 20,000 tokens, AuxK weight 1/4": Variant({"dead_after": 20_000, "aux_weight": 0.25}),
+    "encoder starts as the decoder": Variant({}, tied),
+    "encoder starts at a tenth": Variant({}, partial(scaled_encoder, 0.1)),
+    "encoder starts three times as large": Variant({}, partial(scaled_encoder, 3.0)),
+    "decoder norms free": Variant({}, free_decoder),
+    "decoder norms folded into the encoder": Variant({}, fold_norms),
+    "learning rate halved": Variant({"lr": LR / 2}),
+    "learning rate doubled": Variant({"lr": 2 * LR}),
+    "no warm-up": Variant({"warmup_steps": 0}),
+    "learning rate constant after warm-up": Variant({"min_lr": 1.0}),
+    "Adam without momentum": Variant({}, no_momentum),
+    "batch 256": Variant({"batch_rows": 256}),
+    "batch 1,024": Variant({"batch_rows": 1024}),
+    "last prefix weighs 4 times": Variant({"prefix_sizes": "1024,2048,4096,6144,8189,8190,8191,8192"}),
+    "first prefix weighs 4 times": Variant({"prefix_sizes": "1021,1022,1023,1024,2048,4096,6144,8192"}),
+    "random prefixes": Variant({"random_prefixes": 5}),
+    "not nested": Variant({"prefix_sizes": "none"}),
+    "TopK": Variant({"activation": "topk"}),
+    "JumpReLU": Variant({"activation": "jumprelu"}),
+}
+
+
+def measured(name: str, seed: int, store: Store, tokens: int, results: Path) -> dict:
+    """Trains a variant and measures it on held-out rows, unless that was done before."""
+    variant = VARIANTS[name]
+    folder = results / f"{tokens}" / f"{name.replace(' ', '_').replace('/', '_')}_{seed}"
+    if (folder / RESULT).exists():
+        return json.loads((folder / RESULT).read_text())
+    demo = parse(TrainConfig, "ablation", expand(["--preset", "demo"]))
+    recipe = store.manifest.recipe
+    config = replace(
+        demo, model=recipe.model, layer=recipe.layer, store=store.directory, run=folder, tokens=tokens, seed=seed,
+        device="cpu", heldout_every=0, checkpoint_every=10**9, **variant.changes,
+    )  # fmt: skip
+    run = start(config, store, CPU, identity_of(config, store, CPU), Ranks())
+    variant.prepare(run)
+    [transcoder] = run_to_the_end([run], store, Ranks())
+    made = {CALIBRATED: transcoder, AVERAGE: run.module.export(store.fingerprint, "")}
+    accumulators, facts = measure_rows(list(made.values()), store, "heldout", ROWS, CPU, limit=HELDOUT_ROWS)
+    results = {key: result_of(a, facts, store) for key, a in zip(made, accumulators, strict=True)}
+    write_text(folder / RESULT, json.dumps(results) + "\n")
+    return results
+
+
+def row(name: str, store: Store, tokens: int, results: Path) -> str:
+    """A line of the table: means over the seeds, and each seed's difference from the default's FVU."""
+
+    def of(variant: str, seed: int) -> dict:
+        if variant == MOVING:
+            return measured(DEFAULT, seed, store, tokens, results)[AVERAGE]
+        return measured(variant, seed, store, tokens, results)[CALIBRATED]
+
+    def difference(seed: int) -> float:
+        return of(name, seed)["fvu"] - of(DEFAULT, seed)["fvu"]
+
+    seeds = SEEDS if abs(difference(0)) < CLOSE else SEEDS[:1]
+    found = [of(name, seed) for seed in seeds]
+    fvu, l0, dead = (statistics.mean(result[key] for result in found) for key in ("fvu", "l0_mean", "dead_fraction"))
+    first = statistics.mean(next(iter(result["fvu_per_prefix"].values())) for result in found)
+    by_seed = "" if name == DEFAULT else ", ".join(f"{difference(seed):+.4f}" for seed in seeds)
+    return f"| {name} | {fvu:.4f} | {by_seed} | {first:.4f} | {l0:.1f} | {dead:.1%} |"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--tokens", type=parse_count, default=100_000)
+    parser.add_argument("--results", type=Path, default=Path("results/ablation"))
+    parser.add_argument("--only", nargs="*", choices=[*VARIANTS, MOVING], default=[*VARIANTS, MOVING])
+    options = parser.parse_args()
+    with command("ablation"):
+        store = open_store(options.store)
+        print("| changed | FVU | minus the default, by seed | smallest prefix | L0 | dead |\n|---|---|---|---|---|---|")
+        for name in options.only:
+            print(row(name, store, options.tokens, options.results), flush=True)
+
+
+if __name__ == "__main__":
+    main()
