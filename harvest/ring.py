@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from store.ring import has_room, load_trained
+from store.ring import has_room, load_ring, load_trained
 from store.writer import StoreWriter
 
 PAUSE = 0.2
@@ -47,13 +47,16 @@ class RingKeeper:
         return True
 
     def look(self) -> None:
-        """Reads what the trainers say, and deletes accordingly."""
+        """Reads what the trainers say; rank 0 deletes accordingly."""
         states = [load_trained(writer.directory) for writer in self.writers]
         for index, (writer, state) in enumerate(zip(self.writers, states, strict=True)):
+            if writer.rank:
+                ring = load_ring(writer.directory)
+                self.trained[index] = ring.deleted if ring else 0  # what rank 0 has not deleted yet still takes room
+                continue
             trained = 0 if state is None else state.shards
             if trained > self.trained[index]:
-                if writer.rank == 0:
-                    writer.keep_ring(self.keep, trained)
+                writer.keep_ring(self.keep, trained)
                 self.trained[index] = trained
         self.finished = all(state is not None and state.finished for state in states)
 

@@ -154,9 +154,10 @@ class StoreWriter:
         )
         if self.rank == 0 and number == len(self.manifest.shards):
             self._enter(pending, sums)
-            self.commit()
         else:
             write_text(self._pending_path(number), pending.model_dump_json(indent=1) + "\n")
+        if self.rank == 0:
+            self.commit()
         return entry
 
     def commit(self) -> None:

@@ -19,13 +19,14 @@ class Stopped(BaseException):
 
 
 def configs(folder: Path) -> dict[str, TrainConfig]:
-    """By the run's folder. `stopped` is left at its checkpoint; `begun` and `whole` are of the same options."""
+    """By the run's folder. `stopped` is left at its checkpoint, `begun` is begun by one process; `followed` has a ring."""
     base = TrainConfig(
         model="tiny", layer=1, store=folder / "store", d_sae=40, k=4, tokens=32 * 30, batch_rows=32, lr=5e-3,
         warmup_steps=5, checkpoint_every=10, log_every=5, heldout_every=20, heldout_rows=100, dead_after=200, aux_k=4,
         device="cpu",
     )  # fmt: skip
     kinds = {kind: replace(base, activation=kind) for kind in KINDS} | {"begun": base, "stopped": base}
+    kinds["followed"] = replace(base, follow=True, store=folder / "ring", tokens=32 * 9)
     return {name: replace(config, run=folder / name) for name, config in kinds.items()}
 
 
