@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, open_corpus, steadily
+from harvest.lanes import Lanes
 from harvest.loop import recipe_of
-from harvest.model import LanguageModel, load_model
+from harvest.model import load_model
 from harvest.shard import run_shard
 from harvest.text import load_tokenizer
 from harvest.tokens import SpecialTokens, pack, tokenize
@@ -106,9 +107,10 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
     now = recipe_of(harvest, recipe.layer, corpus, model, getattr(torch, recipe.compute_dtype))
     if now != recipe:
         raise ValueError(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
+    lanes = Lanes(model)
     for number, shard in enumerate(manifest.shards):
         if shard.name in damaged:
-            repair_shard(harvest, manifest, number, corpus, model)
+            repair_shard(harvest, manifest, number, corpus, lanes)
 
 
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
@@ -133,14 +135,14 @@ def revision_on_hub(manifest: Manifest) -> str | None:
     return None if ":" in revision else revision
 
 
-def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, model: LanguageModel) -> None:
+def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:
     """Harvests one shard again. ValueError when it comes out otherwise than recorded; the damaged one stays then."""
-    shard, recipe = manifest.shards[number], manifest.recipe
+    shard, recipe, model = manifest.shards[number], manifest.recipe, lanes.models[0]
     texts = islice(steadily(corpus, shard.first_document), shard.next_document - shard.first_document)
     special = SpecialTokens.of(model.tokenizer)
     packed = next(pack(tokenize(texts, model.tokenizer), shard.first_document, special, shard.n_sequences, recipe.context))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
-        rows = run_shard(model, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
+        rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
     arrays, _ = shard_arrays(rows, number, recipe, model.norm)
     path = harvest.directory / shard.name
     with appearing_whole(path) as partial:

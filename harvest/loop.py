@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, is_on_this_machine, open_corpus, steadily
+from harvest.lanes import Lanes
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
 from harvest.ranks import Rank
@@ -108,7 +109,8 @@ def _fill(
         position=rank.local,
     )  # fmt: skip
     number = first - 1
-    on_cpu = resolve_device(config.device).type == "cpu"  # there the writer would only take cores from the model
+    lanes = Lanes(model)
+    on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
     with bar, ThreadPoolExecutor(1) as thread:
         writing: Future | None = None
         for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
@@ -119,7 +121,7 @@ def _fill(
                     return number
             lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
             if rank.takes(number) and lacking:
-                rows = run_shard(model, packed, config, tuple(lacking), number, bar.update)
+                rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update)
                 if writing is not None:
                     writing.result()  # one shard is written while the next is computed, so that memory is bounded
                 writing = thread.submit(_write, lacking, rows, number)

@@ -1,7 +1,8 @@
 """The language model: tokens -> the sites of one layer, nothing above that layer run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -54,6 +55,11 @@ class LanguageModel:
         return cast(PreTrainedModel, self.bridge.original_model)
 
     @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        return torch.device(self.bridge.cfg.device)
+
+    @property
     def d_model(self) -> int:
         """Width of every site."""
         return self.bridge.cfg.d_model
@@ -69,9 +75,15 @@ class LanguageModel:
         """The sites of each layer from one run, which stops after the highest of them."""
         names = {(layer, site): SITES[site].format(layer=layer) for layer in layers for site in sites}
         _, cache = self.bridge.run_with_cache(
-            tokens.to(self.bridge.cfg.device).long(), names_filter=list(names.values()), stop_at_layer=max(layers) + 1
+            tokens.to(self.device).long(), names_filter=list(names.values()), stop_at_layer=max(layers) + 1
         )
         return {layer: {site: cache[names[layer, site]] for site in sites} for layer in layers}
+
+    def twin(self) -> "LanguageModel":
+        """Another over the same weights, with hooks of its own: two threads can run one each."""
+        whole = self.whole
+        shared = [*whole.parameters(), *whole.buffers(), self.tokenizer]
+        return replace(self, bridge=deepcopy(self.bridge, {id(each): each for each in shared}))
 
 
 def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from harvest.config import HarvestConfig
+from harvest.lanes import Lanes
 from harvest.model import LanguageModel
 from harvest.shard import run_shard
 from harvest.tokens import PackedShard
@@ -18,7 +19,7 @@ from store.remote import Place, Remote
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
-PROBE_BATCHES = 3
+PROBE_BATCHES = 4
 PROBE_BYTES = 64 << 20
 
 
@@ -93,15 +94,15 @@ class Probe:
 
 def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> Probe:
     """Runs a few batches of the shard, after one to warm up, and writes PROBE_BYTES beside the store."""
-    batch = config.batch_sequences
+    batch, lanes = config.batch_sequences, Lanes(model)
 
     def run(batches: int) -> int:
         tokens = packed.tokens[: batches * batch]
         cut = PackedShard(tokens=tokens, first_document=0, next_document=0)
-        run_shard(model, cut, config, config.layers, 1)
+        run_shard(lanes, cut, config, config.layers, 1)
         return tokens.numel()
 
-    run(1)
+    run(lanes.n)
     start = time.perf_counter()
     n_tokens = run(PROBE_BATCHES)
     seconds = time.perf_counter() - start

@@ -1,11 +1,13 @@
-"""One shard: the model runs batch after batch while earlier batches are copied to the host; checked there."""
+"""One shard: the model runs its batches while earlier ones are copied to the host; checked there."""
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from harvest.config import SITES, HarvestConfig
+from harvest.lanes import Lanes
 from harvest.model import LanguageModel
 from harvest.tokens import PackedShard
 from store.writer import ShardRows
@@ -21,14 +23,16 @@ class HostRows:
         self.rows, self.dtype = rows, dtype
         self.buffers: dict[int, dict[str, Tensor]] = {}
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.lock = Lock()
 
     def take(self, layer: int, site: str, values: Tensor, start: int) -> None:
-        """Begins the copy of a batch's rows to row `start` on; the device may go on computing."""
+        """Begins the copy of a batch's rows to row `start` on; the device may go on computing. Thread-safe."""
         values = values.detach().flatten(0, 1)
         on_gpu = values.device.type == "cuda"
-        sites = self.buffers.setdefault(layer, {})
-        if site not in sites:
-            sites[site] = torch.empty(self.rows, values.shape[1], dtype=self.dtype, pin_memory=on_gpu)
+        with self.lock:
+            sites = self.buffers.setdefault(layer, {})
+            if site not in sites:
+                sites[site] = torch.empty(self.rows, values.shape[1], dtype=self.dtype, pin_memory=on_gpu)
         place = sites[site][start : start + len(values)]
         if not on_gpu:
             place.copy_(values)
@@ -48,12 +52,13 @@ class HostRows:
 
 
 def run_shard(
-    model: LanguageModel, packed: PackedShard, config: HarvestConfig, layers: tuple[int, ...], number: int,
+    lanes: Lanes, packed: PackedShard, config: HarvestConfig, layers: tuple[int, ...], number: int,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> dict[int, ShardRows]:  # fmt: skip
     """The rows of every token of a shard, by layer. ValueError when the first batch's sites do not add up."""
     host = HostRows(packed.tokens.numel(), getattr(torch, config.dtype))
-    for start in range(0, len(packed.tokens), config.batch_sequences):
+
+    def run_batch(model: LanguageModel, start: int) -> int:
         tokens = packed.tokens[start : start + config.batch_sequences]
         first = number == start == 0
         found = model.run_layers(tokens, layers, tuple(SITES) if first else config.sites)
@@ -62,7 +67,9 @@ def run_shard(
                 check_identity(sites)
             for site in config.sites:
                 host.take(layer, site, sites[site], start * packed.tokens.shape[1])
-        progress(tokens.numel())
+        return tokens.numel()
+
+    lanes.run(run_batch, range(0, len(packed.tokens), config.batch_sequences), progress)
     return {
         layer: ShardRows(
             tokens=packed.tokens, sites=sites, first_document=packed.first_document, next_document=packed.next_document

@@ -58,7 +58,7 @@ class Tokenizer:
 class Model:
     """Sites that depend on the tokens alone, at once."""
 
-    revision, tokenizer_hash, d_model, tokenizer = "r", "t", 4, Tokenizer()
+    revision, tokenizer_hash, d_model, tokenizer, device = "r", "t", 4, Tokenizer(), torch.device("cpu")
 
     def norm_of(self, layer: int) -> Norm:
         return Norm(kind="rms", eps=1e-6, gain=torch.ones(4))
