@@ -16,7 +16,7 @@ from evaluate.forward import Forward
 from evaluate.frontier import CE_FACTORS, FACTORS, Dial, sweep
 from evaluate.inputs import fvu_by_view
 from evaluate.matched import Point, at_equal_l0
-from evaluate.metrics import Accumulator, ByDocument, measure_rows, result_of, with_intervals
+from evaluate.metrics import Accumulator, ByDocument, measure_rows, result_of, sums_of, with_intervals
 from evaluate.rows import Facts
 from evaluate.semantics import semantics
 from evaluate.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
@@ -135,7 +135,7 @@ class _Comparison:
         results = results_of(accumulators[: len(subjects)], facts, self.store, table)
         if self.moved is not None:
             ours = len(subjects) if extra else 0
-            pair = [result_of(accumulators[ours], facts, self.store), results[1]]
+            pair = [sums_of(accumulators[ours], facts), results[1]]
             results[1]["matched"] = {
                 "l0": [each["l0_mean"] for each in pair], "fvu": [each["fvu"] for each in pair],
                 "minus_ours": table.minus(1, ours),
@@ -152,7 +152,7 @@ class _Comparison:
             [*(variant.transcoder for variant in variants), *nested], self.store, "heldout", self.config.batch_rows,
             self.device, limit=FRONTIER_ROWS,
         )  # fmt: skip
-        found = [result_of(a, facts, self.store) for a in accumulators]
+        found = [sums_of(a, facts) for a in accumulators]
         self.l0s = [each["l0_mean"] for each in found[: len(variants)]]
         table = ByDocument.of(accumulators, facts)
         first = len(self.variants[0])

@@ -85,20 +85,26 @@ METRICS = {
 """
 
 
+def sums_of(a: Accumulator, facts: Facts) -> dict:
+    """What sums over rows give: METRICS, and FVU and L0 by prefix."""
+    sizes = [str(size) for size in a.transcoder.config.prefix_sizes]
+    found = {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
+    return found | {
+        "fvu_per_prefix": dict(zip(sizes, (a.sse.sum(0) / facts.variation.sum()).tolist(), strict=True)),
+        "l0_per_prefix": dict(zip(sizes, a.l0.double().mean(0).tolist(), strict=True)),
+    }
+
+
 def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
     """The metrics as they are written to metrics.json, without intervals."""
     config, rows = a.transcoder.config, a.filled
-    sizes = [str(size) for size in config.prefix_sizes]
     density = a.fired.cpu().double() / rows
     alike = redundancy(a.transcoder.W_dec)
     alive = (a.fired > 0).cpu()
     dead = int((~alive).sum())
     l0 = percentiles(torch.bincount(a.l0[:, -1]), PERCENTILES)
     explained = 1 - a.by_dimension.cpu() / facts.by_dimension.clamp_min(torch.finfo(torch.float64).tiny)
-    result = {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
-    return result | {
-        "fvu_per_prefix": dict(zip(sizes, (a.sse.sum(0) / facts.variation.sum()).tolist(), strict=True)),
-        "l0_per_prefix": dict(zip(sizes, a.l0.double().mean(0).tolist(), strict=True)),
+    return sums_of(a, facts) | {
         "dead_per_prefix": {str(size): int((~alive[:size]).sum()) for size in config.prefix_sizes},
         "fvu_by_position": _by_band(a, facts, bands(facts.places.position, POSITION_EDGES)),
         "fvu_by_token_rank": _by_band(a, facts, bands(token_rank(facts.places.token), RANK_EDGES)),
