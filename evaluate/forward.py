@@ -1,5 +1,7 @@
 """A transcoder run sparsely: active latents as a list, and every prefix's reconstruction from one decode."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,3 +42,27 @@ class Forward:
         if self.transcoder.config.standardised:
             recon = torch.stack([self.transcoder.scaled_back(part, x) for part in recon])
         return recon, torch.bincount(bags.bag, minlength=groups * rows).view(groups, rows).cumsum(0)
+
+
+class Family:
+    """Forwards of one encoder at several thresholds: one scan above the lowest of them serves all."""
+
+    def __init__(self, members: Sequence[Forward]) -> None:
+        self.members = members
+        self.lowest = torch.stack([member.cutoff for member in members]).amin(0)
+
+    def entries(self, x: Float[Tensor, "rows d_in"]) -> Iterator[Entries]:
+        """The active latents of each member."""
+        first = self.members[0]
+        if len(self.members) == 1:
+            yield first.entries(x)
+            return
+        found = scan(x, first.encoder, first.transcoder.b_enc, self.lowest, low_precision=False)
+        for member in self.members:
+            yield found.where(found.value > member.cutoff.index_select(0, found.latent))
+
+
+def kinship(t: Transcoder) -> tuple:
+    """Equal for transcoders whose entries differ by their thresholds alone."""
+    same = (t.W_enc.data_ptr(), t.b_enc.data_ptr(), t.config.view, t.config.standardised)
+    return same if t.config.activation == "threshold" else (id(t),)

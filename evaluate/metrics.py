@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.forward import Forward
+from evaluate.forward import Family, Forward, kinship
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
 from evaluate.redundancy import redundancy
 from evaluate.rows import OUTLIER, POSITION_EDGES, RANK_EDGES, Facts, bands, places, token_rank
 from store.batches import Batch, batches
 from store.manifest import Split
 from store.reader import Store
+from store.sparse import Entries
 from store.transcoder import Transcoder
 
 DENSITY_BINS = torch.arange(-6.0, 0.5, 0.5)
@@ -40,9 +41,8 @@ class Accumulator:
         self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
 
-    def add(self, x: Tensor, y: Tensor, mean: Tensor) -> None:
-        """Adds a batch: x is this transcoder's view, y the target, `mean` the target's mean over all rows."""
-        entries = self.forward.entries(x)
+    def add(self, entries: Entries, x: Tensor, y: Tensor, mean: Tensor) -> None:
+        """Adds a batch: its active latents, its view x, the target y, and `mean`, the target's over all rows."""
         recon, l0 = self.forward.prefixes(entries, x)
         here = slice(self.filled, self.filled + len(x))
         self.cosine[here] = torch.nn.functional.cosine_similarity(recon[-1], y, dim=1).double().cpu()
@@ -233,7 +233,7 @@ def measure_rows(
     variation, scalar = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
     by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
     accumulators = [Accumulator(transcoder.to(device), n) for transcoder in transcoders]
-    norm = store.norm.to(device)
+    families, norm = relatives(accumulators), store.norm.to(device)
     for batch in in_order("evaluate"):
         here = slice(start, start + len(batch.source))
         centred = batch.target - mean
@@ -241,9 +241,12 @@ def measure_rows(
         scalar[here] = (batch.target - mean.mean()).square_().sum(1).cpu()
         by_dimension += centred.square().sum(0)
         shift += centred[inlier[here].to(device)].sum(0)
-        for a in accumulators:
-            dtype = a.transcoder.W_dec.dtype
-            a.add(a.transcoder.view(batch.source, norm).to(dtype), batch.target.to(dtype), mean.to(dtype))
+        for members in families:
+            first, dtype = members[0].transcoder, members[0].transcoder.W_dec.dtype
+            x, y, middle = first.view(batch.source, norm).to(dtype), batch.target.to(dtype), mean.to(dtype)
+            shared = Family([a.forward for a in members]).entries(x)
+            for a, entries in zip(members, shared, strict=True):
+                a.add(entries, x, y, middle)
         start = here.stop
     kept = variation * inlier
     exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
@@ -251,6 +254,14 @@ def measure_rows(
         places(store, split, n), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares
     )
     return accumulators, facts
+
+
+def relatives(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:
+    """Those whose active latents one scan can find, together."""
+    found: dict[tuple, list[Accumulator]] = {}
+    for a in accumulators:
+        found.setdefault(kinship(a.transcoder), []).append(a)
+    return list(found.values())
 
 
 def sites_of(transcoders: Sequence[Transcoder]) -> tuple[str, str]:
