@@ -91,7 +91,7 @@ standin := $(demo_results)/jumprelu
 brief := --sequences 0 --no-probes
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
-	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 245760 --shard-tokens 16384 \
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 163840 --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
 	@$(PY) -m train --preset demo
 	@$(PY) -m evaluate metrics $(demo_where)

@@ -199,12 +199,16 @@ class Run:
 
 
 def calibrate(run: Run, store: Store) -> Tensor:
-    """The one threshold at which the finished weights have a mean L0 of k on a store's training rows (BatchTopK)."""
+    """The one threshold at which the finished weights have a mean L0 of k on a store's training rows (BatchTopK).
+
+    The rows are those that would be trained on next: where training ends within its first epoch it has not seen them. On
+    rows just trained on more latents pass a threshold than on others, so that one set there gives too high an L0 elsewhere.
+    """
     config, module = run.config, run.module
-    rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
+    cursor, rows = run.done * config.batch_rows, min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
     stream = batches(
         store, "train", config.batch_rows, view=config.input_view, sites=(config.source_site, config.target_site),
-        device=module.encoder.device, seed=config.seed + 1, stop=rows,
+        device=module.encoder.device, seed=config.seed, cursor=cursor, stop=cursor + rows,
     )  # fmt: skip
     assert isinstance(module.activation, BatchTopK)
     cutoff = 0.5 * float(module.activation.threshold.min())
