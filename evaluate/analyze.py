@@ -9,20 +9,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import scipy.sparse
 import torch
-from jaxtyping import Float
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
 
 from evaluate.config import AnalyzeConfig
 from evaluate.features import read_summary
+from evaluate.maps import by_directions, by_firing, coactive, communities, spread
 from evaluate.samples import PARQUET
 from store.files import write_text
 from store.transcoder import Transcoder
 
 SHOWN = 10
+READING = "Near points are alike; distances between far ones say little. Point at one to see which it is."
 DENSE = 0.1
 """Features that fire on more than this share of the rows are called dense."""
 Section = tuple[str, str, Sequence[str], list[list[str]]]
+Map = tuple[str, str, list[tuple[float, float, int, str]]]
+"""Title, note and points: x and y in 0..1, a colour's number (from 5 on grey) and a name."""
 
 
 def analyze(config: AnalyzeConfig) -> Path:
@@ -33,20 +35,19 @@ def analyze(config: AnalyzeConfig) -> Path:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder = Transcoder.load(config.run_directory)
     rows = pq.read_table(samples / PARQUET).drop_columns(["text", "histogram"]).to_pylist()
+    graph = coactive(rows)
+    found, modularity = communities(graph)
     sections = [
         frequency(rows), by_prefix(rows, transcoder), groups(rows, "near_decoder", config.alike, "decoder rows"),
-        groups(rows, "near_coactive", config.together, "firing patterns"), hierarchy(rows), *interpretable(rows),
+        groups(rows, "near_coactive", config.together, "firing patterns"),
+        firing_communities(found, modularity, rows), hierarchy(rows), *interpretable(rows),
     ]  # fmt: skip
-    title = "Map of decoder directions"
-    note = "Their two main axes; a colour a prefix, the first in orange. Point at one to see which it is."
-    folder = config.run_directory / "analysis"
-    return write_analysis(folder, summary, sections, decoder_map(transcoder.W_dec, rows), title, note)
+    maps = [direction_map(transcoder, rows), firing_map(graph, found, rows)]
+    return write_analysis(config.run_directory / "analysis", summary, sections, maps)
 
 
-def write_analysis(
-    folder: Path, summary: dict, sections: Sequence[Section], points: Sequence[tuple], map_title: str, map_note: str
-) -> Path:
-    """Writes report.md and report.html; points are x and y in 0..1, a colour's number and a name."""
+def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], maps: Sequence[Map]) -> Path:
+    """Writes report.md and report.html."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
         autoescape=lambda name: str(name).endswith(".html"), trim_blocks=True, lstrip_blocks=True,
@@ -54,7 +55,7 @@ def write_analysis(
     environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", "⏎").replace("\r", "")
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"analysis{Path(name).suffix}").render(
-            summary=summary, sections=sections, points=points, map_title=map_title, map_note=map_note
+            summary=summary, sections=sections, maps=maps
         )
         write_text(folder / name, text)
     return folder
@@ -123,6 +124,20 @@ def components(rows: Sequence[dict], relation: str, least: float) -> list[list[i
     return sorted((part.tolist() for part in parts if len(part) > 1), key=len, reverse=True)
 
 
+def firing_communities(found: Sequence[Sequence[int]], modularity: float, rows: Sequence[dict]) -> Section:
+    """Features that fire with each other more than with the rest: how many, on what, and the most frequent of them."""
+    table = []
+    for group in found[: 2 * SHOWN]:
+        tokens = Counter(rows[i]["top_token"].strip() or "␣" for i in group)
+        common = ", ".join(f"{token} ({n})" for token, n in tokens.most_common(6))
+        most = sorted(group, key=lambda i: -rows[i]["density"])[:6]
+        table.append([f"{len(group):,}", common, ", ".join(f"#{i}" for i in most)])
+    note = f"Louvain's, of each feature's nearest by firing: {len(found):,} hold {sum(map(len, found)):,} of {len(rows):,} "
+    note += f"features; modularity {modularity:.2f} (0 is chance). Numbers count the features with that top token."
+    heads = ("size", "top tokens", "most frequent features")
+    return "Communities of features that fire together", note, heads, table
+
+
 def hierarchy(rows: Sequence[dict]) -> Section:
     """The strongest refinements: a finer latent that fires almost only where a coarser one does."""
     pairs = [(item["score"], row["feature"], item["feature"], item["both"]) for row in rows for item in row["finer"]]
@@ -152,16 +167,31 @@ def consistency(row: dict) -> float:
     return Counter(words).most_common(1)[0][1] / len(words) if words else float("nan")
 
 
-def decoder_map(W_dec: Float[Tensor, "d_sae d_out"], rows: Sequence[dict]) -> list[tuple[float, float, int, str]]:
-    """x and y in 0..1 of each decoder direction on its two main axes, its prefix's number, and its name."""
-    unit = torch.nn.functional.normalize(W_dec, dim=1)
-    centred = unit - unit.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:]
-    place = centred @ axes
-    low, high = place.amin(0), place.amax(0)
-    place = (place - low) / (high - low).clamp_min(1e-9)
+def direction_map(transcoder: Transcoder, rows: Sequence[dict]) -> Map:
+    """Features that write alike lie together; a colour a prefix."""
+    chosen = spread(np.arange(len(rows)))
+    places = by_directions(transcoder.W_dec.numpy(), chosen)
     sizes = sorted({row["prefix"] for row in rows})
-    return [
-        (round(x, 4), round(y, 4), sizes.index(row["prefix"]), named(row))
-        for (x, y), row in zip(place.tolist(), rows, strict=True)
-    ]
+    colours = [sizes.index(rows[i]["prefix"]) for i in chosen]
+    note = f"{of_all(chosen, rows)} A colour a prefix, the first in orange. {READING}"
+    return "Map by decoder directions", note, pointed(places, colours, rows, chosen)
+
+
+def firing_map(graph: scipy.sparse.csr_array, found: Sequence[Sequence[int]], rows: Sequence[dict]) -> Map:
+    """Features that fire together lie together; the largest communities have colours."""
+    community = np.full(len(rows), len(found))
+    for number, group in enumerate(found):
+        community[group] = number
+    chosen = spread(np.flatnonzero(np.diff(graph.indptr)))
+    places = by_firing(graph, chosen)
+    note = f"{of_all(chosen, rows)} The five largest communities have a colour, the first is orange. {READING}"
+    return "Map by firing", note, pointed(places, community[chosen].tolist(), rows, chosen)
+
+
+def of_all(chosen: np.ndarray, rows: Sequence[dict]) -> str:
+    return f"{len(chosen):,} of {len(rows):,} features, laid out by t-SNE."
+
+
+def pointed(places: np.ndarray, colours: Sequence[int], rows: Sequence[dict], chosen: np.ndarray) -> list:
+    parts = zip(places.round(4).tolist(), colours, chosen.tolist(), strict=True)
+    return [(x, y, colour, named(rows[latent])) for (x, y), colour, latent in parts]

@@ -70,7 +70,7 @@ def compare_layers(config: CompareLayersConfig) -> Path:
     title = "Firing alike against writing alike"
     note = "A dot a feature: to the right, the cosine of firing with its partner in the next layer; downwards, the largest "
     note += "|cosine| of its decoder row with one of the next layer's. Colours are prefixes, the first in orange."
-    return write_analysis(folder, summary, sections, points, title, note)
+    return write_analysis(folder, summary, sections, [(title, note, points)])
 
 
 def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:

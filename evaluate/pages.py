@@ -1,7 +1,7 @@
 """The browser's pages: what was asked for -> HTML. The server and the static export call the same functions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jinja2
@@ -13,11 +13,12 @@ from evaluate.links import Links
 
 PAGE_ROWS, TREE_ROWS = 50, 20
 SHADES = 9
-SPLIT_COSINE = 0.3
-"""A finer latent whose decoder row has at least this cosine with a coarse one's is shown as split from it."""
+SPLIT_COSINE, WITHIN = 0.3, 0.1
+"""A finer latent is shown as split from a coarse one from this cosine of decoder rows on, as firing within it where the
+coarse one fires so much more often than at chance."""
 METRICS = (
     ("fvu", "FVU", "{:.4f}"), ("l0_mean", "mean L0", "{:.1f}"), ("d_sae", "width", "{:,}"), ("k", "k", "{}"),
-    ("dead_fraction", "dead", "{:.2%}"), ("redundancy", "redundancy", "{:.2e}"),
+    ("dead_fraction", "dead", "{:.2%}"), ("redundancy", "redundancy", "{:.2g}"),
     ("cosine_similarity", "cosine", "{:.4f}"), ("mean_max_cosine", "mean largest cosine", "{:.3f}"),
     ("n_rows", "held-out rows", "{:,}"),
 )  # fmt: skip
@@ -172,7 +173,7 @@ def feature_view(features: Features, latent: int) -> dict:
 def branch(features: Features, record: dict) -> dict:
     """A coarse latent with its finer ones: by conditional firing, then by decoder."""
     root = features.brief(record["feature"])
-    within = [item | features.brief(item["feature"]) for item in record["finer"]]
+    within = [item | features.brief(item["feature"]) for item in record["finer"] if item["score"] >= WITHIN]
     split = [item | features.brief(item["feature"]) for item in record["near_decoder"] if item["score"] >= SPLIT_COSINE]
     return {"root": root, "within": within, "split": [item for item in split if item["prefix"] > root["prefix"]]}
 
@@ -197,12 +198,20 @@ def curves_of(runs: list[Run]) -> dict | None:
     if len(runs) == 1:
         names = {"all latents": "fvu", "worst prefix": "fvu_max", "mean of prefixes": "fvu_mean"}
         return lines({n: [(r["tokens"], r[k]) for r in runs[0].log if k in r] for n, k in names.items()}, log_y=True)
-    return lines({run.name: [(r["tokens"], r["fvu"]) for r in run.log if "fvu" in r] for run in runs}, log_y=True)
+    return lines({n: [(r["tokens"], r["fvu"]) for r in run.log if "fvu" in r] for n, run in named(runs)}, log_y=True)
+
+
+def named(runs: list[Run]) -> Iterator[tuple[str, Run]]:
+    """Runs by what tells their names apart: the folders that all of them lie in are left out."""
+    parts = [run.name.split("/") for run in runs]
+    shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)) - 1)
+    return (("/".join(part[shared:]), run) for part, run in zip(parts, runs, strict=True))
 
 
 def prefixes_of(runs: list[Run]) -> dict | None:
     """FVU by prefix, where there is more than one."""
-    series = {run.name: [(int(m), v) for m, v in (run.metrics or {}).get("fvu_per_prefix", {}).items()] for run in runs}
+    measured = {name: (run.metrics or {}).get("fvu_per_prefix", {}) for name, run in named(runs)}
+    series = {name: [(int(size), fvu) for size, fvu in each.items()] for name, each in measured.items() if each}
     return lines(series, log_x=True) if any(len(line) > 1 for line in series.values()) else None
 
 

@@ -5,8 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.analyze import alignment, analyze, components, consistency, decoder_map, frequency, hierarchy, interpretable
+from evaluate.analyze import (
+    alignment,
+    analyze,
+    by_prefix,
+    components,
+    consistency,
+    firing_map,
+    frequency,
+    hierarchy,
+    interpretable,
+)
 from evaluate.config import AnalyzeConfig, FeaturesConfig
+from evaluate.maps import by_directions, by_firing, coactive, communities
 from evaluate.samples import collect_samples
 from harvest.text import vocabulary_hash
 from tests.conftest import make_store
@@ -65,13 +76,66 @@ def test_alignment_is_the_cosine_of_encoder_and_decoder():
     assert alignment(make_transcoder(d_in=6, d_out=5)) is None
 
 
-def test_the_map_keeps_the_two_widest_directions():
-    t = make_transcoder(d_in=6, d_out=5)
-    points = np.array([point[:2] for point in decoder_map(t.W_dec, [row(i) for i in range(10)])])
-    unit = t.W_dec.double().numpy() / np.linalg.norm(t.W_dec.double().numpy(), axis=1, keepdims=True)
-    u, s, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    for axis, component in ((1, 0), (0, 1)):
-        assert abs(np.corrcoef(points[:, axis], (u * s)[:, component])[0, 1]) == pytest.approx(1, abs=1e-3)
+PLANTED = np.repeat(np.arange(3), 20)
+
+
+def nearest_share_a_group(places: np.ndarray) -> float:
+    distance = ((places[:, None] - places[None]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    return float((PLANTED[distance.argmin(1)] == PLANTED).mean())
+
+
+def test_features_that_write_alike_lie_together_on_the_map():
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(3, 12))[PLANTED] + 0.3 * generator.normal(size=(60, 12))
+    places = by_directions(directions * generator.uniform(1, 100, (60, 1)), np.arange(60))
+    assert places.min() >= 0
+    assert places.max() <= 1
+    assert nearest_share_a_group(places) > 0.95
+
+
+@pytest.fixture
+def planted() -> list[dict]:
+    """Latents of three groups, each firing with ten of its own strongly and with one of the next group weakly."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for latent in range(60):
+        mine = np.setdiff1d(np.flatnonzero(PLANTED[latent] == PLANTED), latent)
+        near = [(int(other), 0.6) for other in generator.permutation(mine)[:10]] + [((latent + 20) % 60, 0.1)]
+        rows.append(row(latent, near_coactive=[{"feature": other, "score": score} for other, score in near]))
+    return rows
+
+
+def test_features_that_fire_together_lie_together_on_the_map(planted):
+    assert nearest_share_a_group(by_firing(coactive(planted), np.arange(60))) > 0.95
+
+
+def test_planted_communities_are_found_and_their_modularity_is_the_formula_s(planted):
+    graph = coactive(planted)
+    found, modularity = communities(graph)
+    assert sorted(found) == [list(range(start, start + 20)) for start in (0, 20, 40)]
+    weight = graph.toarray()
+    degree, total = weight.sum(1), weight.sum()
+    same = PLANTED[:, None] == PLANTED[None]
+    assert modularity == pytest.approx(((weight - np.outer(degree, degree) / total) * same).sum() / total)
+
+
+def test_silent_features_are_in_no_community_and_on_no_map_of_firing():
+    rows = [row(i, near_coactive=[]) for i in range(8)]
+    graph = coactive(rows)
+    assert communities(graph) == ([], 0.0)
+    assert firing_map(graph, [], rows)[2] == []
+
+
+def test_weights_by_prefix_are_the_norms_and_cosines_of_its_latents():
+    t = make_transcoder(d_in=6, d_out=6, d_sae=10)
+    rows = [row(i, prefix=4 if i < 4 else 10, density=i / 100, words=["a", "b"]) for i in range(10)]
+    encoder, decoder = t.W_enc.double().numpy().T, t.W_dec.double().numpy()
+    for line, mine in zip(by_prefix(rows, t)[3], (range(4), range(4, 10)), strict=True):
+        lengths = [(np.sqrt(encoder[i] @ encoder[i]), np.sqrt(decoder[i] @ decoder[i])) for i in mine]
+        cosine = np.mean([encoder[i] @ decoder[i] / (a * b) for i, (a, b) in zip(mine, lengths, strict=True)])
+        expected = [len(mine), *np.mean(lengths, axis=0), cosine, np.median(list(mine)), 50]
+        assert [float(text.rstrip("%")) for text in line[1:]] == pytest.approx(expected, rel=5e-3, abs=6e-4)
 
 
 @pytest.fixture
@@ -93,7 +157,8 @@ def test_the_report_counts_what_the_raw_shards_hold(run):
     markdown, html = (out / "report.md").read_text(), (out / "report.html").read_text()
     dead = int((~dense(store, transcoder).fired.any(0)).sum())
     assert f"| dead (never fired on these rows) |{dead} |" in markdown
-    assert html.count("<circle") == 20
+    maps = html.split("<svg")[1:]
+    assert [part.count("<circle") for part in maps] == [20, 20 - dead]
     assert "Groups by decoder rows" in html
     assert "http" not in html
 

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
+from http.client import HTTPConnection
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -160,7 +161,8 @@ def serving(app) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def browsing(width: int = 1000, scheme: str = "light"):
+def browsing(width: int = 1000, scheme: str = "light", failing: bool = False):
+    """A page in a headless browser, in which nothing may be complained of but, if said so, an answer of 404 or 500."""
     from playwright.sync_api import sync_playwright
 
     complaints = []
@@ -175,7 +177,7 @@ def browsing(width: int = 1000, scheme: str = "light"):
             yield page
         finally:
             browser.close()
-    assert complaints == []
+    assert [text for text in complaints if not (failing and text.startswith("Failed to load resource"))] == []
 
 
 @needs_chromium
@@ -217,9 +219,48 @@ def test_no_page_is_cut_off_or_complains(results, width, scheme):
             f"/feature/{RUN}/0",
             f"/tree/{RUN}",
             f"/compare?a={RUN}:0&b={RUN}:1",
+            f"/compare?a={RUN}@10&b={RUN}",
+            f"/features/{RUN}?q=alpha&sort=density",
+            "/run/tiny/layer1/empty",
+            "/run/tiny/layer1/damaged",
         ):
             page.goto(url + path)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+@needs_chromium
+def test_hostile_text_and_broken_runs_do_nothing_in_a_browser(results):
+    before = {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")}
+    with serving(make_app(results)) as url, browsing(390, failing=True) as page:
+        for path in (f"/feature/{RUN}/0", f"/features/{RUN}?q=%3Cscript%3Ealert(1)", f"/tree/{RUN}", f"/compare?a={RUN}:0"):
+            page.goto(url + path)
+            assert SCRIPT in page.locator("main").inner_text(), path
+            assert page.locator("main script").count() == 0
+        page.goto(f"{url}/feature/{RUN}/0")
+        assert page.locator(".words", has_text=HEBREW).count() > 0
+        assert page.locator(".words").first.evaluate("words => getComputedStyle(words).unicodeBidi") == "isolate"
+        for path, said in (
+            ("/run/tiny/layer1/empty", "Not measured yet"), ("/features/tiny/layer1/empty", "has no features yet"),
+            ("/run/tiny/layer1/damaged", "cannot be read"), ("/feature/tiny/layer1/damaged/0", "cannot be read"),
+            ("/tree/tiny/layer1/damaged", "cannot be read"), ("/feature/nobody/0", "there is no run"),
+        ):  # fmt: skip
+            page.goto(url + path)
+            page.wait_for_selector(f"main >> text={said}")
+        page.goto(url)
+        assert page.locator("tbody tr").count() == 3
+        address = url.removeprefix("http://")
+        outside = (
+            "/../secret/report.html", "/static/../../../../secret/report.html", "/static/%2e%2e/base.html", "//etc/passwd",
+            "/report/../secret/evaluation", f"/report/{RUN}/evaluation/../../../../secret",
+        )  # fmt: skip
+        for path in outside:
+            connection = HTTPConnection(address)
+            connection.request("GET", path)  # as it is: a browser would shorten it first
+            answer = connection.getresponse()
+            assert answer.status == 404, path
+            assert b"outside" not in answer.read()
+            connection.close()
+    assert {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")} == before
 
 
 def test_every_link_of_the_export_leads_to_a_file(results, tmp_path):

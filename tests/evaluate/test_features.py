@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +19,8 @@ from evaluate.config import FeaturesConfig
 from evaluate.contexts import SIDE, best
 from evaluate.features import STATE, Collection, bin_edge, bin_of, collect, most_frequent
 from evaluate.neighbours import by_coactivation, by_decoder
-from evaluate.samples import QUANTILES, collect_samples
-from harvest.text import token_texts, vocabulary_hash
+from evaluate.samples import QUANTILES, collect_samples, logit_effects
+from harvest.text import load_unembedding, token_texts, vocabulary_hash
 from store.reader import Store
 from store.transcoder import Transcoder
 from tests.conftest import make_store
@@ -262,6 +266,76 @@ def test_the_summary_says_what_was_looked_at_and_a_second_run_does_nothing(writt
     before = (folder / "features.parquet").stat().st_mtime_ns
     collect_samples(FeaturesConfig(store=store.directory, run=folder.parent, tokenizer=tiny_models["gpt2"], device="cpu"))
     assert (folder / "features.parquet").stat().st_mtime_ns == before
+
+
+KILLER = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from tqdm import tqdm
+from evaluate import features, samples
+from evaluate.config import FeaturesConfig
+from store.transcoder import Transcoder
+from tests.killed import dies_at
+
+store, run, tokenizer, folder = map(Path, sys.argv[1:])
+tqdm.monitor_interval, features.SAVE_SECONDS = 0, -1.0
+
+
+def child(config, owner, name, n):
+    if (pid := os.fork()) == 0:
+        setattr(owner, name, dies_at(getattr(owner, name), n))
+        samples.collect_samples(config)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+points = [(features, "firings_of", n) for n in (1, 2, 3)] + [(samples, "write_json", 1), (samples, "write_text", 1)]
+points += [(os, "fsync", n) for n in (1, 2, 4)] + [(Path, "replace", n) for n in (1, 3, 4)]
+for number, point in enumerate(points):
+    killed = folder / f"killed{number}"
+    Transcoder.load(run).save(killed)
+    config = FeaturesConfig(store=store, run=killed, tokenizer=tokenizer, device="cpu")
+    assert (first := child(config, *point)) == signal.SIGKILL, (point, first)
+    assert not (killed / "activation_samples" / "collection_summary.json").exists(), point
+    assert (last := child(config, features, "firings_of", 10**9)) == 0, (point, last)
+print(len(points))
+"""
+
+
+def test_killed_by_sigkill_at_eleven_points_and_continued_equals_uninterrupted(written, tmp_path, tiny_models):
+    folder, store, _ = written
+    places = (store.directory, folder.parent, tiny_models["gpt2"], tmp_path)
+    command = [sys.executable, "-W", "ignore", "-c", KILLER, *map(str, places)]
+    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for number in range(int(done.stdout)):
+        again = tmp_path / f"killed{number}" / "activation_samples"
+        assert {path.name: path.read_bytes() for path in again.iterdir()} == expected
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt2"])
+def test_promoted_tokens_are_those_of_the_model_s_own_norm_and_unembedding(tiny_models, tmp_path, family):
+    """A direction of the length that the final norm gives its input passes it but for the gain, and centring in GPT-2."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_models[family])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models[family])
+    norm = model.transformer.ln_f if family == "gpt2" else model.model.norm
+    directions = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    directions = directions - directions.mean(1, keepdim=True)
+    directions *= 4 / directions.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.1, 1, 16))
+        expected = model.get_output_embeddings()(norm(directions))
+    model.save_pretrained(tmp_path)
+    promoted, suppressed = logit_effects(directions, load_unembedding(str(tmp_path)), tokenizer, n=3)
+    for logits, up, down in zip(expected, promoted, suppressed, strict=True):
+        for order, found in ((logits.argsort(descending=True), up), (logits.argsort(), down)):
+            assert [item["token"] for item in found] == token_texts(tokenizer, order[:3].tolist())
+            assert [item["logit"] for item in found] == pytest.approx(logits[order[:3]].tolist(), rel=1e-3)
 
 
 def test_another_tokenizer_is_refused(tmp_path, transcoder, store, tiny_models):

@@ -1,0 +1,60 @@
+"""Features on a plane and in communities: by the directions that they write, and by the rows on which they fire."""
+
+from collections.abc import Sequence
+
+import networkx
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.manifold import TSNE
+
+MAPPED = 4096
+"""Features on a map, evenly spaced through the dictionary where it has more."""
+COMPONENTS = 50
+"""Main axes that are kept before points are laid out."""
+
+
+def coactive(rows: Sequence[dict]) -> scipy.sparse.csr_array:
+    """The graph of latents that fire together: an edge for each kept neighbour, weighing the cosine of firing patterns."""
+    pairs = [(row["feature"], item["feature"], item["score"]) for row in rows for item in row["near_coactive"]]
+    one, other, score = np.array(pairs, float).reshape(-1, 3).T
+    graph = scipy.sparse.csr_array((score, (one.astype(int), other.astype(int))), shape=(len(rows), len(rows)))
+    return graph.maximum(graph.T).tocsr()
+
+
+def communities(graph: scipy.sparse.csr_array) -> tuple[list[list[int]], float]:
+    """Louvain's communities of two or more latents (arXiv 0803.0476), the largest first; and their modularity."""
+    network = networkx.from_scipy_sparse_array(graph)
+    if not network.number_of_edges():
+        return [], 0.0
+    found = networkx.community.louvain_communities(network, seed=0)
+    groups = sorted((sorted(group) for group in found if len(group) > 1), key=lambda group: (-len(group), group))
+    return groups, networkx.community.modularity(network, found)
+
+
+def by_directions(W_dec: Float[np.ndarray, "d_sae d_out"], chosen: np.ndarray) -> Float[np.ndarray, "n 2"]:
+    """Places for some latents; those that write alike lie together."""
+    unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
+    return layout(PCA(min(COMPONENTS, *unit.shape), random_state=0).fit_transform(unit)[chosen])
+
+
+def by_firing(graph: scipy.sparse.csr_array, chosen: np.ndarray) -> Float[np.ndarray, "n 2"]:
+    """Places for some latents; those that fire together, or with the same ones, lie together."""
+    alike = graph + scipy.sparse.eye_array(graph.shape[0])
+    return layout(TruncatedSVD(min(COMPONENTS, graph.shape[0] - 1), random_state=0).fit_transform(alike)[chosen])
+
+
+def layout(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
+    """t-SNE of the vectors, in 0..1. Near points are alike; distances between far ones say little."""
+    if len(vectors) < 3:
+        return np.linspace(0, 1, 2 * len(vectors)).reshape(-1, 2)
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    settled = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(vectors)
+    low, high = settled.min(0), settled.max(0)
+    return (settled - low) / np.maximum(high - low, 1e-9)
+
+
+def spread(latents: np.ndarray) -> np.ndarray:
+    """At most MAPPED of them, evenly spaced."""
+    return latents[np.linspace(0, len(latents) - 1, min(len(latents), MAPPED)).astype(int)]
