@@ -216,7 +216,9 @@ def table(result: dict) -> str:
     )
     lines = [
         f"{edits}; changes are against {against}",
-        f"{'token':>16} {'before':>10} {'KL':>9} {'delta CE':>9}  probabilities",
+        "active: the largest activation of these latents at the token, before. KL, delta CE (nats), and the probabilities",
+        "that rise and fall most are those of the prediction that follows the token.",
+        f"{'token':>16} {'active':>10} {'KL':>9} {'delta CE':>9}  probabilities",
     ]
     for part in result["tokens"]:
         delta = "" if part["ce_after"] is None else f"{part['ce_after'] - part['ce_before']:+.4f}"

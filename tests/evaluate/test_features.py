@@ -318,7 +318,7 @@ def test_killed_by_sigkill_at_eleven_points_and_continued_equals_uninterrupted(w
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt2"])
 def test_promoted_tokens_are_those_of_the_model_s_own_norm_and_unembedding(tiny_models, tmp_path, family):
-    """A direction of the length that the final norm gives its input passes it but for the gain, and centring in GPT-2."""
+    """Centred directions of unit mean square, which a norm changes by its gain alone; its bias is no direction's doing."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny_models[family])
@@ -329,7 +329,7 @@ def test_promoted_tokens_are_those_of_the_model_s_own_norm_and_unembedding(tiny_
     directions *= 4 / directions.norm(dim=1, keepdim=True)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(0.1, 1, 16))
-        expected = model.get_output_embeddings()(norm(directions))
+        expected = model.get_output_embeddings()(norm(directions) - norm(torch.zeros(1, 16)))
     model.save_pretrained(tmp_path)
     promoted, suppressed = logit_effects(directions, load_unembedding(str(tmp_path)), tokenizer, n=3)
     for logits, up, down in zip(expected, promoted, suppressed, strict=True):
