@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "hf", "abfs", "az")
 """Protocols whose objects appear when their upload ends; elsewhere they are uploaded beside and renamed."""
 BUFFER = 1 << 16
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 log = logging.getLogger(__name__)
 
 
@@ -87,12 +89,12 @@ class Remote:
         return True
 
     def stat(self) -> Stat:
-        return Stat(patiently(self, "looked at", lambda fs: fs.info(self.path))["size"])
+        return Stat(patiently(self, "looked at", lambda fs: _fresh(fs, self).info(self.path))["size"])
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each object in this folder, by name, from one listing."""
         try:
-            found = patiently(self, "listed", lambda fs: fs.ls(self.path, detail=True))
+            found = patiently(self, "listed", lambda fs: _fresh(fs, self).ls(self.path, detail=True))
         except FileNotFoundError:
             return {}
         return {item["name"].rpartition("/")[2]: item["size"] for item in found if item["type"] == "file"}
@@ -108,7 +110,7 @@ class Remote:
                 raise
 
     def read_bytes(self) -> bytes:
-        return patiently(self, "read", lambda fs: fs.cat_file(self.path))
+        return patiently(self, "read", lambda fs: _fresh(fs, self).cat_file(self.path))
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
@@ -121,8 +123,13 @@ class Remote:
         return io.BufferedReader(_Reading(self), BUFFER)
 
     def create(self, content: bytes) -> None:
-        """Writes a small object that must not be there yet. FileExistsError when it is."""
-        patiently(self, "written", lambda fs: fs.pipe_file(self.path, content, mode="create"))
+        """Writes a small object that must not be there yet. FileExistsError when it is, with other content: our own is
+        there when the answer to an earlier attempt was lost. hf:// only looks first, so two may both come through."""
+        try:
+            patiently(self, "written", lambda fs: _fresh(fs, self).pipe_file(self.path, content, mode="create"))
+        except FileExistsError:
+            if self.read_bytes() != content:
+                raise
 
     def upload(self, local: Path) -> None:
         """Replaces the object by a local file, whole."""
@@ -134,11 +141,17 @@ class Remote:
                 fs.makedirs(self.parent.path, exist_ok=True)
                 fs.put_file(str(local), self.path + ".partial")
                 fs.mv(self.path + ".partial", self.path)
-            found, size = fs.info(self.path)["size"], local.stat().st_size
+            found, size = _fresh(fs, self).info(self.path)["size"], local.stat().st_size
             if found != size:
                 raise OSError(errno.EIO, f"{found} of {size} bytes arrived")
 
         patiently(self, "written", put)
+
+
+def _fresh(fs: fsspec.AbstractFileSystem, place: Remote) -> fsspec.AbstractFileSystem:
+    """The file system without what it remembers of an object: others write too, and hf:// keeps listings for ever."""
+    fs.invalidate_cache(place.path)
+    return fs
 
 
 def patiently(place: Remote, what: str, action: Callable[[fsspec.AbstractFileSystem], Any]) -> Any:
@@ -147,10 +160,21 @@ def patiently(place: Remote, what: str, action: Callable[[fsspec.AbstractFileSys
     for attempt in range(ATTEMPTS):
         try:
             return action(fs)
-        except FINAL:
+        except FINAL as error:
+            if what == "written" and isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(
+                    errno.ENOENT, f"{place} cannot be written: there is no such bucket or repository, or none that is yours"
+                ) from None
             raise
         except Exception as error:  # every file system has its own kinds
-            if (isinstance(error, OSError) and error.errno == errno.EINVAL) or "Credentials" in type(error).__name__:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status == HTTPStatus.NOT_FOUND:
+                raise FileNotFoundError(errno.ENOENT, f"{place} is not there") from None
+            if (
+                (isinstance(error, OSError) and error.errno == errno.EINVAL)
+                or "Credentials" in type(error).__name__
+                or status in REFUSALS
+            ):
                 raise OSError(errno.EINVAL, f"{place} cannot be {what}: {error}") from None
             last = error
         if attempt + 1 < ATTEMPTS:

@@ -117,8 +117,10 @@ class StoreWriter:
             if (int(number[1]) % self.world if number else 0) == self.rank:
                 leftover.unlink()
         if self.rank == 0:
-            for number in range(len(self.manifest.shards)):
-                self._pending_path(number).unlink(missing_ok=True)
+            entered = {self._pending_path(number).name for number in range(len(self.manifest.shards))}
+            for pending in self.directory.glob("shard-*.entry.json"):
+                if pending.name in entered:
+                    pending.unlink()
 
     def _sums_on_disk(self) -> dict[str, Tensor]:
         """Running sums over the training shards, added up in the order in which they were written."""
