@@ -123,6 +123,7 @@ lint: $(VENV)/dev  ## ruff, pyright, import-linter
 bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
 	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.loader
+	$(PY) -m tests.bench.loader --cold
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
 

@@ -1,18 +1,23 @@
 """`python -m tests.bench.loader`: the loader against memcpy, safetensors and zarr slices, from the page cache.
 
 The same rows in one process, interleaved; medians in GB/s of bfloat16 read, and of each round's ratios to its own memcpy,
-safetensors slices and zarr slices. The loader reads the same rows from each of our formats, too.
+safetensors slices and zarr slices. The loader reads the same rows from each of our formats, too. With --cold, instead:
+the loader against plain reads of 8 MB one after the other, the files dropped from the page cache before each.
 """
 
 import argparse
+import ctypes
+import mmap
+import os
 import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 import zarr
 from safetensors import safe_open
@@ -28,10 +33,11 @@ from tests.bench.step import DEMO, synthetic
 class Reading:
     """Every training row into host windows, mixed as training has them, epoch after epoch: the loader's reading alone."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, epochs: int | None = None) -> None:
         reader = Reader((store, store), "train", ("resid_mid", "mlp_out"))
         self.schedule = Schedule(reader.kept, 0, Mix.of(len(reader.kept), reader.row_bytes))
-        self.windows = Windows(reader, self.schedule, torch.bfloat16, torch.device("cpu"), 0, None)
+        stop = None if epochs is None else epochs * self.schedule.n_rows
+        self.windows = Windows(reader, self.schedule, torch.bfloat16, torch.device("cpu"), 0, stop)
         self.position = 0
 
     def epoch(self) -> None:
@@ -104,14 +110,75 @@ def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
     return times
 
 
+def forget(paths: Sequence[Path]) -> float:
+    """Drops files from the page cache; the largest share of a file's pages that is still there."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)  # what is not on disk yet would stay
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    return max(map(cached_share, paths))
+
+
+def cached_share(path: Path) -> float:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        content = np.frombuffer(mapped, np.uint8)
+        pages = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)
+        place, size = ctypes.c_void_p(content.ctypes.data), ctypes.c_size_t(len(content))
+        assert ctypes.CDLL(None).mincore(place, size, ctypes.c_void_p(pages.ctypes.data)) == 0
+        del content  # the mapping cannot be closed under it
+    return float((pages & 1).mean())
+
+
+def in_order(paths: Sequence[Path]) -> int:
+    """Bytes read, file after file, 8 MB at a time."""
+    block, total = bytearray(8 << 20), 0
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while n_bytes := file.readinto(block):
+                total += n_bytes
+    return total
+
+
+def one_epoch(store: Store) -> int:
+    """Bytes read by a loader that is made for it."""
+    reading = Reading(store, epochs=1)
+    reading.epoch()
+    reading.windows.close()
+    return reading.schedule.n_rows * sum(reading.windows.reader.row_bytes)
+
+
+def cold(store: Store, rounds: int) -> None:
+    paths = [store.directory / shard.name for shard in store.manifest.of_split("train")]
+    runs = {"disk, 8 MB at a time in order": lambda: in_order(paths), LOADER: lambda: one_epoch(store)}
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    left = 0.0
+    for number in range(rounds):
+        for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
+            left = max(left, forget(paths))
+            start = time.perf_counter()
+            n_bytes = run()
+            rates[name].append(n_bytes / 1e9 / (time.perf_counter() - start))
+    print(f"cold, {store.directory}: at most {left:.1%} of a file's pages were in the page cache before a read")
+    disk, *_ = rates.values()
+    print(f"{'':34s} {'GB/s':>6s}  {'x disk':>8s}")
+    for name, own in rates.items():
+        ratio = statistics.median(mine / base for mine, base in zip(own, disk, strict=True))
+        print(f"{name:34s} {statistics.median(own):6.2f}  {ratio:8.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--cold", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         directory = DEMO if (DEMO / "manifest.json").exists() else synthetic(Path(folder), 640)
         store = open_store(directory)
+        if options.cold:
+            cold(store, options.rounds)
+            return
         n_bytes = 2 * store.manifest.n_rows("train") * sum(store.manifest.widths.values())
         source = torch.ones(n_bytes // 8, dtype=torch.int64)
         target = torch.empty_like(source)
