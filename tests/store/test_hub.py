@@ -1,5 +1,6 @@
 """Stores at hf://, in a repository and in a bucket: the hub's own file system over a hub in memory."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ from store.reader import check_shards, find_damage, open_store
 from store.remote import Remote
 from store.writer import StoreWriter
 from tests.conftest import make_norm, make_recipe, make_rows, make_store
+
+
+FOLDER = f"layer8-{os.getpid()}"
+"""Locks on one URL would meet, in whichever process the tests run."""
 
 
 def answer(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
@@ -88,7 +93,7 @@ def hub(monkeypatch) -> Iterator[Hub]:
 
 @pytest.fixture(params=["datasets/me/acts", "buckets/me/acts"])
 def place(request, hub: Hub) -> Remote:
-    return Remote(f"hf://{request.param}/layer8")
+    return Remote(f"hf://{request.param}/{FOLDER}")
 
 
 @pytest.mark.parametrize("name", ["safetensors", "zarr-zstd"])
@@ -96,7 +101,7 @@ def test_a_store_is_the_same_bytes_and_batches_on_the_hub(place: Remote, hub: Hu
     local = make_store(tmp_path / "local", format=name)
     make_store(place, 2, format=name)
     distant = make_store(place, format=name)
-    assert hub.files == {f"layer8/{path.name}": path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    assert hub.files == {f"{FOLDER}/{path.name}": path.read_bytes() for path in (tmp_path / "local").iterdir()}
     check_shards(distant)
     pairs = zip(batches(local, "train", 32, stop=400), batches(distant, "train", 32, stop=400), strict=True)
     assert all(torch.equal(a.source, b.source) and torch.equal(a.target, b.target) for a, b in pairs)
@@ -108,12 +113,12 @@ def test_what_another_process_writes_is_seen_although_it_was_listed_before(place
     make_store(place, 1)
     pending = place / "shard-00001.entry.json"
     assert not pending.exists()
-    hub.files["layer8/shard-00001.entry.json"] = b"{}"
+    hub.files[f"{FOLDER}/shard-00001.entry.json"] = b"{}"
     assert pending.exists()
     assert pending.read_bytes() == b"{}"
-    hub.files["layer8/shard-00001.entry.json"] = b"{ }"
+    hub.files[f"{FOLDER}/shard-00001.entry.json"] = b"{ }"
     assert pending.stat().st_size == 3
-    del hub.files["layer8/shard-00001.entry.json"]
+    del hub.files[f"{FOLDER}/shard-00001.entry.json"]
     assert pending.name not in place.sizes()
     pending.unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError):
@@ -127,12 +132,12 @@ def test_ranks_on_the_hub_write_the_store_of_one(place: Remote, hub: Hub, tmp_pa
             (zero, one)[number % 2].append(make_rows(number, recipe), number)
         assert len(zero.manifest.shards) == 4
     make_store(tmp_path, 4)
-    assert hub.files == {f"layer8/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
+    assert hub.files == {f"{FOLDER}/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_a_second_writer_is_refused_but_not_by_its_own_lock(place: Remote, hub: Hub, monkeypatch):
     lock, upload, answers = place / "writer.lock", hub.upload_file, [None]
-    hub.files["layer8/writer.lock"] = b"elsewhere 17\n"
+    hub.files[f"{FOLDER}/writer.lock"] = b"elsewhere 17\n"
     with pytest.raises(ValueError, match="a process on elsewhere is writing hf://"):
         RemoteLock(lock)
     lock.unlink()
@@ -152,7 +157,7 @@ def test_a_second_writer_is_refused_but_not_by_its_own_lock(place: Remote, hub: 
 
 def test_no_right_to_write_is_said_at_once(place: Remote, hub: Hub):
     hub.refuses = True
-    with pytest.raises(OSError, match=r"hf://.*/layer8/writer\.lock cannot be written"):
+    with pytest.raises(OSError, match=r"hf://.*/layer8-.*/writer\.lock cannot be written"):
         make_store(place, 1)
     assert not hub.files
 
@@ -160,11 +165,11 @@ def test_no_right_to_write_is_said_at_once(place: Remote, hub: Hub):
 @pytest.mark.parametrize("kind", ["datasets", "buckets"])
 def test_a_repository_that_is_not_there_is_one_error(hub: Hub, kind):
     with pytest.raises(ValueError, match=r"hf://.* is not an activation store"):
-        load_manifest(Remote(f"hf://{kind}/me/typo/layer8"))
+        load_manifest(Remote(f"hf://{kind}/me/typo/{FOLDER}"))
     with pytest.raises(
-        OSError, match=r"me/typo/layer8/writer\.lock cannot be written: there is no such bucket or repository"
+        OSError, match=r"me/typo/layer8-.*/writer\.lock cannot be written: there is no such bucket or repository"
     ):
-        make_store(Remote(f"hf://{kind}/me/typo/layer8"), 1)
+        make_store(Remote(f"hf://{kind}/me/typo/{FOLDER}"), 1)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
