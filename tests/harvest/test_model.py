@@ -1,7 +1,10 @@
 """Against transformers itself: a plain forward with hooks on its modules, no TransformerLens."""
 
+import math
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from harvest.model import load_model
@@ -60,6 +63,33 @@ def test_the_normed_view_is_what_the_mlp_reads(tiny_models, family, tokens):
     source = expected["resid_mid"].flatten(0, 1)
     torch.testing.assert_close(normed(source, model.norm), expected["mlp_in"].flatten(0, 1), rtol=1e-4, atol=1e-5)
     assert (rms(source, model.norm) - expected["mlp_in"].flatten(0, 1)).abs().max() > 0.1
+
+
+def test_a_model_spread_over_devices_gives_the_same_sites(tiny_models, tokens):
+    alone, spread = (load_model(str(tiny_models["gemma2"]), 1, CPU, torch.float32, None, where) for where in (None, "auto"))
+    expected = alone.run(tokens)
+    assert all(torch.equal(values, expected[site]) for site, values in spread.run(tokens).items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mlp_out_is_the_mlp_written_by_hand_on_the_normed_view(tiny_models, family, tokens):
+    model = load_model(str(tiny_models[family]), 1, CPU, torch.float32)
+    sites, [weights] = model.run(tokens), [load_file(path) for path in tiny_models[family].glob("*.safetensors")]
+    x = normed(sites["resid_mid"].flatten(0, 1), model.norm)
+
+    def gelu(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def of(name: str) -> torch.Tensor:
+        return next(array for key, array in weights.items() if key.endswith(f".1.{name}"))
+
+    if family == "gpt2":
+        out = gelu(x @ of("mlp.c_fc.weight") + of("mlp.c_fc.bias")) @ of("mlp.c_proj.weight") + of("mlp.c_proj.bias")
+    else:
+        hidden = gelu(x @ of("mlp.gate_proj.weight").T) * (x @ of("mlp.up_proj.weight").T)
+        out = hidden @ of("mlp.down_proj.weight").T
+        out = out * (out.square().mean(1, keepdim=True) + 1e-6).rsqrt() * (1 + of("post_feedforward_layernorm.weight"))
+    torch.testing.assert_close(sites["mlp_out"].flatten(0, 1), out, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_above_the_layer_is_run(tiny_models, tokens):

@@ -22,7 +22,6 @@ from store.remote import Remote
 from store.writer import StoreWriter
 from tests.conftest import make_norm, make_recipe, make_rows, make_store
 
-
 FOLDER = f"layer8-{os.getpid()}"
 """Locks on one URL would meet, in whichever process the tests run."""
 
