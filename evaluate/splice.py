@@ -17,6 +17,7 @@ from tqdm import tqdm
 from evaluate.forward import Forward
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
 from evaluate.unembed import Unembedding, judge
+from harvest.lanes import Lanes
 from harvest.model import LanguageModel, load_model
 from store.manifest import ShardEntry
 from store.reader import Store
@@ -54,13 +55,18 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
 
 def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequences]:
     """About n_sequences held-out sequences, spread evenly over the held-out shards, a few at a time."""
+    return (sequences_of(store, *place) for place in places_of(store, n_sequences, at_once))
+
+
+def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[tuple[ShardEntry, Int[Tensor, " sequences"]]]:
+    """Where those of `sample` lie."""
     shards = store.manifest.of_split("heldout")
     for number, shard in enumerate(shards):
         share = (number + 1) * n_sequences // len(shards) - number * n_sequences // len(shards)
         count = min(share, shard.n_sequences)
         wanted = torch.linspace(0, shard.n_sequences - 1, count).long().unique()
         for start in range(0, len(wanted), at_once):
-            yield sequences_of(store, shard, wanted[start : start + at_once])
+            yield shard, wanted[start : start + at_once]
 
 
 @contextmanager
@@ -140,22 +146,27 @@ def splice(
     forwards = [Forward(t) for t in prepared]
     unembedding = Unembedding.of(model)
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean, dtype=torch.float32)
-    documents, columns = [], []
+    parts = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
+    check_restart(model, unembedding, sequences_of(store, *parts[0]))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()  # which holds in one thread only
+    def work(lane: LanguageModel, number: int) -> int:
+        part = sequences_of(store, *parts[number])
+        counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
+        hidden = torch.stack(
+            [
+                hidden_states(lane, part.tokens, part.source.to(output.device) + output)[:, :-1][counted]
+                for output in _put_in(part, mean, prepared, forwards, store)
+            ]
+        )
+        judged = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
+        found[number] = part.document[:, :-1][counted], torch.cat(judged).T.cpu()
+        return len(part.tokens)
+
     with tqdm(total=n_sequences, desc="splice", unit="sequence") as bar:
-        for number, part in enumerate(sample(store, n_sequences, SEQUENCES_AT_ONCE[device.type])):
-            if number == 0:
-                check_restart(model, unembedding, part)
-            counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
-            hidden = torch.stack(
-                [
-                    hidden_states(model, part.tokens, part.source.to(output.device) + output)[:, :-1][counted]
-                    for output in _put_in(part, mean, prepared, forwards, store)
-                ]
-            )
-            surprise, divergence = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
-            documents.append(part.document[:, :-1][counted])
-            columns.append(torch.cat([surprise, divergence]).T.cpu())
-            bar.update(len(part.tokens))
+        Lanes(model).run(work, range(len(parts)), bar.update)
+    documents, columns = zip(*(found[number] for number in range(len(parts))), strict=True)
     document = torch.unique(torch.cat(documents), return_inverse=True)[1]
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))

@@ -70,11 +70,11 @@ def judge(
             largest[index] = new
             if index == 0:
                 first, before, p_first = z, shrunk, (z - new).exp_()
-                total[0].mul_(shrunk).add_(p_first.sum(1, dtype=torch.float64))
+                total[0].mul_(shrunk).add_(p_first.sum(1))
                 continue
             difference = torch.linalg.vecdot(p_first, first - z)
             apart[index].mul_(before).add_(difference)
-            total[index].mul_(shrunk).add_(z.sub_(new).exp_().sum(1, dtype=torch.float64))
+            total[index].mul_(shrunk).add_(z.sub_(new).exp_().sum(1))
     lse = largest.squeeze(2).double() + total.log()
     chosen = (hidden * unembedding.weight[following]).sum(2, dtype=torch.float32)
     if unembedding.bias is not None:
