@@ -4,6 +4,7 @@ Threads read the pieces of a window (schedule.py) while the rows of the one befo
 is one integer, the number of rows already served: any batch size or number of ranks continues the same stream.
 """
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,8 @@ from store.remote import Place, Remote, RemoteFile
 from store.schedule import Mix, Schedule, Window
 from store.views import VIEWS, ViewName
 
-READERS = 4
-"""Threads that read; disks are fastest with several requests at once."""
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read: disks are fastest with several requests at once, the page cache with no more than there are cores."""
 REMOTE_READERS = 16
 """The same for stores at a URL, where a request waits for the network."""
 
