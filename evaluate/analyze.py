@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 import torch
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from evaluate.config import AnalyzeConfig
 from evaluate.features import read_summary
@@ -35,14 +36,19 @@ def analyze(config: AnalyzeConfig) -> Path:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder = Transcoder.load(config.run_directory)
     rows = pq.read_table(samples / PARQUET).drop_columns(["text", "histogram"]).to_pylist()
-    graph = coactive(rows)
-    found, modularity = communities(graph)
+    with tqdm(total=3, desc="communities and two maps", unit="part") as bar:
+        graph = coactive(rows)
+        found, modularity = communities(graph)
+        bar.update()
+        by_writing = direction_map(transcoder, rows)
+        bar.update()
+        maps = [by_writing, firing_map(graph, found, rows)]
+        bar.update()
     sections = [
         frequency(rows), by_prefix(rows, transcoder), groups(rows, "near_decoder", config.alike, "decoder rows"),
         groups(rows, "near_coactive", config.together, "firing patterns"),
         firing_communities(found, modularity, rows), hierarchy(rows), *interpretable(rows),
     ]  # fmt: skip
-    maps = [direction_map(transcoder, rows), firing_map(graph, found, rows)]
     return write_analysis(config.run_directory / "analysis", summary, sections, maps)
 
 

@@ -68,7 +68,7 @@ def compare_layers(config: CompareLayersConfig) -> Path:
         "layer": layers, "dataset": recipe.dataset, "store_fingerprint": ", ".join(store.fingerprint for store in stores),
     }  # fmt: skip
     title = "Firing alike against writing alike"
-    note = "A dot a feature: to the right, the cosine of firing with its partner in the next layer; downwards, the largest "
+    note = "A dot a feature: to the right, the cosine of firing with its partner in the next layer; upwards, the largest "
     note += "|cosine| of its decoder row with one of the next layer's. Colours are prefixes, the first in orange."
     return write_analysis(folder, summary, sections, [(title, note, points)])
 
@@ -139,10 +139,10 @@ def alone(a: Side, b: Side, found: Partners) -> Section:
 
 
 def scatter(a: Side, pairs: pa.Table) -> list[tuple[float, float, int, str]]:
-    """A point for each matched feature of a."""
+    """A point for each matched feature of a; y grows downwards."""
     points = []
     for row in pairs.to_pylist():
         if row["partner"] >= 0:
-            place = round(row["firing_cosine"], 4), round(abs(row["decoder_cosine"]), 4)
+            place = round(row["firing_cosine"], 4), round(1 - abs(row["decoder_cosine"]), 4)
             points.append((*place, a.group(row["feature"]), a.name(row["feature"])))
     return points

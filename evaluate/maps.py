@@ -9,7 +9,7 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.manifold import TSNE
 
-MAPPED = 4096
+MAPPED = 2048
 """Features on a map, evenly spaced through the dictionary where it has more."""
 COMPONENTS = 50
 """Main axes that are kept before points are laid out."""
