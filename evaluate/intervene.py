@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from evaluate.compare import open_both
 from evaluate.config import ImportanceConfig, InterveneConfig
-from evaluate.intervals import by_document, estimate, ratio, resample
+from evaluate.intervals import MIN_DOCUMENTS, by_document, estimate, ratio, resample
 from evaluate.splice import check_restart, hidden_states, open_model, sample
 from evaluate.unembed import Unembedding, judge
 from harvest.model import LanguageModel
@@ -30,8 +30,6 @@ from store.views import Norm
 
 ROWS_AT_ONCE = 32
 """Whole distributions over the vocabulary that are held at once."""
-
-
 Kind = Literal["ablate", "scale", "pin"]
 
 
@@ -245,10 +243,11 @@ def importance(config: ImportanceConfig) -> None:
     }  # fmt: skip
     path = config.run_directory / "importance.json"
     write_text(path, json.dumps(result, indent=1) + "\n")
+    print(f"delta CE in nats over {config.sequences} held-out sequences; above 0: worse without the latent")
     print(f"{'latent':>8} {'fires':>8} {'delta CE':>10}  95% interval")
     for each in ranked:
         interval = each["delta_ce"]["ci95"]
-        shown = "" if interval is None else f"[{interval[0]:+.5f}, {interval[1]:+.5f}]"
+        shown = f"[{interval[0]:+.5f}, {interval[1]:+.5f}]" if interval else f"fewer than {MIN_DOCUMENTS} documents"
         print(f"{each['latent']:>8} {each['fired']:>8} {each['delta_ce']['value']:>+10.5f}  {shown}")
     print(path)
 
