@@ -23,6 +23,11 @@ SHOWN = 10
 READING = "Near points are alike; distances between far ones say little. Point at one to see which it is."
 DENSE = 0.1
 """Features that fire on more than this share of the rows are called dense."""
+COLUMNS = [
+    "feature", "prefix", "density", "top_token", "example", "near_decoder", "near_coactive", "finer",
+    *(f"contexts.list.element.{name}" for name in ("quantile", "token", "start", "tokens")),
+]  # fmt: skip
+"""What the report needs of features.parquet."""
 Section = tuple[str, str, Sequence[str], list[list[str]]]
 Map = tuple[str, str, list[tuple[float, float, int, str]]]
 """Title, note and points: x and y in 0..1, a colour's number (from 5 on grey) and a name."""
@@ -35,7 +40,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     if summary is None:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder = Transcoder.load(config.run_directory)
-    rows = pq.read_table(samples / PARQUET).drop_columns(["text", "histogram"]).to_pylist()
+    rows = read_rows(samples / PARQUET)
     with tqdm(total=3, desc="communities and two maps", unit="part") as bar:
         graph = coactive(rows)
         found, modularity = communities(graph)
@@ -50,6 +55,18 @@ def analyze(config: AnalyzeConfig) -> Path:
         firing_communities(found, modularity, rows), hierarchy(rows), *interpretable(rows),
     ]  # fmt: skip
     return write_analysis(config.run_directory / "analysis", summary, sections, maps)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Every feature, with its consistency and the number of its strongest contexts in place of the contexts."""
+    file = pq.ParquetFile(path)
+    groups = (file.read_row_group(number, columns=COLUMNS).to_pylist() for number in range(file.num_row_groups))
+    return [without_contexts(row) for rows in groups for row in rows]
+
+
+def without_contexts(row: dict) -> dict:
+    strongest = [context for context in row.pop("contexts") if context["quantile"] == 0]
+    return row | {"consistency": consistency(strongest), "documents": len(strongest)}
 
 
 def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], maps: Sequence[Map]) -> Path:
@@ -90,7 +107,7 @@ def by_prefix(rows: Sequence[dict], transcoder: Transcoder) -> Section:
     aligned = alignment(transcoder)
     prefix = np.array([row["prefix"] for row in rows])
     density = np.array([row["density"] for row in rows])
-    consistent = np.array([consistency(row) for row in rows])
+    consistent = np.array([row["consistency"] for row in rows])
     table = []
     for size in sorted(set(prefix.tolist())):
         mine = prefix == size
@@ -155,7 +172,7 @@ def hierarchy(rows: Sequence[dict]) -> Section:
 
 def interpretable(rows: Sequence[dict]) -> list[Section]:
     """The most and least consistent features that fired in enough documents."""
-    scored = [(consistency(row), row) for row in rows if len(tops(row)) >= SHOWN]
+    scored = [(row["consistency"], row) for row in rows if row["documents"] >= SHOWN]
     scored.sort(key=lambda pair: (-pair[0], pair[1]["feature"]))
     note = "Consistency: share of the strongest contexts that fire on the same word, case and spaces aside."
     heads = ("consistency", "feature", "top token")
@@ -163,13 +180,9 @@ def interpretable(rows: Sequence[dict]) -> list[Section]:
     return [(title, note, heads, t) for title, t in zip(("Most consistent", "Least consistent"), tables, strict=True)]
 
 
-def tops(row: dict) -> list[dict]:
-    return [context for context in row["contexts"] if context["quantile"] == 0]
-
-
-def consistency(row: dict) -> float:
+def consistency(strongest: Sequence[dict]) -> float:
     """Share of a latent's strongest contexts that fire on its commonest word; NaN without contexts."""
-    words = [c["tokens"][c["token"] - c["start"]].strip().lower() for c in tops(row)]
+    words = [c["tokens"][c["token"] - c["start"]].strip().lower() for c in strongest]
     return Counter(words).most_common(1)[0][1] / len(words) if words else float("nan")
 
 

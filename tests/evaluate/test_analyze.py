@@ -10,11 +10,11 @@ from evaluate.analyze import (
     analyze,
     by_prefix,
     components,
-    consistency,
     firing_map,
     frequency,
     hierarchy,
     interpretable,
+    without_contexts,
 )
 from evaluate.config import AnalyzeConfig, FeaturesConfig
 from evaluate.maps import by_directions, by_firing, coactive, communities
@@ -29,11 +29,14 @@ def context(word: str, quantile: int = 0) -> dict:
     return {"quantile": quantile, "token": 5, "start": 4, "tokens": ["x", word, "y"]}
 
 
-def row(feature: int, near: list[tuple[int, float]] = (), words: list[str] = (), **fields) -> dict:
+def row(
+    feature: int, near: list[tuple[int, float]] = (), words: list[str] = (), quantiles: list[int] = (), **fields
+) -> dict:
     plain = {"feature": feature, "density": 0.01, "prefix": 4, "top_token": "", "finer": [],
              "example": {"before": "", "token": "t", "after": ""}}  # fmt: skip
     near_decoder = [{"feature": other, "score": score} for other, score in near]
-    return plain | {"near_decoder": near_decoder, "contexts": [context(word) for word in words]} | fields
+    contexts = [context(word) for word in words] + [context("zebra", quantile) for quantile in quantiles]
+    return without_contexts(plain | {"near_decoder": near_decoder, "contexts": contexts} | fields)
 
 
 def test_groups_are_what_strong_pairs_connect():
@@ -43,10 +46,10 @@ def test_groups_are_what_strong_pairs_connect():
 
 
 def test_consistency_is_the_share_of_the_commonest_word():
-    mixed = row(0, words=[" The", "the", "the ", "a"])
-    mixed["contexts"].append(context("zebra", quantile=3))
-    assert consistency(mixed) == 0.75
-    assert np.isnan(consistency(row(1)))
+    mixed = row(0, words=[" The", "the", "the ", "a"], quantiles=[3] * 5)
+    assert mixed["consistency"] == 0.75
+    assert mixed["documents"] == 4
+    assert np.isnan(row(1)["consistency"])
 
 
 def test_most_and_least_consistent_are_at_the_two_ends():
