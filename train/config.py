@@ -67,7 +67,7 @@ class TrainConfig:
     batch_rows: int = 1024
     """Rows in a step."""
     lr: float = 4e-4
-    """Peak learning rate of Adam."""
+    """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
     warmup_steps: int = 1024
     """Steps of linear warm-up; afterwards a cosine down to min_lr."""
     min_lr: float = 0.01

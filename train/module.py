@@ -1,7 +1,8 @@
 """The training module: float32 master weights, buffers that must survive saving, and one step's loss and gradients.
 
-Works in normalised units: the view and the target, each centred by the store's training mean and scaled to unit mean
-square. `export` folds both into the artefact's raw units.
+Works in normalised units: the view and the target, each centred by the store's training mean (in place of the bias that
+autoencoders subtract first, arXiv 2406.04093) and scaled to unit mean square (arXiv 2408.05147). `export` folds both into
+the artefact's raw units.
 """
 
 from dataclasses import dataclass
@@ -66,7 +67,11 @@ def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
 
 
 class TrainingTranscoder(nn.Module):
-    """A transcoder while it is trained. The encoder is stored transposed, [d_sae, d_in]: both matrices by latent."""
+    """A transcoder while it is trained. The encoder is stored transposed, [d_sae, d_in]: both matrices by latent.
+
+    Both start as random rows of norm 1, independent of each other: the tied start of autoencoders (arXiv 2406.04093)
+    measured worse (RESULTS.md), as source and target are different spaces.
+    """
 
     input_mean: Tensor
     input_scale: Tensor
@@ -196,7 +201,7 @@ class TrainingTranscoder(nn.Module):
         return loss.detach()
 
     def renormalise(self) -> None:
-        """Puts every decoder row back to norm 1."""
+        """Puts every decoder row back to norm 1 (arXiv 2309.08600), so that latents compete by what they contribute."""
         for rows in self.decoder.split(CHUNK):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 

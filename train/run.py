@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine from lr down to min_lr * lr at the last step."""
+    """Linear warm-up (arXiv 1706.02677), then a cosine from lr down to min_lr * lr at the last step (arXiv 1608.03983)."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, config.n_steps - 1 - config.warmup_steps)
@@ -203,6 +203,7 @@ def calibrate(run: Run, store: Store) -> Tensor:
 
     The rows are those that would be trained on next: where training ends within its first epoch it has not seen them. On
     rows just trained on more latents pass a threshold than on others, so that one set there gives too high an L0 elsewhere.
+    A moving average of the smallest activation kept (after arXiv 2412.06410) lags behind weights that change (RESULTS.md).
     """
     config, module = run.config, run.module
     cursor, rows = run.done * config.batch_rows, min(CALIBRATION_ROWS, store.manifest.n_rows("train"))

@@ -38,9 +38,9 @@ WORKER = Path(__file__).with_name("peer.py")
 SAE, TRANSCODER = ("mlp_out", "mlp_out"), ("resid_mid", "mlp_out")
 PEERS = {"saelens": SAE, "dictionary_learning": SAE, "sparsify": TRANSCODER}
 """The peers, and what each reads and predicts here."""
-RATES = {"saelens": (3e-4, 3e-3), "dictionary_learning": (2.8e-4, 2.8e-3), "sparsify": (7.1e-3, 2.1e-2)}
-"""The learning rate that each recommends for this width, and a larger one, since these runs are short."""
-EQUAL_TIME = 4
+RATES = {"saelens": (3e-4, 3e-3), "dictionary_learning": (2.8e-4, 2.8e-3), "sparsify": (7.1e-3, 2.1e-3)}
+"""The learning rate that each recommends for this width, and a second one, since these runs are short."""
+EQUAL_TIME = 2
 """Ours trains on this many times the rows as well: less time than any peer takes, while the ratios above are larger."""
 OUR_LR, N_BATCHES = 4e-3, 8
 WARM_STEPS = {"ours": 30, "peers": 2}
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=DEMO)
     parser.add_argument("--rounds", type=int, default=5, help="of the steps that are timed; 0 for none")
     parser.add_argument("--batch", type=int, default=2048, help="rows in a step that is timed")
-    parser.add_argument("--rows", type=parse_count, default=48 * 1024, help="to train on for quality; 0 for none")
+    parser.add_argument("--rows", type=parse_count, default=32 * 1024, help="to train on for quality; 0 for none")
     parser.add_argument("--quality-batch", type=int, default=512)
     parser.add_argument("--only", nargs="*", choices=PEERS, default=list(PEERS))
     options = parser.parse_args()
