@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from evaluate.metrics import measure_rows, result_of
+from store.batches import batches
 from store.command import command, parse, parse_count
 from store.files import write_text
 from store.reader import Store, open_store
@@ -27,6 +28,8 @@ from train.run import Run
 CLOSE = 0.005
 """Held-out FVU: seeds differ by up to 0.002."""
 SEEDS = (0, 1, 2)
+SEED = 99
+"""Of the order of the rows that `from_data` takes."""
 CPU = torch.device("cpu")
 ROWS, HELDOUT_ROWS = 2048, 8192
 RESULT = "measured.json"
@@ -38,6 +41,18 @@ DEFAULT, MOVING = "the default", "threshold from the moving average"
 def tied(run: Run) -> None:
     """The encoder starts as the decoder's transpose (arXiv 2406.04093)."""
     run.module.encoder.copy_(run.module.decoder)
+
+
+def from_data(run: Run) -> None:
+    """Latent i starts by reading the direction of training row i's source, and writing that of its target."""
+    module, config = run.module, run.config
+    stream = batches(
+        run.store, "train", config.d_sae, view=config.input_view, sites=(config.source_site, config.target_site), seed=SEED,
+        stop=config.d_sae,
+    )  # fmt: skip
+    [batch] = stream
+    for weight, rows in zip((module.encoder, module.decoder), module.normalise(batch.source, batch.target), strict=True):
+        weight.copy_(torch.nn.functional.normalize(rows, dim=1))
 
 
 def scaled_encoder(factor: float, run: Run) -> None:
@@ -94,6 +109,7 @@ VARIANTS = {
     "dead after 20,000 tokens": Variant({"dead_after": 20_000}),
     "dead after 20,000 tokens, AuxK weight 1/4": Variant({"dead_after": 20_000, "aux_weight": 0.25}),
     "encoder starts as the decoder": Variant({}, tied),
+    "both start from rows of data": Variant({}, from_data),
     "encoder starts at a tenth": Variant({}, partial(scaled_encoder, 0.1)),
     "encoder starts three times as large": Variant({}, partial(scaled_encoder, 3.0)),
     "decoder norms free": Variant({}, free_decoder),
