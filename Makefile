@@ -106,7 +106,7 @@ demo-more: demo  ## The demo with what needs the language model: delta CE, KL, a
 
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed \
+	@$(PY) -m train --preset demo --lr 4e-3 --activation jumprelu --prefix-sizes none --view normed \
 	  --gemma-scope-folder $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"

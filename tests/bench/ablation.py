@@ -97,9 +97,9 @@ class Variant:
 
     changes: dict[str, object]
     prepare: Callable[[Run], None] = lambda run: None
+    lr_scale: float = 1.0
 
 
-LR = 4e-3
 VARIANTS = {
     DEFAULT: Variant({}),
     "view normed": Variant({"view": "normed"}),
@@ -114,8 +114,8 @@ VARIANTS = {
     "encoder starts three times as large": Variant({}, partial(scaled_encoder, 3.0)),
     "decoder norms free": Variant({}, free_decoder),
     "decoder norms folded into the encoder": Variant({}, fold_norms),
-    "learning rate halved": Variant({"lr": LR / 2}),
-    "learning rate doubled": Variant({"lr": 2 * LR}),
+    "learning rate halved": Variant({}, lr_scale=0.5),
+    "learning rate doubled": Variant({}, lr_scale=2.0),
     "no warm-up": Variant({"warmup_steps": 0}),
     "learning rate constant after warm-up": Variant({"min_lr": 1.0}),
     "Adam without momentum": Variant({}, no_momentum),
@@ -130,17 +130,16 @@ VARIANTS = {
 }
 
 
-def measured(name: str, seed: int, store: Store, tokens: int, results: Path) -> dict:
+def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Path) -> dict:
     """Trains a variant and measures it on held-out rows, unless that was done before."""
     variant = VARIANTS[name]
-    folder = results / f"{tokens}" / f"{name.replace(' ', '_').replace('/', '_')}_{seed}"
+    folder = results / f"{base.tokens}_{base.lr}" / f"{name.replace(' ', '_').replace('/', '_')}_{seed}"
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text())
-    demo = parse(TrainConfig, "ablation", expand(["--preset", "demo"]))
     recipe = store.manifest.recipe
     config = replace(
-        demo, model=recipe.model, layer=recipe.layer, store=store.directory, run=folder, tokens=tokens, seed=seed,
-        device="cpu", heldout_every=0, checkpoint_every=10**9, **variant.changes,
+        base, model=recipe.model, layer=recipe.layer, store=store.directory, run=folder, seed=seed,
+        lr=base.lr * variant.lr_scale, device="cpu", heldout_every=0, checkpoint_every=10**9, **variant.changes,
     )  # fmt: skip
     run = start(config, store, CPU, identity_of(config, store, CPU), Ranks())
     variant.prepare(run)
@@ -152,13 +151,13 @@ def measured(name: str, seed: int, store: Store, tokens: int, results: Path) -> 
     return results
 
 
-def row(name: str, store: Store, tokens: int, results: Path) -> str:
+def row(name: str, store: Store, base: TrainConfig, results: Path) -> str:
     """A line of the table: means over the seeds, and each seed's difference from the default's FVU."""
 
     def of(variant: str, seed: int) -> dict:
         if variant == MOVING:
-            return measured(DEFAULT, seed, store, tokens, results)[AVERAGE]
-        return measured(variant, seed, store, tokens, results)[CALIBRATED]
+            return measured(DEFAULT, seed, store, base, results)[AVERAGE]
+        return measured(variant, seed, store, base, results)[CALIBRATED]
 
     def difference(seed: int) -> float:
         return of(name, seed)["fvu"] - of(DEFAULT, seed)["fvu"]
@@ -176,14 +175,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--tokens", type=parse_count, default=100_000)
+    parser.add_argument("--lr", type=float, help="the demo's when not given")
     parser.add_argument("--results", type=Path, default=Path("results/ablation"))
     parser.add_argument("--only", nargs="*", choices=[*VARIANTS, MOVING], default=[*VARIANTS, MOVING])
     options = parser.parse_args()
     with command("ablation"):
         store = open_store(options.store)
+        base = parse(TrainConfig, "ablation", expand(["--preset", "demo", "--tokens", str(options.tokens)]))
+        base = replace(base, lr=options.lr or base.lr)
         print("| changed | FVU | minus the default, by seed | smallest prefix | L0 | dead |\n|---|---|---|---|---|---|")
         for name in options.only:
-            print(row(name, store, options.tokens, options.results), flush=True)
+            print(row(name, store, base, options.results), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Each peer runs in a process and an environment of its own (tests/bench/peer.py, versions in tests/bench/peers.txt), one at a
 time: the steps alternate round by round, and the rows, sizes, dtype and number of threads are the same. For quality each
-trains on the same rows in the same order; FVU is ours, in float64, on held-out rows, with thresholds that give a mean of k
-active latents on training rows. SAELens and dictionary_learning cannot train transcoders, so there mlp_out predicts itself.
+trains on the same rows in the same order; FVU is ours, in float64, on held-out rows. Thresholds give a mean of k active
+latents: ours on training rows, the peers' on those that are measured, which can only help them. SAELens and
+dictionary_learning cannot train transcoders, so there mlp_out predicts itself.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from evaluate.metrics import measure_rows, result_of
 from store.batches import batches
 from store.command import command, parse, parse_count
+from store.manifest import Split
 from store.reader import Store, open_store
 from store.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
@@ -44,7 +46,7 @@ EQUAL_TIME = 2
 """Ours trains on this many times the rows as well: less time than any peer takes, while the ratios above are larger."""
 OUR_LR, N_BATCHES = 4e-3, 8
 WARM_STEPS = {"ours": 30, "peers": 2}
-CALIBRATION_ROWS, HELDOUT_ROWS = 4096, 8192
+HELDOUT_ROWS = 8192
 SIZES = dict(d_sae=8192, k=64, prefixes=[1024, 2048, 4096, 6144, 8192])
 CPU = torch.device("cpu")
 
@@ -74,12 +76,12 @@ class Peer:
         self.process.communicate()
 
 
-def write_rows(store: Store, path: Path, rows: int, sites: tuple[str, str], seed: int = 0) -> None:
-    """The first rows of our training stream, as both sides read them, for processes that know nothing of a store."""
-    stream = batches(store, "train", rows, view=view_of(sites), sites=sites, seed=seed, stop=rows)
+def first_rows(store: Store, split: Split, rows: int, sites: tuple[str, str]) -> dict[str, Tensor]:
+    """The first rows of our training stream, or of the held-out shards."""
+    stream = batches(store, split, rows, view=view_of(sites), sites=sites, shuffle=split == "train", stop=rows)
     batch = next(stream)
     stream.close()
-    save_file({"source": batch.source, "target": batch.target}, path)
+    return {"source": batch.source, "target": batch.target}
 
 
 def view_of(sites: tuple[str, str]) -> ViewName:
@@ -101,7 +103,7 @@ def speed(store: Store, python: Path, folder: Path, batch_rows: int, rounds: int
     module = TrainingTranscoder(config_of(store, TRANSCODER, batch_rows=batch_rows), store.manifest, store.norm, False)
     optimizer = make_optimizer(module, OUR_LR)
     for sites in (SAE, TRANSCODER):
-        write_rows(store, folder / sites[0], N_BATCHES * batch_rows, sites)
+        save_file(first_rows(store, "train", N_BATCHES * batch_rows, sites), folder / sites[0])
     data = load_file(folder / TRANSCODER[0])
     ours = list(zip(data["source"].split(batch_rows), data["target"].split(batch_rows), strict=True))
     for step in range(WARM_STEPS["ours"]):
@@ -127,14 +129,15 @@ def speed(store: Store, python: Path, folder: Path, batch_rows: int, rounds: int
         print(f"| {name} | {1e3 * statistics.median(own):.0f} | {ratio:.1f} |")
 
 
-def artefact(path: Path, name: str, store: Store, rows: dict[str, Tensor]) -> Transcoder:
-    """A peer's weights as a transcoder of ours; but for TopK with the threshold that gives k on these training rows."""
+def artefact(path: Path, name: str, store: Store) -> Transcoder:
+    """A peer's weights as a transcoder of ours; but for TopK with the threshold that gives k on the rows measured."""
     arrays, sites = load_file(path), PEERS[name]
     d_in, d_sae = arrays["W_enc"].shape
     k, threshold = SIZES["k"], torch.zeros(d_sae)
     if sites == SAE:
-        pre_acts = torch.addmm(arrays["b_enc"], rows["source"][:CALIBRATION_ROWS], arrays["W_enc"]).flatten()
-        threshold += pre_acts.kthvalue(len(pre_acts) - k * CALIBRATION_ROWS).values
+        rows = first_rows(store, "heldout", HELDOUT_ROWS, sites)["source"]
+        pre_acts = torch.addmm(arrays["b_enc"], rows, arrays["W_enc"]).flatten()
+        threshold += pre_acts.kthvalue(len(pre_acts) - k * len(rows)).values
     config = TranscoderConfig(
         name=name, architecture=name, activation="threshold" if sites == SAE else "topk", model=store.manifest.recipe.model,
         layer=store.manifest.recipe.layer, source_site=sites[0], target_site=sites[1], view=view_of(sites), d_in=d_in,
@@ -158,7 +161,7 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
     steps = rows // batch_rows
     for sites in sorted({PEERS[name] for name in names}):
         path = folder / f"{sites[0]}-quality.safetensors"
-        write_rows(store, path, steps * batch_rows, sites)
+        save_file(first_rows(store, "train", steps * batch_rows, sites), path)
         for n_rows in (rows, EQUAL_TIME * rows):
             config = config_of(store, sites, run=folder / f"{sites[0]}-{n_rows}", tokens=n_rows, batch_rows=batch_rows)
             print(f"| ours, {' to '.join(sites)} | {n_rows} | {config.lr} | {measured(train(config), store)} |", flush=True)
@@ -170,7 +173,7 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
                     for _ in tqdm(range(steps), unit="step", desc=f"{name}, {lr}"):
                         peer.ask(do="step")
                     peer.ask(do="save", path=str(folder / "peer.safetensors"))
-                made = artefact(folder / "peer.safetensors", name, store, load_file(path))
+                made = artefact(folder / "peer.safetensors", name, store)
                 print(f"| {name} | {rows} | {lr} | {measured(made, store)} |", flush=True)
 
 
