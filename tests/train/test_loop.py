@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from harvest.text import vocabulary_hash
+from store.batches import batches
 from store.reader import Store
 from store.transcoder import Transcoder
 from tests.conftest import make_store
@@ -42,6 +44,27 @@ def assert_same_run(config: TrainConfig, other: TrainConfig) -> None:
 
 class Killed(BaseException):
     pass
+
+
+def test_the_log_carries_the_share_of_time_that_steps_waited_for_data(config, monkeypatch):
+    clock = [0.0]
+
+    def slow_batches(*args, **options):
+        for batch in batches(*args, **options):
+            clock[0] += 3
+            yield batch
+
+    def slow_step(*args):
+        clock[0] += 1
+        return train_step(*args)
+
+    train_step = run.train_step
+    monkeypatch.setattr(loop, "batches", slow_batches)
+    monkeypatch.setattr(run, "train_step", slow_step)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    train(config)
+    lines = (config.run_directory / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["data_wait_share"] for line in lines] == pytest.approx([0.75] * 8)
 
 
 @pytest.mark.parametrize("at", [3, 10, 25, 37])
