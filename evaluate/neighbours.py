@@ -55,30 +55,32 @@ def by_coactivation(
     ones = np.ones(len(row), np.float32)
     fires = scipy.sparse.csr_array((ones, (latent, row)), shape=(d_sae, max(rows, 1)))
     by_row = fires.T.tocsr()
-    fired = np.bincount(latent, minlength=d_sae).astype(np.float32)
+    fired = np.bincount(latent, minlength=d_sae)
     ends = np.asarray(prefix_sizes)[np.searchsorted(prefix_sizes, np.arange(d_sae), side="right")]
     together, within = [], []
     for start in range(0, d_sae, BLOCK):
-        both = torch.from_numpy((fires[start : start + BLOCK] @ by_row).toarray())
-        stop = start + len(both)
-        both[torch.arange(len(both)), torch.arange(start, stop)] = 0
-        mine, theirs = torch.from_numpy(fired[start:stop, None]), torch.from_numpy(fired[None])
-        cosine = both / (mine * theirs).sqrt().clamp_min(1)
-        together.append(_top(cosine, both, n))
-        finer = torch.arange(d_sae)[None] >= torch.from_numpy(ends[start:stop, None])
-        excess = (both / theirs.clamp_min(1) - mine / max(rows, 1)).masked_fill_(~finer, -1)
-        within.append(_top(excess, both, n))
+        counts = (fires[start : start + BLOCK] @ by_row).tocoo()
+        mine, other, both = counts.row + start, counts.col, counts.data.astype(np.int64)
+        related = (both >= LEAST) & (mine != other)
+        mine, other, both = mine[related], other[related], both[related]
+        cosine = both / np.sqrt(fired[mine] * fired[other])
+        excess = np.where(other >= ends[mine], both / fired[other] - fired[mine] / max(rows, 1), 0.0)
+        for score, parts in ((cosine, together), (excess, within)):
+            parts.append(_top(mine - start, other, score, both, min(BLOCK, d_sae - start), min(n, d_sae)))
     return _joined(together), _joined(within)
 
 
-def _top(score: Tensor, both: Tensor, n: int) -> Related:
-    score = score.masked_fill(both < LEAST, -1)
-    top = score.topk(min(n, score.shape[1]), dim=1)
-    real = top.values > 0
-    count = both.gather(1, top.indices).masked_fill_(~real, 0)
-    return Related(
-        top.indices.masked_fill(~real, -1).numpy(), top.values.clamp_min(0).numpy(), count.numpy().astype(np.int64)
-    )
+def _top(mine: np.ndarray, other: np.ndarray, score: np.ndarray, both: np.ndarray, latents: int, n: int) -> Related:
+    """The n largest positive scores of each latent; of equal ones the first in the dictionary."""
+    order = np.lexsort((other, -score, mine))
+    order = order[score[order] > 0]
+    ranked = mine[order]
+    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    order, rank = order[rank < n], rank[rank < n]
+    found = Related(np.full((latents, n), -1), np.zeros((latents, n), np.float32), np.zeros((latents, n), np.int64))
+    for array, values in ((found.other, other), (found.score, score), (found.both, both)):
+        array[mine[order], rank] = values[order]
+    return found
 
 
 def _joined(parts: Sequence[Related]) -> Related:
