@@ -1,8 +1,9 @@
 """Activation functions in training: which pre-activations are latents, how sparsity is kept at k, and how gradients flow.
 
-Each offers `select`, `gradients` and `fold`; the module knows nothing else of them.
+Each offers `select`, `gradients`, `fold` and `after_step`; the module knows nothing else of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +70,9 @@ class Activation(torch.nn.Module):
     def fold(self, b_enc: Tensor) -> Folded:
         return Folded(torch.ones_like(b_enc), b_enc, torch.zeros_like(b_enc))
 
+    def after_step(self, b_enc: Tensor, stopped: Tensor) -> None:
+        """What the activation changes in the biases by itself, after the optimizer; nothing once training has stopped."""
+
 
 class BatchTopK(Activation):
     """Keeps the k * rows largest positive pre-activations of the whole batch (arXiv 2412.06410).
@@ -125,21 +129,21 @@ class TopK(Activation):
 
 
 class L1(Activation):
-    """An L1 penalty, its weight steered so that L0 becomes k.
+    """An L1 penalty under the constraint that L0 is k.
 
-    Each step moves the weight with the smoothed log(L0 / k), damped by how fast that already moves: a controller as in
-    N. Nabeshima's Matryoshka SAEs (2024), who credits G. Taggart.
+    Its weight is what the constraint's multiplier would be: the mean, over active latents, of reconstruction's pull on
+    them. Penalty and reconstruction then leave the biases where they are, on average, and what L0 strays all the same, a
+    shift common to all biases brings back. A weight that is steered by L0 alone swings for thousands of steps.
     """
 
-    STEER, DAMPING, LIMIT = 0.02, 20.0, 2.0
+    HOLD, SMOOTHING = 0.1, 0.1
     l1_weight: Tensor
-    excess: Tensor
     started: Tensor
+    shift: Tensor
 
     def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
         super().__init__(config, low_precision, ranks)
-        self.register_buffer("l1_weight", torch.tensor(config.l1_weight))
-        self.register_buffer("excess", torch.zeros(()))
+        self.register_buffer("l1_weight", torch.zeros(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def candidates(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Entries:
@@ -153,13 +157,19 @@ class L1(Activation):
         entries = scan(x, encoder, b_enc, -LOW_PRECISION_ERROR, low_precision=True)
         return entries.where(entries.value > 0)
 
-    def steer(self, active: Tensor, rows: int) -> None:
-        """Moves the weight after a step with this many active latents in this many rows."""
-        l0 = self.ranks.sum(active.float()) / rows
-        now = (l0.clamp_min(self.k * 1e-3) / self.k).log().clamp(-self.LIMIT, self.LIMIT)
-        before = self.excess.clone()
-        self.excess.lerp_(now, 0.1)
-        self.l1_weight.mul_((self.STEER * (self.excess + self.DAMPING * (self.excess - before))).exp())
+    def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, rows: int) -> None:
+        """Finds the next step's weight and the biases' shift, from reconstruction's gradients by the active latents, their
+        values and their number in this many rows. L0 falls by a factor e when biases fall by the mean value, were its
+        tail exponential: a shift makes up for a tenth of what is wrong."""
+        sums = torch.stack([-by_latent.sum() * rows, values.sum(), n_active.float()])
+        pull, total, active = self.ranks.sum(sums)
+        now = (pull / active.clamp_min(1)).clamp_min(0)
+        self.l1_weight.copy_(torch.where(self.l1_weight > 0, self.l1_weight.lerp(now, self.SMOOTHING), now))
+        excess = (active / (rows * self.k)).clamp(math.exp(-1), math.exp(1)).log()
+        self.shift = self.HOLD * excess * total / active.clamp_min(1)
+
+    def after_step(self, b_enc: Tensor, stopped: Tensor) -> None:
+        b_enc.sub_(torch.where(stopped > 0, torch.zeros_like(self.shift), self.shift))
 
 
 class ReLU(L1):
@@ -172,7 +182,8 @@ class ReLU(L1):
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
         weight = self.l1_weight / rows
         result = Gradients(by_latent + weight, weight * selection.latents.sum())
-        self.steer(torch.tensor(len(selection.entries), device=by_latent.device), rows)
+        n_active = torch.tensor(len(selection.entries), device=by_latent.device)
+        self.steer(by_latent, selection.latents, n_active, rows)
         return result
 
 
@@ -204,7 +215,7 @@ class Gated(L1):
         self.b_mag.grad = zeros.index_add(0, latent, by_magnitude)
         bias = by_gate + weight
         result = Gradients(bias + by_w, weight * selection.entries.value.sum(), bias)
-        self.steer((selection.latents > 0).sum(), rows)
+        self.steer(by_gate, selection.entries.value, (selection.latents > 0).sum(), rows)
         return result
 
     def fold(self, b_enc: Tensor) -> Folded:

@@ -66,6 +66,7 @@ def train_step(
     optimizer.found_inf = module.watch.stopped  # type: ignore[attr-defined]
     optimizer.step()
     module.renormalise()
+    module.activation.after_step(module.b_enc, module.watch.stopped)
     return result
 
 
