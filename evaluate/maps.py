@@ -36,13 +36,15 @@ def communities(graph: scipy.sparse.csr_array) -> tuple[list[list[int]], float]:
 def by_directions(W_dec: Float[np.ndarray, "d_sae d_out"], chosen: np.ndarray) -> Float[np.ndarray, "n 2"]:
     """Places for some latents; those that write alike lie together."""
     unit = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1, keepdims=True), 1e-12)
-    return layout(PCA(min(COMPONENTS, *unit.shape), random_state=0).fit_transform(unit)[chosen])
+    reduced = np.asarray(PCA(min(COMPONENTS, *unit.shape), random_state=0).fit_transform(unit), dtype=float)
+    return layout(reduced[chosen])
 
 
 def by_firing(graph: scipy.sparse.csr_array, chosen: np.ndarray) -> Float[np.ndarray, "n 2"]:
     """Places for some latents; those that fire together, or with the same ones, lie together."""
-    alike = graph + scipy.sparse.eye_array(graph.shape[0])
-    return layout(TruncatedSVD(min(COMPONENTS, graph.shape[0] - 1), random_state=0).fit_transform(alike)[chosen])
+    n = len(graph.indptr) - 1
+    reduced = TruncatedSVD(min(COMPONENTS, n - 1), random_state=0).fit_transform(graph + scipy.sparse.eye_array(n))
+    return layout(np.asarray(reduced)[chosen])
 
 
 def layout(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:

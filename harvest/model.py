@@ -57,7 +57,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where tokens go in."""
-        return torch.device(self.bridge.cfg.device)
+        return cast(torch.device, self.whole.get_input_embeddings().weight.device)
 
     @property
     def d_model(self) -> int:

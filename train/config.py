@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -243,10 +243,11 @@ class SweepConfig(TrainConfig):
     @property
     def configs(self) -> list[TrainConfig]:
         """The options of each run; its folder bears its architecture, width, k and, where there are several, rate."""
-        shared = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
         found = []
         for activation, d_sae, k, lr in product(self.activation, self.d_sae, self.k, self.lr):
-            one = TrainConfig(**shared | dict(activation=activation, d_sae=d_sae, k=k, lr=lr))
+            options = shared | {"activation": activation, "d_sae": d_sae, "k": k, "lr": lr}
+            one = TrainConfig(**cast(dict[str, Any], options))
             name = f"{one.architecture}_d{d_sae}_k{k}" + (f"_lr{lr:g}" if len(self.lr) > 1 else "")
             found.append(replace(one, run=self.run_directory / name))
         return found
