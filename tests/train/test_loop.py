@@ -312,8 +312,35 @@ def test_wandb_is_off_when_not_logged_in_and_a_misspelt_mode_is_refused(monkeypa
 @pytest.mark.filterwarnings("default")
 def test_a_real_offline_wandb_run_is_written(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train(config)
-    assert list((config.run_directory / "wandb").glob("offline-run-*/*.wandb"))
+    train(replace(config, heldout_every=20))
+    [path] = (config.run_directory / "wandb").glob("offline-run-*/*.wandb")
+    records = wandb_records(path)
+    logged = {item.key or ".".join(item.nested_key) for record in records for item in record.history.item}
+    names = "loss l2_loss aux_loss l0_norm fvu fvu_min fvu_max fvu_mean dead_features_percentage learning_rate heldout_fvu"
+    assert set(names.split()) <= logged
+    artifacts = [r.request.log_artifact.artifact if r.HasField("request") else r.artifact for r in records]
+    [contents] = [a.manifest.contents for a in artifacts if a.type == "transcoder"]
+    assert {entry.path for entry in contents} == {"config.json", "transcoder.safetensors"}
+    for entry in contents:
+        assert entry.size == (config.run_directory / entry.path).stat().st_size
+
+
+def wandb_records(path) -> list:
+    """What wandb wrote, read back: a LevelDB log of 32 KiB blocks after 7 bytes of header; parts end with type 1 or 4."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole, records = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            records.append(Record.FromString(whole))
+            whole = b""
+    return records
 
 
 def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(config, tmp_path, tiny_models):
