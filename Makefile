@@ -91,7 +91,7 @@ standin := $(demo_results)/jumprelu
 brief := --sequences 0 --no-probes
 
 demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
-	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 163840 --shard-tokens 16384 \
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens 147456 --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
 	@$(PY) -m train --preset demo
 	@$(PY) -m evaluate metrics $(demo_where)
@@ -106,7 +106,7 @@ demo-more: demo  ## The demo with what needs the language model: delta CE, KL, a
 
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train --preset demo --lr 4e-3 --activation jumprelu --prefix-sizes none --view normed \
+	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed \
 	  --gemma-scope-folder $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"

@@ -77,10 +77,10 @@ def _top(mine: np.ndarray, other: np.ndarray, score: np.ndarray, both: np.ndarra
     ranked = mine[order]
     rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
     order, rank = order[rank < n], rank[rank < n]
-    found = Related(np.full((latents, n), -1), np.zeros((latents, n), np.float32), np.zeros((latents, n), np.int64))
-    for array, values in ((found.other, other), (found.score, score), (found.both, both)):
+    found = np.full((latents, n), -1), np.zeros((latents, n), np.float32), np.zeros((latents, n), np.int64)
+    for array, values in zip(found, (other, score, both), strict=True):
         array[mine[order], rank] = values[order]
-    return found
+    return Related(*found)
 
 
 def _joined(parts: Sequence[Related]) -> Related:

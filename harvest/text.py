@@ -8,7 +8,7 @@ import xxhash
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harvest import embedded
 from store.manifest import Recipe
@@ -33,8 +33,10 @@ def model_source(model: str) -> str:
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that wrote a store, from its model or from a folder. ValueError when it is not that one."""
     place = str(source) if source else model_source(recipe.model)
+    ours = source is None and recipe.model == embedded.NAME  # its one file says all about ids and texts, sooner
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        file = str(Path(place) / "tokenizer.json")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=file) if ours else AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         raise ValueError(f"the tokenizer of {place} cannot be loaded ({line}); give its folder with --tokenizer") from None
