@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test lint bench bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: help setup demo test test-all lint bench bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -112,7 +112,10 @@ demo-standin:
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU
-	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto $(ARGS)
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto --dist loadgroup $(marks) $(ARGS)
+
+test-all: marks := -m ""
+test-all: test  ## The same with the slow ones: more combinations, more kills
 
 lint: $(VENV)/dev  ## ruff, pyright, import-linter
 	$(VENV)/bin/ruff check .

@@ -209,7 +209,9 @@ def test_a_feature_is_found_by_search_sorting_and_keys(results):
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (768, "dark"), (1280, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(360, "light"), pytest.param(768, "dark", marks=pytest.mark.slow), (1280, "light")]
+)
 def test_no_page_is_cut_off_or_complains(results, width, scheme):
     with serving(make_app(results)) as url, browsing(width, scheme) as page:
         for path in (

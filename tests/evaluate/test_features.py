@@ -303,6 +303,7 @@ print(len(points))
 """
 
 
+@pytest.mark.slow
 def test_killed_by_sigkill_at_eight_points_and_continued_equals_uninterrupted(written, tmp_path, tiny_models):
     folder, store, _ = written
     places = (store.directory, folder.parent, tiny_models["gpt2"], tmp_path)

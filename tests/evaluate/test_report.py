@@ -134,7 +134,9 @@ def open_page(report):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (768, "dark"), (1280, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(360, "light"), pytest.param(768, "dark", marks=pytest.mark.slow), (1280, "light")]
+)
 def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, scheme):
     page = open_page(width, scheme)
     assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 5

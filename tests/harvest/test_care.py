@@ -111,7 +111,7 @@ care.repair()
 """
 
 
-@pytest.mark.parametrize("point", [1, 2, 3])
+@pytest.mark.parametrize("point", [1, *(pytest.param(point, marks=pytest.mark.slow) for point in (2, 3))])
 def test_a_repair_killed_by_sigkill_and_begun_again_ends_with_the_same_bytes(config, monkeypatch, capsys, point):
     harvest(config)
     before = files_of(config.store)

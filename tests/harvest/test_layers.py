@@ -68,6 +68,7 @@ def torchrun(config) -> subprocess.Popen:  # noqa: F811
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(config, tmp_path):  # noqa: F811
     asked = replace(config, layer=(0, 1), tokens=40 * 512)
     one = replace(asked, store=tmp_path / "one")

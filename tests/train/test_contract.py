@@ -32,6 +32,7 @@ ROWS = 32
 STEPS, SAVED = 100, 90
 IN_A_LAYER = list(product(get_args(Activation), NESTING, KINDS))
 ACROSS = [("batchtopk", "nested", "across"), ("jumprelu", "plain", "across")]
+QUICK = [*product(["batchtopk"], NESTING, KINDS), *product(get_args(Activation), ["nested"], ["transcoder"]), *ACROSS]
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +76,10 @@ def test_gradients_equal_a_dense_float64_reference(larger, config, activation, n
         assert_close(parameter.grad, expected[name])
 
 
-@pytest.mark.parametrize(("activation", "nesting", "kind"), IN_A_LAYER + ACROSS)
+@pytest.mark.parametrize(
+    ("activation", "nesting", "kind"),
+    [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow) for each in IN_A_LAYER + ACROSS],
+)
 def test_every_dictionary_learns_resumes_and_exports(config, layers, tmp_path, monkeypatch, activation, nesting, kind):
     if kind == "across":
         source, target = (store.directory for store in layers)

@@ -258,6 +258,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_both_sides_killed_by_sigkill_and_started_again_end_as_a_run_over_a_whole_store(tmp_path, config):
     command = [sys.executable, "-W", "ignore", "-c", KILLER, str(tmp_path), "8"]
     environment = os.environ | {"PYTHONPATH": "."}

@@ -22,6 +22,9 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=150, env=environment)
 
 
+pytestmark = pytest.mark.xdist_group("both")  # one process makes what all of these look at
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> dict[str, tuple[TrainConfig, TrainConfig]]:
     """The runs of one process and of two, by name; `begun` and `stopped` changed from one to two and from two to one."""

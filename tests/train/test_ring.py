@@ -72,6 +72,7 @@ def words(**options: object) -> list[str]:
     return [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
 
 
+@pytest.mark.slow
 def test_two_commands_killed_and_started_again_end_as_a_run_over_a_whole_store(both, tiny_models, text_file, tmp_path):
     ours = dict(model=str(tiny_models["gemma2"]), layer=1, device="cpu")
     text = dict(
