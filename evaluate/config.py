@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from store.command import Count, Layers, StorePlace, default_run, default_store, model_slug
+from store.command import Count, Layers, StorePlace, check_at_least, default_run, default_store, model_slug
 from store.remote import Place
 
 
@@ -167,9 +167,7 @@ class FeaturesConfig(EvaluateConfig):
     """Folder of the tokenizer, where the store's model cannot be reached."""
 
     def __post_init__(self) -> None:
-        for name, low in (("contexts", 1), ("samples", 5), ("neighbours", 1), ("batch_rows", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        check_at_least(self, contexts=1, samples=5, neighbours=1, batch_rows=1)
 
     @property
     def folder(self) -> Path:
@@ -242,9 +240,7 @@ class JudgeExportConfig(EvaluateConfig):
     """Folder of the tokenizer, where the store's model cannot be reached."""
 
     def __post_init__(self) -> None:
-        for name, low in (("count", 1), ("per_quantile", 1), ("explained", 1), ("context", 4)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        check_at_least(self, count=1, per_quantile=1, explained=1, context=4)
 
     @property
     def folder(self) -> Path:
@@ -282,9 +278,7 @@ class JudgeConfig:
     """Seconds to wait for an answer."""
 
     def __post_init__(self) -> None:
-        for name, low in (("at_once", 1), ("parallel", 1), ("retries", 0), ("wait", 0), ("timeout", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        check_at_least(self, at_once=1, parallel=1, retries=0, wait=0, timeout=1)
         if not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint is {self.endpoint!r}; it must begin with http:// or https://")
 
@@ -335,8 +329,7 @@ class InterveneConfig(EvaluateConfig):
             raise ValueError(
                 "nothing is changed; name latents with --ablate, --scale LATENT:FACTOR or --pin LATENT:ACTIVATION"
             )
-        if self.top < 1:
-            raise ValueError(f"top is {self.top}; it must be at least 1")
+        check_at_least(self, top=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +348,4 @@ class ImportanceConfig(EvaluateConfig):
     """Add what the transcoder misses, so that latents are ablated from the model itself, not from the spliced one."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least(self, count=1, sequences=1)

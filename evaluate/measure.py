@@ -58,7 +58,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
             check_shards(store, "heldout")
         accumulators, facts = measure_rows(transcoders, store, "heldout", config.batch_rows, device)
         results = results_of(accumulators, facts, store, ByDocument.of(accumulators, facts))
-    for transcoder, result in zip(transcoders, results, strict=False):
+    for transcoder, result in zip(transcoders, results[: len(transcoders)], strict=True):
         label(result, transcoder)
         result["fvu_by_view"] = fvu_by_view(transcoder, store, device)
         result |= semantics(transcoder, store, device)
@@ -158,7 +158,7 @@ class _Comparison:
         first = len(self.variants[0])
         curves = [Point(l0, table.statistic(index, "fvu")) for index, l0 in enumerate(self.l0s)]
         results[1]["at_equal_l0"] = {"fvu": at_equal_l0(table, curves[:first], curves[first:], self._judged_l0s())}
-        points = [{"l0": l0, "fvu": each["fvu"]} for l0, each in zip(self.l0s, found, strict=False)]
+        points = [{"l0": l0, "fvu": each["fvu"]} for l0, each in zip(self.l0s, found[: len(variants)], strict=True)]
         results[0]["frontier"], results[1]["frontier"] = by_l0(points[:first]), by_l0(points[first:])
         for last in found[len(variants) :]:
             by_rank = zip(last["l0_per_prefix"].values(), last["fvu_per_prefix"].values(), strict=True)
@@ -185,7 +185,7 @@ class _Comparison:
         if not self.config.frontier:
             return
         own = [0, len(self.variants[0])]
-        measured = [*zip(own, (0, 1), strict=True), *zip(along, range(len(results), len(jobs)), strict=False)]
+        measured = [*zip(own, (0, 1), strict=True), *((index, len(results) + n) for n, index in enumerate(along))]
         for name in ("delta_ce", "kl"):
             curves: list[list[Point]] = [[], []]
             for index, job in measured:

@@ -233,7 +233,8 @@ def measure_rows(
     variation, scalar = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
     by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
     accumulators = [Accumulator(transcoder.to(device), n) for transcoder in transcoders]
-    families, norm = relatives(accumulators), store.norm.to(device)
+    norm = store.norm.to(device)
+    families = [(members, Family([a.forward for a in members])) for members in relatives(accumulators)]
     for batch in in_order("evaluate"):
         here = slice(start, start + len(batch.source))
         centred = batch.target - mean
@@ -241,11 +242,10 @@ def measure_rows(
         scalar[here] = (batch.target - mean.mean()).square_().sum(1).cpu()
         by_dimension += centred.square().sum(0)
         shift += centred[inlier[here].to(device)].sum(0)
-        for members in families:
+        for members, family in families:
             first, dtype = members[0].transcoder, members[0].transcoder.W_dec.dtype
             x, y, middle = first.view(batch.source, norm).to(dtype), batch.target.to(dtype), mean.to(dtype)
-            shared = Family([a.forward for a in members]).entries(x)
-            for a, entries in zip(members, shared, strict=True):
+            for a, entries in zip(members, family.entries(x), strict=True):
                 a.add(entries, x, y, middle)
         start = here.stop
     kept = variation * inlier

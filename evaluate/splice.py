@@ -87,7 +87,7 @@ def hidden_states(
     model: LanguageModel, tokens: Int[Tensor, "sequences context"], resid_post: Tensor | None = None
 ) -> Float[Tensor, "sequences context d"]:
     """What the model unembeds, from the start or from resid_post of its layer."""
-    tokens = tokens.to(model.bridge.cfg.device)
+    tokens = tokens.to(model.device)
     body = model.whole.base_model
     if resid_post is None:
         return body(input_ids=tokens, use_cache=False).last_hidden_state
@@ -121,7 +121,7 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
 
 def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> None:
     """ValueError when the cached rows do not restart this model where the whole model would be."""
-    tokens = part.tokens.to(model.bridge.cfg.device)
+    tokens = part.tokens.to(model.device)
     logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
@@ -141,17 +141,17 @@ def splice(
 
     Judged are predictions of a token that is not excluded at a token that is not.
     """
-    device = next(model.bridge.parameters()).device
+    device = model.device
     prepared = [_chosen(t.to(device), all_prefixes) for t in transcoders]
     forwards = [Forward(t) for t in prepared]
     unembedding = Unembedding.of(model)
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean, dtype=torch.float32)
     parts = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
     check_restart(model, unembedding, sequences_of(store, *parts[0]))
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    documents, columns = [], []
 
     @torch.no_grad()  # which holds in one thread only
-    def work(lane: LanguageModel, number: int) -> int:
+    def work(lane: LanguageModel, number: int) -> tuple[Tensor, Tensor]:
         part = sequences_of(store, *parts[number])
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
         hidden = torch.stack(
@@ -161,12 +161,15 @@ def splice(
             ]
         )
         judged = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
-        found[number] = part.document[:, :-1][counted], torch.cat(judged).T.cpu()
-        return len(part.tokens)
+        return part.document[:, :-1][counted], torch.cat(judged).T.cpu()
+
+    def take(found: tuple[Tensor, Tensor]) -> None:
+        documents.append(found[0])
+        columns.append(found[1])
+        bar.update(len(parts[len(columns) - 1][1]))
 
     with tqdm(total=n_sequences, desc="splice", unit="sequence") as bar:
-        Lanes(model).run(work, range(len(parts)), bar.update)
-    documents, columns = zip(*(found[number] for number in range(len(parts))), strict=True)
+        Lanes(model).run(work, range(len(parts)), take)
     document = torch.unique(torch.cat(documents), return_inverse=True)[1]
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.command import Count, Layers, StorePlace, default_store
+from store.command import Count, Layers, StorePlace, check_at_least, default_store
 from store.remote import Place, Remote
 
 SITES = {
@@ -85,9 +85,7 @@ class HarvestConfig:
     """Measure a few batches, say what the harvest would take (disk, time, memory, what limits it), and stop."""
 
     def __post_init__(self) -> None:
-        for name, low in (("tokens", 1), ("context", 2), ("batch_sequences", 1), ("heldout_every", 2)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        check_at_least(self, tokens=1, context=2, batch_sequences=1, heldout_every=2)
         if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
             raise ValueError(f"layer is {self.layer}; give each layer once, counted from 0")
         wrong = [site for site in self.sites if site not in SITES]

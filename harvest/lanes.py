@@ -6,11 +6,13 @@ Operators of one batch wait for each other, and for Python between them; those o
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import TypeVar
 
 import torch
 
 from harvest.model import LanguageModel
 
+Result = TypeVar("Result")
 MOST = 4
 """Each lane holds the activations of a batch."""
 
@@ -24,7 +26,7 @@ class Lanes:
         self.models = [model, *(model.twin() for _ in range(self.n - 1))]
 
     def run(
-        self, work: Callable[[LanguageModel, int], int], starts: Iterable[int], progress: Callable[[int], object]
+        self, work: Callable[[LanguageModel, int], Result], starts: Iterable[int], progress: Callable[[Result], object]
     ) -> None:
         """`progress(work(model, start))` for every start, in order; an error or Ctrl-C lets no further work begin."""
         if self.n == 1:
@@ -35,7 +37,7 @@ class Lanes:
         for model in self.models:
             free.put(model)
 
-        def one(start: int) -> int:
+        def one(start: int) -> Result:
             model = free.get()
             try:
                 return work(model, start)

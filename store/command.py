@@ -126,3 +126,10 @@ def command(name: str) -> Iterator[None]:
             raise
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def check_at_least(options: object, **least: int) -> None:
+    """ValueError naming the first option that is below its limit."""
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least {low}")

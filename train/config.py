@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.command import Count, StorePlace, default_run, default_store
+from store.command import Count, StorePlace, check_at_least, default_run, default_store
 from store.remote import Place
 from store.transcoder import cumulative_sizes
 from store.views import ViewName
@@ -126,9 +126,7 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         least_1 = "d_sae k tokens batch_rows aux_k dead_after checkpoint_every log_every heldout_rows"
-        for name in least_1.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_at_least(self, **dict.fromkeys(least_1.split(), 1))
         for name in ("lr", "bandwidth"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
