@@ -6,6 +6,7 @@ Each releases the interpreter's lock and works on a range, so that `in_parallel`
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 
 import numba
@@ -16,7 +17,8 @@ FLOAT_RULES = {"reassoc", "contract", "nsz"}
 """Sums may be reordered, so that they are vectorised; NaN and infinity stay what they are."""
 BLOCK = 16
 """Scores tested at a time: few are above their cutoff, so most blocks need no second look."""
-_pool = ThreadPoolExecutor()
+PARTS_A_THREAD = 8
+"""A thread that is done takes another part: parts differ in work, and cores in what else they do."""
 
 
 def compiled(function: Callable) -> Callable:
@@ -25,22 +27,40 @@ def compiled(function: Callable) -> Callable:
 
 
 def in_parallel(function: Callable, n: int, *arguments: object) -> list:
-    """What function(first, last, *arguments) gives for each part of range(n), one part a thread."""
-    threads = max(1, min(n, torch.get_num_threads()))
-    parts = list(pairwise(n * i // threads for i in range(threads + 1)))
-    others = [_pool.submit(function, *part, *arguments) for part in parts[1:]]
-    return [function(*parts[0], *arguments), *(other.result() for other in others)]
+    """What function(first, last, *arguments) gives for each part of range(n), in order, on as many threads as PyTorch uses.
+
+    PyTorch's own operators run on one thread inside a part.
+    """
+    threads = torch.get_num_threads()
+    parts = min(n, threads * PARTS_A_THREAD)
+    if threads == 1 or parts <= 1:
+        return [function(0, n, *arguments)]
+    bounds = pairwise(n * i // parts for i in range(parts + 1))
+    try:
+        return list(_pool(threads).map(lambda part: function(*part, *arguments), bounds))
+    finally:
+        torch.set_num_threads(threads)  # threads begin with what was set last, and a new one of the pool sets 1
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # its first call in a thread takes over what was set last elsewhere
+    torch.set_num_threads(1)
 
 
 @compiled
-def above(first: int, last: int, scores, cutoff, base: int, value, row, latent) -> tuple[int, int]:
-    """Lists the scores above their latent's cutoff, of the latents `first` to `last` of scores [latents, rows].
+def above(scores, cutoff, base: int, value, row, latent) -> int:
+    """Lists the scores [latents, rows] above their latent's cutoff: each one's value, row, and latent + base.
 
-    Writes each one's value, row, and latent + base from place first * rows on, and returns where they begin and end.
+    Returns how many there are.
     """
-    rows = scores.shape[1]
-    place = first * rows
-    for i in range(first, last):
+    latents, rows = scores.shape
+    place = 0
+    for i in range(latents):
         limit = cutoff[i]
         for start in range(0, rows, BLOCK):
             if start + BLOCK <= rows:
@@ -53,7 +73,7 @@ def above(first: int, last: int, scores, cutoff, base: int, value, row, latent) 
                 if scores[i, j] > limit:
                     value[place], row[place], latent[place] = scores[i, j], j, base + i
                     place += 1
-    return first * rows, place
+    return place
 
 
 class Found:
@@ -65,8 +85,8 @@ class Found:
 
     def add(self, scores: torch.Tensor, cutoff: torch.Tensor, base: int) -> None:
         """float32 scores [latents, rows], and a cutoff for each of those latents, which begin at `base`."""
-        places = in_parallel(above, len(scores), scores.numpy(), cutoff.numpy(), base, *self.room)
-        self.parts += [tuple(part[start:end].copy() for part in self.room) for start, end in places]
+        n = above(scores.numpy(), cutoff.numpy(), base, *self.room)
+        self.parts.append(tuple(column[:n].copy() for column in self.room))
 
     def take(self) -> list[torch.Tensor]:
         """Values, rows and latents, ordered by (latent, row)."""

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from store.kernels import Found
+from store.kernels import Found, in_parallel
 
-SCAN_LATENTS = 1024
-"""Latents scored at once on a CPU: their pre-activations stay in its cache."""
+SCAN_LATENTS = 512
+"""Latents that a thread scores at once on a CPU: their pre-activations stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,34 @@ def scan(
     With `low_precision` candidates are found by a bfloat16 product and scored again in float32: an entry can be missed
     only if bfloat16's rounding takes it below the cutoff, so give a cutoff with some slack.
     """
-    rows = len(x)
-    limit = cutoff - b_enc
-    encoder_low, xt = (encoder.bfloat16(), x.bfloat16().T) if low_precision else (encoder, x.T)
-    chunk = min(SCAN_LATENTS if x.device.type == "cpu" else len(encoder), len(encoder))
-    scores = torch.empty(chunk, rows, dtype=xt.dtype, device=x.device)
-    on_host = x.device.type == "cpu" and scores.dtype == torch.float32
-    found = Found(chunk, rows) if on_host else Compacted()
-    for start in range(0, len(encoder), chunk):
-        block = encoder_low[start : start + chunk]
-        found.add(torch.mm(block, xt, out=scores[: len(block)]), limit[start : start + chunk], start)
-    value, row, latent = found.take()
+    on_cpu, limit = x.device.type == "cpu", cutoff - b_enc
+    chunk = min(SCAN_LATENTS if on_cpu else len(encoder), len(encoder))
+    chunks = -(-len(encoder) // chunk)
+    if on_cpu and x.dtype == torch.float32 and not low_precision:
+        parts = in_parallel(_search, chunks, x, encoder, limit, chunk, Found)
+    else:
+        low = (x.bfloat16(), encoder.bfloat16()) if low_precision else (x, encoder)
+        parts = [_search(0, chunks, *low, limit, chunk, Compacted)]
+    value, row, latent = (torch.cat(column) for column in zip(*parts, strict=True))
     if low_precision:
         value = _dots(x, encoder, row, latent)
     return Entries(value.add_(b_enc.index_select(0, latent)), row, latent)
 
 
+def _search(first: int, last: int, x: Tensor, encoder: Tensor, limit: Tensor, chunk: int, method: type) -> list[Tensor]:
+    """Values, rows and latents of the products above their latent's limit, of the chunks `first` to `last` of latents."""
+    found = method(chunk, len(x))
+    scores = torch.empty(chunk, len(x), dtype=x.dtype, device=x.device)
+    for start in range(first * chunk, min(last * chunk, len(encoder)), chunk):
+        block = encoder[start : start + chunk]
+        found.add(torch.mm(block, x.T, out=scores[: len(block)]), limit[start : start + chunk], start)
+    return found.take()
+
+
 class Compacted:
     """What `kernels.Found` does, by PyTorch's operators: for any device and dtype."""
 
-    def __init__(self) -> None:
+    def __init__(self, latents: int, rows: int) -> None:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, scores: Tensor, cutoff: Tensor, base: int) -> None:

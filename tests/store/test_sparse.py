@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,9 +15,17 @@ def test_compact_is_nonzero(flags):
     assert torch.equal(compact(mask), mask.nonzero().squeeze(1))
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("low_precision", [False, True])
 @pytest.mark.parametrize("chunk", [7, 64, 1024])
-def test_scan_finds_what_a_dense_encoder_finds(low_precision, chunk, monkeypatch):
+def test_scan_finds_what_a_dense_encoder_finds(low_precision, chunk, monkeypatch, three_threads):
     monkeypatch.setattr(sparse, "SCAN_LATENTS", chunk)
     generator = torch.Generator().manual_seed(0)
     x, encoder = torch.randn(33, 16, generator=generator), torch.randn(64, 16, generator=generator)
@@ -29,12 +39,10 @@ def test_scan_finds_what_a_dense_encoder_finds(low_precision, chunk, monkeypatch
     assert torch.equal(found.latent * 33 + found.row, (found.latent * 33 + found.row).sort().values)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("rows", [1, 15, 16, 37])
-def test_the_compiled_search_lists_what_the_operators_list(threads, rows, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_the_compiled_search_lists_what_the_operators_list(rows):
     generator = torch.Generator().manual_seed(rows)
-    compiled, operators = kernels.Found(5, rows), sparse.Compacted()
+    compiled, operators = kernels.Found(5, rows), sparse.Compacted(5, rows)
     for base, latents in ((0, 5), (5, 2)):
         scores, cutoff = torch.randn(latents, rows, generator=generator), torch.randn(latents, generator=generator)
         scores[0, 0], scores[1, -1] = torch.nan, torch.inf
@@ -42,3 +50,11 @@ def test_the_compiled_search_lists_what_the_operators_list(threads, rows, monkey
             found.add(scores, cutoff, base)
     for got, expected in zip(compiled.take(), operators.take(), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_what_runs_in_parallel_covers_the_range_and_leaves_threads_as_they_were(three_threads):
+    parts = kernels.in_parallel(lambda first, last: (range(first, last), torch.get_num_threads()), 100)
+    assert [i for part, _ in parts for i in part] == list(range(100))
+    assert {threads for _, threads in parts} == {1}
+    with ThreadPoolExecutor(1) as fresh:
+        assert (torch.get_num_threads(), fresh.submit(torch.get_num_threads).result()) == (3, 3)
