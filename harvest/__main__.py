@@ -15,13 +15,19 @@ def main() -> None:
         from harvest.config import HarvestConfig
 
         config = parse(HarvestConfig, "python -m harvest")
-        from harvest.loop import harvest, plan
-        from harvest.ranks import Rank
-
         if config.plan:
+            from harvest.loop import plan
+
             print(plan(config))
             return
-        manifests = harvest(config)
+        from harvest.done import already_done
+        from harvest.ranks import Rank
+
+        manifests = already_done(config)
+        if manifests is None:
+            from harvest.loop import harvest
+
+            manifests = harvest(config)
         if Rank.of_environment().index:
             return
         for manifest, directory in zip(manifests, config.directories.values(), strict=True):

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, is_on_this_machine, open_corpus, steadily
+from harvest.corpus import Corpus, open_corpus, steadily
+from harvest.done import already_done
 from harvest.lanes import Lanes
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
@@ -22,7 +23,6 @@ from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 from store.formats import FORMATS
 from store.manifest import MANIFEST, Manifest, Recipe, load_manifest
-from store.remote import Place
 from store.writer import ShardRows, StoreWriter
 
 LIBRARIES = ("torch", "transformers", "transformer-lens")
@@ -48,7 +48,7 @@ def recipe_of(
 def harvest(config: HarvestConfig) -> list[Manifest]:
     """The manifests of the finished stores, one a layer. ValueError for bad input, OSError when the disk is full."""
     rank = Rank.of_environment()
-    done = _already_done(config)
+    done = already_done(config)
     if done is not None:
         return done
     corpus, model, dtype = open_all(config, rank)
@@ -162,42 +162,6 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
         log.warning("the text ended after %d of %d shards: the store is smaller than asked for", shards, config.n_shards)
         for writer in writers.values():
             writer.mark_exhausted()
-
-
-def _already_done(config: HarvestConfig) -> list[Manifest] | None:
-    """The manifests of stores that have all that is asked for, judged by the options alone, without loading a model."""
-    manifests = [
-        load_manifest(directory) if (directory / MANIFEST).exists() else None for directory in config.directories.values()
-    ]
-    for (layer, directory), manifest in zip(config.directories.items(), manifests, strict=True):
-        if manifest is not None:
-            _refuse_another(config, layer, directory, manifest)
-    finished = [m for m in manifests if m is not None and (m.exhausted or len(m.shards) >= config.n_shards)]
-    return finished if len(finished) == len(manifests) else None
-
-
-def _refuse_another(config: HarvestConfig, layer: int, directory: Place, manifest: Manifest) -> None:
-    """ValueError when a store was made with other options, as far as they tell without a model."""
-    asked: dict[str, object] = {
-        name: getattr(config, name)
-        for name in ("model", "sites", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
-    }
-    asked |= {"layer": layer, "format": config.shard_format}
-    asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
-    if config.compute_dtype != "auto":
-        asked["compute_dtype"] = config.compute_dtype
-    if is_on_this_machine(config.dataset):
-        asked["dataset_revision"] = open_corpus(config).revision
-    different = [
-        f"{name}: {getattr(manifest.recipe, name)!r} != {value!r}"
-        for name, value in asked.items()
-        if getattr(manifest.recipe, name) != value
-    ]
-    if different:
-        raise ValueError(
-            f"{directory} holds another harvest ({manifest.fingerprint}): {'; '.join(different)}; "
-            "choose another STORE, or delete that one"
-        )
 
 
 def plan(config: HarvestConfig) -> str:
