@@ -69,8 +69,8 @@ def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
 class TrainingTranscoder(nn.Module):
     """A transcoder while it is trained. The encoder is stored transposed, [d_sae, d_in]: both matrices by latent.
 
-    Both start as random rows of norm 1, independent of each other: the tied start of autoencoders (arXiv 2406.04093)
-    measured worse (RESULTS.md), as source and target are different spaces.
+    Both start as random rows of norm 1: the same ones in an autoencoder (arXiv 2406.04093), independent ones in a
+    transcoder, whose source and target are different spaces; either measured better there than the other (RESULTS.md).
     """
 
     input_mean: Tensor
@@ -101,7 +101,8 @@ class TrainingTranscoder(nn.Module):
             self.register_buffer(f"{name}_scale", scale_of(mean, square).float())
         generator = torch.Generator().manual_seed(config.seed)
         self.encoder = nn.Parameter(_unit_rows(torch.randn(config.d_sae, d_in, generator=generator)))
-        self.decoder = nn.Parameter(_unit_rows(torch.randn(config.d_sae, d_out, generator=generator)))
+        drawn = self.encoder if config.is_sae else _unit_rows(torch.randn(config.d_sae, d_out, generator=generator))
+        self.decoder = nn.Parameter(drawn.detach().clone())
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None

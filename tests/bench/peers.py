@@ -15,6 +15,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ PEERS = {"saelens": SAE, "dictionary_learning": SAE, "sparsify": TRANSCODER}
 """The peers, and what each reads and predicts here."""
 RATES = {"saelens": (3e-4, 3e-3), "dictionary_learning": (2.8e-4, 2.8e-3), "sparsify": (7.1e-3, 2.1e-3)}
 """The learning rate that each recommends for this width, and a second one, since these runs are short."""
+OURS = ("batchtopk", "topk")
 EQUAL_TIME = 2
 """Ours trains on this many times the rows as well: less time than any peer takes, while the ratios above are larger."""
 OUR_LR, N_BATCHES = 4e-3, 8
@@ -162,9 +164,13 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
     for sites in sorted({PEERS[name] for name in names}):
         path = folder / f"{sites[0]}-quality.safetensors"
         save_file(first_rows(store, "train", steps * batch_rows, sites), path)
-        for n_rows in (rows, EQUAL_TIME * rows):
-            config = config_of(store, sites, run=folder / f"{sites[0]}-{n_rows}", tokens=n_rows, batch_rows=batch_rows)
-            print(f"| ours, {' to '.join(sites)} | {n_rows} | {config.lr} | {measured(train(config), store)} |", flush=True)
+        for n_rows, activation in product((rows, EQUAL_TIME * rows), OURS):
+            config = config_of(
+                store, sites, run=folder / f"{sites[0]}-{n_rows}-{activation}", tokens=n_rows, batch_rows=batch_rows,
+                activation=activation,
+            )  # fmt: skip
+            name = f"ours, {activation}, {' to '.join(sites)}"
+            print(f"| {name} | {n_rows} | {config.lr} | {measured(train(config), store)} |", flush=True)
         for name in (name for name in names if PEERS[name] == sites):
             for lr in RATES[name]:
                 with Peer(

@@ -73,6 +73,12 @@ def test_the_loss_sees_every_prefix(store):
     torch.testing.assert_close(module.decoder.grad[5:], alone.decoder.grad[5:])
 
 
+def test_an_autoencoder_starts_tied(store):
+    module = make_module(store, make_config(source_site="mlp_out", target_site="mlp_out"))
+    assert torch.equal(module.encoder, module.decoder)
+    assert module.encoder.data_ptr() != module.decoder.data_ptr()
+
+
 def test_dead_is_counted_in_tokens_and_survives_saving(store):
     config = make_config(dead_after=64)
     module = make_module(store, config)
