@@ -66,6 +66,15 @@ def make_store(directory: Place, n_shards: int = 4, **changes) -> Store:
 
 
 @pytest.fixture
+def two_cores():
+    """PyTorch on two threads, on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     return make_store(tmp_path / "store")
 

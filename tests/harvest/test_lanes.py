@@ -7,14 +7,6 @@ from harvest.model import LanguageModel, load_model
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt2"])
 def test_batches_side_by_side_are_those_run_one_by_one(family, tiny_models, two_cores):
     model = load_model(str(tiny_models[family]), 1, CPU, torch.float32)

@@ -15,17 +15,9 @@ def test_compact_is_nonzero(flags):
     assert torch.equal(compact(mask), mask.nonzero().squeeze(1))
 
 
-@pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("low_precision", [False, True])
 @pytest.mark.parametrize("chunk", [7, 64, 1024])
-def test_scan_finds_what_a_dense_encoder_finds(low_precision, chunk, monkeypatch, three_threads):
+def test_scan_finds_what_a_dense_encoder_finds(low_precision, chunk, monkeypatch, two_cores):
     monkeypatch.setattr(sparse, "SCAN_LATENTS", chunk)
     generator = torch.Generator().manual_seed(0)
     x, encoder = torch.randn(33, 16, generator=generator), torch.randn(64, 16, generator=generator)
@@ -52,9 +44,9 @@ def test_the_compiled_search_lists_what_the_operators_list(rows):
         assert torch.equal(got, expected)
 
 
-def test_what_runs_in_parallel_covers_the_range_and_leaves_threads_as_they_were(three_threads):
+def test_what_runs_in_parallel_covers_the_range_and_leaves_threads_as_they_were(two_cores):
     parts = kernels.in_parallel(lambda first, last: (range(first, last), torch.get_num_threads()), 100)
     assert [i for part, _ in parts for i in part] == list(range(100))
     assert {threads for _, threads in parts} == {1}
     with ThreadPoolExecutor(1) as fresh:
-        assert (torch.get_num_threads(), fresh.submit(torch.get_num_threads).result()) == (3, 3)
+        assert (torch.get_num_threads(), fresh.submit(torch.get_num_threads).result()) == (2, 2)
