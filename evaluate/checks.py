@@ -21,6 +21,7 @@ def checks_of(metrics: dict, store: Store) -> list[dict]:
     name, k, l0, scale = metrics["name"], metrics["k"], metrics["l0_mean"], metrics["best_scale"]
     by_view = metrics.get("fvu_by_view", {})
     fits = min(by_view, key=by_view.__getitem__, default=metrics["view"])
+    tried = ", ".join(f"{view}: {value:.4g}" for view, value in by_view.items())
     heldout = sum(shard.kept for shard in store.manifest.of_split("heldout"))
     return [
         _check(
@@ -36,21 +37,21 @@ def checks_of(metrics: dict, store: Store) -> list[dict]:
         _check(
             "L0 is near its label",
             k is None or near(l0, k, L0_TOLERANCE),
+            f"{name}: measured L0 is {l0:.1f}, {f'its label says {k}' if k else 'it states none'}",
             f"{name}: MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
-            f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted"
-            if k
-            else f"{name} states no L0",
+            f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted",
         ),
         _check(
             "no other view of its input fits better",
             not by_view or by_view[fits] >= MARGIN * by_view[metrics["view"]],
-            f"{name} reads the {metrics['view']!r} view, but leaves less unexplained of the {fits!r} view "
-            f"({', '.join(f'{view}: {value:.4g}' for view, value in by_view.items())}): the norm's gain is applied where "
-            "it must not be, or left out",
+            f"{name} reads the {metrics['view']!r} view; FVU by view: {tried}",
+            f"{name} reads the {metrics['view']!r} view, but leaves less unexplained of the {fits!r} view ({tried}): the "
+            "norm's gain is applied where it must not be, or left out",
         ),
         _check(
             "the output has the target's scale",
             SCALES[0] <= scale <= SCALES[1],
+            f"{name}: its output would fit best multiplied by {scale:.3f}",
             f"{name}: its output would fit best multiplied by {scale:.3f}, so the decoder was probably rescaled, or rows "
             "of source and target do not belong together",
         ),
@@ -64,15 +65,11 @@ def checks_of(metrics: dict, store: Store) -> list[dict]:
 
 def checks(measured: Sequence[dict], store: Store) -> list[dict]:
     """The checks of every measurement, and that both saw the same rows."""
-    first = measured[0]
-    same = all((m["n_rows"], m["n_documents"], m["n_outliers"]) == _rows(first) for m in measured)
-    rows = ", ".join(f"{m['name']}: {m['n_rows']}" for m in measured)
+    same = len({(m["n_rows"], m["rows_digest"]) for m in measured}) == 1
+    rows = ", ".join(f"{m['name']}: {m['n_rows']} ({m['rows_digest'][:8]})" for m in measured)
     return [_check("all saw the same rows", same, rows)] + [c for m in measured[:2] for c in checks_of(m, store)]
 
 
-def _rows(metrics: dict) -> tuple[int, int, int]:
-    return metrics["n_rows"], metrics["n_documents"], metrics["n_outliers"]
-
-
-def _check(claim: str, holds: bool, detail: str) -> dict:
-    return {"claim": claim, "holds": bool(holds), "detail": detail}
+def _check(claim: str, holds: bool, found: str, otherwise: str | None = None) -> dict:
+    """`otherwise`: what to say where it does not hold."""
+    return {"claim": claim, "holds": bool(holds), "detail": found if holds or otherwise is None else otherwise}

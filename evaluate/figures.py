@@ -132,6 +132,31 @@ def densities(measured: Sequence[dict]) -> go.Figure:
     return figure
 
 
+def by_band(measured: Sequence[dict], key: str, x: str) -> go.Figure:
+    """FVU by band of positions or of the ranks of tokens."""
+    figure = _figure(x, "FVU", xaxis={"type": "category"}, yaxis={"rangemode": "tozero"})
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
+        bands = m.get(key, {})
+        if bands:
+            figure.add_scatter(
+                x=list(bands), y=[band["fvu"] for band in bands.values()], name=m["name"], mode="lines+markers",
+                line={"color": colour}, marker={"color": colour, "size": 9},
+            )  # fmt: skip
+    return figure
+
+
+def by_dimension(measured: Sequence[dict]) -> go.Figure:
+    """Explained variance of each output dimension, in descending order."""
+    figure = _figure("dimensions", "explained variance")
+    for m, colour in zip(of_latents(measured), cycle(COLOURS)):
+        values = sorted(m.get("explained_variance_by_dimension", ()), reverse=True)
+        if values:
+            figure.add_scatter(
+                x=list(range(1, len(values) + 1)), y=values, name=m["name"], mode="lines", line={"color": colour}
+            )
+    return figure
+
+
 def curves(run: Path) -> go.Figure:
     figure = _figure("rows trained on", "FVU", yaxis={"type": "log"})
     path = run / LOG

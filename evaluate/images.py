@@ -32,7 +32,7 @@ def write_images(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
             getattr(axes, f"set_{side}label")(axis.title.text)
             if axis.type == "log":
                 getattr(axes, f"set_{side}scale")("log")
-            if axis.rangemode == "tozero":
+            if axis.rangemode == "tozero" and getattr(axes.dataLim, f"{side}min") >= 0:
                 getattr(axes, f"set_{side}lim")(**{"left" if side == "x" else "bottom": 0})
         if any(trace.name for trace in figure.data):
             axes.legend(frameon=False, fontsize="small")

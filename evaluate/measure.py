@@ -100,13 +100,18 @@ class _Comparison:
         self.dials = [Dial(transcoder, store, device) for transcoder in transcoders[:2]]
         self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
         self.moved = self.dials[0].at(self.dials[1].l0)
-        """Ours at the L0 of the second; itself where they are equal, None where it cannot be reached."""
+        """Ours at the L0 of the second; itself where that is as near, None where it cannot be reached."""
         like = transcoders[0].config
         self.variants = sweep(self.dials) if config.frontier else [[], []]
         self.l0s: list[float] = []
         """Of every variant, on the rows of the frontier."""
         self.linear = fit(store, like, device) if config.trivial else None
         self.trivial = trivial_predictors(self.linear, self.dials[0]) if self.linear else []
+
+    @property
+    def extra(self) -> list[Transcoder]:
+        """What has to be measured beside the subjects for the comparison at equal L0."""
+        return [] if self.moved is None or self.moved is self.own[0] else [self.moved]
 
     def measured(self) -> list[dict]:
         results = self.on_rows()
@@ -129,17 +134,22 @@ class _Comparison:
     def on_rows(self) -> list[dict]:
         """Everything from the shards alone, in one pass."""
         subjects = [*self.own, *self.trivial]
-        extra = [] if self.moved is None or self.moved is self.own[0] else [self.moved]
-        accumulators, facts = measure_rows([*subjects, *extra], self.store, "heldout", self.config.batch_rows, self.device)
+        everyone = [*subjects, *self.extra]
+        accumulators, facts = measure_rows(everyone, self.store, "heldout", self.config.batch_rows, self.device)
         table = ByDocument.of(accumulators, facts)
         results = results_of(accumulators[: len(subjects)], facts, self.store, table)
-        if self.moved is not None:
-            ours = len(subjects) if extra else 0
-            pair = [sums_of(accumulators[ours], facts), results[1]]
-            results[1]["matched"] = {
-                "l0": [each["l0_mean"] for each in pair], "fvu": [each["fvu"] for each in pair],
-                "minus_ours": table.minus(1, ours),
-            }  # fmt: skip
+        if self.moved is None:
+            return results
+        ours, theirs = {0: results[0]}, results[1]
+        if self.extra:
+            ours[len(subjects)] = sums_of(accumulators[-1], facts)
+        nearest = min(ours, key=lambda index: abs(ours[index]["l0_mean"] - theirs["l0_mean"]))
+        if nearest == 0:
+            self.moved = self.own[0]
+        theirs["matched"] = {
+            "l0": [each["l0_mean"] for each in (ours[nearest], theirs)],
+            "fvu": [each["fvu"] for each in (ours[nearest], theirs)], "minus_ours": table.minus(1, nearest),
+        }  # fmt: skip
         return results
 
     def along_the_frontier(self, results: list[dict]) -> None:
@@ -175,13 +185,12 @@ class _Comparison:
         flat = [(place, variant) for place, group in enumerate(self.variants) for variant in group]
         along = [index for index, (_, variant) in enumerate(flat) if variant.factor in CE_FACTORS]
         jobs = [*self.own, *self.trivial, *(flat[index][1].transcoder for index in along)]
-        if self.moved is not None:
-            jobs.append(self.moved)
-        spliced = splice(jobs, self.store, model, self.config.sequences, self.config.every_prefix)
+        place = len(jobs) if self.extra else 0
+        spliced = splice([*jobs, *self.extra], self.store, model, self.config.sequences, self.config.every_prefix)
         for index, result in enumerate(results):
             result |= spliced.figures(index)
         if self.moved is not None:
-            results[1]["matched"]["minus_ours"] |= spliced.minus(1, len(jobs) - 1)
+            results[1]["matched"]["minus_ours"] |= spliced.minus(1, place)
         if not self.config.frontier:
             return
         own = [0, len(self.variants[0])]

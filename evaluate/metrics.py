@@ -123,6 +123,7 @@ def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
         "d_sae": config.d_sae,
         "k": config.k,
         "n_rows": rows,
+        "rows_digest": facts.places.digest,
         "n_documents": int(facts.places.document.max()) + 1,
         "n_outliers": int((~facts.inlier).sum()),
         "store_fingerprint": store.fingerprint,

@@ -37,7 +37,7 @@ class Shown:
         for trace in traces:
             points = list(zip(trace.x, trace.y, strict=True))
             points = points[:: max(1, -(-len(points) // MOST_POINTS))]
-            found.append((trace.name or "", [(f"{x:.4g}", f"{y:.4g}") for x, y in points]))
+            found.append((trace.name or "", [(x if isinstance(x, str) else f"{x:.4g}", f"{y:.4g}") for x, y in points]))
         return found
 
 

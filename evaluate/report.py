@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from evaluate.figures import by_prefix, cosines, curves, densities, frontier, frontier_ce
+from evaluate.figures import by_band, by_dimension, by_prefix, cosines, curves, densities, frontier, frontier_ce
 from evaluate.page import Shown, write_page
 from evaluate.worst import in_words
 from store.reader import Store
@@ -58,7 +58,23 @@ ROWS = (
     ("token_purity", "token purity", "{:.3f}", "share of a latent's firings on its commonest token; a proxy"),
     ("best_scale", "best scale", "{:.3f}", "factor by which the output would fit best; sound ones are near 1"),
     ("fvu_scalar_variance", "legacy scalar-variance FVU", "{:.4f}", "always lower; not comparable with FVU"),
+    (
+        "explained_variance_saelens_legacy",
+        "legacy SAELens explained variance",
+        "{:.4f}",
+        "mean over rows of each row's own; not 1 minus FVU",
+    ),
+    (
+        "explained_variance_saebench",
+        "legacy SAEBench explained variance",
+        "{:.4f}",
+        "as SAEBench 0.6 has it: changes with the units, and may exceed 1",
+    ),
 )
+
+
+HEADLINES = {"fvu": "FVU", "delta_ce": "delta CE", "kl": "KL"}
+"""What the verdict speaks of."""
 
 
 def rows_of(measured: Sequence[dict]) -> list[tuple[str, str, str, str]]:
@@ -105,11 +121,16 @@ def winner_note(winner: str | None, measured: Sequence[dict]) -> str:
 def provenance(metrics: dict, store: Store) -> str:
     recipe, target = store.manifest.recipe, store.target
     across = "" if target is None else f" to layer {target.manifest.recipe.layer} (store {target.fingerprint})"
-    return (
+    said = [
         f"{metrics['n_rows']:,} held-out rows of {metrics['n_documents']:,} documents "
         f"({metrics['n_outliers']:,} outliers) of {recipe.model} layer {recipe.layer}{across} "
-        f"on {recipe.dataset}; store {store.fingerprint}. In brackets: 95% intervals by bootstrap over documents"
-    )
+        f"on {recipe.dataset}; store {store.fingerprint}"
+    ]
+    if "n_predictions" in metrics:
+        documents = metrics["n_prediction_documents"]
+        said.append(f"CE and KL: {metrics['n_predictions']:,} predictions in {documents:,} of the documents")
+    drawn = "documents (words for absorption, letters for splitting)" if "absorption" in metrics else "documents"
+    return ". ".join([*said, f"In brackets: 95% intervals by bootstrap over {drawn}"])
 
 
 def markdown(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> str:
@@ -143,6 +164,19 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
             "delta_ce_by_l0", "Delta CE against L0",
             "What its output in the MLP's place costs the model, threshold moved; bars: 95% intervals.",
             frontier_ce(measured),
+        ),
+        Shown(
+            "fvu_by_position", "FVU by position", "Of the token in the model's context.",
+            by_band(measured, "fvu_by_position", "position"),
+        ),
+        Shown(
+            "fvu_by_token_rank", "FVU by frequency", "Tokens by how common they are in these rows; 1 is the commonest.",
+            by_band(measured, "fvu_by_token_rank", "rank of the token"),
+        ),
+        Shown(
+            "explained_by_dimension", "Explained variance by output dimension",
+            "Of each dimension by itself, the best first; below 0 its mean would be the better prediction.",
+            by_dimension(measured),
         ),
         Shown("density", "How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
         Shown(
@@ -189,11 +223,28 @@ def verdict(measured: Sequence[dict], winners: dict[str, str]) -> str:
     if len(measured) == 1:
         return f"{first}, with {ours['dead_fraction']:.2%} dead features."
     other = measured[1]
-    first += f"; {other['name']} leaves {other['fvu']:.1%} at {other['l0_mean']:.1f}."
-    if winners["fvu"] in ("ours", "google"):
-        better = (ours if winners["fvu"] == "ours" else other)["name"]
-        low, high = sorted(abs(end) for end in other["matched"]["minus_ours"]["fvu"]["ci95"])
-        return f"{first} At equal L0 {better} is better, by {low:.4f} to {high:.4f} of FVU (95%, paired by document)."
-    if winners["fvu"] == "tie":
-        return f"{first} At equal L0 it is a tie: the 95% interval of the difference includes zero."
-    return f"{first} No winner is named ({winners['fvu']})."
+    return f"{first}; {other['name']} leaves {other['fvu']:.1%} at {other['l0_mean']:.1f}. {judgement(measured, winners)}"
+
+
+def judgement(measured: Sequence[dict], winners: dict[str, str]) -> str:
+    """Who is better in what at equal L0, in one sentence."""
+    names, found = {"ours": measured[0]["name"], "google": measured[1]["name"]}, dict[str, list[str]]()
+    for key, label in HEADLINES.items():
+        if key in winners:
+            found.setdefault(winners[key], []).append(label)
+    if not {"tie", *names} & found.keys():
+        return f"No winner is named ({winners['fvu']})."
+    at_equal_l0 = measured[1]["matched"]
+    said = []
+    for outcome, labels in found.items():
+        in_what = " and ".join(labels)
+        if outcome == "tie":
+            said.append(f"{in_what}: a tie")
+        elif outcome in names:
+            low, high = sorted(abs(end) for end in at_equal_l0["minus_ours"]["fvu"]["ci95"])
+            by = f" (FVU by {low:.4f} to {high:.4f})" if "FVU" in labels else ""
+            said.append(f"{in_what}: {names[outcome]} is better{by}")
+        else:
+            said.append(f"{in_what}: {outcome}")
+    l0 = " against ".join(f"{each:.1f}" for each in at_equal_l0["l0"])
+    return f"At equal L0 ({l0}), by 95% intervals of the differences, paired by document: {'; '.join(said)}."

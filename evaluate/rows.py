@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,6 +25,11 @@ class Places:
     """In the model's context; BOS is at 0."""
     document: Int[Tensor, " rows"]
     """Numbered without gaps from 0."""
+
+    @property
+    def digest(self) -> str:
+        """Differs when any row, or the order, does."""
+        return xxhash.xxh3_128(torch.stack([self.token, self.position, self.document]).numpy().tobytes()).hexdigest()
 
 
 def places(store: Store, split: Split, limit: int | None = None) -> Places:

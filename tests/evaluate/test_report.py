@@ -8,6 +8,7 @@ import pytest
 
 from evaluate.compare import judge, publish
 from evaluate.metrics import METRICS
+from evaluate.report import verdict
 from store.reader import Store
 from tests.conftest import make_store
 
@@ -23,7 +24,10 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
         "l0_median": 4.0, "l0_percentiles": {"50": 4.0}, "dead_features": 1, "dead_fraction": 0.025,
         "density_histogram": {"log10_edges": [-3, -2, -1, 0], "features": [1, 30, 8]}, "redundancy": 0.001,
         "mean_max_cosine": 0.4, "fvu_scalar_variance": fvu / 2, "d_sae": 40, "k": 4,
-        "n_rows": store.manifest.n_rows("heldout"), "n_outliers": 1,
+        "n_rows": store.manifest.n_rows("heldout"), "rows_digest": "d" * 32, "n_outliers": 1,
+        "fvu_by_position": {"1-3": {"rows": 3, "fvu": fvu, "l0": 4.0}, "4+": {"rows": 9, "fvu": fvu, "l0": 4.0}},
+        "fvu_by_token_rank": {"1-10": {"rows": 12, "fvu": fvu, "l0": 4.0}},
+        "explained_variance_by_dimension": [0.1, -0.2, 0.9],
         "store_fingerprint": store.fingerprint, "name": name, "source": "somewhere", "architecture": "test", "view": "rms",
         "warnings": [], "best_scale": 0.98, "split": "heldout", "n_documents": 40,
         "worst_rows": [{
@@ -59,6 +63,7 @@ def test_text_from_the_data_is_escaped_and_figures_are_those_measured(report):
     assert "<script>alert(1)" not in html
     assert "0.2000" in body
     assert "20.0% of the variance unexplained" in body
+    assert "holds: L0 is near its label (the other: measured L0 is 4.1, its label says 4)" in body
 
 
 def test_the_winner_is_marked_only_where_one_is_named(report):
@@ -68,6 +73,21 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
     summary = (report.parent / "summary.txt").read_text()
     assert "better: ours" in next(line for line in summary.splitlines() if line.startswith("FVU "))
     assert "better" not in next(line for line in summary.splitlines() if line.startswith("MSE"))
+
+
+def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
+    store = make_store(tmp_path / "store")
+    both = [measured("ours", 0.2, store), measured("theirs", 0.2, store)]
+    both[1]["matched"]["l0"] = [4.3, 4.1]
+    said = verdict(both, {"fvu": "tie", "delta_ce": "google", "kl": "google"})
+    assert said.startswith(
+        "ours leaves 20.0% of the variance unexplained at a mean L0 of 4.1; theirs leaves 20.0% at 4.1. "
+    )
+    assert "At equal L0 (4.3 against 4.1)" in said
+    assert said.endswith("FVU: a tie; delta CE and KL: theirs is better.")
+    assert "FVU and KL: ours is better (FVU by 0.0400 to 0.0600)" in verdict(both, {"fvu": "ours", "kl": "ours"})
+    refused = "not judged: it does not hold that all saw the same rows"
+    assert verdict(both, {"fvu": refused, "kl": refused}).endswith(f"No winner is named ({refused}).")
 
 
 def test_the_markdown_table_has_the_same_figures_and_names_the_winner(report):
@@ -84,7 +104,10 @@ def test_every_figure_is_a_png_too(report):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert path.stat().st_size > 5000
     names = {path.stem for path in (report.parent / "figures").iterdir()}
-    assert names == {"fvu_by_prefix", "fvu_by_l0", "density", "decoder_cosines", "training"}
+    assert names == {
+        "fvu_by_prefix", "fvu_by_l0", "fvu_by_position", "fvu_by_token_rank", "explained_by_dimension", "density",
+        "decoder_cosines", "training",
+    }  # fmt: skip
     assert all(f"figures/{name}.png" in report.read_text() for name in names)
 
 
@@ -139,7 +162,7 @@ def open_page(report):
 )
 def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, scheme):
     page = open_page(width, scheme)
-    assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 5
+    assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 8
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#metrics tbody tr").count() == 14
     assert page.locator(".worst mark").count() == 2
