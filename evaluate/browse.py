@@ -20,10 +20,10 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from evaluate.browse_data import Damaged, Run, find_runs
+from evaluate.browse_data import Damaged, NotFound, Run, find_runs
 from evaluate.config import BrowseConfig, ExportConfig
 from evaluate.links import FileLinks, Links
-from evaluate.pages import NotFound, Pages, feature_index
+from evaluate.pages import Pages, feature_index
 from store.files import write_text
 
 STATIC = Path(__file__).parent / "templates" / "browse" / "static"

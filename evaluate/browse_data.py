@@ -31,6 +31,10 @@ class Damaged(ValueError):
     """A file of a run that cannot be read."""
 
 
+class NotFound(LookupError):
+    """What was asked for does not exist."""
+
+
 def read_json(path: Path) -> dict | None:
     """The file's content, None when there is none. Damaged when it cannot be read."""
     try:
@@ -67,10 +71,10 @@ class Run:
         return [kind for kind in REPORTS if (self.folder / kind / "report.html").exists()]
 
     def features(self) -> "Features":
-        """ValueError (Damaged) when the samples cannot be read."""
+        """NotFound before they are collected, Damaged when the samples cannot be read."""
         path = self.folder / "activation_samples" / PARQUET
         if not path.exists():
-            raise Damaged(f"{self.name} has no features yet; collect them with make features RUN={self.folder}")
+            raise NotFound(f"{self.name} has no features yet; collect them with make features RUN={self.folder}")
         return open_features(path, path.stat().st_mtime_ns)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from evaluate.browse_data import SORTS, Features, Run, find_runs, open_run, run_folders
+from evaluate.browse_data import SORTS, Features, NotFound, Run, find_runs, open_run, run_folders
 from evaluate.drawing import bars, brief, lines
 from evaluate.links import Links
 
@@ -22,10 +22,6 @@ METRICS = (
     ("cosine_similarity", "cosine", "{:.4f}"), ("mean_max_cosine", "mean largest cosine", "{:.3f}"),
     ("n_rows", "held-out rows", "{:,}"),
 )  # fmt: skip
-
-
-class NotFound(LookupError):
-    """A page that does not exist."""
 
 
 class Pages:

@@ -56,7 +56,7 @@ def main() -> None:
         urls = {
             "list of runs": "/",
             "table of features": "/features/run",
-            "sorted by density": "/features/run?by=density",
+            "sorted by density": "/features/run?sort=density&desc=1",
             "text search": "/features/run?q=return",
             "the same again": "/features/run?q=return",
             "coarse to fine": "/tree/run",

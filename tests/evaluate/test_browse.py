@@ -127,7 +127,10 @@ def test_empty_and_damaged_runs_are_shown_as_such(client):
     assert runs.status_code == 200
     assert "damaged file" in runs.text
     assert "Not measured yet" in client.get("/run/tiny/layer1/empty").text
-    assert "has no features yet" in client.get("/features/tiny/layer1/empty").text
+    for page in ("features/{}", "feature/{}/0", "tree/{}", "compare?a={}:0"):
+        uncollected = client.get("/" + page.format("tiny/layer1/empty"))
+        assert uncollected.status_code == 404, page
+        assert "has no features yet; collect them with make features RUN=" in uncollected.text, page
     damaged = client.get("/feature/tiny/layer1/damaged/0")
     assert damaged.status_code == 500
     assert "cannot be read" in damaged.text
