@@ -11,7 +11,7 @@ where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
 
-.PHONY: help setup demo test test-all lint bench bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -131,6 +131,9 @@ bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
 	$(PY) -m tests.bench.loader --cold
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
+
+bench-gpu: $(VENV)/dev  ## Training on a GPU against what the machine can do (synthetic store, no model)
+	$(PY) -m tests.bench.gpu $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 # SAELens, dictionary_learning and sparsify cannot share .venv: they get an environment of their own (1.7 GB, in build/).
 # Their torchvision is built for another torch; without it they do not look for it.
