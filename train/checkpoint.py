@@ -12,11 +12,12 @@ from torch import Tensor
 from store.files import write_tensors
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
+from train.optimizer import load_state, state_of
 
 CHECKPOINT = "checkpoint.safetensors"
 NOT_PART_OF_THE_RUN = (
     "store", "target_store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
-    "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "check",
+    "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "shard_optimizer", "check",
 )  # fmt: skip
 
 
@@ -35,11 +36,12 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, step: int, run: dict[str, Any]) -> None:
-    """Replaces the checkpoint whole or not at all."""
+    """Replaces the checkpoint whole or not at all. Every process calls this; rank 0 writes."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
-    write_tensors(path, tensors, {"step": str(step), "run": json.dumps(run)})
+    if module.ranks.rank == 0 or module.shares_optimizer:
+        tensors |= {f"adam.{key}": tensor for key, tensor in state_of(module, optimizer).items()}
+    if module.ranks.rank == 0:
+        write_tensors(path, tensors, {"step": str(step), "run": json.dumps(run)})
 
 
 def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, run: dict[str, Any]) -> int:
@@ -60,9 +62,7 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start this run again") from None
     module.load_state_dict(_under("module.", tensors))
-    groups = optimizer.state_dict()["param_groups"]
-    state = {index: _under(f"adam.{index}.", tensors) for group in groups for index in group["params"]}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    load_state(module, optimizer, _under("adam.", tensors))
     return int(metadata["step"])
 
 

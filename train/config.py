@@ -108,6 +108,9 @@ class TrainConfig:
     """Train on shards while they are harvested, in the order of the harvest, once, and wait for those that are not there
     yet. Beside `harvest --keep-shards N`, what is trained on and saved is deleted. Means and scales are those of the first
     two training shards."""
+    shard_optimizer: bool = False
+    """Under torchrun each process keeps Adam's state of its own share of the latents: for dictionaries too wide for one
+    GPU. What is learnt is the same."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 
@@ -119,6 +122,10 @@ class TrainConfig:
             raise ValueError(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
         if self.random_prefixes and len(self.prefixes) == 1:
             raise ValueError("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
+        if self.shard_optimizer and self.follow:
+            raise ValueError(
+                "shard_optimizer and follow do not go together: processes that wait for shards save by themselves"
+            )
         if self.gemma_scope_folder is not None and self.view != "normed":
             raise ValueError(f"Gemma Scope 2's layout means view normed, but view is {self.view}; give --view normed")
         if self.gemma_scope_folder is not None and self.activation == "topk":

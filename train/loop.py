@@ -149,6 +149,7 @@ def steps(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following 
     Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt. Text that ends early ends the training.
     """
     config, first = runs[0].config, min(run.done for run in runs)
+    shares = any(run.module.shares_optimizer for run in runs)  # then all save together, and have to agree when to stop
 
     def save(step: int) -> None:
         for run in runs:
@@ -172,9 +173,10 @@ def steps(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following 
                 if run.done == step:
                     run.step(batch, waited)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.n_steps
-            if interrupted() or due or (following is not None and following.due((step + 1) * config.batch_rows)):
+            stop = interrupted() if not shares else (step + 1) % config.log_every == 0 and ranks.any(interrupted())
+            if stop or due or (following is not None and following.due((step + 1) * config.batch_rows)):
                 save(step + 1)
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt
 
 

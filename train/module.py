@@ -117,6 +117,11 @@ class TrainingTranscoder(nn.Module):
         return torch.bucketize(torch.arange(self.config.d_sae), sizes, right=True)
 
     @property
+    def shares_optimizer(self) -> bool:
+        """Whether this process keeps Adam's state of its own share of the weights only."""
+        return self.config.shard_optimizer and self.ranks.world > 1
+
+    @property
     def dead(self) -> Tensor:
         """Which latents have not fired for `dead_after` tokens."""
         return self.tokens_since_fired >= self.config.dead_after

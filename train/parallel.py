@@ -33,6 +33,22 @@ class Ranks:
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return bool(self.sum(torch.tensor(int(flag), device=device)))
+
+    def share(self, n: int, rank: int | None = None) -> slice:
+        """Which of n rows are this process's own, or another's."""
+        rank = self.rank if rank is None else rank
+        return slice(n * rank // self.world, n * (rank + 1) // self.world)
+
+    def assemble(self, whole: Tensor) -> Tensor:
+        """The tensor with every process's own rows, in place."""
+        for rank in range(self.world):
+            dist.broadcast(whole[self.share(len(whole), rank)], rank)
+        return whole
+
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.world > 1:

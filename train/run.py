@@ -24,13 +24,12 @@ from train.activations import BatchTopK
 from train.config import TrainConfig
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
+from train.optimizer import make_optimizer, update
 from train.watch import SPIKE
 
 TRAIN_CONFIG = "train_config.json"
 NONFINITE = "nonfinite.safetensors"
 CALIBRATION_ROWS = 32_768
-THRESHOLD_LR_SCALE = 10.0
-"""JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
 log = logging.getLogger(__name__)
 
 
@@ -43,16 +42,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
-    """Adam over float32 master weights; `lr_scale` of a group multiplies the schedule's learning rate."""
-    thresholds = [p for name, p in module.named_parameters() if name.endswith("log_threshold")]
-    others = [p for name, p in module.named_parameters() if not name.endswith("log_threshold")]
-    groups = [{"params": others, "lr_scale": 1.0}]
-    if thresholds:
-        groups.append({"params": thresholds, "lr_scale": THRESHOLD_LR_SCALE})
-    return torch.optim.Adam(groups, lr=lr, fused=True)
-
-
 def train_step(
     module: TrainingTranscoder, optimizer: torch.optim.Adam, source: Tensor, target: Tensor, lr: float, step: int = 0
 ) -> StepResult:
@@ -61,10 +50,7 @@ def train_step(
     The part of the decoder's gradient that only changes norms is left in: taking it out measured worse (RESULTS.md).
     """
     result = module.step_gradients(source, target, step)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    optimizer.found_inf = module.watch.stopped  # type: ignore[attr-defined]
-    optimizer.step()
+    update(module, optimizer, lr)
     module.renormalise()
     module.activation.after_step(module.b_enc, module.watch.stopped)
     return result
@@ -122,8 +108,7 @@ class Run:
             self._snapshot()
 
     def save(self) -> None:
-        if self.ranks.rank == 0:
-            checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
+        checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
 
     def finish(self, rows: Store) -> Transcoder:
         """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
@@ -148,8 +133,7 @@ class Run:
     def _stop(self) -> None:
         step, rows = int(self.module.watch.first_bad), self.config.batch_rows
         path = self.folder / NONFINITE
-        if self.ranks.rank == 0:
-            checkpoint.save(path, self.module, self.optimizer, step - 1, self.identity)
+        checkpoint.save(path, self.module, self.optimizer, step - 1, self.identity)
         raise ValueError(
             f"the loss is not finite at step {step} (rows {(step - 1) * rows} to {step * rows} of the stream); weights as "
             f"they were before that step are in {path}; try a lower --lr than {self.config.lr}"

