@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from evaluate.checks import checks_of
 from evaluate.config import CompareConfig, EvaluateConfig
-from evaluate.forward import Forward
 from evaluate.frontier import CE_FACTORS, FACTORS, Dial, sweep
 from evaluate.inputs import fvu_by_view
 from evaluate.matched import Point, at_equal_l0
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 FRONTIER_ROWS = 8192
 """Held-out rows, the first ones on disk, on which the frontier is drawn."""
 OF_LATENTS = {
-    "l0_per_prefix", "fvu_per_prefix", "dead_per_prefix", "l0_median", "l0_percentiles", "dead_features", "dead_fraction",
+    "l0_per_prefix", "fvu_per_prefix", "per_prefix", "l0_median", "l0_percentiles", "dead_features", "dead_fraction",
     "density_histogram", "density_median", "redundancy", "mean_max_cosine", "max_cosine_histogram", "d_sae", "k",
     "best_scale", "worst_rows",
 }  # fmt: skip
@@ -61,7 +60,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     for transcoder, result in zip(transcoders, results[: len(transcoders)], strict=True):
         label(result, transcoder)
         result["fvu_by_view"] = fvu_by_view(transcoder, store, device)
-        result |= semantics(transcoder, store, device)
+        result |= with_prefixes(result, semantics(transcoder, store, device))
         result["warnings"] = [check["detail"] for check in checks_of(result, store) if not check["holds"]]
         for warning in result["warnings"]:
             log.warning("%s", warning)
@@ -75,6 +74,13 @@ def results_of(accumulators: Sequence[Accumulator], facts: Facts, store: Store, 
     ]
     with_intervals(table, results)
     return results
+
+
+def with_prefixes(result: dict, found: dict[str, dict]) -> dict:
+    """Adds figures by prefix to a result's; those of the whole dictionary are handed back."""
+    for size, figures in found.items():
+        result["per_prefix"][size] |= figures
+    return found[str(result["d_sae"])]
 
 
 def label(result: dict, transcoder: Transcoder) -> None:
@@ -189,6 +195,8 @@ class _Comparison:
         spliced = splice([*jobs, *self.extra], self.store, model, self.config.sequences, self.config.every_prefix)
         for index, result in enumerate(results):
             result |= spliced.figures(index)
+            for size, figures in spliced.by_prefix(index).items():
+                result["per_prefix"][size] |= figures
         if self.moved is not None:
             results[1]["matched"]["minus_ours"] |= spliced.minus(1, place)
         if not self.config.frontier:
@@ -222,9 +230,8 @@ def trivial_predictors(linear: Linear, ours: Dial) -> list[Transcoder]:
 
 
 def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store, model: "LanguageModel | None") -> None:
-    """Adds absorption, splitting, sparse_probing and tpp to all, and absorption by prefix; with the model also
-    absorption_chanin."""
-    from evaluate.probes import Fitted, first_letters, probe_all
+    """Adds absorption, splitting, sparse_probing and tpp, by prefix too; with the model also absorption_chanin."""
+    from evaluate.probes import Fitted, probe_all
     from evaluate.tasks import fit_and_test
     from harvest.text import load_tokenizer
 
@@ -236,8 +243,8 @@ def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: St
         prompted = in_prompts(model, test, bos_of(store))
     fitted: Fitted = {}
     for transcoder, result in zip(transcoders, tqdm(results, desc="probes", unit="transcoder"), strict=True):
-        result |= probe_all(transcoder, store.norm, fit_on, test, fitted, prompted)
-        result["absorption_per_prefix"] = {
-            str(size): first_letters(Forward(transcoder.prefix(size)), store.norm, fit_on, test, fitted)["absorption"]
-            for size in transcoder.config.prefix_sizes[:-1]
-        } | {str(transcoder.config.d_sae): result["absorption"]}
+        found = {
+            str(size): probe_all(transcoder.prefix(size), store.norm, fit_on, test, fitted, prompted)
+            for size in transcoder.config.prefix_sizes
+        }
+        result |= with_prefixes(result, found)

@@ -5,6 +5,7 @@ that go by that name are smaller, and not comparable; those that older numbers u
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -14,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.forward import Family, Forward, kinship
+from evaluate.histograms import PERCENTILES, cosine_histogram, density_histogram, percentiles
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
-from evaluate.redundancy import redundancy
+from evaluate.redundancy import Redundancy, redundancy_by_prefix
 from evaluate.rows import OUTLIER, POSITION_EDGES, RANK_EDGES, Facts, bands, places, token_rank
 from store.batches import Batch, batches
 from store.manifest import Split
@@ -23,13 +25,9 @@ from store.reader import Store
 from store.sparse import Entries
 from store.transcoder import Transcoder
 
-DENSITY_BINS = torch.arange(-6.0, 0.5, 0.5)
-"""Edges of the density histogram: log10 of the share of rows on which a latent fires."""
-PERCENTILES = (5, 25, 50, 75, 95)
-
 
 class Accumulator:
-    """One transcoder's figures by row (about 60 bytes a row), by latent and by output dimension."""
+    """One transcoder's figures by row and prefix (36 bytes each), by latent and by output dimension."""
 
     def __init__(self, transcoder: Transcoder, rows: int) -> None:
         config, device = transcoder.config, transcoder.W_dec.device
@@ -37,7 +35,7 @@ class Accumulator:
         self.transcoder, self.forward, self.filled = transcoder, Forward(transcoder), 0
         self.sse = torch.empty(rows, n_prefixes, dtype=torch.float64)
         self.l0 = torch.empty(rows, n_prefixes, dtype=torch.int32)
-        self.cosine, self.along, self.spread = (torch.empty(rows, dtype=torch.float64) for _ in range(3))
+        self.cosine, self.along, self.spread = (torch.empty_like(self.sse) for _ in range(3))
         self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
 
@@ -45,16 +43,24 @@ class Accumulator:
         """Adds a batch: its active latents, its view x, the target y, and `mean`, the target's over all rows."""
         recon, l0 = self.forward.prefixes(entries, x)
         here = slice(self.filled, self.filled + len(x))
-        self.cosine[here] = torch.nn.functional.cosine_similarity(recon[-1], y, dim=1).double().cpu()
-        centred = recon[-1] - mean
-        self.along[here] = torch.linalg.vecdot(centred, y - mean).double().cpu()
-        self.spread[here] = torch.linalg.vecdot(centred, centred).double().cpu()
-        error = recon.sub_(y)
+        self.cosine[here] = torch.nn.functional.cosine_similarity(recon, y, dim=2).double().T.cpu()
+        centred, target = recon.sub_(mean), y - mean
+        self.along[here] = torch.linalg.vecdot(centred, target).double().T.cpu()
+        self.spread[here] = torch.linalg.vecdot(centred, centred).double().T.cpu()
+        error = centred.sub_(target)
         self.sse[here] = torch.linalg.vecdot(error, error).double().T.cpu()
         self.l0[here] = l0.T.int().cpu()
         self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
         self.fired += torch.bincount(entries.latent, minlength=len(self.fired))
         self.filled = here.stop
+
+    def prefixes(self) -> "Iterator[Accumulator]":
+        """The same for each prefix, as if it ended there; what is not by row is still that of all latents."""
+        for stop in range(1, self.sse.shape[1] + 1):
+            cut = copy(self)
+            cut.sse, cut.l0 = self.sse[:, :stop], self.l0[:, :stop]
+            cut.cosine, cut.along, cut.spread = (each[:, :stop] for each in (self.cosine, self.along, self.spread))
+            yield cut
 
 
 class Ratio(NamedTuple):
@@ -70,13 +76,21 @@ def _entries(a: Accumulator, f: Facts) -> Tensor:
     return torch.full_like(f.variation, a.transcoder.config.d_out)
 
 
+def _ones(a: Accumulator, f: Facts) -> Tensor:
+    return torch.ones_like(f.variation)
+
+
 METRICS = {
     "fvu": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation, True),
     "fvu_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: f.variation_inliers, True),
     "mse": Ratio(lambda a, f: a.sse[:, -1], _entries, True),
-    "cosine_similarity": Ratio(lambda a, f: a.cosine, lambda a, f: torch.ones_like(a.cosine), False),
-    "l0_mean": Ratio(lambda a, f: a.l0[:, -1].double(), lambda a, f: torch.ones_like(a.cosine), None),
-    "best_scale": Ratio(lambda a, f: a.along, lambda a, f: a.spread, None),
+    "mse_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: _entries(a, f) * f.inlier, None),
+    "cosine_similarity": Ratio(lambda a, f: a.cosine[:, -1], _ones, False),
+    "cosine_similarity_without_outliers": Ratio(
+        lambda a, f: a.cosine[:, -1] * f.inlier, lambda a, f: f.inlier.double(), None
+    ),
+    "l0_mean": Ratio(lambda a, f: a.l0[:, -1].double(), _ones, None),
+    "best_scale": Ratio(lambda a, f: a.along[:, -1], lambda a, f: a.spread[:, -1], None),
     "fvu_scalar_variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation, None),
 }
 """Metrics by row, each with an interval by bootstrap over documents (ybar held fixed).
@@ -88,24 +102,48 @@ METRICS = {
 def sums_of(a: Accumulator, facts: Facts) -> dict:
     """What sums over rows give: METRICS, and FVU and L0 by prefix."""
     sizes = [str(size) for size in a.transcoder.config.prefix_sizes]
-    found = {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
-    return found | {
+    return values_of(a, facts) | {
         "fvu_per_prefix": dict(zip(sizes, (a.sse.sum(0) / facts.variation.sum()).tolist(), strict=True)),
         "l0_per_prefix": dict(zip(sizes, a.l0.double().mean(0).tolist(), strict=True)),
     }
+
+
+def values_of(a: Accumulator, facts: Facts) -> dict[str, float]:
+    """METRICS, without intervals."""
+    return {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
+
+
+def per_prefix(a: Accumulator, facts: Facts, alike: Sequence[Redundancy]) -> dict[str, dict]:
+    """Each prefix as a transcoder by itself: METRICS with intervals, dead latents, density, likeness of decoder rows."""
+    found = {}
+    for size, cut, redundant in zip(a.transcoder.config.prefix_sizes, a.prefixes(), alike, strict=True):
+        fired, table = a.fired[:size].cpu(), ByDocument.of([cut], facts)
+        found[str(size)] = values_of(cut, facts) | {
+            "ci95": {name: table.estimate(table.statistic(0, name))["ci95"] for name in METRICS},
+            "dead_features": int((fired == 0).sum()), "dead_fraction": float((fired == 0).double().mean()),
+            "density_median": _median(fired.double() / a.filled), "redundancy": redundant.share,
+            "mean_max_cosine": redundant.mean_max_cosine,
+        }  # fmt: skip
+    return found
+
+
+def _median(density: Tensor) -> float | None:
+    """Of the latents that fire; None where none does."""
+    return float(density[density > 0].median()) if density.any() else None
 
 
 def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
     """The metrics as they are written to metrics.json, without intervals."""
     config, rows = a.transcoder.config, a.filled
     density = a.fired.cpu().double() / rows
-    alike = redundancy(a.transcoder.W_dec)
+    by_prefix = redundancy_by_prefix(a.transcoder.W_dec, config.prefix_sizes)
+    alike = by_prefix[-1]
     alive = (a.fired > 0).cpu()
     dead = int((~alive).sum())
     l0 = percentiles(torch.bincount(a.l0[:, -1]), PERCENTILES)
     explained = 1 - a.by_dimension.cpu() / facts.by_dimension.clamp_min(torch.finfo(torch.float64).tiny)
     return sums_of(a, facts) | {
-        "dead_per_prefix": {str(size): int((~alive[:size]).sum()) for size in config.prefix_sizes},
+        "per_prefix": per_prefix(a, facts, by_prefix),
         "fvu_by_position": _by_band(a, facts, bands(facts.places.position, POSITION_EDGES)),
         "fvu_by_token_rank": _by_band(a, facts, bands(token_rank(facts.places.token), RANK_EDGES)),
         "explained_variance_by_dimension": [round(value, 5) for value in explained.tolist()],
@@ -114,7 +152,7 @@ def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
         "dead_features": dead,
         "dead_fraction": dead / config.d_sae,
         "density_histogram": density_histogram(density),
-        "density_median": float(density[density > 0].median()) if dead < config.d_sae else None,
+        "density_median": _median(density),
         "redundancy": alike.share,
         "mean_max_cosine": alike.mean_max_cosine,
         "max_cosine_histogram": cosine_histogram(alike.max_cosine),
@@ -185,26 +223,6 @@ def with_intervals(table: ByDocument, results: list[dict]) -> None:
         result["ci95"] = {name: table.estimate(table.statistic(index, name))["ci95"] for name in METRICS}
         if index:
             result["minus_first"] = table.minus(index, 0)
-
-
-def percentiles(counts: Tensor, wanted: Sequence[int]) -> dict[int, float]:
-    """Percentiles of whole numbers given how often each occurs (the lower one where a rank falls between two)."""
-    cumulative = counts.cumsum(0)
-    ranks = torch.tensor([max(1, -(-int(cumulative[-1]) * p // 100)) for p in wanted], device=counts.device)
-    return dict(zip(wanted, torch.searchsorted(cumulative, ranks).double().tolist(), strict=True))
-
-
-def density_histogram(density: Tensor) -> dict[str, list[float]]:
-    """Latents by log10 of the share of rows on which they fire; those that never do are left out."""
-    logs = density[density > 0].log10().cpu()
-    counts = torch.histogram(logs.float(), DENSITY_BINS).hist
-    return {"log10_edges": DENSITY_BINS.tolist(), "features": counts.tolist()}
-
-
-def cosine_histogram(max_cosine: Tensor) -> dict[str, list[float]]:
-    """Latents by the largest |cosine| of their decoder row with another's."""
-    edges = torch.linspace(0, 1, 21)
-    return {"edges": edges.tolist(), "features": torch.histogram(max_cosine.float().cpu().clamp(0, 1), edges).hist.tolist()}
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from evaluate.forward import Forward
-from evaluate.intervals import estimate, ratio, resample
+from evaluate.intervals import Statistic, difference, estimate, ratio, resample
 from evaluate.tasks import LETTERS, PROPERTIES, Examples, Prompted
 from store.transcoder import Transcoder
 from store.views import Norm
@@ -188,6 +188,7 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
     Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
     latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
     reconstruction; by how much its own probe on mlp_out loses more accuracy there than the other properties' probes.
+    Intervals: rows drawn again, the probes held fixed.
     """
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
     W_dec = forward.transcoder.W_dec.cpu().float().numpy()
@@ -196,35 +197,59 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
         sides = [np.array([bool(pattern.search(text)) for text in found.text]) for found in (fit, test)]
         if min(*(side.sum() for side in sides), *((~side).sum() for side in sides)) >= MIN_WORDS:
             labels[name] = sides
-    accuracy: dict[str, list[float]] = {str(k): [] for k in (*KS, "all")}
-    chosen, writers = {}, {}
+    accuracy: dict[str, list[Statistic]] = {str(k): [] for k in (*KS, "all")}
+    chosen, writers, scores = {}, {}, Scores()
     for name, (is_it, is_it_test) in labels.items():
         chosen[name] = most_different(reading, is_it, max(KS))
         writers[name] = fitted_once(fitted, "mlp_out", name, reading.y, is_it)
         for k in KS:
             probe = Probe(reading.columns(chosen[name][:k]), is_it)
-            accuracy[str(k)].append(_balanced(probe, reading_test.columns(chosen[name][:k]), is_it_test))
+            accuracy[str(k)].append(scores.of(probe, reading_test.columns(chosen[name][:k]), is_it_test))
         whole = fitted_once(fitted, forward.transcoder.config.view, name, reading.x, is_it)
-        accuracy["all"].append(_balanced(whole, reading_test.x, is_it_test))
-    before = np.array([_balanced(writers[name], reading_test.recon, labels[name][1]) for name in labels])
-    drops = []
+        accuracy["all"].append(scores.of(whole, reading_test.x, is_it_test))
+
+    def written(recon: np.ndarray) -> dict[str, Statistic]:
+        return {name: scores.of(writers[name], recon, labels[name][1]) for name in labels}
+
+    before, targeted = written(reading_test.recon), []
     for name in labels:
-        without = reading_test.recon - reading_test.columns(chosen[name]) @ W_dec[chosen[name]]
-        drops.append(before - [_balanced(writers[other], without, labels[other][1]) for other in labels])
-    own, n = np.diag(drops), len(drops)
-    others = (np.sum(drops, axis=1) - own) / max(1, n - 1)
+        after = written(reading_test.recon - reading_test.columns(chosen[name]) @ W_dec[chosen[name]])
+        drop = {other: difference(before[other], after[other]) for other in labels}
+        own = drop.pop(name)
+        targeted.append(difference(own, mean_of(list(drop.values()))) if drop else own)
+    by_k = {k: scores.estimate(mean_of(each)) for k, each in accuracy.items()}
     return {
-        "sparse_probing": {"value": float(np.mean(accuracy["1"])), "ci95": None},
-        "sparse_probing_by_k": {k: float(np.mean(values)) for k, values in accuracy.items()},
-        "tpp": {"value": float(np.mean(own - others)), "ci95": None},
+        "sparse_probing": by_k["1"],
+        "sparse_probing_by_k": {k: each["value"] for k, each in by_k.items()},
+        "tpp": scores.estimate(mean_of(targeted)),
         "properties": list(labels),
     }
 
 
-def _balanced(probe: Probe, x: np.ndarray, is_it: np.ndarray) -> float:
-    """Mean of the accuracies within and outside the class."""
-    right = probe.says(x) == is_it
-    return float((right[is_it].mean() + right[~is_it].mean()) / 2)
+class Scores:
+    """Balanced accuracies (the mean of those within and outside a class) on the same rows, drawn again together."""
+
+    def __init__(self) -> None:
+        self.columns: list[np.ndarray] = []
+
+    def of(self, probe: Probe, x: np.ndarray, is_it: np.ndarray) -> Statistic:
+        right, place = probe.says(x) == is_it, 4 * len(self.columns)
+        self.columns.append(np.stack([right & is_it, is_it, right & ~is_it, ~is_it], axis=1))
+
+        def share(sums: Tensor, over: int) -> Tensor:
+            return sums[..., over] / sums[..., over + 1].clamp_min(1)  # a class may be missing where rows are drawn again
+
+        return lambda sums: (share(sums, place) + share(sums, place + 2)) / 2
+
+    def estimate(self, statistic: Statistic) -> dict:
+        if not hasattr(self, "table"):
+            self.table = torch.from_numpy(np.concatenate(self.columns, axis=1)).double()
+            self.resampled = resample(self.table)
+        return estimate(statistic, self.table, self.resampled)
+
+
+def mean_of(statistics: Sequence[Statistic]) -> Statistic:
+    return lambda sums: torch.stack([statistic(sums) for statistic in statistics]).mean(0)
 
 
 def probe_all(

@@ -94,6 +94,12 @@ def cell(metrics: dict, key: str, form: str) -> str:
     return form.format(value) + (f" [{', '.join(form.format(end) for end in interval)}]" if interval else "")
 
 
+def prefix_rows(metrics: dict) -> list[tuple[str, list[str]]]:
+    """The table's rows of one transcoder, by prefix: each is a transcoder by itself."""
+    each = list(metrics["per_prefix"].values())
+    return [(label, [cell(m, key, form) for m in each]) for key, label, form, _ in rows_of(each)]
+
+
 def summary(measured: Sequence[dict], store: Store, winners: dict[str, str]) -> str:
     """The table as plain text, with the rows and the store that it was measured on."""
     names = [m["name"] for m in measured]
@@ -129,7 +135,11 @@ def provenance(metrics: dict, store: Store) -> str:
     if "n_predictions" in metrics:
         documents = metrics["n_prediction_documents"]
         said.append(f"CE and KL: {metrics['n_predictions']:,} predictions in {documents:,} of the documents")
-    drawn = "documents (words for absorption, letters for splitting)" if "absorption" in metrics else "documents"
+    drawn = (
+        "documents (words for absorption, letters for splitting, tokens for probes)"
+        if "absorption" in metrics
+        else "documents"
+    )
     return ". ".join([*said, f"In brackets: 95% intervals by bootstrap over {drawn}"])
 
 
@@ -144,6 +154,10 @@ def markdown(measured: Sequence[dict], store: Store, winners: dict[str, str]) ->
     for key, label, form, _ in rows_of(measured):
         better = winner_note(winners.get(key), measured).strip().removeprefix("better: ")
         lines.append(line(label, *(cell(m, key, form) for m in measured), better))
+    for m in measured:
+        if len(m.get("per_prefix", ())) > 1:
+            lines += ["", line(f"{m['name']}, by prefix", *m["per_prefix"]), line(*["---"] * (len(m["per_prefix"]) + 1))]
+            lines += [line(label, *cells) for label, cells in prefix_rows(m)]
     return "\n".join([*lines, "", provenance(measured[0], store), ""])
 
 
@@ -189,12 +203,13 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
         (label, note, [cell(m, key, form) for m in measured], winners.get(key))
         for key, label, form, note in rows_of(measured)
     ]
+    nested = [m for m in measured if len(m.get("per_prefix", ())) > 1]
     shown, no_words = worded(measured, store)
     write_page(
         path, "report.html", figures, title=" against ".join(m["name"] for m in measured[:2]),
         verdict=verdict(measured, winners), measured=shown, rows=rows, provenance=provenance(measured[0], store),
         recipe=store.manifest.recipe, fingerprint=store.fingerprint, checks=comparison.get("checks", []),
-        no_words=no_words,
+        no_words=no_words, prefixes=[(m["name"], list(m["per_prefix"]), prefix_rows(m)) for m in nested],
     )  # fmt: skip
 
 

@@ -80,25 +80,25 @@ def token_purity(found: Activity, d_sae: int) -> Tensor:
     return torch.where(fired >= LEAST, most.double() / fired.clamp_min(1), torch.nan)
 
 
-def coactivation(found: Activity, d_sae: int) -> np.ndarray:
-    """For each latent that fires on LEAST rows, its largest cosine of firing patterns with another one of the dictionary:
-    both / sqrt(fired * fired)."""
+def coactivation(found: Activity, d_sae: int, prefix: int | None = None) -> np.ndarray:
+    """For each latent that fires on LEAST rows, its largest cosine of firing patterns with another one of the dictionary
+    (of the first `prefix` latents, among themselves): both / sqrt(fired * fired)."""
     shape = (d_sae, len(found.target))
     ones = np.ones(len(found.row), np.float32)
-    firing = Firing(scipy.sparse.csr_array((ones, (found.latent, found.row)), shape=shape))
+    firing = Firing(scipy.sparse.csr_array(scipy.sparse.csr_array((ones, (found.latent, found.row)), shape=shape)[:prefix]))
     return largest_cosines(firing, firing, itself=True)
 
 
-def semantics(transcoder: Transcoder, store: Store, device: torch.device) -> dict:
-    """`monosemanticity` and `token_purity` (means over latents that fire on LEAST rows), `coactivation` and
+def semantics(transcoder: Transcoder, store: Store, device: torch.device) -> dict[str, dict]:
+    """By prefix: `monosemanticity` and `token_purity` (means over latents that fire on LEAST rows), `coactivation` and
     `coactivation_share` (mean of the largest cosine; how many have one of at least 0.5)."""
     found, d_sae = activity_of(transcoder, store, device), transcoder.config.d_sae
-    together = coactivation(found, d_sae)
-    if not len(together):
-        return {}
-    return {
-        "monosemanticity": float(monosemanticity(found, d_sae).nanmean()),
-        "token_purity": float(token_purity(found, d_sae).nanmean()),
-        "coactivation": float(together.mean()),
-        "coactivation_share": float((together >= 0.5).mean()),
-    }
+    scores, purity = monosemanticity(found, d_sae), token_purity(found, d_sae)
+    by_prefix = {}
+    for size in transcoder.config.prefix_sizes:
+        together = coactivation(found, d_sae, size)
+        by_prefix[str(size)] = {} if not len(together) else {
+            "monosemanticity": float(scores[:size].nanmean()), "token_purity": float(purity[:size].nanmean()),
+            "coactivation": float(together.mean()), "coactivation_share": float((together >= 0.5).mean()),
+        }  # fmt: skip
+    return by_prefix

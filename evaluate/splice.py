@@ -230,11 +230,14 @@ class Spliced:
         found: dict = {name: self.estimate(self.statistic(index, name)) for name in ("delta_ce", "kl", "ce_recovered")}
         shared = {"ce_clean": CLEAN, "ce_zero_ablated": ZERO, "ce_mean_ablated": MEAN}
         found |= {name: self.estimate(ratio(column, -1)) for name, column in shared.items()}
-        sizes = self.prefix_sizes[index]
-        found["delta_ce_per_prefix"] = {
-            str(size): self.estimate(self.statistic(index, "delta_ce", place)) for place, size in enumerate(sizes)
-        }
         return found | {"n_predictions": int(self.sums[:, -1].sum()), "n_prediction_documents": len(self.sums)}
+
+    def by_prefix(self, index: int) -> dict[str, dict]:
+        """`delta_ce` and `kl` of each prefix of a transcoder that was spliced."""
+        return {
+            str(size): {name: self.estimate(self.statistic(index, name, place)) for name in ("delta_ce", "kl")}
+            for place, size in enumerate(self.prefix_sizes[index])
+        }
 
     def minus(self, index: int, other: int) -> dict:
         """Paired differences of delta_ce and kl."""

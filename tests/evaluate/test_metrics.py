@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from evaluate.metrics import METRICS, density_histogram, evaluate, measure_rows, percentiles, rows_in_order
+from evaluate.histograms import density_histogram, percentiles
+from evaluate.metrics import METRICS, evaluate, measure_rows, rows_in_order
 from evaluate.redundancy import redundancy
 from evaluate.rows import OUTLIER, places
 from store.reader import Store
@@ -46,6 +47,8 @@ def dense(store: Store, t: Transcoder) -> dict:
         "first": (first_error.square().sum() / centred.square().sum()).item(),
         "fvu_without_outliers": (error[inlier].square().sum() / kept.square().sum()).item(),
         "mse": error.square().mean().item(),
+        "mse_without_outliers": error[inlier].square().mean().item(),
+        "cosine_similarity_without_outliers": torch.cosine_similarity(recon, y)[inlier].mean().item(),
         "cosine_similarity": ((recon * y).sum(1) / recon.norm(dim=1) / y.norm(dim=1)).mean().item(),
         "l0_mean": (latents > 0).sum(1).double().mean().item(),
         "dead_features": int(((latents > 0).sum(0) == 0).sum()),
@@ -68,10 +71,26 @@ def test_streamed_metrics_equal_a_dense_float64_computation(store, transcoders, 
         assert found["n_rows"] == store.manifest.n_rows("heldout")
 
 
+def test_each_prefix_is_measured_as_a_transcoder_by_itself(tmp_path, transcoders):
+    store, nested = make_store(tmp_path, 6, heldout_every=2), wide(transcoders[0])
+    [found] = evaluate([nested], store, "heldout", 64, CPU)
+    assert list(found["per_prefix"]) == ["4", "9", "20"]
+    for size, figures in found["per_prefix"].items():
+        expected = dense(store, nested.prefix(int(size)))
+        assert {name: figures[name] for name in METRICS} == pytest.approx(
+            {name: expected[name] for name in METRICS}, rel=1e-6
+        )
+        [alone] = evaluate([nested.prefix(int(size))], store, "heldout", 64, CPU)
+        for name in METRICS:
+            assert figures["ci95"][name] == pytest.approx(alone["ci95"][name], rel=1e-9), name
+        for name in ("dead_features", "dead_fraction", "density_median", "redundancy", "mean_max_cosine"):
+            assert figures[name] == pytest.approx(alone[name], rel=1e-6), name
+
+
 def test_metrics_have_the_documented_keys(store, transcoders):
     [found] = evaluate(transcoders[:1], store, "heldout", 64, CPU)
     documented = (
-        "fvu fvu_per_prefix mse cosine_similarity l0_mean l0_median dead_features dead_fraction redundancy "
+        "fvu fvu_per_prefix per_prefix mse cosine_similarity l0_mean l0_median dead_features dead_fraction redundancy "
         "fvu_scalar_variance d_sae k n_rows store_fingerprint"
     )
     assert set(documented.split()) <= found.keys()
@@ -102,7 +121,8 @@ def test_every_metric_by_hand(tmp_path):
     [found] = evaluate([silent], store, "heldout", 3, CPU)
     # ybar = (1, 1): variation 2 each; errors 1, 1, 5, 5; yhat - ybar = (0, -1), along it +1, +1, -1, -1
     expected = {
-        "fvu": 12 / 8, "fvu_without_outliers": 12 / 8, "mse": 12 / 8, "cosine_similarity": (0 + 1 + 0 + 0.5**0.5) / 4,
+        "fvu": 12 / 8, "fvu_without_outliers": 12 / 8, "mse": 12 / 8, "mse_without_outliers": 12 / 8,
+        "cosine_similarity": (0 + 1 + 0 + 0.5**0.5) / 4, "cosine_similarity_without_outliers": (0 + 1 + 0 + 0.5**0.5) / 4,
         "l0_mean": 0.0, "best_scale": 0.0, "fvu_scalar_variance": 12 / 8,
     }  # fmt: skip
     assert {name: found[name] for name in METRICS} == pytest.approx(expected, abs=1e-6)

@@ -133,7 +133,7 @@ def test_figures_of_another_store_are_noticed(trained, store):
 IMPOSTORS = {
     "scalar variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation, True),
     "uncentred": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation + f.squares / len(f.variation), True),
-    "mean of ratios by row": Ratio(lambda a, f: a.sse[:, -1] / f.variation, lambda a, f: a.cosine * 0 + 1, True),
+    "mean of ratios by row": Ratio(lambda a, f: a.sse[:, -1] / f.variation, lambda a, f: a.cosine[:, -1] * 0 + 1, True),
     "the first prefix only": Ratio(lambda a, f: a.sse[:, 0], lambda a, f: f.variation, True),
     "in bfloat16": Ratio(lambda a, f: a.sse[:, -1].bfloat16().double(), lambda a, f: f.variation, True),
     "scaled by the batch": Ratio(lambda a, f: a.sse[:, -1] / 64, lambda a, f: f.variation, True),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evaluate.forward import Forward
-from evaluate.probes import absorbed, absorbed_by_ablation, first_letters, fitted_once, properties
+from evaluate.probes import Probe, Scores, absorbed, absorbed_by_ablation, first_letters, fitted_once, mean_of, properties
 from evaluate.tasks import LETTERS, PROPERTIES, Examples, Prompted, examples
 from store.reader import Store
 from store.transcoder import Transcoder
@@ -139,3 +139,28 @@ def test_each_kind_of_token_gives_one_row_of_its_own(store: Store, monkeypatch):
     for row, number in zip(found.source, found.token.tolist(), strict=True):
         assert (resid[: len(token)][token[: shard.kept] == number] == row).all(1).any()
     assert len(found.text) < tasks.MAX_ROWS
+
+
+class Says(Probe):
+    """Holds where its one input is positive."""
+
+    def __init__(self) -> None:
+        pass
+
+    def says(self, x: np.ndarray) -> np.ndarray:
+        return x[:, 0] > 0
+
+
+def test_balanced_accuracies_and_their_intervals_by_hand():
+    scores, is_it = Scores(), np.arange(40) % 4 == 0  # 10 within, 30 outside
+    sound = scores.of(Says(), np.where(is_it, 1.0, -1.0)[:, None], is_it)
+    constant = scores.of(Says(), np.ones((40, 1)), is_it)
+    half = scores.of(Says(), np.where(np.arange(40) % 8 == 0, 1.0, -1.0)[:, None], is_it)
+    assert scores.estimate(sound) == {"value": 1.0, "ci95": [1.0, 1.0]}
+    assert scores.estimate(constant) == {"value": 0.5, "ci95": [0.5, 0.5]}
+    found = scores.estimate(mean_of([sound, half]))
+    assert found["value"] == pytest.approx((1 + (0.5 + 1) / 2) / 2)
+    low, high = found["ci95"]
+    # of about ten within the class half are right: their share varies by 0.16, a quarter of which counts here
+    assert low < found["value"] < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.158 / 4, rel=0.2)

@@ -21,6 +21,7 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
     return {
         "fvu": fvu, "fvu_per_prefix": {str(size): fvu * (1 + 1 / size) for size in sizes}, "fvu_without_outliers": fvu,
         "mse": 1.5, "cosine_similarity": 0.9, "l0_mean": 4.1, "l0_per_prefix": {str(s): 4.1 * s / 40 for s in sizes},
+        "per_prefix": {str(s): {"fvu": fvu, "l0_mean": 4.1 * s / 40, "ci95": {"fvu": [fvu, fvu]}} for s in sizes},
         "l0_median": 4.0, "l0_percentiles": {"50": 4.0}, "dead_features": 1, "dead_fraction": 0.025,
         "density_histogram": {"log10_edges": [-3, -2, -1, 0], "features": [1, 30, 8]}, "redundancy": 0.001,
         "mean_max_cosine": 0.4, "fvu_scalar_variance": fvu / 2, "d_sae": 40, "k": 4,
@@ -165,6 +166,7 @@ def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, s
     assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 8
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#metrics tbody tr").count() == 14
+    assert page.locator(".prefixes thead th").all_inner_texts() == ["held-out metric", "10", "20", "40"]
     assert page.locator(".worst mark").count() == 2
     for summary in page.locator("summary").all():
         summary.click(position={"x": 3, "y": 3})

@@ -64,8 +64,10 @@ def test_latents_that_always_fire_together_are_counted_as_such():
     assert coactivation(activity, 3).tolist() == pytest.approx([1.0, 1.0, 0.8])
 
 
-def test_all_of_it_is_measured_of_a_transcoder(store):
-    t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(20,))
+def test_all_of_it_is_measured_of_each_prefix_as_of_a_transcoder_by_itself(store):
+    t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(9, 20))
     found = semantics(t, store, CPU)
-    assert set(found) == {"monosemanticity", "token_purity", "coactivation", "coactivation_share"}
-    assert all(-1 <= value <= 1 for value in found.values())
+    assert set(found["20"]) == {"monosemanticity", "token_purity", "coactivation", "coactivation_share"}
+    assert all(-1 <= value <= 1 for value in found["20"].values())
+    assert found["9"] == pytest.approx(semantics(t.prefix(9), store, CPU)["9"])
+    assert found["9"] != pytest.approx(found["20"])

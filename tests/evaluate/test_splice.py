@@ -83,7 +83,8 @@ def test_slices_of_the_vocabulary_give_what_the_whole_gives(monkeypatch, softcap
 
 def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
     model, store = cached
-    found = splice([transcoder], store, model, 6, all_prefixes=True).figures(0)
+    spliced_too = splice([transcoder], store, model, 6, all_prefixes=True)
+    found, by_prefix = spliced_too.figures(0), spliced_too.by_prefix(0)
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean).float()
     clean, zero, ablated, spliced, divergence, first = [], [], [], [], [], []
     for part in sample(store, 6):
@@ -108,7 +109,8 @@ def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
         "ce_clean": clean, "ce_zero_ablated": zero, "ce_mean_ablated": ablated,
     }  # fmt: skip
     assert {name: found[name]["value"] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert found["delta_ce_per_prefix"]["4"]["value"] == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
+    assert by_prefix["20"] == {name: found[name] for name in ("delta_ce", "kl")}
+    assert by_prefix["4"]["delta_ce"]["value"] == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
 
 
 def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
@@ -118,9 +120,9 @@ def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
     for part in sample(store, 6):
         pairs = zip(part.tokens[:, :-1].flatten().tolist(), part.tokens[:, 1:].flatten().tolist(), strict=True)
         counted += sum(here not in excluded and after not in excluded for here, after in pairs)
-    found = splice([transcoder], store, model, 6, all_prefixes=False).figures(0)
-    assert found["n_predictions"] == counted
-    assert list(found["delta_ce_per_prefix"]) == ["20"]
+    found = splice([transcoder], store, model, 6, all_prefixes=False)
+    assert found.figures(0)["n_predictions"] == counted
+    assert list(found.by_prefix(0)) == ["20"]
 
 
 def test_two_that_are_one_do_not_differ(cached, transcoder):
