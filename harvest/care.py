@@ -94,7 +94,8 @@ def repair() -> str:
     with ExitStack() as stack:
         stack.callback(lock_of(directory / WRITER_LOCK).release)
         harvest_again(config, manifest, set(damage))
-    return f"{directory}: {len(damage)} shards harvested again, byte for byte: {', '.join(damage)}\n"
+    shards = f"{len(damage)} shard{'s' * (len(damage) > 1)}"
+    return f"{directory}: {shards} harvested again, byte for byte: {', '.join(damage)}\n"
 
 
 def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -> None:

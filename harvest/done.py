@@ -3,6 +3,7 @@
 from harvest.config import HarvestConfig
 from harvest.corpus import is_on_this_machine, open_corpus
 from store.manifest import MANIFEST, Manifest, load_manifest
+from store.reader import check_sizes
 from store.remote import Place
 
 
@@ -14,6 +15,7 @@ def already_done(config: HarvestConfig) -> list[Manifest] | None:
     for (layer, directory), manifest in zip(config.directories.items(), manifests, strict=True):
         if manifest is not None:
             _refuse_another(config, layer, directory, manifest)
+            check_sizes(directory, manifest)
     finished = [m for m in manifests if m is not None and (m.exhausted or len(m.shards) >= config.n_shards)]
     return finished if len(finished) == len(manifests) else None
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from store.remote import Place, Remote
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk, and a user's full share of one."""
+
 
 def hash_file(digest: xxhash.xxh3_128, path: Place) -> None:
     """Adds a file's bytes to a digest, a piece at a time."""
@@ -51,24 +54,46 @@ def fsync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing_whole(path: Place) -> Iterator[Path]:
+def appearing_whole(path: Place, n_bytes: int | None = None) -> Iterator[Path]:
     """A name to write to; the file takes its place when the block ends, and leaves nothing behind when it fails.
 
-    What goes to a remote place is written to a local temporary folder (TMPDIR) first.
+    What goes to a remote place is written to a local temporary folder (TMPDIR) first. OSError when the disk is full,
+    saying where, and how much was needed if `n_bytes` does.
     """
-    if isinstance(path, Remote):
-        with tempfile.TemporaryDirectory(prefix="matryoshka-") as folder:
-            yield Path(folder) / path.name
-            path.upload(Path(folder) / path.name)
-        return
+    local = Path(tempfile.gettempdir()) if isinstance(path, Remote) else path.parent
+    try:
+        with (_uploaded if isinstance(path, Remote) else _renamed)(path) as partial:
+            yield partial
+    except SafetensorError as error:
+        raise OSError(
+            errno.EIO, f"{path} could not be written ({error}); what was there before is kept: check the disk"
+        ) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        size = "" if n_bytes is None else f" ({n_bytes / 1e6:,.1f} MB)"
+        raise OSError(
+            error.errno,
+            f"{local} is full: no space left for {path.name}{size}; what was finished is kept: free some space, then run "
+            "the same command again",
+        ) from None
+
+
+@contextlib.contextmanager
+def _uploaded(path: Remote) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="matryoshka-") as folder:
+        yield Path(folder) / path.name
+        path.upload(Path(folder) / path.name)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError):
         partial.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):
-            raise OSError(errno.EIO, f"{path} could not be written ({error}); what was there before is kept") from None
         raise
     fsync_directory(path.parent)
 

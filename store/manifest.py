@@ -11,6 +11,8 @@ from store.remote import Place
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PREVIOUS = "manifest.previous.json"
+"""The manifest before the last change, should the manifest itself be damaged."""
 NORM_FILE = "norm.safetensors"
 Split = Literal["train", "heldout"]
 
@@ -139,7 +141,10 @@ class Pending(_Strict):
 
 
 def save_manifest(directory: Place, manifest: Manifest) -> None:
-    write_text(directory / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    path = directory / MANIFEST
+    if path.exists():
+        write_text(directory / PREVIOUS, path.read_text())
+    write_text(path, manifest.model_dump_json(indent=1) + "\n")
 
 
 def load_manifest(directory: Place) -> Manifest:
@@ -153,12 +158,18 @@ def load_manifest(directory: Place) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ValueError(
-            f"{path} does not fit format {FORMAT_VERSION} at {where}: {first['msg']}; "
-            "restore it from a copy, or delete the store and harvest again"
+            f"{path} does not fit format {FORMAT_VERSION} at {where}: {first['msg']}; {cure_of_manifest(directory)}"
         ) from None
     if manifest.fingerprint != manifest.recipe.fingerprint:
         raise ValueError(
             f"{path} was edited: its recipe hashes to {manifest.recipe.fingerprint}, "
-            f"its fingerprint says {manifest.fingerprint}; restore it, or harvest again"
+            f"its fingerprint says {manifest.fingerprint}; {cure_of_manifest(directory)}"
         )
     return manifest
+
+
+def cure_of_manifest(directory: Place) -> str:
+    """What to do about a manifest that is damaged or gone."""
+    if (directory / PREVIOUS).exists():
+        return f"copy {directory / PREVIOUS} over it: `make harvest` then goes on from there, with the last shard again"
+    return "restore it from a copy, or delete the store and harvest again"

@@ -47,14 +47,19 @@ def open_store(directory: Place) -> Store:
     manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
+    check_sizes(directory, manifest)
+    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
+    return Store(directory=directory, manifest=manifest, norm=norm)
+
+
+def check_sizes(directory: Place, manifest: Manifest) -> None:
+    """ValueError naming the first shard that is missing or has another size than recorded; a ring's deleted ones may be."""
     sizes = sizes_in(directory)
-    for shard in manifest.shards:
+    for shard in present(directory, manifest).shards:
         size = sizes.get(shard.name)
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise ValueError(f"{directory / shard.name} {found}, the manifest says {shard.bytes}; {_CURE}")
-    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
-    return Store(directory=directory, manifest=manifest, norm=norm)
 
 
 _CURE = "run `make repair` to harvest damaged shards again, or restore them from a copy"

@@ -1,6 +1,5 @@
 """Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
 
-import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from store.manifest import (
     Pending,
     Recipe,
     ShardEntry,
+    cure_of_manifest,
     load_manifest,
     save_manifest,
 )
+from store.reader import check_sizes
 from store.remote import Place
 from store.ring import Ring, from_shard, load_ring, number_of, save
 from store.views import Norm, rms
@@ -99,7 +100,11 @@ class StoreWriter:
                     f"{directory} holds another harvest ({manifest.fingerprint}, this one is {recipe.fingerprint}): "
                     f"{manifest.recipe.differences(recipe)}; choose another STORE, or delete that one"
                 )
+            if self.rank == 0:
+                check_sizes(directory, manifest)
             return manifest
+        if self.rank == 0 and self._path(0).exists():
+            raise ValueError(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
         manifest = Manifest(
             format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe,
             norm=NormInfo(kind=norm.kind, eps=norm.eps), widths={}, statistics={}, shards=(),
@@ -140,14 +145,13 @@ class StoreWriter:
         OSError when the disk is full: finished shards stay, nothing half-written.
         """
         number, recipe = len(self.manifest.shards) if number is None else number, self.recipe
-        name = f"shard-{number:05d}{self.format.suffix}"
         arrays, kept = shard_arrays(rows, number, recipe, self.norm)
         sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
-        entry_bytes, checksum = self._publish(name, arrays)
+        entry_bytes, checksum = self._publish(self._path(number), arrays)
         entry = ShardEntry(
-            name=name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept, bytes=entry_bytes,
-            xxh3_128=checksum, first_sequence=number * recipe.shard_sequences, n_sequences=len(rows.tokens),
-            first_document=rows.first_document, next_document=rows.next_document,
+            name=self._path(number).name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept,
+            bytes=entry_bytes, xxh3_128=checksum, first_sequence=number * recipe.shard_sequences,
+            n_sequences=len(rows.tokens), first_document=rows.first_document, next_document=rows.next_document,
         )  # fmt: skip
         pending = Pending(
             fingerprint=recipe.fingerprint,
@@ -168,6 +172,9 @@ class StoreWriter:
             self._enter(pending, self._sums_of(pending.entry))
             self._pending_path(number).unlink()
 
+    def _path(self, number: int) -> Place:
+        return self.directory / f"shard-{number:05d}{self.format.suffix}"
+
     def _pending_path(self, number: int) -> Place:
         return self.directory / f"shard-{number:05d}.entry.json"
 
@@ -184,19 +191,10 @@ class StoreWriter:
         names = (name for name in places if name.startswith(("sum.", "sum_of_squares.")))
         return {name: read_array(path, places[name]) for name in names}
 
-    def _publish(self, name: str, arrays: dict[str, Tensor]) -> tuple[int, str]:
-        try:
-            with appearing_whole(self.directory / name) as partial:
-                return self.format.write(partial, arrays)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            needed = sum(array.numel() * array.element_size() for array in arrays.values())
-            raise OSError(
-                errno.ENOSPC,
-                f"no space left for {name} ({needed / 1e6:.0f} MB) in {self.directory}; "
-                f"{len(self.manifest.shards)} finished shards are kept: free some space and run the same command again",
-            ) from None
+    def _publish(self, path: Place, arrays: dict[str, Tensor]) -> tuple[int, str]:
+        needed = sum(array.numel() * array.element_size() for array in arrays.values())
+        with appearing_whole(path, needed) as partial:
+            return self.format.write(partial, arrays)
 
     def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:
         entry = pending.entry

@@ -1,7 +1,7 @@
 """`python -m tests.bench.harvest`: harvesting against the bare forward of the same tokens, in one run, interleaved.
 
-The harvest tokenizes, checks, shuffles, sums, checksums and writes; the bare forward stops at the same
-layer and keeps nothing.
+The harvest tokenizes, checks, shuffles, sums, checksums and writes; the bare forward runs as many batches side by side
+(harvest/lanes.py), stops at the same layer and keeps nothing. The ratio is the median of each round's own.
 """
 
 import argparse
@@ -18,17 +18,18 @@ import torch
 from harvest import embedded
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, open_corpus
+from harvest.lanes import Lanes
 from harvest.loop import harvest
-from harvest.model import load_model, resolve_compute_dtype
+from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.tokens import SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--shard-tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--shard-tokens", type=int, default=8192)
     options = parser.parse_args()
     config = HarvestConfig(
         model=embedded.NAME, layer=9, dataset="pip:docstrings", tokens=options.shards * options.shard_tokens,
@@ -41,13 +42,15 @@ def main() -> None:
     corpus = Corpus(opened.name, opened.revision, lambda start: iter(texts[start:]))
     documents = tokenize(texts, model.tokenizer)
     stream = pack(documents, 0, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
-    packed = [shard.tokens.long().to(device) for shard in islice(stream, options.shards)]
+    tokens = torch.cat([shard.tokens.long().to(device) for shard in islice(stream, options.shards)])
+    lanes = Lanes(model)
 
     @torch.no_grad()
+    def forward(lane: LanguageModel, start: int) -> None:
+        lane.bridge(tokens[start : start + config.batch_sequences], return_type=None, stop_at_layer=10)
+
     def bare() -> None:
-        for tokens in packed:
-            for batch in tokens.split(config.batch_sequences):
-                model.bridge(batch, return_type=None, stop_at_layer=10)
+        lanes.run(forward, range(0, len(tokens), config.batch_sequences), lambda done: None)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -58,15 +61,17 @@ def main() -> None:
     times: dict[str, list[float]] = {"bare forward": [], "harvest": []}
     with patch("harvest.loop.load_model", lambda *args: model), patch("harvest.loop.open_corpus", lambda config: corpus):
         bare()
-        for _ in range(options.rounds):
-            for name, run in (("bare forward", bare), ("harvest", harvested)):
+        for number in range(options.rounds):
+            for name, run in (("bare forward", bare), ("harvest", harvested))[:: 1 if number % 2 else -1]:
                 start = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - start)
-    n_tokens = sum(tokens.numel() for tokens in packed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name:14s} {n_tokens / seconds:8,.0f} tokens/s  {medians['bare forward'] / seconds:5.2f} x bare forward")
+    print(f"{tokens.numel():,} tokens in {options.shards} shards, {lanes.n} batches side by side, {options.rounds} rounds")
+    for name, own in times.items():
+        ratios = [base / mine for base, mine in zip(times["bare forward"], own, strict=True)]
+        rate = tokens.numel() / statistics.median(own)
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name:14s} {rate:8,.0f} tokens/s  {statistics.median(ratios):5.2f} x bare forward {spread}")
 
 
 if __name__ == "__main__":

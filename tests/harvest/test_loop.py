@@ -66,13 +66,22 @@ def test_extending_continues_the_same_store(config, tmp_path):
     whole = replace(longer, store=tmp_path / "whole")
     harvest(whole)
     assert files_of(config.directory) == files_of(whole.directory)
-    assert all(files_of(config.directory)[name] == data for name, data in before.items() if name != "manifest.json")
+    assert all(files_of(config.directory)[name] == data for name, data in before.items() if "manifest" not in name)
 
 
 def test_finished_harvest_does_nothing(config, monkeypatch):
     manifests = harvest(config)
     monkeypatch.setattr("harvest.loop.load_model", None)
     assert harvest(config) == manifests
+
+
+@pytest.mark.parametrize("tokens", [3 * 512, 5 * 512])
+def test_a_store_that_lacks_a_shard_is_neither_called_finished_nor_extended(config, tokens):
+    (manifest,) = harvest(config)
+    lost = config.directory / manifest.shards[-1].name
+    lost.unlink()
+    with pytest.raises(ValueError, match=rf"{lost.name} is missing, the manifest says \d+; run `make repair`"):
+        harvest(replace(config, tokens=tokens))
 
 
 @pytest.mark.parametrize("change", [{"layer": 2}, {"sites": ("mlp_out",)}, {"dtype": "float32"}])

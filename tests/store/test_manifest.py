@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from store.manifest import MANIFEST, load_manifest
+from store.manifest import MANIFEST, PREVIOUS, load_manifest
 from store.reader import Store
-from tests.conftest import make_recipe
+from tests.conftest import make_recipe, make_store
+from tests.store.test_writer import files_of
 
 
 def test_fingerprint_depends_on_the_recipe_alone():
@@ -31,11 +32,23 @@ def test_heldout_membership_is_fixed_by_the_shards_number():
     assert [number for number, split in enumerate(splits) if split == "heldout"] == [1, 5, 9]
 
 
-def test_manifest_cut_in_half_is_named(store: Store):
-    path = store.directory / MANIFEST
+def test_a_manifest_cut_in_half_is_named_and_the_one_before_it_leads_to_the_same_store(store: Store):
+    path, whole = store.directory / MANIFEST, files_of(store.directory)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"manifest\.json does not fit format 1"):
-        load_manifest(store.directory)
+    with pytest.raises(ValueError, match=r"manifest\.json does not fit format 1.*copy \S*manifest\.previous\.json over it"):
+        make_store(store.directory, 4)
+    path.write_bytes((store.directory / PREVIOUS).read_bytes())
+    assert len(load_manifest(store.directory).shards) == 3
+    make_store(store.directory, 4)
+    assert files_of(store.directory) == whole
+
+
+def test_shards_without_a_manifest_are_not_written_over(store: Store):
+    (store.directory / MANIFEST).unlink()
+    before = files_of(store.directory)
+    with pytest.raises(ValueError, match=r"has shards, but no manifest\.json; copy \S*manifest\.previous\.json over it"):
+        make_store(store.directory, 4)
+    assert files_of(store.directory) == before
 
 
 def test_edited_recipe_is_refused(store: Store):

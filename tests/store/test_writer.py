@@ -1,5 +1,6 @@
 import errno
 import os
+from itertools import count
 
 import pytest
 import torch
@@ -88,17 +89,32 @@ def test_another_recipe_is_refused_and_both_are_shown(store: Store):
     assert other.fingerprint in str(refusal.value)
 
 
-def test_a_full_disk_keeps_finished_shards_and_nothing_half_written(store: Store, monkeypatch):
-    before = files_of(store.directory)
+@pytest.mark.parametrize(
+    ("call", "code", "file"),
+    [(1, errno.ENOSPC, r"shard-00004\.safetensors \(\d"), (3, errno.EDQUOT, r"manifest\.previous\.json;")],
+)
+def test_a_full_disk_is_named_and_once_there_is_room_the_store_goes_on(
+    store: Store, tmp_path, monkeypatch, call, code, file
+):
+    before, calls = files_of(store.directory), count(1)
     writer = StoreWriter(store.directory, make_recipe(), make_norm())
+    sync = os.fsync
 
     def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if next(calls) == call:
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
 
-    monkeypatch.setattr("store.formats.os.fsync", full)
-    with writer, pytest.raises(OSError, match=r"no space left for shard-00004.*4 finished shards are kept"):
-        writer.append(make_rows(4, make_recipe()))
-    assert files_of(store.directory) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with writer, pytest.raises(OSError, match=rf"store is full: no space left for {file}.*kept: free some space"):
+            writer.append(make_rows(4, make_recipe()))
+    left = files_of(store.directory)
+    assert left.keys() - before.keys() <= {"shard-00004.safetensors"}
+    assert {name: left[name] for name in before} == before
+    make_store(store.directory, 5)
+    make_store(tmp_path / "whole", 5)
+    assert files_of(store.directory) == files_of(tmp_path / "whole")
 
 
 def test_a_flipped_byte_is_named(store: Store):
