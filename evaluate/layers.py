@@ -78,6 +78,20 @@ def winner_of(comparison: dict) -> str:
     return comparison[won]["name"] if won in ("ours", "google") else won
 
 
+def verdict_of(comparisons: dict[int, dict]) -> str:
+    """Who is better by FVU and delta CE at equal L0, at which layers."""
+    said = []
+    for key, label in (("fvu", "FVU"), ("delta_ce", "delta CE")):
+        where: dict[str, list[str]] = {}
+        for layer, comparison in comparisons.items():
+            if key in comparison["winners"]:
+                where.setdefault(comparison["winners"][key], []).append(str(layer))
+        outcomes = {"ours": "ours is better", "google": "the other is better", "tie": "a tie"}
+        each = [f"{outcomes.get(outcome, outcome)} at layer {', '.join(layers)}" for outcome, layers in where.items()]
+        said += [f"{label}: {'; '.join(each)}."] if each else []
+    return f"At equal L0, by paired 95% intervals. {' '.join(said)}"
+
+
 def publish_layers(folder: Path, comparisons: dict[int, dict], found: dict[str, dict], stores: dict[int, Store]) -> None:
     """Writes summary.txt, report.md and report.html."""
     layers = list(comparisons)
@@ -85,14 +99,14 @@ def publish_layers(folder: Path, comparisons: dict[int, dict], found: dict[str, 
     rows = [(label, [value for pair in cells for value in pair]) for label, cells in table_of(comparisons)]
     names = [f"Layer {layer}: {c['ours']['name']} against {c['google']['name']}" for layer, c in comparisons.items()]
     seen = [f"{label}, layers {pair}: {value[key]:.4f}" for key, label in OVERLAPS for pair, value in found.items()]
-    text = [*names, ""]
+    verdict = verdict_of(comparisons)
+    text = [verdict, *names, ""]
     text += [label.ljust(36) + "  ".join(value.rjust(24) for value in cells) for label, cells in [("", heads), *rows]]
     write_text(folder / "summary.txt", "\n".join([*text, "", *seen]) + "\n")
     lines = ["| " + " | ".join(["", *heads]) + " |", "|" + " --- |" * (len(heads) + 1)]
     lines += ["| " + " | ".join([label, *cells]) + " |" for label, cells in rows]
-    write_text(
-        folder / "report.md", "\n".join([*(f"- {name}" for name in names), "", *lines, "", *(f"- {s}" for s in seen)])
-    )
+    listed = [verdict, "", *(f"- {name}" for name in names), "", *lines, "", *(f"- {each}" for each in seen)]
+    write_text(folder / "report.md", "\n".join(listed))
     first = stores[layers[0]].manifest.recipe
     figures = [
         Shown(key, f"{label}, by layer", "Of ours and of what it is compared with.", by_layer(comparisons, key, label))
@@ -100,6 +114,7 @@ def publish_layers(folder: Path, comparisons: dict[int, dict], found: dict[str, 
     ]
     write_page(
         folder / "report.html", "layers.html", figures, title=f"Layers {', '.join(map(str, layers))} of {first.model}",
-        names=names, layers=layers, rows=table_of(comparisons), overlap=found, overlaps=OVERLAPS, recipe=first,
+        verdict=verdict, names=names, layers=layers, rows=table_of(comparisons), overlap=found, overlaps=OVERLAPS,
+        recipe=first,
         links=[f"../layer{layer}" for layer in layers],
     )  # fmt: skip

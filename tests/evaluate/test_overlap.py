@@ -13,6 +13,7 @@ import torch
 from evaluate.compare import compare_runs
 from evaluate.config import CompareLayersConfig
 from evaluate.layer_features import compare_layers
+from evaluate.layers import verdict_of
 from evaluate.overlap import LEAST, Firing, decoder_overlap, decoder_partners, firing_of, largest_cosines, overlap
 from store.reader import open_store
 from store.transcoder import Transcoder
@@ -89,6 +90,14 @@ def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layer
         assert f"{found['layers'][layer]['ours']['fvu']:.4f}" in (folder / "report.md").read_text()
     assert (folder / "summary.txt").read_text() in capsys.readouterr().out
     assert (folder / "figures" / "fvu.png").exists()
+
+
+def test_the_verdict_over_layers_names_the_better_one_by_layer():
+    won = {8: {"fvu": "ours", "delta_ce": "tie"}, 12: {"fvu": "google"}, 17: {"fvu": "ours", "delta_ce": "not judged: why"}}
+    assert verdict_of({layer: {"winners": winners} for layer, winners in won.items()}) == (
+        "At equal L0, by paired 95% intervals. FVU: ours is better at layer 8, 17; the other is better at layer 12. "
+        "delta CE: a tie at layer 8; not judged: why at layer 17."
+    )
 
 
 def test_layers_that_were_not_harvested_together_are_refused_before_any_work(layers, tmp_path, monkeypatch):
