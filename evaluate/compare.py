@@ -81,7 +81,7 @@ def open_both(config: EvaluateConfig) -> tuple[Transcoder, Store]:
     if config.target_store is not None and across is None:
         raise ValueError(f"{config.run_directory} predicts its own layer, {ours.config.layer}; leave out --target-store")
     store = open_pair(
-        config.store_directory, None if across is None else config.target_store or default_store(config.model, across)
+        config.store_directory, None if across is None else config.target_store or default_store(ours.config.model, across)
     )
     sides = ((store, ours.config.store_fingerprint), (store.target, ours.config.target_store_fingerprint))
     for side, trained_on in sides:

@@ -1,5 +1,6 @@
 """What to evaluate: the options of `python -m evaluate`."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,8 @@ class EvaluateConfig:
     layer: int = 8
     """Likewise."""
     store: StorePlace | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given, of the model and layer
+    that the run names itself."""
     target_store: StorePlace | None = None
     """Where the run predicts another layer: that layer's store; data/MODEL/layerT when not given."""
     run: Path | None = None
@@ -33,7 +35,14 @@ class EvaluateConfig:
 
     @property
     def store_directory(self) -> Place:
-        return self.store or default_store(self.model, self.layer)
+        return self.store or default_store(*self.model_and_layer)
+
+    @property
+    def model_and_layer(self) -> tuple[str, int]:
+        """What the run in --run was trained on, or the options where there is none."""
+        config = self.run and self.run / "config.json"
+        said = json.loads(config.read_text()) if config and config.exists() else {}
+        return said.get("model", self.model), said.get("layer", self.layer)
 
     @property
     def run_directory(self) -> Path:
