@@ -131,7 +131,8 @@ def open_features(path: Path, changed: int) -> "Features":
     try:
         return Features(path)
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise Damaged(f"{path} cannot be read ({error}); make it again with make features ARGS=--force") from None
+        again = f"make features RUN={path.parent.parent} ARGS=--force"
+        raise Damaged(f"{path} cannot be read ({' '.join(str(error).split())}); make it again with {again}") from None
 
 
 def _pattern(words: str) -> pc.MatchSubstringOptions:
@@ -146,7 +147,8 @@ class Features:
         table = self.file.read(columns=list(SCALARS))
         self.example = table["example"].combine_chunks()
         self.columns = {name: table[name].to_numpy() for name in SCALARS if name != "example"}
-        self.fires_on = pc.call_function("struct_field", [self.example], pc.StructFieldOptions(["token"]))
+        strongest = pc.call_function("struct_field", [self.example], pc.StructFieldOptions(["token"]))
+        self.fires_on = (strongest, table["top_token"].combine_chunks())
         groups = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.starts = np.concatenate([[0], np.cumsum(groups)])
         self.search = functools.lru_cache(maxsize=32)(self._search)
@@ -173,7 +175,8 @@ class Features:
         return table.slice(latent - int(self.starts[group]), 1).to_pylist()[0]
 
     def _search(self, words: str) -> np.ndarray:
-        """How often each latent's contexts have this text, upper and lower case alike; a number finds that latent."""
+        """How often each latent's contexts have this text, upper and lower case alike, and more where it is the strongest or
+        the top token; a number finds that latent."""
         if words.isdecimal() and int(words) < len(self):
             return (self.columns["feature"] == int(words)).astype(int)
         parts = []
@@ -181,8 +184,10 @@ class Features:
             text = self.file.read_row_group(group, columns=["text"])["text"]
             parts.append(pc.call_function("count_substring", [text], _pattern(words)).to_numpy())
         count = np.concatenate(parts)
-        fires_on = pc.call_function("match_substring", [self.fires_on], _pattern(words)).to_numpy(zero_copy_only=False)
-        return np.where(fires_on, count + count.max(initial=0), count)
+        for tokens in self.fires_on:
+            fires_on = pc.call_function("match_substring", [tokens], _pattern(words)).to_numpy(zero_copy_only=False)
+            count = np.where(fires_on, count + count.max(initial=0), count)
+        return count
 
     def _order(self, by: str, descending: bool) -> np.ndarray:
         """Every latent, sorted by a column; ties in the order of the dictionary."""

@@ -28,7 +28,7 @@ SAVE_SECONDS = 120.0
 BINS, BINS_AN_OCTAVE, LOWEST_OCTAVE = 160, 4, -12
 """The histogram: bin b counts activations from 2^(b / 4 - 12), a quarter of an octave each; the outer bins are open."""
 MOST_PAIRS = 50_000_000
-"""(latent, token) pairs that are counted; beyond it each latent keeps its most frequent ones."""
+"""(latent, token) pairs that are counted; beyond it each latent keeps those of its largest sums of activations."""
 TOKENS_KEPT = 64
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Collection:
         pairs = count_tokens(self, firings, vocabulary)
         pruned = len(pairs[0]) > MOST_PAIRS
         if pruned:
-            pairs = most_frequent(*pairs, vocabulary)
+            pairs = most_active(*pairs, vocabulary)
         everything = np.arange(len(firings.value))
         bins = firings.latent.astype(np.int64) * BINS + bin_of(firings.value)
         return dataclasses.replace(
@@ -141,12 +141,12 @@ def count_tokens(so_far: Collection, firings: Firings, vocabulary: int) -> tuple
     return key[starts], np.add.reduceat(count[order], starts), np.add.reduceat(total[order], starts)
 
 
-def most_frequent(
+def most_active(
     key: np.ndarray, count: np.ndarray, total: np.ndarray, vocabulary: int, limit: int = TOKENS_KEPT
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs cut to the most frequent tokens of each latent, still sorted."""
+    """The pairs cut to the tokens with the largest sums of activations of each latent, still sorted."""
     latent = key // vocabulary
-    order = np.lexsort((-count, latent))
+    order = np.lexsort((-total, latent))
     rank = np.arange(len(key)) - np.searchsorted(latent, latent[order])
     kept = np.sort(order[rank < limit])
     return key[kept], count[kept], total[kept]

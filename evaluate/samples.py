@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluate.compare import open_both
 from evaluate.config import FeaturesConfig
 from evaluate.contexts import SIDE, Contexts
-from evaluate.features import STATE, SUMMARY, Collection, bin_edge, collect, key_of, most_frequent, read_summary
+from evaluate.features import STATE, SUMMARY, Collection, bin_edge, collect, key_of, most_active, read_summary
 from evaluate.neighbours import Related, by_coactivation, by_decoder
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.files import appearing_whole, write_text
@@ -196,12 +196,12 @@ def related(relation: Related, latent: int) -> list[dict]:
 
 
 def top_tokens(collection: Collection, text: Text) -> dict[int, list[dict]]:
-    """The tokens on which each latent fires most often."""
+    """The tokens on which each latent is most active in all, so that faint firings on frequent tokens count for little."""
     vocabulary = len(text.word)
-    key, count, total = most_frequent(
+    key, count, total = most_active(
         collection.token_pair, collection.token_count, collection.token_total, vocabulary, TOP_TOKENS
     )
-    order = np.lexsort((-count, key // vocabulary))
+    order = np.lexsort((-total, key // vocabulary))
     found: dict[int, list[dict]] = {}
     for pair, n, activation in zip(key[order].tolist(), count[order].tolist(), total[order].tolist(), strict=True):
         latent, token = divmod(pair, vocabulary)

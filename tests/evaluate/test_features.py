@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from evaluate import features
 from evaluate.config import FeaturesConfig
 from evaluate.contexts import SIDE, best
-from evaluate.features import STATE, Collection, bin_edge, bin_of, collect, most_frequent
+from evaluate.features import STATE, Collection, bin_edge, bin_of, collect, most_active
 from evaluate.neighbours import by_coactivation, by_decoder
 from evaluate.samples import QUANTILES, collect_samples, logit_effects
 from harvest.text import load_unembedding, token_texts, vocabulary_hash
@@ -163,13 +163,13 @@ def test_an_activation_lies_in_its_bin(values):
     assert (array[inner] <= bin_edge(bins[inner] + 1) * 1.00001).all()
 
 
-def test_pruning_keeps_the_most_frequent_tokens():
-    key, count, total = most_frequent(
-        np.array([1, 2, 3, 101, 102]), np.array([5, 9, 7, 1, 2]), np.array([1.0, 2, 3, 4, 5]), 100, limit=2
+def test_pruning_keeps_the_tokens_with_the_largest_sums():
+    key, count, total = most_active(
+        np.array([1, 2, 3, 101, 102]), np.array([5, 9, 7, 1, 2]), np.array([4.0, 2, 3, 4, 5]), 100, limit=2
     )
-    assert key.tolist() == [2, 3, 101, 102]
-    assert count.tolist() == [9, 7, 1, 2]
-    assert total.tolist() == [2, 3, 4, 5]
+    assert key.tolist() == [1, 3, 101, 102]
+    assert count.tolist() == [5, 7, 1, 2]
+    assert total.tolist() == [4, 3, 4, 5]
 
 
 def test_neighbours_equal_dense_counts(transcoder, store, config):
@@ -233,7 +233,9 @@ def test_json_and_parquet_hold_the_same_and_equal_the_raw_shards(written):
         if fired.any():
             assert row["max_activation"] == pytest.approx(np.nanmax(d.latents[:, latent]), rel=1e-5)
             assert row["mean_activation"] == pytest.approx(d.latents[fired, latent].mean(), rel=1e-5)
-            assert record["top_tokens"][0]["count"] == np.bincount(d.tokens[fired]).max()
+            sums = np.bincount(d.tokens[fired], d.latents[fired, latent])
+            assert record["top_tokens"][0]["id"] == sums.argmax()
+            assert record["top_tokens"][0]["count"] == (d.tokens[fired] == sums.argmax()).sum()
             assert sum(record["histogram"]["counts"]) == fired.sum()
         assert len(record["contexts"]) == len(row["contexts"])
         for one, other in zip(record["contexts"], row["contexts"], strict=True):
@@ -337,6 +339,16 @@ def test_promoted_tokens_are_those_of_the_model_s_own_norm_and_unembedding(tiny_
         for order, found in ((logits.argsort(descending=True), up), (logits.argsort(), down)):
             assert [item["token"] for item in found] == token_texts(tokenizer, order[:3].tolist())
             assert [item["logit"] for item in found] == pytest.approx(logits[order[:3]].tolist(), rel=1e-3)
+
+
+def test_only_the_run_need_be_named(written, tmp_path, tiny_models, monkeypatch):
+    folder, store, _ = written
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    store.directory.rename(tmp_path / "data" / "tiny" / "layer1")
+    monkeypatch.chdir(tmp_path)
+    before = (folder / "features.parquet").read_bytes()
+    collect_samples(FeaturesConfig(run=folder.parent, tokenizer=tiny_models["gpt2"], device="cpu", force=True))
+    assert (folder / "features.parquet").read_bytes() == before
 
 
 def test_another_tokenizer_is_refused(tmp_path, transcoder, store, tiny_models):
