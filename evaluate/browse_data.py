@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from evaluate.features import SUMMARY
-from evaluate.samples import PARQUET
-from store.transcoder import CONFIG, WEIGHTS
+from evaluate.config import PARQUET, SUMMARY
+from store.command import CONFIG, WEIGHTS
 
 REPORTS = ("evaluation", "comparison", "analysis")
 FILES = (
@@ -175,8 +174,8 @@ class Features:
         return table.slice(latent - int(self.starts[group]), 1).to_pylist()[0]
 
     def _search(self, words: str) -> np.ndarray:
-        """How often each latent's contexts have this text, upper and lower case alike, and more where it is the strongest or
-        the top token; a number finds that latent."""
+        """How often each latent's contexts have this text, upper and lower case alike, and more where it is in the
+        strongest or the top token; a number finds that latent."""
         if words.isdecimal() and int(words) < len(self):
             return (self.columns["feature"] == int(words)).astype(int)
         parts = []

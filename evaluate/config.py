@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from store.command import Count, Layers, StorePlace, check_at_least, default_run, default_store, model_slug
+from store.command import CONFIG, Count, Layers, StorePlace, check_at_least, default_run, default_store, model_slug
 from store.remote import Place
+
+SUMMARY, PARQUET = "collection_summary.json", "features.parquet"
+"""What `features` writes of all features together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class EvaluateConfig:
     @property
     def model_and_layer(self) -> tuple[str, int]:
         """What the run in --run was trained on, or the options where there is none."""
-        config = self.run and self.run / "config.json"
+        config = self.run and self.run / CONFIG
         said = json.loads(config.read_text()) if config and config.exists() else {}
         return said.get("model", self.model), said.get("layer", self.layer)
 

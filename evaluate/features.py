@@ -13,7 +13,7 @@ import xxhash
 from safetensors import safe_open
 from tqdm import tqdm
 
-from evaluate.config import FeaturesConfig
+from evaluate.config import SUMMARY, FeaturesConfig
 from evaluate.contexts import Contexts, best_of_documents, lottery
 from evaluate.firings import Firings, firings_of
 from evaluate.forward import Forward
@@ -23,7 +23,7 @@ from store.manifest import ShardEntry
 from store.reader import Store
 from store.transcoder import WEIGHTS, Transcoder
 
-STATE, SUMMARY = "collection.partial.safetensors", "collection_summary.json"
+STATE = "collection.partial.safetensors"
 SAVE_SECONDS = 120.0
 BINS, BINS_AN_OCTAVE, LOWEST_OCTAVE = 160, 4, -12
 """The histogram: bin b counts activations from 2^(b / 4 - 12), a quarter of an octave each; the outer bins are open."""

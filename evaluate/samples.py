@@ -15,9 +15,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from evaluate.compare import open_both
-from evaluate.config import FeaturesConfig
+from evaluate.config import PARQUET, SUMMARY, FeaturesConfig
 from evaluate.contexts import SIDE, Contexts
-from evaluate.features import STATE, SUMMARY, Collection, bin_edge, collect, key_of, most_active, read_summary
+from evaluate.features import STATE, Collection, bin_edge, collect, key_of, most_active, read_summary
 from evaluate.neighbours import Related, by_coactivation, by_decoder
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.files import appearing_whole, write_text
@@ -25,7 +25,6 @@ from store.manifest import Split
 from store.reader import Store, check_shards
 from store.transcoder import Transcoder
 
-PARQUET = "features.parquet"
 QUANTILES = 5
 TOP_TOKENS = 10
 CHUNK = 64

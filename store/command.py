@@ -17,6 +17,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 from store.remote import Remote, parse_place
 
 INTERRUPTED = 130
+CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
+"""The files of a transcoder."""
 T = TypeVar("T")
 
 
@@ -125,7 +127,7 @@ def command(name: str) -> Iterator[None]:
         if os.environ.get("MATRYOSHKA_TRACEBACK"):
             raise
         print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def check_at_least(options: object, **least: int) -> None:

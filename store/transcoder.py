@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from store.command import CONFIG, WEIGHTS
 from store.files import write_tensors, write_text
 from store.views import VIEWS, Norm, ViewName
-
-CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
 
 
 class TranscoderConfig(BaseModel):

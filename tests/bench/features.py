@@ -5,7 +5,6 @@ says what memory it took at most.
 """
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -41,7 +40,7 @@ def whole_command(store: Store, run: Transcoder, d_sae: int) -> None:
         samples = collect_samples(FeaturesConfig(store=store.directory, run=Path(folder), device="cpu", json=False))
         seconds, size = time.perf_counter() - start, (samples / PARQUET).stat().st_size
         summary = read_summary(samples)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
     print(f"d_sae {d_sae:,}: {summary['rows']:,} rows at L0 {summary['l0_mean']:.1f} in {seconds:.0f} s")
     print(f"{summary['features_with_samples']:,} features with samples, {size / 2**20:.0f} MiB; peak memory {peak:.2f} GiB")
 

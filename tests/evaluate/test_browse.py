@@ -5,6 +5,8 @@ import dataclasses
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +20,8 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from evaluate import samples
-from evaluate.browse import export, make_app
+from evaluate.browse import make_app
+from evaluate.browse_export import export
 from evaluate.config import ExportConfig, FeaturesConfig
 from evaluate.drawing import bars, lines
 from evaluate.samples import PARQUET
@@ -140,6 +143,13 @@ def test_empty_and_damaged_runs_are_shown_as_such(client):
 
 def test_an_empty_results_folder_says_how_to_begin(tmp_path):
     assert "make demo" in TestClient(make_app(tmp_path), base_url="http://127.0.0.1").get("/").text
+
+
+def test_the_browser_starts_without_loading_torch():
+    code = "import sys, evaluate.__main__, evaluate.browse; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
+    assert found.stdout.split() == ["False", "True"]
 
 
 def test_prefixes_and_runs_stand_side_by_side(client):
