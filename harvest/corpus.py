@@ -59,12 +59,14 @@ def open_corpus(config: HarvestConfig) -> Corpus:
 def steadily(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
     """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
 
-    ValueError after RETRIES attempts in a row without a document.
+    ValueError after RETRIES attempts in a row without a document, or naming a document that is no text.
     """
     at, failures = start, 0
     while True:
         try:
             for text in corpus.documents(at):
+                if not isinstance(text, str):
+                    raise TypeError(f"its text is {text!r}")
                 yield text
                 at, failures = at + 1, 0
             return
@@ -80,6 +82,11 @@ def steadily(corpus: Corpus, start: int, wait: Callable[[float], object] = time.
             log.warning("the text broke off at document %d (%s: %s); trying again in %.0f s", at, type(error).__name__,
                         error, pause)  # fmt: skip
             wait(pause)
+        except (TypeError, ValueError) as error:  # a damaged or odd record: to try again would not help
+            raise ValueError(
+                f"document {at} of {corpus.name} cannot be read ({error}); finished shards are kept: mend the file, or "
+                "choose another --dataset or --text-column"
+            ) from None
 
 
 def is_on_this_machine(dataset: str) -> bool:
@@ -174,7 +181,12 @@ def _texts(dataset: datasets.IterableDataset, column: str, start: int) -> Iterat
 
 
 def _checked(corpus: Corpus, load: Callable[[], datasets.IterableDataset], column: str) -> Corpus:
-    first = next(iter(load()), None)
+    try:
+        first = next(iter(load()), None)
+    except ValueError as error:
+        raise ValueError(
+            f"data set {corpus.name} cannot be read ({error}); mend the file, or choose another --dataset"
+        ) from None
     if first is None:
         raise ValueError(f"data set {corpus.name} has no documents")
     if not isinstance(first.get(column), str):

@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 
 from harvest.config import HarvestConfig
-from harvest.corpus import docstrings, documented_versions, open_corpus
+from harvest.corpus import docstrings, documented_versions, open_corpus, steadily
 
 
 def first(config: HarvestConfig, n: int, start: int = 0) -> list[str]:
@@ -62,3 +62,11 @@ def test_docstrings_are_distinct_and_always_in_the_same_order():
     assert len(set(once)) == 300
     assert min(map(len, once)) >= 200
     assert "torch 2." in documented_versions()
+
+
+@pytest.mark.parametrize("record", ['{"text": null}', '{"text": 3', '{"other": "text"}'])
+def test_a_document_that_is_no_text_is_named(tmp_path, record):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n' + record + "\n")
+    with pytest.raises(ValueError, match=r"(document 2 of|data set) \S*odd\.jsonl cannot be read.*mend the file"):
+        list(steadily(open_corpus(HarvestConfig(dataset=str(path))), 0))
