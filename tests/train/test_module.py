@@ -161,6 +161,20 @@ def in_raw_units(module: TrainingTranscoder, source: torch.Tensor, target: torch
     return latents, recon / module.target_scale.double() + module.target_mean.double()
 
 
+def test_a_step_far_below_the_spacing_of_bfloat16_is_not_lost(store):
+    """Adam's first step moves every entry with a gradient by the learning rate; bfloat16 weights would stay, or jump."""
+    config = make_config()
+    module = make_module(store, config)
+    optimizer, batch, lr = make_optimizer(module, 1e-3), first_batch(store, config), 1e-5
+    before = module.encoder.detach().clone()
+    train_step(module, optimizer, batch.source, batch.target, lr)
+    moved = (module.encoder - before).abs()
+    moved = moved[moved > 0]
+    assert len(moved) > 100
+    assert moved.median().item() == pytest.approx(lr, rel=0.02)
+    assert moved.max().item() < 1.05 * lr
+
+
 def test_decoder_rows_keep_norm_one_and_the_loss_falls(store):
     config = make_config()
     module = make_module(store, config)
