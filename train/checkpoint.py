@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from store.files import write_tensors
+from store.transcoder import check_keys
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
 from train.optimizer import load_state, state_of
@@ -61,7 +62,9 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start this run again") from None
-    module.load_state_dict(_under("module.", tensors))
+    state = _under("module.", tensors)
+    check_keys(path, set(state), set(module.state_dict()))
+    module.load_state_dict(state)
     load_state(module, optimizer, _under("adam.", tensors))
     return int(metadata["step"])
 

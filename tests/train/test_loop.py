@@ -7,7 +7,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from harvest.text import vocabulary_hash
@@ -149,6 +150,22 @@ def test_checkpoint_of_another_width_is_refused(config, monkeypatch):
         train(config)
     with pytest.raises(ValueError, match=r"belongs to a run with other options: d_sae: 40 != 48; prefix_sizes"):
         train(replace(config, d_sae=48))
+
+
+def test_a_checkpoint_without_its_dead_counter_is_refused(config, monkeypatch):
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run, "calibrate", die)
+        train(config)
+    path = config.run_directory / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["module.tokens_since_fired"]
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="tokens_since_fired"):
+        train(config)
 
 
 def test_damaged_checkpoint_is_named(config):
