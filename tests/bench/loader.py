@@ -22,6 +22,7 @@ import torch
 import zarr
 from safetensors import safe_open
 
+from store import schedule
 from store.batches import Reader, Windows, batches
 from store.formats import FORMATS
 from store.manifest import NORM_FILE, save_manifest
@@ -171,8 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--piece-mb", type=int, default=schedule.PIECE_BYTES >> 20, help="read at a time, of a site")
     parser.add_argument("--cold", action="store_true")
     options = parser.parse_args()
+    schedule.PIECE_BYTES = options.piece_mb << 20
     with tempfile.TemporaryDirectory() as folder:
         directory = DEMO if (DEMO / "manifest.json").exists() else synthetic(Path(folder), 640)
         store = open_store(directory)
