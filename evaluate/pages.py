@@ -7,12 +7,14 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from evaluate.browse_data import SORTS, Features, NotFound, Run, find_runs, open_run, run_folders
+from evaluate.browse_data import SORTS, Features, NotFound, Run, find_runs, open_run, read_json, run_folders
 from evaluate.drawing import bars, brief, lines
 from evaluate.links import Links
 
 PAGE_ROWS, TREE_ROWS = 50, 20
 SHADES = 9
+BASELINE = "baseline"
+"""RUN@baseline stands for what RUN was compared with, Google's or another."""
 SPLIT_COSINE, WITHIN = 0.3, 0.1
 """A finer latent is shown as split from a coarse one from this cosine of decoder rows on, as firing within it where the
 coarse one fires so much more often than at chance."""
@@ -108,7 +110,7 @@ class Pages:
         )  # fmt: skip
 
     def compare(self, query: Mapping[str, str]) -> str:
-        """Two runs (RUN), prefixes (RUN@1024) or features (RUN:42) side by side."""
+        """Runs (RUN), prefixes (RUN@1024), features (RUN:42), what a run was compared with (RUN@baseline) side by side."""
         sides = [self.side(query.get(which, "")) for which in "ab"]
         chosen = [side["run"] for side in sides if side]
         return self.render(
@@ -128,7 +130,11 @@ class Pages:
         if mark == ":":
             return {"run": run, "kind": "feature", **feature_view(run.features(), whole(number, missing=-1))}
         metrics = run.metrics or {}
-        if mark == "@":
+        if mark == "@" and number == BASELINE:
+            metrics = read_json(run.folder / "comparison" / "google_metrics.json")
+            if metrics is None:
+                raise NotFound(f"{name} has not been compared yet; make compare RUN={run.folder}")
+        elif mark == "@":
             if number not in metrics.get("fvu_per_prefix", {}):
                 raise NotFound(f"{name} has no measured prefix {number!r}")
             size = int(number)
@@ -136,7 +142,8 @@ class Pages:
             if run.has_features:
                 density = run.features().columns["density"][:size]
                 metrics["dead_fraction"] = float((density == 0).mean())
-        return {"run": run, "kind": "prefix" if mark else "run", "number": number, "metrics": metrics}
+        kind = BASELINE if number == BASELINE else "prefix" if mark else "run"
+        return {"run": run, "kind": kind, "number": number, "metrics": metrics}
 
     def message(self, title: str, text: str) -> str:
         return self.render("message.html", title=title, text=text)

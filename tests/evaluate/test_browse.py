@@ -59,6 +59,7 @@ def results(tmp_path_factory, tiny_models) -> Path:
         config = FeaturesConfig(store=store.directory, run=run, tokenizer=tiny_models["gpt2"], device="cpu")
         samples.collect_samples(dataclasses.replace(config, promoted_tokens=True))
     write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))
+    write_text(run / "comparison" / "google_metrics.json", json.dumps(measured("theirs", 0.4321, store)))
     write_text(run / "evaluation" / "report.html", "<p>the report</p>")
     log = [{"tokens": n * 100, "fvu": 1 / n, "fvu_max": 2 / n, "fvu_mean": 1.5 / n} for n in range(1, 9)]
     write_text(run / "training_log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
@@ -157,6 +158,16 @@ def test_prefixes_and_runs_stand_side_by_side(client):
     assert "prefix 10" in html
     assert f"{0.25 * 1.1:.4f}" in html
     assert "0.2500" in html
+
+
+def test_a_run_stands_beside_what_it_was_compared_with(client):
+    html = client.get(f"/compare?a={RUN}&b={RUN}@baseline").text
+    assert "compared with theirs" in html
+    assert "0.2500" in html
+    assert "0.4321" in html
+    uncompared = client.get("/compare?a=tiny/layer1/empty@baseline")
+    assert uncompared.status_code == 404
+    assert "make compare RUN=" in uncompared.text
 
 
 @contextlib.contextmanager
