@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PIECE_BYTES = 1 << 21
+PIECE_BYTES = 1 << 23
 """Bytes of a site that are read at a time, where windows have room for as much of every shard: each window costs its
 threads a wake-up, which less would not repay."""
 LEAST_PIECE_BYTES = 1 << 17
