@@ -62,7 +62,7 @@ def appearing_whole(path: Place, n_bytes: int | None = None) -> Iterator[Path]:
     """
     local = Path(tempfile.gettempdir()) if isinstance(path, Remote) else path.parent
     try:
-        with (_uploaded if isinstance(path, Remote) else _renamed)(path) as partial:
+        with _uploaded(path) if isinstance(path, Remote) else _renamed(path) as partial:
             yield partial
     except SafetensorError as error:
         raise OSError(
