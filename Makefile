@@ -103,7 +103,7 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 	@echo "look at its features:  make browse"
 
 .PHONY: demo-more demo-standin
-demo-more: brief := --sequences 8
+demo-more: brief := --sequences 6
 demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
 
 demo-standin:
@@ -114,7 +114,7 @@ demo-standin:
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU
-	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto --dist loadgroup $(marks) $(ARGS)
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto $(marks) $(ARGS)
 
 test-all: marks := -m ""
 test-all: test  ## The same with the slow ones: more combinations, more kills

@@ -28,10 +28,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=150, env=environment)
 
 
-pytestmark = pytest.mark.xdist_group("both")  # one process makes what all of these look at
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def both(tmp_path_factory) -> dict[str, tuple[TrainConfig, TrainConfig]]:
     """The runs of one process and of two, by name; some changed from one to two, some from two to one."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
@@ -52,24 +49,23 @@ def both(tmp_path_factory) -> dict[str, tuple[TrainConfig, TrainConfig]]:
     return {name: (alone[AS.get(name, name)], shared[name]) for name in shared}
 
 
-@pytest.mark.parametrize("name", [*ALONE, *AS])
-def test_two_processes_train_what_one_does_up_to_rounding(both, name):
-    one, two = both[name]
-    (weights, log), (others, other_log) = results_of(one), results_of(two)
-    for array, values in weights.items():
-        assert (others[array] - values).norm() <= 1e-4 * values.norm(), array
-    for record, other in zip(log, other_log, strict=True):
-        assert record.keys() == other.keys()
-        assert record["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert record["l0_norm"] == pytest.approx(other["l0_norm"], abs=0.05)
-
-
-def test_two_processes_tell_a_rings_harvester_what_one_would(both):
-    told = [load_trained(config.store_directory) for config in both["followed"]]
-    assert told[0] is not None
-    assert told[1] is not None
-    assert told[1].finished
-    assert told[1].shards == told[0].shards == 3
+def test_two_processes_train_what_one_does_up_to_rounding(both, subtests):
+    for name in (*ALONE, *AS):
+        with subtests.test(name):
+            one, two = both[name]
+            (weights, log), (others, other_log) = results_of(one), results_of(two)
+            for array, values in weights.items():
+                assert (others[array] - values).norm() <= 1e-4 * values.norm(), array
+            for record, other in zip(log, other_log, strict=True):
+                assert record.keys() == other.keys()
+                assert record["loss"] == pytest.approx(other["loss"], rel=1e-4)
+                assert record["l0_norm"] == pytest.approx(other["l0_norm"], abs=0.05)
+    with subtests.test("a ring's harvester is told what one process would tell it"):
+        told = [load_trained(config.store_directory) for config in both["followed"]]
+        assert told[0] is not None
+        assert told[1] is not None
+        assert told[1].finished
+        assert told[1].shards == told[0].shards == 3
 
 
 def test_each_process_keeps_its_own_share_of_adams_state(store):
