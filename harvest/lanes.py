@@ -4,8 +4,9 @@ Operators of one batch wait for each other, and for Python between them; those o
 """
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from queue import SimpleQueue
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -37,10 +38,17 @@ class Lanes:
         for model in self.models:
             free.put(model)
 
+        stopped = Event()
+
         def one(start: int) -> Result:
+            if stopped.is_set():
+                raise CancelledError
             model = free.get()
             try:
                 return work(model, start)
+            except BaseException:
+                stopped.set()
+                raise
             finally:
                 free.put(model)
 

@@ -45,7 +45,7 @@ def test_an_error_lets_nothing_else_begin_and_gives_the_cores_back(tiny_models, 
 
     with pytest.raises(ValueError, match="row 3 is bad"):
         lanes.run(work, range(1000), lambda done: None)
-    assert len(begun) < 1000
+    assert len(begun) < 100
     assert torch.get_num_threads() == 2
 
 
