@@ -99,7 +99,7 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 	@$(PY) -m evaluate metrics $(demo_where)
 	@$(PY) -m evaluate compare $(demo_where) $(brief) || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin brief='$(brief)'; }
 	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
-	@echo "what it costs the model's predictions, absorption, probes (2 minutes):  make demo-more"
+	@echo "what it costs the model's predictions, absorption, probes (2 to 3 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
 
 .PHONY: demo-more demo-standin
