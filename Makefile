@@ -103,7 +103,7 @@ demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU,
 	@echo "look at its features:  make browse"
 
 .PHONY: demo-more demo-standin
-demo-more: brief := --sequences 6
+demo-more: brief := --sequences 8
 demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
 
 demo-standin:
