@@ -2,6 +2,7 @@
 step needs all weights everywhere, but not Adam's two moments, half of the memory (ZeRO, arXiv 1910.02054)."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,17 @@ def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
     """`lr_scale` of a group multiplies the schedule's learning rate."""
     groups = [
         {"params": [_share(module, parameter) for parameter in parameters], "lr_scale": scale}
-        for scale, parameters in ((1.0, _others(module)), (THRESHOLD_LR_SCALE, _thresholds(module)))
-        if parameters
+        for scale, parameters in _learnt(module).items()
     ]
     return torch.optim.Adam(groups, lr=lr, fused=True)
 
 
-def _thresholds(module: TrainingTranscoder) -> list[nn.Parameter]:
-    return [p for name, p in module.named_parameters() if name.endswith("log_threshold")]
-
-
-def _others(module: TrainingTranscoder) -> list[nn.Parameter]:
-    return [p for name, p in module.named_parameters() if not name.endswith("log_threshold")]
+def _learnt(module: TrainingTranscoder) -> dict[float, list[nn.Parameter]]:
+    """All parameters by their `lr_scale`, in the optimizer's order: thresholds come last."""
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in module.named_parameters():
+        groups.setdefault(THRESHOLD_LR_SCALE if name.endswith("log_threshold") else 1.0, []).append(parameter)
+    return groups
 
 
 def _share(module: TrainingTranscoder, parameter: nn.Parameter) -> nn.Parameter:
@@ -40,7 +40,7 @@ def _share(module: TrainingTranscoder, parameter: nn.Parameter) -> nn.Parameter:
 def _pairs(module: TrainingTranscoder, optimizer: torch.optim.Adam) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
     """Each parameter and what of it is updated here, in the optimizer's order."""
     updated = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return zip((*_others(module), *_thresholds(module)), updated, strict=True)
+    return zip(chain.from_iterable(_learnt(module).values()), updated, strict=True)
 
 
 def update(module: TrainingTranscoder, optimizer: torch.optim.Adam, lr: float) -> None:
@@ -65,7 +65,7 @@ def state_of(module: TrainingTranscoder, optimizer: torch.optim.Adam) -> dict[st
     for index, (whole, part) in enumerate(_pairs(module, optimizer)):
         for name, value in optimizer.state[part].items():
             tensors[f"{index}.{name}"] = value
-            if value.shape != whole.shape and value.ndim:
+            if module.shares_optimizer and value.ndim:
                 filled = torch.zeros_like(whole)
                 filled[module.ranks.share(len(whole))] = value
                 tensors[f"{index}.{name}"] = module.ranks.assemble(filled).cpu()
