@@ -25,9 +25,9 @@ def main() -> None:
 
         manifests = already_done(config)
         if manifests is None:
-            from harvest.loop import harvest
+            from harvest.loop import harvest_rest
 
-            manifests = harvest(config)
+            manifests = harvest_rest(config)
         if Rank.of_environment().index:
             return
         for manifest, directory in zip(manifests, config.directories.values(), strict=True):

@@ -47,10 +47,13 @@ def recipe_of(
 
 def harvest(config: HarvestConfig) -> list[Manifest]:
     """The manifests of the finished stores, one a layer. ValueError for bad input, OSError when the disk is full."""
-    rank = Rank.of_environment()
     done = already_done(config)
-    if done is not None:
-        return done
+    return harvest_rest(config) if done is None else done
+
+
+def harvest_rest(config: HarvestConfig) -> list[Manifest]:
+    """`harvest` for stores of which `already_done` says that something is missing."""
+    rank = Rank.of_environment()
     corpus, model, dtype = open_all(config, rank)
     with ExitStack() as stack:
         writers = {
