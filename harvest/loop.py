@@ -23,7 +23,7 @@ from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 from store.formats import FORMATS
 from store.manifest import MANIFEST, Manifest, Recipe, load_manifest
-from store.writer import ShardRows, StoreWriter
+from store.writer import ShardRows, StoreWriter, refuse_what_cannot_be_written
 
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ def harvest(config: HarvestConfig) -> list[Manifest]:
 def harvest_rest(config: HarvestConfig) -> list[Manifest]:
     """`harvest` for stores of which `already_done` says that something is missing."""
     rank = Rank.of_environment()
+    for directory in config.directories.values():
+        refuse_what_cannot_be_written(directory, rank.index)
     corpus, model, dtype = open_all(config, rank)
     with ExitStack() as stack:
         writers = {

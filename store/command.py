@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -126,8 +127,19 @@ def command(name: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if os.environ.get("MATRYOSHKA_TRACEBACK"):
             raise
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {_in_words(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _in_words(error: ValueError | OSError) -> str:
+    """The error without its number; of one that the system raised, also the file and a cure where there is one."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    if error.filename is None:
+        return error.strerror
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    cure = "; free some space, then run the same command again" if full else ""
+    return f"{error.filename}: {error.strerror}{cure}"
 
 
 def check_at_least(options: object, **least: int) -> None:

@@ -1,8 +1,10 @@
 """Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,6 +64,23 @@ def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tu
     return {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm), kept
 
 
+def _lock_path(directory: Place, rank: int) -> Place:
+    return directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK)
+
+
+def refuse_what_cannot_be_written(directory: Place, rank: int = 0) -> None:
+    """ValueError when another process writes the store, or its folder could not be made; nothing is written to know."""
+    if isinstance(directory, Path):
+        nearest = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            raise ValueError(f"{directory} cannot be a store: {nearest} is a file; choose another STORE")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ValueError(f"{directory} cannot be a store: {nearest} is read-only for you; choose another STORE")
+    lock = _lock_path(directory, rank)
+    if lock.exists():
+        lock_of(lock).release()
+
+
 class StoreWriter:
     """Appends shards to a store, continuing one that the same recipe began; the only writer of its rank.
 
@@ -74,7 +93,7 @@ class StoreWriter:
         self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
         self.format = FORMATS[recipe.format]
         directory.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_of(directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK))
+        self.lock = lock_of(_lock_path(directory, rank))
         try:
             self.manifest = self._open_or_create()
             self._clear_leftovers()

@@ -1,5 +1,7 @@
 """Bad input at the command line: one line, an exit code that is not 0, nothing half-written."""
 
+import errno
+import os
 import runpy
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from store.command import command as command_of_a_room
 from store.command import parse_count
 from tests.conftest import make_store
 
@@ -32,6 +35,8 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
         ("harvest --model MODEL --dataset TEXT --text-column body", "no text column 'body'"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --tokens 100M --shard-tokens 64M", "does not fill one shard"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --shard-tokens 1000", "is not a multiple of context"),
+        ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT", "TEXT cannot be a store: TEXT is a file"),
+        ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT/a/b", "TEXT/a/b cannot be a store: TEXT is a file"),
         ("harvest --model MODEL --dataset TEXT --compression zstd", "compression is zstd, but safetensors has none"),
         ("harvest --model MODEL --dataset TEXT --device cuda:77", "device 'cuda:77' cannot be used"),
         ("train --model m --layer 3 --store STORE", "holds tiny layer 1"),
@@ -47,7 +52,9 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tiny_models, text_file, tmp_
     before = sorted(path.name for path in (tmp_path / "store").iterdir())
     places = {"MODEL": str(tiny_models["gemma2"]), "TEXT": str(text_file), "STORE": str(tmp_path / "store")}
     monkeypatch.chdir(tmp_path)
-    code, errors = run(monkeypatch, capsys, *(places.get(word, word) for word in command.split()))
+    for name, place in places.items():
+        command, message = command.replace(name, place), message.replace(name, place)
+    code, errors = run(monkeypatch, capsys, *command.split())
     lines = [line for line in errors.splitlines() if "error:" in line]
     assert code == 1
     assert len(lines) == 1
@@ -56,6 +63,15 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tiny_models, text_file, tmp_
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == before
     assert not (tmp_path / "results").exists()
     assert not list((tmp_path / "data").rglob("shard-*")) if (tmp_path / "data").exists() else True
+
+
+def test_an_error_of_the_system_names_the_file_and_the_cure(capsys):
+    with pytest.raises(SystemExit, match="1"), command_of_a_room("harvest"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/writer.lock")
+    expected = (
+        "harvest: error: /disk/writer.lock: No space left on device; free some space, then run the same command again\n"
+    )
+    assert capsys.readouterr().err == expected
 
 
 def test_a_misspelt_option_is_refused_with_the_nearest_name(monkeypatch, capsys):

@@ -11,6 +11,7 @@ import torch
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model import load_model
+from store.lock import WRITER_LOCK, WriterLock
 from store.reader import check_shards, open_store
 from tests.conftest import BOS, EOS, PAD
 
@@ -91,6 +92,23 @@ def test_store_of_another_harvest_is_refused(config, change):
     with pytest.raises(ValueError, match="holds another harvest"):
         harvest(replace(config, **change))
     assert files_of(config.directory) == before
+
+
+def test_a_store_that_another_process_writes_is_refused_before_the_model_is_loaded(config, monkeypatch):
+    harvest(config)
+    before = files_of(config.directory)
+    monkeypatch.setattr("harvest.loop.load_model", lambda *args: pytest.fail("loaded"))
+    with WriterLock(config.directory / WRITER_LOCK), pytest.raises(ValueError, match=f"pid {os.getpid()} on .* is writing"):
+        harvest(replace(config, tokens=4 * 512))
+    assert files_of(config.directory) == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(config, monkeypatch, tmp_path):
+    monkeypatch.setattr("harvest.loop.load_model", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is read-only for you"):
+        harvest(replace(config, store=tmp_path / "a" / "b"))
+    assert not (tmp_path / "a").exists()
 
 
 def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
