@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evaluate.spelling import in_prompts, letter_gradients
+from evaluate.spelling import in_prompts, letter_gradients, read
 from evaluate.tasks import Examples
 from evaluate.unembed import Unembedding
 from harvest.model import LanguageModel, load_model
@@ -36,7 +36,12 @@ def test_gradients_are_what_a_small_change_does_to_the_whole_model(model):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, 90, (2, 9), generator=generator)
     tokens[:, 0] = BOS
-    source, target, gradient, logits = letter_gradients(model, Unembedding.of(model), tokens, PLACE, LETTERS, RIGHT)
+    tokens[:, :PLACE] = tokens[0, :PLACE]
+    before = read(model, tokens[0, :PLACE])
+    for _ in range(2):  # a second use of what was read once finds it unchanged
+        source, target, gradient, logits = letter_gradients(
+            model, Unembedding.of(model), before, tokens[:, PLACE:], LETTERS, RIGHT
+        )
     sites = model.run(tokens)
     torch.testing.assert_close(source, sites["resid_mid"][:, PLACE])
     torch.testing.assert_close(target, sites["mlp_out"][:, PLACE])
