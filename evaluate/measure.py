@@ -112,7 +112,7 @@ class _Comparison:
         self.l0s: list[float] = []
         """Of every variant, on the rows of the frontier."""
         self.linear = fit(store, like, device) if config.trivial else None
-        self.trivial = trivial_predictors(self.linear, self.dials[0]) if self.linear else []
+        self.trivial = trivial_predictors(self.linear, self.dials[0], store, device) if self.linear else []
 
     @property
     def extra(self) -> list[Transcoder]:
@@ -190,19 +190,21 @@ class _Comparison:
 
         flat = [(place, variant) for place, group in enumerate(self.variants) for variant in group]
         along = [index for index, (_, variant) in enumerate(flat) if variant.factor in CE_FACTORS]
-        jobs = [*self.own, *self.trivial, *(flat[index][1].transcoder for index in along)]
-        place = len(jobs) if self.extra else 0
+        subjects = [*self.own, *self.trivial[1:]]
+        places = [*range(len(self.own)), *([None] * bool(self.trivial)), *range(len(self.own), len(subjects))]
+        jobs = [*subjects, *(flat[index][1].transcoder for index in along)]
+        moved = len(jobs) if self.extra else 0
         spliced = splice([*jobs, *self.extra], self.store, model, self.config.sequences, self.config.every_prefix)
-        for index, result in enumerate(results):
-            result |= spliced.figures(index)
-            for size, figures in spliced.by_prefix(index).items():
+        for place, result in zip(places, results, strict=True):
+            result |= spliced.figures(place)
+            for size, figures in {} if place is None else spliced.by_prefix(place).items():
                 result["per_prefix"][size] |= figures
         if self.moved is not None:
-            results[1]["matched"]["minus_ours"] |= spliced.minus(1, place)
+            results[1]["matched"]["minus_ours"] |= spliced.minus(1, moved)
         if not self.config.frontier:
             return
         own = [0, len(self.variants[0])]
-        measured = [*zip(own, (0, 1), strict=True), *((index, len(results) + n) for n, index in enumerate(along))]
+        measured = [*zip(own, (0, 1), strict=True), *((index, len(subjects) + n) for n, index in enumerate(along))]
         for name in ("delta_ce", "kl"):
             curves: list[list[Point]] = [[], []]
             for index, job in measured:
@@ -222,11 +224,12 @@ def by_l0(points: list[dict]) -> list[dict]:
     return sorted(points, key=lambda point: point["l0"])
 
 
-def trivial_predictors(linear: Linear, ours: Dial) -> list[Transcoder]:
-    """The mean, the best linear map of as many dimensions as ours has active latents, and of all dimensions."""
+def trivial_predictors(linear: Linear, ours: Dial, store: Store, device: torch.device) -> list[Transcoder]:
+    """The mean (first: splicing measures it as an ablation), the best linear map of as many dimensions as ours has active
+    latents, and of all dimensions."""
     like = ours.transcoder.config
     ranked = low_rank(linear, like, ranks_near([ours.l0], linear))
-    return [predict_mean(linear, like), ranked, least_squares(linear, like)]
+    return [predict_mean(store, like, device), ranked, least_squares(linear, like)]
 
 
 def add_probes(results: list[dict], transcoders: Sequence[Transcoder], store: Store, model: "LanguageModel | None") -> None:

@@ -208,13 +208,13 @@ class Spliced:
     """Cross-entropy of each thing put in, KL of each, and last the number of predictions."""
     resampled: Tensor | None
 
-    def statistic(self, index: int, name: str, prefix: int = -1) -> Statistic:
-        """`delta_ce`, `kl` or `ce_recovered` of a transcoder (of one of its prefixes).
+    def statistic(self, index: int | None, name: str, prefix: int = -1) -> Statistic:
+        """`delta_ce`, `kl` or `ce_recovered` of a transcoder (of one of its prefixes); of the mean where index is None.
 
         ce_recovered divides by what ablation costs, which is small for one MLP: never quote it alone.
         """
         sizes = [len(each) for each in self.prefix_sizes]
-        column = FIRST + sum(sizes[:index]) + range(sizes[index])[prefix]
+        column = MEAN if index is None else FIRST + sum(sizes[:index]) + range(sizes[index])[prefix]
         half = FIRST + sum(sizes)
         return {
             "delta_ce": lambda s: (s[..., column] - s[..., CLEAN]) / s[..., -1],
@@ -225,8 +225,8 @@ class Spliced:
     def estimate(self, statistic: Statistic) -> dict:
         return estimate(statistic, self.sums, self.resampled)
 
-    def figures(self, index: int) -> dict:
-        """All of one transcoder, each {value, ci95}, as they are written to its metrics."""
+    def figures(self, index: int | None) -> dict:
+        """All of one transcoder, or of the mean, each {value, ci95}, as they are written to its metrics."""
         found: dict = {name: self.estimate(self.statistic(index, name)) for name in ("delta_ce", "kl", "ce_recovered")}
         shared = {"ce_clean": CLEAN, "ce_zero_ablated": ZERO, "ce_mean_ablated": MEAN}
         found |= {name: self.estimate(ratio(column, -1)) for name, column in shared.items()}

@@ -57,9 +57,11 @@ def fit(store: Store, config: TranscoderConfig, device: torch.device, quiet: boo
     return Linear(mean[:n_x], mean[n_x:], matrix, directions[:, : min(matrix.shape)])
 
 
-def predict_mean(linear: Linear, like: TranscoderConfig) -> Transcoder:
-    """The training mean everywhere: FVU is 1, but for what the mean moved since."""
-    return _silent(linear.mean_y, None, like, "mean", "the mean of the training rows")
+def predict_mean(store: Store, like: TranscoderConfig, device: torch.device) -> Transcoder:
+    """The mean of all training rows everywhere: FVU is 1, but for what the mean moved since."""
+    mean = store.target_side.manifest.statistics[like.target_site].mean
+    offset = torch.tensor(mean, dtype=torch.float64, device=device)
+    return _silent(offset, None, like, "mean", "the mean of the training rows")
 
 
 def least_squares(linear: Linear, like: TranscoderConfig) -> Transcoder:

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from evaluate import splice as splicing
+from evaluate.config import CompareConfig
+from evaluate.measure import measure
 from evaluate.splice import hidden_states, sample, splice
+from evaluate.trivial import fit, least_squares, low_rank, predict_mean
 from evaluate.unembed import Unembedding, judge
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
@@ -130,6 +133,28 @@ def test_two_that_are_one_do_not_differ(cached, transcoder):
     found = splice([transcoder, transcoder], store, model, 12, all_prefixes=False)
     assert found.minus(1, 0)["delta_ce"]["value"] == 0
     assert found.figures(0)["delta_ce"] == found.figures(1)["delta_ce"]
+
+
+def test_a_comparison_gives_everyone_the_figures_that_it_has_alone(cached, transcoder):
+    model, store = cached
+    other = make_transcoder(d_in=16, d_out=16, d_sae=24, prefix_sizes=(24,), view="rms")
+    config = CompareConfig(
+        model=store.manifest.recipe.model, layer=1, store=store.directory, device="cpu", sequences=12, every_prefix=True,
+        probes=False,
+    )  # fmt: skip
+    results = measure(config, store, [transcoder, other])
+    linear = fit(store, transcoder.config, CPU, quiet=True)
+    ranked = low_rank(linear, transcoder.config, [round(results[3]["l0_mean"])])
+    trivial = [predict_mean(store, transcoder.config, CPU), ranked, least_squares(linear, transcoder.config)]
+    for each, result in zip([transcoder, other, *trivial], results, strict=True):
+        alone = splice([each], store, model, 12, all_prefixes=True)
+        for name in ("delta_ce", "kl", "ce_mean_ablated"):
+            assert result[name]["value"] == pytest.approx(alone.figures(0)[name]["value"], rel=1e-4, abs=1e-9)
+        for size in result.get("per_prefix", {}):
+            found, expected = result["per_prefix"][size]["kl"]["value"], alone.by_prefix(0)[size]["kl"]["value"]
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    for result in results[:2]:
+        assert result["delta_ce"]["value"] in [point["value"] for point in result["frontier_delta_ce"]]
 
 
 def test_rows_of_another_place_do_not_restart_the_model(cached, transcoder, monkeypatch):

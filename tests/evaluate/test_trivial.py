@@ -64,7 +64,7 @@ def test_l0_is_the_rank_and_every_prefix_a_map_of_its_rank(store):
 def test_the_mean_of_the_training_rows_leaves_everything_unexplained(store):
     _, y = rows(store, "heldout")
     _, training = rows(store, "train")
-    t = predict_mean(fit(store, LIKE, CPU, quiet=True), LIKE)
+    t = predict_mean(store, LIKE, CPU)
     [found] = evaluate([t], store, "heldout", 64, CPU, quiet=True)
     expected = ((y - training.mean(0)) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
     assert found["fvu"] == pytest.approx(expected, rel=1e-5)
