@@ -57,8 +57,8 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
 
-features: $(VENV)/base  ## What every latent responds to: contexts, samples, neighbours
-	$(PY) -m evaluate features $(where) $(run) $(ARGS)
+features: $(VENV)/base  ## What every latent responds to (BASELINE=FOLDER or L0=nearest: of what it is compared with)
+	$(PY) -m evaluate features $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
 
 analyze: $(VENV)/base  ## The interpretability report of collected features
 	$(PY) -m evaluate analyze $(where) $(run) $(ARGS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse
 import torch
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from evaluate.config import AnalyzeConfig
 from evaluate.features import read_summary
 from evaluate.maps import by_directions, by_firing, coactive, communities, spread
+from evaluate.pages import visible
 from evaluate.samples import PARQUET
 from store.files import write_text
 from store.transcoder import Transcoder
@@ -60,13 +62,31 @@ def analyze(config: AnalyzeConfig) -> Path:
 def read_rows(path: Path) -> list[dict]:
     """Every feature, with its consistency and the number of its strongest contexts in place of the contexts."""
     file = pq.ParquetFile(path)
-    groups = (file.read_row_group(number, columns=COLUMNS).to_pylist() for number in range(file.num_row_groups))
-    return [without_contexts(row) for rows in groups for row in rows]
+    rows = []
+    for number in tqdm(range(file.num_row_groups), desc="reading features", unit="group"):
+        table = file.read_row_group(number, columns=COLUMNS)
+        rows += with_consistency(table.drop_columns("contexts").to_pylist(), table["contexts"].combine_chunks())
+    return rows
 
 
-def without_contexts(row: dict) -> dict:
-    strongest = [context for context in row.pop("contexts") if context["quantile"] == 0]
-    return row | {"consistency": consistency(strongest), "documents": len(strongest)}
+def with_consistency(rows: list[dict], contexts: pa.ListArray) -> list[dict]:
+    """Rows with `documents`, the number of their strongest contexts, and `consistency`, the share of these that fire on
+    the commonest word (NaN without contexts)."""
+    every = contexts.flatten()
+    strongest = every.field("quantile").to_numpy() == 0
+    owner = np.repeat(np.arange(len(rows)), contexts.value_lengths().to_numpy())[strongest]
+    tokens = every.field("tokens")
+    middle = tokens.offsets.to_numpy()[:-1] + every.field("token").to_numpy() - every.field("start").to_numpy()
+    words = [word.strip().lower() for word in tokens.values.take(middle[strongest]).to_pylist()]
+    found: list[Counter] = [Counter() for _ in rows]
+    for latent, word in zip(owner.tolist(), words, strict=True):
+        found[latent][word] += 1
+    return [row | {"consistency": share_of_commonest(mine), "documents": mine.total()}
+            for row, mine in zip(rows, found, strict=True)]  # fmt: skip
+
+
+def share_of_commonest(words: Counter) -> float:
+    return words.most_common(1)[0][1] / words.total() if words else float("nan")
 
 
 def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], maps: Sequence[Map]) -> Path:
@@ -75,7 +95,7 @@ def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], map
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
         autoescape=lambda name: str(name).endswith(".html"), trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", "⏎").replace("\r", "")
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"analysis{Path(name).suffix}").render(
             summary=summary, sections=sections, maps=maps
@@ -85,8 +105,8 @@ def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], map
 
 
 def named(row: dict) -> str:
-    example = row["example"]
-    return f"#{row['feature']} {example['before'][-30:]}[{example['token']}]{example['after'][:20]}"
+    before, token, after = (visible(row["example"][part]) for part in ("before", "token", "after"))
+    return f"#{row['feature']} {before[-30:]}[{token}]{after[:20]}"
 
 
 def frequency(rows: Sequence[dict]) -> Section:
@@ -151,11 +171,11 @@ def firing_communities(found: Sequence[Sequence[int]], modularity: float, rows: 
     """Features that fire with each other more than with the rest: how many, on what, and the most frequent of them."""
     table = []
     for group in found[: 2 * SHOWN]:
-        tokens = Counter(rows[i]["top_token"].strip() or "␣" for i in group)
+        tokens = Counter(visible(rows[i]["top_token"].strip(" ")) or "␣" for i in group)
         common = ", ".join(f"{token} ({n})" for token, n in tokens.most_common(6))
         most = sorted(group, key=lambda i: -rows[i]["density"])[:6]
         table.append([f"{len(group):,}", common, ", ".join(f"#{i}" for i in most)])
-    note = f"Louvain's, of each feature's nearest by firing: {len(found):,} hold {sum(map(len, found)):,} of {len(rows):,} "
+    note = f"Leiden's, of each feature's nearest by firing: {len(found):,} hold {sum(map(len, found)):,} of {len(rows):,} "
     note += f"features; modularity {modularity:.2f} (0 is chance). Numbers count the features with that top token."
     heads = ("size", "top tokens", "most frequent features")
     return "Communities of features that fire together", note, heads, table
@@ -176,14 +196,10 @@ def interpretable(rows: Sequence[dict]) -> list[Section]:
     scored.sort(key=lambda pair: (-pair[0], pair[1]["feature"]))
     note = "Consistency: share of the strongest contexts that fire on the same word, case and spaces aside."
     heads = ("consistency", "feature", "top token")
-    tables = ([[f"{c:.0%}", named(r), r["top_token"]] for c, r in part] for part in (scored[:SHOWN], scored[-SHOWN:]))
+    tables = (
+        [[f"{c:.0%}", named(r), visible(r["top_token"])] for c, r in part] for part in (scored[:SHOWN], scored[-SHOWN:])
+    )
     return [(title, note, heads, t) for title, t in zip(("Most consistent", "Least consistent"), tables, strict=True)]
-
-
-def consistency(strongest: Sequence[dict]) -> float:
-    """Share of a latent's strongest contexts that fire on its commonest word; NaN without contexts."""
-    words = [c["tokens"][c["token"] - c["start"]].strip().lower() for c in strongest]
-    return Counter(words).most_common(1)[0][1] / len(words) if words else float("nan")
 
 
 def direction_map(transcoder: Transcoder, rows: Sequence[dict]) -> Map:

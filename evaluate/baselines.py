@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -12,6 +13,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
 from store.interchange import Scope2Config, load_scope1, load_scope2
 from store.legacy import checkpoint_in, load_legacy
+from store.reader import Store
 from store.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens
 from store.transcoder import CONFIG, WEIGHTS, Transcoder
 
@@ -39,6 +41,21 @@ class Published:
     label: str
     """How L0= names it: a number (Gemma Scope 1) or small, medium, big (Gemma Scope 2)."""
     width: int
+
+
+def find_baselines(
+    folders: Sequence[Path], name: str | None, l0: str | None, store: Store, ours: Transcoder
+) -> list[Transcoder]:
+    """Those in the folders, the first one by this name; Google's on the hub where none is given."""
+    recipe = store.manifest.recipe
+    if folders:
+        others = [load_folder(path, recipe.layer, recipe.model) for path in folders]
+        names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
+        names[0] = name or names[0]
+        return [renamed(t, said, str(path)) for t, said, path in zip(others, names, folders, strict=True)]
+    target = float(ours.config.k or ours.config.d_sae)
+    chosen = choose(published(recipe.model, recipe.layer), target, ours.config.d_sae, l0)
+    return [fetch(item, recipe.model, recipe.layer) for item in chosen]
 
 
 def published(model: str, layer: int) -> list[Published]:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import xxhash
 
-from evaluate.baselines import choose, fetch, load_folder, published, renamed
+from evaluate.baselines import find_baselines
 from evaluate.checks import checks, near
-from evaluate.config import CompareConfig, EvaluateConfig
+from evaluate.config import CompareConfig, EvaluateConfig, FeaturesConfig
 from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.measure import measure
 from evaluate.metrics import METRICS
 from evaluate.report import markdown, summary, write_report
-from store.command import default_store
+from store.command import default_store, model_slug
 from store.files import write_text
 from store.pair import open_pair
 from store.reader import Store
-from store.transcoder import WEIGHTS, Transcoder
+from store.transcoder import CONFIG, WEIGHTS, Transcoder, TranscoderConfig
 
 JUDGED = {name: metric.lower_is_better for name, metric in METRICS.items() if metric.lower_is_better is not None} | {
     "delta_ce": True,
@@ -62,7 +62,7 @@ def compare_runs(config: CompareConfig) -> Path:
     key = _key(config.run_directory, store, config)
     if not config.force and _is_done(folder / "comparison.json", key):
         return show(folder)
-    others = find_baselines(config, store, ours)
+    others = find_baselines(config.baseline, config.baseline_name, config.l0, store, ours)
     for other in others:
         check_fits(other, store)
     measured = measure(config, store, [ours, *others])
@@ -113,16 +113,21 @@ def _layers(layers: tuple[int, int]) -> str:
     return f"layer {source}" if source == target else f"layers {source} -> {target}"
 
 
-def find_baselines(config: CompareConfig, store: Store, ours: Transcoder) -> list[Transcoder]:
-    recipe = store.manifest.recipe
-    if config.baseline:
-        others = [load_folder(path, recipe.layer, recipe.model) for path in config.baseline]
-        names = [f"{path.name} ({t.config.architecture})" for path, t in zip(config.baseline, others, strict=True)]
-        names[0] = config.baseline_name or names[0]
-        return [renamed(t, name, str(p)) for t, name, p in zip(others, names, config.baseline, strict=True)]
-    target = float(ours.config.k or ours.config.d_sae)
-    chosen = choose(published(recipe.model, recipe.layer), target, ours.config.d_sae, config.l0)
-    return [fetch(item, recipe.model, recipe.layer) for item in chosen]
+def baseline_run(config: FeaturesConfig) -> Path:
+    """The folder, beside the run's, in which what it is compared with is a run like any other. ValueError where that folder
+    is something else."""
+    ours, store = open_both(config)
+    l0 = None if config.l0 == "nearest" else config.l0
+    [other] = find_baselines([config.baseline] if config.baseline else [], None, l0, store, ours)
+    check_fits(other, store)
+    folder = config.run_directory.parent / model_slug(other.config.name).strip("-")
+    # the store's name for the model: by it later commands find the store
+    wanted = other.config.model_copy(update={"model": store.manifest.recipe.model})
+    path = folder / CONFIG
+    if folder.exists() and not (path.exists() and TranscoderConfig.model_validate_json(path.read_bytes()) == wanted):
+        raise ValueError(f"{folder} is there, and is not {wanted.source}; move it away")
+    Transcoder(wanted, **other.arrays()).save(folder)
+    return folder
 
 
 def judge(measured: Sequence[dict], store: Store) -> dict:

@@ -177,9 +177,18 @@ class FeaturesConfig(EvaluateConfig):
     """Write feature_NNNNN.json for each latent; the Parquet holds the same."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model cannot be reached."""
+    baseline: Path | None = None
+    """Collect this one's features instead: a folder that `compare` takes. It becomes a run beside --run, to be browsed as
+    any other."""
+    l0: str | None = None
+    """Likewise, Google's on the hub: its label (92; or small, medium, big), or nearest (to the run's L0)."""
 
     def __post_init__(self) -> None:
         check_at_least(self, contexts=1, samples=5, neighbours=1, batch_rows=1)
+        if self.baseline and self.l0:
+            raise ValueError(f"baseline is {self.baseline} and l0 is {self.l0}; give a folder or Google's L0, not both")
+        if self.l0 == "all":
+            raise ValueError("l0 is all; features are collected of one at a time: give one label, or nearest")
 
     @property
     def folder(self) -> Path:

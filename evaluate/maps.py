@@ -1,8 +1,9 @@
 """Features on a plane and in communities: by the directions that they write, and by the rows on which they fire."""
 
+import random
 from collections.abc import Sequence
 
-import networkx
+import igraph
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float
@@ -24,13 +25,16 @@ def coactive(rows: Sequence[dict]) -> scipy.sparse.csr_array:
 
 
 def communities(graph: scipy.sparse.csr_array) -> tuple[list[list[int]], float]:
-    """Louvain's communities of two or more latents (arXiv 0803.0476), the largest first; and their modularity."""
-    network = networkx.from_scipy_sparse_array(graph)
-    if not network.number_of_edges():
+    """Leiden's communities (arXiv 1810.08473) of two or more latents, the largest first; and their modularity."""
+    edges = scipy.sparse.triu(graph, 1).tocoo()
+    if not edges.nnz:
         return [], 0.0
-    found = networkx.community.louvain_communities(network, seed=0)
+    igraph.set_random_number_generator(random.Random(0))
+    network = igraph.Graph(n=edges.shape[0], edges=np.stack([edges.row, edges.col], axis=1))
+    network.es["weight"] = edges.data
+    found = network.community_leiden("modularity", weights="weight", n_iterations=-1)
     groups = sorted((sorted(group) for group in found if len(group) > 1), key=lambda group: (-len(group), group))
-    return groups, networkx.community.modularity(network, found)
+    return groups, found.modularity
 
 
 def by_directions(W_dec: Float[np.ndarray, "d_sae d_out"], chosen: np.ndarray) -> Float[np.ndarray, "n 2"]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from evaluate.compare import open_both
+from evaluate.compare import baseline_run, open_both
 from evaluate.config import PARQUET, SUMMARY, FeaturesConfig
 from evaluate.contexts import SIDE, Contexts
 from evaluate.features import STATE, Collection, bin_edge, collect, key_of, most_active, read_summary
@@ -49,6 +49,8 @@ SCHEMA = pa.schema({
 
 def collect_samples(config: FeaturesConfig) -> Path:
     """The folder of a run's activation samples, made now unless it is there. ValueError when run and store do not fit."""
+    if config.baseline or config.l0:
+        config = replace(config, store=config.store_directory, run=baseline_run(config), baseline=None, l0=None)
     transcoder, store = open_both(config)
     shards = store.manifest.of_split(config.split)
     key = key_of(config.run_directory, store, shards, config)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import networkx
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from evaluate.analyze import (
@@ -14,7 +16,7 @@ from evaluate.analyze import (
     frequency,
     hierarchy,
     interpretable,
-    without_contexts,
+    with_consistency,
 )
 from evaluate.config import AnalyzeConfig, FeaturesConfig
 from evaluate.maps import by_directions, by_firing, coactive, communities
@@ -23,6 +25,10 @@ from harvest.text import vocabulary_hash
 from tests.conftest import make_store
 from tests.evaluate.dense import dense
 from tests.store.test_transcoder import make_transcoder
+
+CONTEXTS = pa.list_(pa.struct({
+    "quantile": pa.int8(), "token": pa.int32(), "start": pa.int32(), "tokens": pa.list_(pa.string()),
+}))  # fmt: skip
 
 
 def context(word: str, quantile: int = 0) -> dict:
@@ -36,7 +42,7 @@ def row(
              "example": {"before": "", "token": "t", "after": ""}}  # fmt: skip
     near_decoder = [{"feature": other, "score": score} for other, score in near]
     contexts = [context(word) for word in words] + [context("zebra", quantile) for quantile in quantiles]
-    return without_contexts(plain | {"near_decoder": near_decoder, "contexts": contexts} | fields)
+    return with_consistency([plain | {"near_decoder": near_decoder} | fields], pa.array([contexts], CONTEXTS))[0]
 
 
 def test_groups_are_what_strong_pairs_connect():
@@ -50,6 +56,15 @@ def test_consistency_is_the_share_of_the_commonest_word():
     assert mixed["consistency"] == 0.75
     assert mixed["documents"] == 4
     assert np.isnan(row(1)["consistency"])
+
+
+def test_each_feature_has_the_consistency_of_its_own_contexts():
+    each = [[context("a"), context("A"), context("b")], [], [context("zebra", 2), context(" b ")]]
+    found = with_consistency([{"feature": i} for i in range(4)], pa.array([[context("x")], *each], CONTEXTS)[:4])
+    assert [row["documents"] for row in found] == [1, 3, 0, 1]
+    assert [row["consistency"] for row in found] == pytest.approx([1, 2 / 3, float("nan"), 1], nan_ok=True)
+    later = with_consistency([{"feature": 3}], pa.array([*each, [context("y"), context("x")]], CONTEXTS)[3:])
+    assert later == [{"feature": 3, "consistency": 0.5, "documents": 2}]
 
 
 def test_most_and_least_consistent_are_at_the_two_ends():
@@ -121,6 +136,22 @@ def test_planted_communities_are_found_and_their_modularity_is_the_formula_s(pla
     degree, total = weight.sum(1), weight.sum()
     same = PLANTED[:, None] == PLANTED[None]
     assert modularity == pytest.approx(((weight - np.outer(degree, degree) / total) * same).sum() / total)
+
+
+def test_communities_are_about_as_modular_as_another_library_s():
+    generator = np.random.default_rng(0)
+    rows = []
+    for latent in range(300):
+        others = (latent // 25 * 25 + generator.permutation(60)[:8]) % 300
+        near = [{"feature": int(other), "score": float(generator.random())} for other in others if other != latent]
+        rows.append(row(latent, near_coactive=near))
+    graph = coactive(rows)
+    network = networkx.from_scipy_sparse_array(graph)
+    found, modularity = communities(graph)
+    alone = set(range(300)) - {latent for group in found for latent in group}
+    assert modularity == pytest.approx(networkx.community.modularity(network, [*found, *({i} for i in alone)]))
+    theirs = networkx.community.louvain_communities(network, seed=0)
+    assert modularity > 0.95 * networkx.community.modularity(network, theirs)
 
 
 def test_silent_features_are_in_no_community_and_on_no_map_of_firing():

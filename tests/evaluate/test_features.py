@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluate import features
+from evaluate.browse_data import find_runs
 from evaluate.config import FeaturesConfig
 from evaluate.contexts import SIDE, best
 from evaluate.features import STATE, Collection, bin_edge, bin_of, collect, most_active
@@ -276,6 +277,7 @@ from dataclasses import replace
 from pathlib import Path
 from tqdm import tqdm
 from evaluate import features, samples
+from evaluate.browse_data import find_runs
 from evaluate.config import FeaturesConfig
 from store.transcoder import Transcoder
 from tests.killed import dies_at
@@ -364,3 +366,55 @@ def test_token_texts_keep_the_spaces_in_front(tiny_models):
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
     ids = tokenizer.encode("a b!", add_special_tokens=False)
     assert token_texts(tokenizer, ids) == ["a", " ", "b", "!"]
+
+
+@pytest.fixture
+def googles(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A transcoder in the layout of Gemma Scope 1."""
+    generator = np.random.default_rng(3)
+    shapes = {"W_enc": (12, 16), "W_dec": (16, 10), "b_enc": (16,), "b_dec": (10,), "threshold": (16,)}
+    arrays = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["threshold"] = np.abs(arrays["threshold"])
+    (tmp_path / "theirs").mkdir()
+    np.savez(tmp_path / "theirs" / "params.npz", **arrays)
+    return tmp_path / "theirs", arrays
+
+
+def test_a_baseline_becomes_a_run_of_its_own_with_its_own_features(written, googles, tiny_models):
+    ours, store, _ = written
+    before = {path: path.stat().st_mtime_ns for path in ours.parent.rglob("*")}
+    config = FeaturesConfig(
+        store=store.directory, run=ours.parent, tokenizer=tiny_models["gpt2"], device="cpu", baseline=googles[0]
+    )
+    folder = collect_samples(config)
+    assert folder == ours.parents[1] / "theirs-jumprelu" / "activation_samples"
+    fired = np.zeros(16, int)
+    for shard in store.manifest.of_split("heldout"):
+        resid = store.array(shard, "resid_mid")[: shard.kept].double().numpy()
+        rms = resid / np.sqrt((resid**2).mean(1, keepdims=True) + store.manifest.norm.eps)
+        pre = rms @ googles[1]["W_enc"].astype(float) + googles[1]["b_enc"]
+        fired += ((pre > googles[1]["threshold"]) & (pre > 0)).sum(0)
+    assert [row["fired"] for row in pq.read_table(folder / "features.parquet").to_pylist()] == fired.tolist()
+    runs = find_runs(ours.parents[1])
+    assert [(run.name, run.has_features) for run in runs.values()] == [("run", True), ("theirs-jumprelu", True)]
+    assert runs["theirs-jumprelu"].config["model"] == store.manifest.recipe.model
+    assert {path: path.stat().st_mtime_ns for path in ours.parent.rglob("*")} == before
+    collected = (folder / "features.parquet").stat().st_mtime_ns
+    assert collect_samples(config) == folder
+    assert (folder / "features.parquet").stat().st_mtime_ns == collected
+
+
+def test_a_baseline_overwrites_nothing_else(written, googles, tiny_models):
+    ours, store, transcoder = written
+    there = ours.parents[1] / "theirs-jumprelu"
+    transcoder.save(there)
+    with pytest.raises(ValueError, match="move it away"):
+        collect_samples(FeaturesConfig(store=store.directory, run=ours.parent, device="cpu", baseline=googles[0]))
+    assert torch.equal(Transcoder.load(there).W_dec, transcoder.W_dec)
+
+
+def test_a_baseline_is_named_once():
+    with pytest.raises(ValueError, match="not both"):
+        FeaturesConfig(baseline=Path("somewhere"), l0="92")
+    with pytest.raises(ValueError, match="one at a time"):
+        FeaturesConfig(l0="all")
