@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluate.compare import compare_runs
 from evaluate.config import CompareConfig
 from tests.conftest import make_store
 from train.config import TrainConfig
@@ -26,10 +27,19 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def trained(trained_once, tmp_path) -> CompareConfig:
-    folder = shutil.copytree(trained_once, tmp_path / "copy")
+def comparison_in(folder: Path) -> CompareConfig:
     return CompareConfig(
         model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=(folder / "scope",),
         baseline_name="a baseline", device="cpu", sequences=0, probes=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> CompareConfig:
+    return comparison_in(shutil.copytree(trained_once, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def compared(trained_once, tmp_path_factory) -> Path:
+    """The folder of a comparison, to be read only."""
+    return compare_runs(comparison_in(shutil.copytree(trained_once, tmp_path_factory.mktemp("compared") / "copy")))

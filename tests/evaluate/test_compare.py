@@ -88,8 +88,8 @@ def test_a_threshold_is_moved_only_where_that_brings_the_l0s_nearer(trained, sto
     assert matched["minus_ours"]["fvu"] == {"value": 0, "ci95": [0, 0]}
 
 
-def test_the_frontier_has_both_at_their_own_and_other_l0s(trained):
-    comparison = json.loads((compare_runs(trained) / "comparison.json").read_text())
+def test_the_frontier_has_both_at_their_own_and_other_l0s(compared):
+    comparison = json.loads((compared / "comparison.json").read_text())
     for side in ("ours", "google"):
         l0s = [point["l0"] for point in comparison[side]["frontier"]]
         assert l0s == sorted(l0s)
@@ -99,9 +99,8 @@ def test_the_frontier_has_both_at_their_own_and_other_l0s(trained):
         assert near_own["fvu"] == pytest.approx(comparison[side]["fvu"])
 
 
-def test_trivial_predictors_put_every_figure_in_place(trained, store):
-    folder = compare_runs(trained)
-    comparison = json.loads((folder / "comparison.json").read_text())
+def test_trivial_predictors_put_every_figure_in_place(compared):
+    comparison = json.loads((compared / "comparison.json").read_text())
     mean, ranked, linear = comparison["trivial"]
     assert mean["fvu"] == pytest.approx(1, abs=0.05)
     assert linear["fvu"] < ranked["fvu"] < mean["fvu"]
@@ -110,13 +109,13 @@ def test_trivial_predictors_put_every_figure_in_place(trained, store):
     assert "dead_features" not in linear
     ranks = [point["l0"] for point in ranked["frontier"]]
     assert ranks == sorted(set(ranks))
-    line = next(line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| FVU |"))
+    line = next(line for line in (compared / "report.md").read_text().splitlines() if line.startswith("| FVU |"))
     assert f"{linear['fvu']:.4f}" in line
-    assert "FVU" in (folder / "report.html").read_text()
+    assert "FVU" in (compared / "report.html").read_text()
 
 
-def test_the_frontiers_are_read_off_at_both_own_l0s(trained):
-    comparison = json.loads((compare_runs(trained) / "comparison.json").read_text())
+def test_the_frontiers_are_read_off_at_both_own_l0s(compared):
+    comparison = json.loads((compared / "comparison.json").read_text())
     read = comparison["google"]["at_equal_l0"]["fvu"]
     own = [comparison[side]["l0_mean"] for side in ("ours", "google")]
     assert {each["l0"] for each in read} <= set(own)
