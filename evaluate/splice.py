@@ -25,6 +25,8 @@ from store.transcoder import Transcoder
 
 SEQUENCES_AT_ONCE = {"cpu": 1, "cuda": 8}
 """By kind of device: predictions over a large vocabulary fill a CPU's memory faster than they use its cores."""
+OUTPUTS_AT_ONCE = 4
+"""Put into the same sequences by one run of the layers above."""
 RESTART_TOLERANCE = 0.05
 """Nats per token by which a restart from the cache may differ from the whole model (the cache is rounded to bfloat16)."""
 
@@ -154,12 +156,8 @@ def splice(
     def work(lane: LanguageModel, number: int) -> tuple[Tensor, Tensor]:
         part = sequences_of(store, *parts[number])
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
-        hidden = torch.stack(
-            [
-                hidden_states(lane, part.tokens, part.source.to(output.device) + output)[:, :-1][counted]
-                for output in _put_in(part, mean, prepared, forwards, store)
-            ]
-        )
+        put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
+        hidden = torch.cat([_after(lane, part, outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
         judged = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
         return part.document[:, :-1][counted], torch.cat(judged).T.cpu()
 
@@ -174,6 +172,15 @@ def splice(
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))
     return Spliced([t.config.prefix_sizes for t in prepared], sums, resample(sums))
+
+
+def _after(
+    model: LanguageModel, part: Sequences, outputs: Float[Tensor, "n sequences context d"], counted: Tensor
+) -> Float[Tensor, "n rows d"]:
+    """What the model unembeds at the counted tokens, with each of these put in."""
+    resid_post = (part.source.to(outputs.device) + outputs).flatten(0, 1)
+    hidden = hidden_states(model, part.tokens.repeat(len(outputs), 1), resid_post)
+    return hidden.unflatten(0, (len(outputs), -1))[:, :, :-1][:, counted]
 
 
 def _put_in(
