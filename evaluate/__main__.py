@@ -13,10 +13,8 @@ from evaluate.config import (
     FeaturesConfig,
     ImportanceConfig,
     InterveneConfig,
-    JudgeConfig,
-    JudgeExportConfig,
-    JudgeScoreConfig,
 )
+from evaluate.judge_config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from store.command import command, parse_subcommand
 
 COMMANDS: dict[str, tuple[type, str, str]] = {

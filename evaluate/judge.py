@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from evaluate.config import JudgeConfig
+from evaluate.judge_config import JudgeConfig
 from evaluate.judge_export import CLOSE, EXPLAIN, ITEMS, OPEN, write_lines
 from evaluate.judge_score import read_answers, read_lines, write_scores
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluate.browse_data import Features, open_features
 from evaluate.compare import open_both
-from evaluate.config import JudgeExportConfig
 from evaluate.features import read_summary
+from evaluate.judge_config import JudgeExportConfig
 from evaluate.samples import PARQUET, QUANTILES
 from harvest.text import load_tokenizer, token_texts
 from store.devices import resolve_device

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from evaluate.config import JudgeScoreConfig
 from evaluate.intervals import estimate, ratio, resample
+from evaluate.judge_config import JudgeScoreConfig
 from evaluate.judge_export import ITEMS
 from store.files import write_text
 

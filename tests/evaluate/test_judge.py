@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 from transformers import AutoTokenizer
 
-from evaluate.config import FeaturesConfig, JudgeConfig, JudgeExportConfig, JudgeScoreConfig
+from evaluate.config import FeaturesConfig
 from evaluate.judge import address, complete, judge, read_list
+from evaluate.judge_config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.judge_export import export_questions
 from evaluate.judge_score import score_answers, scores
 from evaluate.samples import collect_samples

@@ -141,24 +141,23 @@ def test_finished_run_is_not_trained_again_and_another_is_refused(config, monkey
         train(replace(config, k=5))
 
 
-def test_checkpoint_of_another_width_is_refused(config, monkeypatch):
+def die_before_calibrating(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*args):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(run, "calibrate", die)
         train(config)
+
+
+def test_checkpoint_of_another_width_is_refused(config, monkeypatch):
+    die_before_calibrating(config, monkeypatch)
     with pytest.raises(ValueError, match=r"belongs to a run with other options: d_sae: 40 != 48; prefix_sizes"):
         train(replace(config, d_sae=48))
 
 
 def test_a_checkpoint_without_its_dead_counter_is_refused(config, monkeypatch):
-    def die(*args):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run, "calibrate", die)
-        train(config)
+    die_before_calibrating(config, monkeypatch)
     path = config.run_directory / "checkpoint.safetensors"
     with safe_open(path, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
