@@ -30,11 +30,11 @@ def communities(graph: scipy.sparse.csr_array) -> tuple[list[list[int]], float]:
     if not edges.nnz:
         return [], 0.0
     igraph.set_random_number_generator(random.Random(0))
-    network = igraph.Graph(n=edges.shape[0], edges=np.stack([edges.row, edges.col], axis=1))
+    network = igraph.Graph(n=len(graph.indptr) - 1, edges=np.stack([edges.row, edges.col], axis=1))
     network.es["weight"] = edges.data
     found = network.community_leiden("modularity", weights="weight", n_iterations=-1)
     groups = sorted((sorted(group) for group in found if len(group) > 1), key=lambda group: (-len(group), group))
-    return groups, found.modularity
+    return groups, network.modularity(found, weights="weight")
 
 
 def by_directions(W_dec: Float[np.ndarray, "d_sae d_out"], chosen: np.ndarray) -> Float[np.ndarray, "n 2"]:
