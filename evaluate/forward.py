@@ -35,13 +35,17 @@ class Forward:
         rows, groups = len(x), len(self.transcoder.config.prefix_sizes)
         bags = cut_into_bags(entries, self.group_of, groups, rows)
         latent, value = (part.index_select(0, bags.order) for part in (entries.latent, entries.value))
-        recon = bag_sums(self.transcoder.W_dec, latent, bags.starts, value).view(groups, rows, -1)
+        recon = self.over_all(bag_sums(self.transcoder.W_dec, latent, bags.starts, value)).view(groups, rows, -1)
         recon[0] += self.transcoder.offset(x)
         for group in range(1, groups):
             recon[group] += recon[group - 1]
         if self.transcoder.config.standardised:
             recon = torch.stack([self.transcoder.scaled_back(part, x) for part in recon])
-        return recon, torch.bincount(bags.bag, minlength=groups * rows).view(groups, rows).cumsum(0)
+        return recon, self.over_all(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows).cumsum(0)
+
+    def over_all(self, sums: Tensor) -> Tensor:
+        """The sums over all latents; these are all, unless the transcoder is part of one."""
+        return sums
 
 
 class Family:

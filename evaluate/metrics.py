@@ -29,10 +29,10 @@ from store.transcoder import Transcoder
 class Accumulator:
     """One transcoder's figures by row and prefix (36 bytes each), by latent and by output dimension."""
 
-    def __init__(self, transcoder: Transcoder, rows: int) -> None:
+    def __init__(self, transcoder: Transcoder, rows: int, forward: Callable[[Transcoder], Forward] = Forward) -> None:
         config, device = transcoder.config, transcoder.W_dec.device
         n_prefixes = len(config.prefix_sizes)
-        self.transcoder, self.forward, self.filled = transcoder, Forward(transcoder), 0
+        self.transcoder, self.forward, self.filled = transcoder, forward(transcoder), 0
         self.sse = torch.empty(rows, n_prefixes, dtype=torch.float64)
         self.l0 = torch.empty(rows, n_prefixes, dtype=torch.int32)
         self.cosine, self.along, self.spread = (torch.empty_like(self.sse) for _ in range(3))
@@ -234,11 +234,12 @@ def measure_rows(
     device: torch.device,
     limit: int | None = None,
     quiet: bool = False,
+    forward: Callable[[Transcoder], Forward] = Forward,
 ) -> tuple[list[Accumulator], Facts]:
     """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
 
     A first pass without transcoders finds the mean of the target and the outliers. ValueError when the transcoders do not
-    read and predict the same sites.
+    read and predict the same sites. A transcoder that is part of one runs as `forward` says.
     """
     in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
     norms, total, squares = [], torch.zeros(1), 0.0
@@ -251,7 +252,7 @@ def measure_rows(
     inlier = norm_of_row <= OUTLIER * norm_of_row.median()
     variation, scalar = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
     by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
-    accumulators = [Accumulator(transcoder.to(device), n) for transcoder in transcoders]
+    accumulators = [Accumulator(transcoder.to(device), n, forward) for transcoder in transcoders]
     norm = store.norm.to(device)
     families = [(members, Family([a.forward for a in members])) for members in relatives(accumulators)]
     for batch in in_order("evaluate"):

@@ -60,12 +60,13 @@ class Activation(torch.nn.Module):
     def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
         super().__init__()
         self.k, self.low_precision, self.ranks = config.k, low_precision, ranks
+        self.n_latents = ranks.latents.count(config.d_sae)
 
     def kth_of_sample(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:
         """The threshold at which a sample of the batch's rows has k active latents."""
-        sample = x[:: max(1, len(x) * self.ranks.world // SAMPLE_ROWS)]
+        sample = x[:: max(1, len(x) * self.ranks.rows.world // SAMPLE_ROWS)]
         values = self.ranks.gather(torch.addmm(b_enc, sample, encoder.T).flatten())
-        return values.topk(self.k * (len(values) // len(b_enc))).values[-1].clamp_min(1e-3)
+        return values.topk(self.k * len(sample) * self.ranks.rows.world).values[-1].clamp_min(1e-3)
 
     def fold(self, b_enc: Tensor) -> Folded:
         return Folded(torch.ones_like(b_enc), b_enc, torch.zeros_like(b_enc))
@@ -86,12 +87,12 @@ class BatchTopK(Activation):
 
     def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
         super().__init__(config, low_precision, ranks)
-        self.register_buffer("threshold", torch.zeros(config.d_sae))
+        self.register_buffer("threshold", torch.zeros(self.n_latents))
         self.register_buffer("last", torch.full((), -1.0))
         self.register_buffer("weight", torch.zeros(()))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
-        wanted = self.k * len(x) * self.ranks.world
+        wanted = self.k * len(x) * self.ranks.rows.world
         cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))
         entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
         while cutoff > 0 and self._count(entries) < wanted:
@@ -121,7 +122,7 @@ class TopK(Activation):
     """Keeps the k largest positive pre-activations of each row (arXiv 2406.04093)."""
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
-        entries = largest_in_rows(x, encoder, b_enc, self.k)
+        entries = largest_in_rows(x, encoder, b_enc, self.k, self.ranks.latents)
         return Selection(entries, entries.value)
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
@@ -195,8 +196,8 @@ class Gated(L1):
 
     def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
         super().__init__(config, low_precision, ranks)
-        self.r_mag = torch.nn.Parameter(torch.zeros(config.d_sae))
-        self.b_mag = torch.nn.Parameter(torch.zeros(config.d_sae))
+        self.r_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
+        self.b_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
         entries = self.candidates(x, encoder, b_enc)
@@ -234,7 +235,7 @@ class JumpReLU(Activation):
     def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
         super().__init__(config, low_precision, ranks)
         self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
-        self.log_threshold = torch.nn.Parameter(torch.full((config.d_sae,), float("-inf")))
+        self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
         if torch.isinf(self.log_threshold[0]):

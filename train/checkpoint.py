@@ -18,7 +18,7 @@ from train.optimizer import load_state, state_of
 CHECKPOINT = "checkpoint.safetensors"
 NOT_PART_OF_THE_RUN = (
     "store", "target_store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
-    "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "shard_optimizer", "check",
+    "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "shard_dictionary", "check",
 )  # fmt: skip
 
 
@@ -38,9 +38,8 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, step: int, run: dict[str, Any]) -> None:
     """Replaces the checkpoint whole or not at all. Every process calls this; rank 0 writes."""
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    if module.ranks.rank == 0 or module.shares_optimizer:
-        tensors |= {f"adam.{key}": tensor for key, tensor in state_of(module, optimizer).items()}
+    tensors = {f"module.{name}": module.whole(name, tensor) for name, tensor in module.state_dict().items()}
+    tensors |= {f"adam.{key}": tensor for key, tensor in state_of(module, optimizer).items()}
     if module.ranks.rank == 0:
         write_tensors(path, tensors, {"step": str(step), "run": json.dumps(run)})
 
@@ -64,7 +63,7 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
         raise ValueError(f"{path} is damaged ({error}); delete it to start this run again") from None
     state = _under("module.", tensors)
     check_keys(path, set(state), set(module.state_dict()))
-    module.load_state_dict(state)
+    module.load_state_dict({name: module.own(name, tensor) for name, tensor in state.items()})
     load_state(module, optimizer, _under("adam.", tensors))
     return int(metadata["step"])
 

@@ -108,9 +108,9 @@ class TrainConfig:
     """Train on shards while they are harvested, in the order of the harvest, once, and wait for those that are not there
     yet. Beside `harvest --keep-shards N`, what is trained on and saved is deleted. Means and scales are those of the first
     two training shards."""
-    shard_optimizer: bool = False
-    """Under torchrun each process keeps Adam's state of its own share of the latents: for dictionaries too wide for one
-    GPU. What is learnt is the same."""
+    shard_dictionary: bool = False
+    """Under torchrun give each process its own latents (weights, gradients, Adam's state) and every row, in place of its
+    own rows and every latent: for dictionaries too wide for one GPU. What is learnt is the same."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 
@@ -122,9 +122,10 @@ class TrainConfig:
             raise ValueError(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
         if self.random_prefixes and len(self.prefixes) == 1:
             raise ValueError("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
-        if self.shard_optimizer and self.follow:
+        if self.shard_dictionary and self.follow:
             raise ValueError(
-                "shard_optimizer and follow do not go together: processes that wait for shards save by themselves"
+                "shard_dictionary and follow do not go together: processes that wait for shards save by themselves; "
+                "leave one out"
             )
         if self.gemma_scope_folder is not None and self.view != "normed":
             raise ValueError(f"Gemma Scope 2's layout means view normed, but view is {self.view}; give --view normed")

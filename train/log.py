@@ -9,13 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+from torch import Tensor
 from tqdm import tqdm
 
 from store.files import write_text
 from store.remote import Remote
 from store.transcoder import CONFIG, WEIGHTS
 from train.config import TrainConfig
-from train.module import TrainingTranscoder
 
 LOG = "training_log.jsonl"
 log = logging.getLogger(__name__)
@@ -86,16 +86,12 @@ class TrainingLog:
         """Shows on the bar what is waited for; None when it has come."""
         self.bar.set_postfix_str(what or self.figures, refresh=what is not None)
 
-    def histograms(self, module: TrainingTranscoder, step: int) -> None:
-        """To wandb: for how long latents have been silent, their encoders' norms, biases and thresholds."""
+    def histograms(self, by_latent: dict[str, Tensor], step: int) -> None:
+        """To wandb."""
         if self.wandb is not None:
             import wandb
 
-            values = {
-                "tokens_since_fired": module.tokens_since_fired, "encoder_norm": module.encoder.norm(dim=1),
-                "b_enc": module.b_enc, "threshold": module.activation.fold(module.b_enc).threshold,
-            }  # fmt: skip
-            drawn = {f"histogram/{name}": wandb.Histogram(value.float().cpu().numpy()) for name, value in values.items()}
+            drawn = {f"histogram/{name}": wandb.Histogram(value.float().cpu().numpy()) for name, value in by_latent.items()}
             self.wandb.log(drawn, step=step)
 
     def artefact(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
 
 import torch
 
@@ -25,14 +26,15 @@ from train.run import Run, already_trained
 
 ONE_STREAM = (
     "model", "layer", "store_directory", "target_directory", "source_site", "target_site", "input_view", "tokens",
-    "batch_rows", "seed", "device", "checkpoint_every", "follow",
+    "batch_rows", "seed", "device", "checkpoint_every", "follow", "shard_dictionary",
 )  # fmt: skip
 """What dictionaries trained together must share."""
 log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Transcoder:
-    """The trained transcoder, saved in the run's folder. ValueError for bad input, before anything is trained."""
+    """The trained transcoder, saved in the run's folder; where processes share the dictionary, those after the first have
+    that of their own latents. ValueError for bad input, before anything is trained."""
     return train_together([config])[0]
 
 
@@ -42,7 +44,7 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
 
     ValueError for bad input, before anything is trained.
     """
-    first, ranks = configs[0], join(configs[0].device)
+    first, ranks = configs[0], join(configs[0].device, configs[0].shard_dictionary)
     check_one_stream(configs, ranks)
     following = Following(configs, ranks) if first.follow else None
     if following is None:
@@ -90,7 +92,7 @@ def start(config: TrainConfig, store: Store, device: torch.device, identity: dic
 
 
 def check_one_stream(configs: Sequence[TrainConfig], ranks: Ranks) -> None:
-    """ValueError unless one stream of batches, cut evenly, serves all configs."""
+    """ValueError unless one stream of batches serves all configs, and the processes can share it or the latents out."""
     for name in ONE_STREAM:
         values = {getattr(config, name) for config in configs}
         if len(values) > 1:
@@ -100,8 +102,14 @@ def check_one_stream(configs: Sequence[TrainConfig], ranks: Ranks) -> None:
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
         raise ValueError(f"two runs of this sweep would lie in {twice}; leave out the value that is given twice")
-    if configs[0].batch_rows % ranks.world:
+    if configs[0].batch_rows % ranks.rows.world:
         raise ValueError(f"batch_rows {configs[0].batch_rows} cannot be shared evenly by {ranks.world} processes")
+    smallest = min(last - first for config in configs for first, last in pairwise((0, *config.prefixes)))
+    if smallest < ranks.latents.world:
+        raise ValueError(
+            f"the smallest group of prefix_sizes has {smallest} latents, but --shard-dictionary gives each of "
+            f"{ranks.world} processes at least one of every group; make it larger, or use fewer processes"
+        )
 
 
 def check_store(store: Store, config: TrainConfig) -> None:
@@ -149,7 +157,7 @@ def steps(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following 
     Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt. Text that ends early ends the training.
     """
     config, first = runs[0].config, min(run.done for run in runs)
-    shares = any(run.module.shares_optimizer for run in runs)  # then all save together, and have to agree when to stop
+    together = ranks.world > 1 and following is None  # all have to stop, and to save, at the same step
 
     def save(step: int) -> None:
         for run in runs:
@@ -173,7 +181,7 @@ def steps(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following 
                 if run.done == step:
                     run.step(batch, waited)
             due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.n_steps
-            stop = interrupted() if not shares else (step + 1) % config.log_every == 0 and ranks.any(interrupted())
+            stop = interrupted() if not together else (step + 1) % config.log_every == 0 and ranks.total(interrupted()) > 0
             if stop or due or (following is not None and following.due((step + 1) * config.batch_rows)):
                 save(step + 1)
             if stop:
@@ -189,8 +197,8 @@ def stream_of(
     cursor = min(run.done for run in runs) * config.batch_rows
     if following is None:
         return batches(
-            store, "train", config.batch_rows // ranks.world, view=config.input_view, device=device, seed=config.seed,
-            sites=(config.source_site, config.target_site), rank=ranks.rank, world=ranks.world, cursor=cursor,
+            store, "train", config.batch_rows // ranks.rows.world, view=config.input_view, device=device, seed=config.seed,
+            sites=(config.source_site, config.target_site), rank=ranks.rows.rank, world=ranks.rows.world, cursor=cursor,
             stop=config.n_steps * config.batch_rows,
         )  # fmt: skip
 

@@ -16,12 +16,17 @@ from store.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS, Selection
 from train.config import TrainConfig
-from train.parallel import Ranks
+from train.parallel import Latents, Ranks
 from train.sparse import decode_nested, weight_gradients
 from train.watch import Watch
 
 CHUNK = 1024
 """Decoder rows touched at once, so that they are read from memory once."""
+BY_LATENT = frozenset({
+    "encoder", "decoder", "b_enc", "tokens_since_fired", "activation.threshold", "activation.log_threshold",
+    "activation.r_mag", "activation.b_mag",
+})  # fmt: skip
+"""State with a row, or a number, for each latent."""
 NAMES = {"batchtopk": "BatchTopK", "topk": "TopK", "relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}
 
 
@@ -71,6 +76,8 @@ class TrainingTranscoder(nn.Module):
 
     Both start as random rows of norm 1: the same ones in an autoencoder (arXiv 2406.04093), independent ones in a
     transcoder, whose source and target are different spaces; either measured better there than the other (RESULTS.md).
+
+    Of processes that share the dictionary each holds its own latents (train/parallel.py), and all the rest whole.
     """
 
     input_mean: Tensor
@@ -100,13 +107,13 @@ class TrainingTranscoder(nn.Module):
             self.register_buffer(f"{name}_mean", mean.float())
             self.register_buffer(f"{name}_scale", scale_of(mean, square).float())
         generator = torch.Generator().manual_seed(config.seed)
-        self.encoder = nn.Parameter(_unit_rows(torch.randn(config.d_sae, d_in, generator=generator)))
-        drawn = self.encoder if config.is_sae else _unit_rows(torch.randn(config.d_sae, d_out, generator=generator))
+        self.encoder = nn.Parameter(_unit_rows(config.d_sae, d_in, generator, ranks.latents))
+        drawn = self.encoder if config.is_sae else _unit_rows(config.d_sae, d_out, generator, ranks.latents)
         self.decoder = nn.Parameter(drawn.detach().clone())
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(len(self.encoder)))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
-        self.register_buffer("tokens_since_fired", torch.zeros(config.d_sae, dtype=torch.int64))
+        self.register_buffer("tokens_since_fired", torch.zeros(len(self.encoder), dtype=torch.int64))
         self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
         self.activation = ACTIVATIONS[config.activation](config, low_precision, ranks)
         self.watch = Watch()
@@ -114,12 +121,17 @@ class TrainingTranscoder(nn.Module):
 
     def _groups(self, sizes: Tensor) -> Tensor:
         """The group of each latent: the first prefix that holds it."""
-        return torch.bucketize(torch.arange(self.config.d_sae), sizes, right=True)
+        held = torch.arange(self.config.d_sae)[self.ranks.latents.own].contiguous()
+        return torch.bucketize(held, sizes, right=True)
 
-    @property
-    def shares_optimizer(self) -> bool:
-        """Whether this process keeps Adam's state of its own share of the weights only."""
-        return self.config.shard_optimizer and self.ranks.world > 1
+    def whole(self, name: str, state: Tensor) -> Tensor:
+        """State of this name (or Adam's of it) of the whole dictionary, on rank 0: every process has to ask for it."""
+        by_latent = name in BY_LATENT and state.ndim > 0
+        return self.ranks.latents.whole(state, self.config.d_sae) if by_latent else state
+
+    def own(self, name: str, state: Tensor) -> Tensor:
+        """Of state of the whole dictionary what is held here."""
+        return state[self.ranks.latents.own].contiguous() if name in BY_LATENT and state.ndim > 0 else state
 
     @property
     def dead(self) -> Tensor:
@@ -135,27 +147,30 @@ class TrainingTranscoder(nn.Module):
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes with equal weights
         (arXiv 2503.17547), plus aux_weight * AuxK (arXiv 2406.04093), plus what the activation asks for sparsity.
-        Of several processes each computes its rows' share, and gradients and losses are their sums.
+        Of several processes each computes its rows' share, or its latents'; gradients and losses are their sums.
         """
         x, y = self.normalise(source, target)
-        rows = len(x) * self.ranks.world
+        rows = len(x) * self.ranks.rows.world
         unit = 1 / (rows * y.shape[1])
         selection = self.activation.select(x, self.encoder, self.b_enc)
         entries, latents = selection.entries, selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
         dead = self.dead.nonzero().squeeze(1) if self.config.aux_weight else self.group_of[:0]
-        decoded = decode_nested(entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=len(dead) > 0)
+        n_dead = self.ranks.latents.total(len(dead))
+        decoded = decode_nested(
+            entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=n_dead > 0, shared=self.ranks.latents
+        )
         gate_sse, by_gate = self._decode_gate(selection, bags, goal, unit)
         gradients = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), by_gate, rows)
         weights = weight_gradients(
-            entries, latents * (2 * unit), bags, decoded.grad_bags, gradients.pre, gradients.bias, x, self.config.d_sae
+            entries, latents * (2 * unit), bags, decoded.grad_bags, gradients.pre, gradients.bias, x, len(self.encoder)
         )
         self.encoder.grad, self.b_enc.grad, self.decoder.grad = weights.encoder, weights.b_enc, weights.decoder
         self.b_dec.grad = decoded.grad_bags[: len(x)].sum(0) * (2 * unit)
         if self.skip is not None:
             self.skip.grad = decoded.grad_bags[: len(x)].T @ x * (2 * unit)
-        aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead)
+        aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead, n_dead)
         return self._share(decoded.sse, gate_sse * unit, aux_loss, gradients.penalty, y, entries.latent, latents)
 
     def _groups_of_step(self, step: int) -> tuple[Tensor, int]:
@@ -170,41 +185,49 @@ class TrainingTranscoder(nn.Module):
         if selection.gate is None:
             return goal.new_zeros(()), None
         decoded = decode_nested(
-            selection.entries, selection.gate, bags, self.decoder, self.b_dec, goal, keep_residual=False
-        )
+            selection.entries, selection.gate, bags, self.decoder, self.b_dec, goal, keep_residual=False,
+            shared=self.ranks.latents,
+        )  # fmt: skip
         return decoded.sse.sum(), decoded.grad_latent * (2 * unit)
 
     def _share(
         self, sse: Tensor, gate_loss: Tensor, aux: Tensor, penalty: Tensor, y: Tensor, latent: Tensor, latents: Tensor
     ) -> StepResult:
         """Adds gradients and losses up over all processes, counts what fired, and reports."""
-        rows = len(y) * self.ranks.world
+        rows = len(y) * self.ranks.rows.world
         active = (latents > 0).float()
-        fired = torch.bincount(latent, weights=active, minlength=self.config.d_sae)
-        sums = torch.cat([sse, torch.stack([gate_loss, aux, penalty, y.square().sum(), active.sum()])])
+        fired = torch.bincount(latent, weights=active, minlength=len(self.encoder))
         for parameter in self.parameters():
-            self.ranks.sum(parameter.grad)  # type: ignore[arg-type]
-        self.ranks.sum(sums)
-        self.tokens_since_fired.add_(rows).masked_fill_(self.ranks.sum(fired) > 0, 0)
-        sse, (gate_loss, aux, penalty, variation, n_active) = sums[: len(sse)], sums[len(sse) :].unbind()
+            self.ranks.rows.sum(parameter.grad)  # type: ignore[arg-type]
+        sums = self.ranks.rows.sum(torch.cat([sse, torch.stack([gate_loss, aux, y.square().sum()])]))
+        penalty, n_active = self.ranks.sum(torch.stack([penalty, active.sum()])).unbind()
+        self.tokens_since_fired.add_(rows).masked_fill_(self.ranks.rows.sum(fired) > 0, 0)
+        sse, (gate_loss, aux, variation) = sums[: len(sse)], sums[len(sse) :].unbind()
         l2_loss, sparsity_loss = sse.sum() / (rows * y.shape[1]), penalty + gate_loss
         loss = l2_loss + self.config.aux_weight * aux + sparsity_loss
         self.watch.note(loss)
         return StepResult(loss, l2_loss, aux, sparsity_loss, fvu_per_prefix=sse / variation, l0=n_active / rows)
 
-    def _aux(self, x: Tensor, residual: Tensor, index: Tensor) -> Tensor:
-        """AuxK: dead latents predict what the living ones leave, detached; adds its gradient to the dead latents'."""
+    def _aux(self, x: Tensor, residual: Tensor, index: Tensor, n_dead: int) -> Tensor:
+        """AuxK: dead latents predict what the living ones leave, detached; adds its gradient to the dead latents'.
+
+        `index` has those of the `n_dead` that are held here.
+        """
+        k, shared = self.config.aux_k, self.ranks.latents
         with torch.enable_grad():
             encoder, decoder = self.encoder[index].requires_grad_(), self.decoder[index].requires_grad_()
             b_enc = self.b_enc[index].requires_grad_()
-            top = torch.addmm(b_enc, x, encoder.T).topk(min(self.config.aux_k, len(index)), dim=1, sorted=False)
-            latents = torch.zeros(len(x), len(index), device=x.device).scatter(1, top.indices, top.values.relu())
-            loss = (latents @ decoder + residual).square().sum() / self.ranks.sum(residual.square().sum())
-            gradients = torch.autograd.grad(loss * self.config.aux_weight, (encoder, b_enc, decoder))
+            top = torch.addmm(b_enc, x, encoder.T).topk(min(k, len(index)), dim=1, sorted=False)
+            values = shared.largest(top.values, min(k, n_dead)).relu()
+            recon = torch.zeros(len(x), len(index), device=x.device).scatter(1, top.indices, values) @ decoder
+            error = shared.sum(recon.detach().clone()).add_(residual)
+            norm = self.ranks.rows.sum(residual.square().sum())
+            by_recon = error * (2 * self.config.aux_weight / norm)
+            gradients = torch.autograd.grad(recon, (encoder, b_enc, decoder), by_recon)
         for parameter, gradient in zip((self.encoder, self.b_enc, self.decoder), gradients, strict=True):
             assert parameter.grad is not None
             parameter.grad.index_add_(0, index, gradient)
-        return loss.detach()
+        return error.square().sum() / norm
 
     def renormalise(self) -> None:
         """Puts every decoder row back to norm 1 (arXiv 2309.08600), so that latents compete by what they contribute."""
@@ -212,27 +235,41 @@ class TrainingTranscoder(nn.Module):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
     @torch.no_grad()
-    def export(self, store_fingerprint: str, source: str, threshold: Tensor | None = None) -> Transcoder:
+    def export(
+        self, store_fingerprint: str, source: str, threshold: Tensor | None = None, gather: bool = True
+    ) -> Transcoder:
         """The transcoder in raw units: means and scales folded into weights, biases and thresholds.
 
-        The threshold is the activation's own unless another is given. The module stays as it is.
+        The threshold is the activation's own unless another is given. The module stays as it is. Of a dictionary that
+        processes share, rank 0 has the whole; the others, and without `gather` all, have that of their own latents.
         """
-        config = self.config
         folded = self.activation.fold(self.b_enc)
-        W_enc = (self.encoder.T * self.input_scale * folded.scale).contiguous()
-        W_skip = None if self.skip is None else self.skip * (self.input_scale / self.target_scale)
-        b_dec = self.b_dec / self.target_scale + self.target_mean
-        artefact = TranscoderConfig(
+        limit = folded.threshold if threshold is None else threshold
+        shared = self.ranks.latents if gather else Latents()
+        parts = (self.encoder, self.decoder, folded.scale, folded.bias, limit)
+        encoder, decoder, scale, bias, limit = (shared.whole(part, self.config.d_sae) for part in parts)
+        input_scale, input_mean, target_scale, target_mean, b_dec = (
+            part.to(encoder.device)
+            for part in (self.input_scale, self.input_mean, self.target_scale, self.target_mean, self.b_dec)
+        )
+        W_enc = (encoder.T * input_scale * scale).contiguous()
+        W_skip = None if self.skip is None else self.skip.to(encoder.device) * (input_scale / target_scale)
+        b_dec = b_dec / target_scale + target_mean
+        return Transcoder(
+            self._describe(len(encoder), store_fingerprint, source), W_enc=W_enc, b_enc=bias - input_mean @ W_enc,
+            W_dec=decoder / target_scale, b_dec=b_dec if W_skip is None else b_dec - W_skip @ input_mean,
+            threshold=limit.detach().clone(), W_skip=W_skip,
+        )  # fmt: skip
+
+    def _describe(self, d_sae: int, store_fingerprint: str, source: str) -> TranscoderConfig:
+        """Of the whole dictionary, or of the latents that are held here: a dictionary too, nested likewise."""
+        config, whole = self.config, d_sae == self.config.d_sae
+        return TranscoderConfig(
             name=self.name, architecture=config.architecture, model=config.model, layer=config.layer,
             activation="topk" if config.activation == "topk" else "threshold", view=config.input_view,
-            source_site=config.source_site, target_site=config.target_site,
-            d_in=self.encoder.shape[1], d_sae=config.d_sae, d_out=self.decoder.shape[1], k=config.k,
-            prefix_sizes=self.prefixes, store_fingerprint=store_fingerprint, source=source,
-        )  # fmt: skip
-        return Transcoder(
-            artefact, W_enc=W_enc, b_enc=folded.bias - self.input_mean @ W_enc, W_dec=self.decoder / self.target_scale,
-            b_dec=b_dec if W_skip is None else b_dec - W_skip @ self.input_mean,
-            threshold=(folded.threshold if threshold is None else threshold).detach().clone(), W_skip=W_skip,
+            source_site=config.source_site, target_site=config.target_site, d_in=self.encoder.shape[1], d_sae=d_sae,
+            d_out=self.decoder.shape[1], k=min(config.k, d_sae), store_fingerprint=store_fingerprint, source=source,
+            prefix_sizes=self.prefixes if whole else tuple(map(self.ranks.latents.count, self.prefixes)),
         )  # fmt: skip
 
     @property
@@ -243,5 +280,12 @@ class TrainingTranscoder(nn.Module):
         return kind + (" SAE" if config.is_sae else "") + (" with skip" if config.skip else "") + f", k {config.k}"
 
 
-def _unit_rows(matrix: Tensor) -> Tensor:
-    return matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+def _unit_rows(n: int, width: int, generator: torch.Generator, shared: Latents) -> Tensor:
+    """Those held here of n random rows of norm 1; drawn a chunk at a time, so that all n are never in memory."""
+    held = torch.empty(shared.count(n), width)
+    for first in range(0, n, CHUNK):
+        drawn = torch.randn(min(CHUNK, n - first), width, generator=generator)
+        rows = drawn[(shared.rank - first) % shared.world :: shared.world]
+        place = shared.count(first)
+        held[place : place + len(rows)] = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return held

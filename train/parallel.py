@@ -1,4 +1,12 @@
-"""The processes of a data-parallel run: what a step must agree on. With one process everything here is free."""
+"""The processes of a run under torchrun: what they share out, and what a step must agree on. With one process all of it is
+free.
+
+Either each has an equal share of every batch's rows and the whole dictionary (data parallel), or each has every row and
+the latents r, r + N, r + 2N, ... of the dictionary: their weights, gradients, counters and Adam's state. Latents of short
+prefixes fire most, so that contiguous shares would not be equal work. A process then is a smaller module; a step adds up
+one tensor, the decoded groups [n_groups, rows, d_out], and what follows is local. FSDP2 would gather all weights for that,
+which is what has no room; DTensor has no rule for lists of active latents: both would be wrapped around these same calls.
+"""
 
 import os
 from dataclasses import dataclass
@@ -9,8 +17,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process's place among `world` processes; each has an equal share of every batch's rows."""
+class Group:
+    """This process's place among `world` processes that share something out."""
 
     rank: int = 0
     world: int = 1
@@ -33,21 +41,11 @@ class Ranks:
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return bool(self.sum(torch.tensor(int(flag), device=device)))
-
-    def share(self, n: int, rank: int | None = None) -> slice:
-        """Which of n rows are this process's own, or another's."""
-        rank = self.rank if rank is None else rank
-        return slice(n * rank // self.world, n * (rank + 1) // self.world)
-
-    def assemble(self, whole: Tensor) -> Tensor:
-        """The tensor with every process's own rows, in place."""
-        for rank in range(self.world):
-            dist.broadcast(whole[self.share(len(whole), rank)], rank)
-        return whole
+    def total(self, n: int) -> int:
+        """The number, added up over all processes."""
+        if self.world == 1:
+            return n
+        return int(self.sum(torch.tensor(n, device="cuda" if dist.get_backend() == "nccl" else "cpu")))
 
     def wait(self) -> None:
         """Returns when every process has come here."""
@@ -55,7 +53,55 @@ class Ranks:
             dist.barrier()
 
 
-def join(device: str) -> Ranks:
+class Latents(Group):
+    """Processes that share the latents out, each with every `world`-th one."""
+
+    @property
+    def own(self) -> slice:
+        """Which of the dictionary's latents, counted from 0, are this process's."""
+        return slice(self.rank, None, self.world)
+
+    def count(self, n: int) -> int:
+        """How many of the first n latents are this process's."""
+        return len(range(n)[self.own])
+
+    def whole(self, own: Tensor, n: int) -> Tensor:
+        """All n rows of a tensor with a row (or number) for each latent, on the host of rank 0; elsewhere what it was."""
+        if self.world == 1:
+            return own
+        found = torch.empty(n, *own.shape[1:], dtype=own.dtype) if self.rank == 0 else own
+        for rank in range(self.world):
+            place = Latents(rank, self.world)
+            part = own if rank == self.rank else own.new_empty(place.count(n), *own.shape[1:])
+            dist.broadcast(part, rank)
+            if self.rank == 0:
+                found[place.own] = part.cpu()
+        return found
+
+    def largest(self, values: Tensor, k: int) -> Tensor:
+        """The k largest values of each row over all processes, each with candidates of its own; 0 in place of others."""
+        if self.world == 1:
+            return values
+        everyone = self.gather(values.detach().T.flatten()).view(-1, len(values))
+        return values.where(values >= everyone.topk(k, dim=0).values[-1:].T, 0)
+
+
+@dataclass(frozen=True)
+class Ranks(Group):
+    """All processes. `rows` and `latents` are those that share rows, or latents: this process alone in one of the two."""
+
+    shards_dictionary: bool = False
+
+    @property
+    def rows(self) -> Group:
+        return Group() if self.shards_dictionary else Group(self.rank, self.world)
+
+    @property
+    def latents(self) -> Latents:
+        return Latents(self.rank, self.world) if self.shards_dictionary else Latents()
+
+
+def join(device: str, shard_dictionary: bool = False) -> Ranks:
     """The processes that torchrun started, NCCL between GPUs and gloo otherwise; a lone process when it did not."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -65,4 +111,4 @@ def join(device: str) -> Ranks:
         if on_gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if on_gpus else "gloo")
-    return Ranks(dist.get_rank(), world)
+    return Ranks(dist.get_rank(), world, shard_dictionary)

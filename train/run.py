@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.config import FeaturesConfig
-from evaluate.metrics import evaluate
+from evaluate.metrics import measure_rows, sums_of
 from store.batches import Batch, batches
 from store.files import write_text
 from store.interchange import save_scope2
@@ -25,6 +26,7 @@ from train.config import TrainConfig
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
+from train.part import Part
 from train.watch import SPIKE
 
 TRAIN_CONFIG = "train_config.json"
@@ -103,8 +105,8 @@ class Run:
         if due:
             self.log.write(self._record(result) | (self._heldout() if measure else {}))
             if measure:
-                self.log.histograms(self.module, self.done)
-        if self.config.features_every and self.done % self.config.features_every == 0 and self.ranks.rank == 0:
+                self.log.histograms(self._by_latent(), self.done)
+        if self.config.features_every and self.done % self.config.features_every == 0:
             self._snapshot()
 
     def save(self) -> None:
@@ -122,9 +124,9 @@ class Run:
                 save_scope2(transcoder, self.config.gemma_scope_folder)
         return transcoder
 
-    def _export(self, source: str, threshold: Tensor | None = None) -> Transcoder:
+    def _export(self, source: str, threshold: Tensor | None = None, gather: bool = True) -> Transcoder:
         """The artefact as it is now; it names the stores of both its sides."""
-        made, target = self.module.export(self.store.fingerprint, source, threshold), self.store.target
+        made, target = self.module.export(self.store.fingerprint, source, threshold, gather), self.store.target
         if target is None:
             return made
         both = {"target_layer": self.config.target_layer, "target_store_fingerprint": target.fingerprint}
@@ -153,7 +155,7 @@ class Run:
             "sparsity_loss": result.sparsity_loss.item(), "loss_spike": worst, "fvu": per_prefix[-1],
             "fvu_min": min(per_prefix), "fvu_max": max(per_prefix), "fvu_mean": sum(per_prefix) / len(per_prefix),
             "fvu_per_prefix": per_prefix, "l0_norm": result.l0.item(),
-            "dead_features_percentage": 100 * self.module.dead.float().mean().item(),
+            "dead_features_percentage": 100 * self._share(self.module.dead),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "rows_per_second": steps * self.config.batch_rows / elapsed, "data_wait_share": waited / elapsed,
         }  # fmt: skip
@@ -163,8 +165,10 @@ class Run:
         from evaluate.samples import collect_samples  # imports transformers, which takes seconds
 
         folder = self.folder / f"step-{self.done:06d}"
-        self._export(str(folder)).to("cpu").save(folder)
-        config = self.config
+        made, config = self._export(str(folder)).to("cpu"), self.config
+        if self.ranks.rank != 0:
+            return
+        made.save(folder)
         collect_samples(
             FeaturesConfig(
                 model=config.model, layer=config.layer, store=self.store.directory, run=folder, device=config.device,
@@ -174,13 +178,30 @@ class Run:
 
     def _heldout(self) -> dict[str, float | int | list[float]]:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
-        now = self._export("")
-        rows, device = min(2048, self.config.heldout_rows), self.module.encoder.device
-        [found] = evaluate([now], self.store, "heldout", rows, device, limit=self.config.heldout_rows, quiet=True)
+        now, limit = self._export("", gather=False), self.config.heldout_rows
+        forward = partial(Part, shared=self.ranks.latents, k=self.config.k)
+        [measured], facts = measure_rows(
+            [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
+        )
+        found = sums_of(measured, facts)
         return {
-            "heldout_fvu": found["fvu"], "heldout_l0": found["l0_mean"], "heldout_dead_fraction": found["dead_fraction"],
+            "heldout_fvu": found["fvu"], "heldout_l0": found["l0_mean"],
+            "heldout_dead_fraction": self._share(measured.fired == 0),
             "heldout_fvu_per_prefix": list(found["fvu_per_prefix"].values()),
         }  # fmt: skip
+
+    def _share(self, latents: Tensor) -> float:
+        """The share of all latents for which it is true."""
+        return self.ranks.latents.sum(latents.sum()).item() / self.config.d_sae
+
+    def _by_latent(self) -> dict[str, Tensor]:
+        """What is worth a histogram: for how long latents have been silent, their encoders' norms, biases, thresholds."""
+        module = self.module
+        own = {
+            "tokens_since_fired": module.tokens_since_fired, "encoder_norm": module.encoder.norm(dim=1),
+            "b_enc": module.b_enc, "threshold": module.activation.fold(module.b_enc).threshold,
+        }  # fmt: skip
+        return {name: self.ranks.latents.whole(values, self.config.d_sae) for name, values in own.items()}
 
 
 def calibrate(run: Run, store: Store) -> Tensor:
@@ -205,7 +226,7 @@ def calibrate(run: Run, store: Store) -> Tensor:
             found = scan(x, module.encoder, module.b_enc, cutoff, module.activation.low_precision).value
             values.append(found[found > cutoff])
             bar.update(len(x))
-    pooled = torch.cat(values)
+    pooled = run.ranks.latents.gather(torch.cat(values))
     if len(pooled) < config.k * rows:
         return torch.full_like(module.b_enc, cutoff)
     return torch.full_like(module.b_enc, float(torch.kthvalue(pooled, len(pooled) - config.k * rows).values))

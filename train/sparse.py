@@ -13,21 +13,26 @@ from torch import Tensor
 from store.kernels import in_parallel
 from store.sparse import Bags, Entries, bag_sums, sampled_dots
 from train.kernels import decode_rows
+from train.parallel import Latents
 
 ROWS_AT_ONCE = 256
 """Rows whose pre-activations are made at once on a CPU, so that they stay in its cache."""
 
 
 def largest_in_rows(
-    x: Float[Tensor, "rows d_in"], encoder: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"], k: int
+    x: Float[Tensor, "rows d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+    shared: Latents = Latents(),  # noqa: B008  # frozen
 ) -> Entries:
-    """The k largest pre-activations of each row, those of them that are positive: TopK."""
+    """Of the k largest pre-activations of each row, over all that share the latents, the positive ones here: TopK."""
     values, flat = [], []
     chunk = ROWS_AT_ONCE if x.device.type == "cpu" else len(x)
     for start, block in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
-        top = torch.addmm(b_enc, block, encoder.T).topk(k, dim=1, sorted=False)
+        top = torch.addmm(b_enc, block, encoder.T).topk(min(k, len(encoder)), dim=1, sorted=False)
         rows = torch.arange(start, start + len(block), device=x.device)
-        values.append(top.values.flatten())
+        values.append(shared.largest(top.values, k).flatten())
         flat.append((top.indices * len(x) + rows[:, None]).flatten())
     value, (place, order) = torch.cat(values), torch.sort(torch.cat(flat))
     latent = place // len(x)
@@ -57,14 +62,18 @@ def decode_nested(
     b_dec: Float[Tensor, " d_out"],
     target: Float[Tensor, "rows d_out"],
     keep_residual: bool,
+    shared: Latents = Latents(),  # noqa: B008  # frozen
 ) -> Decoded:
-    """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547)."""
+    """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547).
+
+    Of processes that share the latents each decodes its own: they add up the groups, and then have the same errors.
+    """
     rows, n_groups = len(target), len(bags.starts) // len(target)
     latent, value = entries.latent.index_select(0, bags.order), latents.index_select(0, bags.order)
-    if decoder.device.type == "cpu" and decoder.dtype == torch.float32:
+    if decoder.device.type == "cpu" and decoder.dtype == torch.float32 and shared.world == 1:
         return _decode_on_host(latent, value, bags, decoder, b_dec, target, n_groups, keep_residual)
     bag = bags.bag.index_select(0, bags.order)
-    sums = bag_sums(decoder, latent, bags.starts, value)
+    sums = shared.sum(bag_sums(decoder, latent, bags.starts, value))
     error = sums.view(n_groups, rows, -1)
     error[0] += b_dec - target
     for group in range(1, n_groups):

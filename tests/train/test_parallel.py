@@ -1,81 +1,149 @@
-"""Two processes under torchrun against one: the same training up to the rounding of sums, the same checkpoints."""
+"""Two processes under torchrun against one: the same training up to the rounding of sums, the same checkpoints, whether
+they share the rows of a batch or the latents of the dictionary."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from store.ring import Ring, load_trained, save
 from tests.conftest import make_store
 from tests.train.test_loop import results_of
 from tests.train.test_module import make_config
-from tests.train.torchrun import BEGUN, KINDS, STOP, STOPPED, configs, train_until
+from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begin, configs, poison, save_again
 from train.config import TrainConfig
-from train.loop import train
+from train.loop import check_one_stream, train
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.parallel import Ranks
-
-ALONE = (*KINDS, "followed")
-AS = dict.fromkeys((*BEGUN, *STOPPED), "batchtopk") | {"jumprelu_sharded": "jumprelu"}
-"""What one process would have trained."""
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=150, env=environment)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+
+
+@dataclass(frozen=True)
+class Both:
+    """The runs of one process and of two; some of the latter changed from one to two, or from two to one."""
+
+    alone: dict[str, TrainConfig]
+    together: dict[str, TrainConfig]
+    said: list[str]
+
+    def pairs(self) -> Iterator[tuple[str, TrainConfig, TrainConfig]]:
+        """Each run of two processes by name, and what one process made of the same options."""
+        for name, config in self.together.items():
+            shared, kind = name.split("-", 1)
+            if kind != "bad":
+                one = shared if kind == "followed" else "latents"
+                yield name, self.alone[f"{one}-{STOPPED.get(name, kind)}"], config
 
 
 @pytest.fixture
-def both(tmp_path_factory) -> dict[str, tuple[TrainConfig, TrainConfig]]:
-    """The runs of one process and of two, by name; some changed from one to two, some from two to one."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for folder in (one, two):
+def both(tmp_path_factory) -> Both:
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    for folder in folders:
         make_store(folder / "store")
         make_store(folder / "ring")
         save(folder / "ring", Ring(keep_shards=4))
-    alone, shared = configs(one), configs(two)
-    for name in ALONE:
+    alone, together = map(configs, folders)
+    for kind in BEGUN:
+        begin(together[f"latents-{kind}"])
+        save_again(together[f"latents-{kind}"], Ranks(), folders[0] / f"again-{kind}")
+    for name in (*(f"latents-{kind}" for kind in KINDS), "rows-followed"):
         train(alone[name])
-    for name in BEGUN:
-        train_until(shared[name], STOP)
-    done = torchrun("tests/train/torchrun.py", str(two))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
+    with before_step(SAVED - 4, poison), pytest.raises(ValueError, match="not finite at step 7"):
+        train(alone["latents-bad"])
+    done = torchrun("tests/train/torchrun.py", str(folders[1]))
+    assert done.returncode == 0, done.stderr[-3000:]
     for name in STOPPED:
-        train(shared[name])
-    return {name: (alone[AS.get(name, name)], shared[name]) for name in shared}
+        train(together[name])
+    return Both(alone, together, done.stdout.splitlines())
 
 
 def test_two_processes_train_what_one_does_up_to_rounding(both, subtests):
-    for name in (*ALONE, *AS):
+    for name, one, two in both.pairs():
         with subtests.test(name):
-            one, two = both[name]
-            (weights, log), (others, other_log) = results_of(one), results_of(two)
-            for array, values in weights.items():
-                assert (others[array] - values).norm() <= 1e-4 * values.norm(), array
-            for record, other in zip(log, other_log, strict=True):
-                assert record.keys() == other.keys()
-                assert record["loss"] == pytest.approx(other["loss"], rel=1e-4)
-                assert record["l0_norm"] == pytest.approx(other["l0_norm"], abs=0.05)
+            check_same_training(one, two)
+    with subtests.test("checkpoints and artefacts are the same, bit for bit, whoever writes them"):
+        for kind in BEGUN:
+            for file in ("checkpoint.safetensors", "transcoder.safetensors"):
+                one, two = (
+                    load_file(configs[f"latents-{kind}"].run_directory.parent / f"again-{kind}" / file)
+                    for configs in (both.alone, both.together)
+                )
+                assert one.keys() == two.keys()
+                assert all(torch.equal(array, two[name]) for name, array in one.items())
+    with subtests.test("Ctrl-C for one and a loss that is not finite stop both"):
+        told = [f"{name}: stopped" for name in STOPPED] + ["latents-bad: the loss is not finite at step 7 "]
+        assert sorted(both.said) == sorted(2 * told)
+        one, two = (
+            load_file(runs["latents-bad"].run_directory / "nonfinite.safetensors") for runs in (both.alone, both.together)
+        )
+        for name, array in one.items():
+            torch.testing.assert_close(two[name], array)
     with subtests.test("a ring's harvester is told what one process would tell it"):
-        told = [load_trained(config.store_directory) for config in both["followed"]]
+        told = [load_trained(runs["rows-followed"].store_directory) for runs in (both.alone, both.together)]
         assert told[0] is not None
         assert told[1] is not None
         assert told[1].finished
         assert told[1].shards == told[0].shards == 3
 
 
-def test_each_process_keeps_its_own_share_of_adams_state(store):
-    config = make_config(shard_optimizer=True, activation="jumprelu")
-    modules = [TrainingTranscoder(config, store.manifest, store.norm, False, ranks=Ranks(rank, 2)) for rank in range(2)]
-    kept = [sum(p.numel() for group in make_optimizer(m, 1e-3).param_groups for p in group["params"]) for m in modules]
-    assert sum(kept) == sum(p.numel() for p in modules[0].parameters())
-    assert abs(kept[0] - kept[1]) <= 2
+def check_same_training(one: TrainConfig, two: TrainConfig) -> None:
+    (weights, log), (others, other_log) = results_of(one), results_of(two)
+    assert weights.keys() == others.keys()
+    for array, values in weights.items():
+        assert (others[array] - values).norm() <= 1e-4 * values.norm(), array
+    for record, other in zip(log, other_log, strict=True):
+        assert record.keys() == other.keys()
+        for name, value in record.items():
+            assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def test_shares_that_are_not_equal_cover_every_row():
-    for n, world in ((7, 3), (2, 4), (40, 2)):
-        assert [i for rank in range(world) for i in range(n)[Ranks(rank, world).share(n)]] == list(range(n))
+def test_a_process_holds_its_own_latents_only(store):
+    """Of each latent 25 weights (gated), Adam's 50, a counter and a group; and 66 numbers that are not of latents."""
+    config = make_config(d_sae=41, activation="gated")
+    for ranks, latents in [(Ranks(), 41)] + [(Ranks(rank, 3, shards_dictionary=True), 14 - rank // 2) for rank in range(3)]:
+        module = TrainingTranscoder(config, store.manifest, store.norm, False, ranks=ranks)
+        optimizer = make_optimizer(module, 1e-3)
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        held = [
+            *module.parameters(),
+            *module.buffers(),
+            *(each for state in optimizer.state.values() for each in state.values()),
+        ]
+        assert sum(tensor.numel() for tensor in held) == latents * (3 * 25 + 2) + 66
+
+
+def test_a_dictionary_starts_with_the_same_latents_whoever_holds_them(store, monkeypatch):
+    monkeypatch.setattr("train.module.CHUNK", 8)
+    config = make_config(d_sae=41)
+    whole = TrainingTranscoder(config, store.manifest, store.norm, False).state_dict()
+    for rank in range(3):
+        part = TrainingTranscoder(config, store.manifest, store.norm, False, ranks=Ranks(rank, 3, shards_dictionary=True))
+        assert torch.equal(part.encoder, whole["encoder"][rank::3])
+        assert torch.equal(part.decoder, whole["decoder"][rank::3])
+        assert part.group_of.tolist() == [sum(latent >= size for size in config.prefixes) for latent in range(rank, 41, 3)]
+
+
+def test_a_group_smaller_than_the_processes_is_refused():
+    config = make_config(prefix_sizes="3,5,40", shard_dictionary=True)
+    with pytest.raises(ValueError, match="smallest group of prefix_sizes has 2 latents, but .* each of 3 processes"):
+        check_one_stream([config], Ranks(0, 3, shards_dictionary=True))
+    check_one_stream([config], Ranks(0, 2, shards_dictionary=True))
+
+
+def test_rows_that_processes_cannot_share_are_refused():
+    with pytest.raises(ValueError, match="batch_rows 32 cannot be shared evenly by 3 processes"):
+        check_one_stream([make_config()], Ranks(0, 3))
+    check_one_stream([make_config()], Ranks(0, 3, shards_dictionary=True))

@@ -1,60 +1,121 @@
 """`torchrun --nproc-per-node 2 tests/train/torchrun.py FOLDER`: what test_parallel.py compares with one process."""
 
+import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
+import torch
 import torch.distributed as dist
 
+from store.reader import open_store
 from train import run
-from train.config import TrainConfig
-from train.loop import train
+from train.config import Activation, TrainConfig
+from train.loop import identity_of, start, train
+from train.parallel import Ranks, join
 
-KINDS = ("batchtopk", "topk", "relu", "jumprelu", "gated")
-BEGUN, STOPPED = ("begun", "begun_sharded"), ("stopped", "stopped_sharded")
-STOP = 15
+NESTING = {
+    "nested": {}, "plain": {"prefix_sizes": "none"}, "skip": {"skip": True}, "random": {"random_prefixes": 3},
+    "sae": {"source_site": "mlp_out", "target_site": "mlp_out"},
+}  # fmt: skip
+BEGUN = [f"{activation}-nested" for activation in get_args(Activation)]
+KINDS = BEGUN + [f"{activation}-{nesting}" for activation, nesting in product(get_args(Activation), list(NESTING)[1:])]
+STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
+SAVED, STEPS, FEW = 10, 20, 8
+CPU = torch.device("cpu")
 
 
-class Stopped(BaseException):
+class Killed(BaseException):
     pass
 
 
 def configs(folder: Path) -> dict[str, TrainConfig]:
-    """By the run's folder. Those STOPPED are left at their checkpoint, those BEGUN begun by one process; `followed` has a
-    ring."""
+    """By the run's folder, which begins with what processes share. `followed` has a ring."""
     base = TrainConfig(
-        model="tiny", layer=1, store=folder / "store", d_sae=40, k=4, tokens=32 * 30, batch_rows=32, lr=5e-3,
-        warmup_steps=5, checkpoint_every=10, log_every=5, heldout_every=20, heldout_rows=100, dead_after=200, aux_k=4,
-        device="cpu",
+        model="tiny", layer=1, store=folder / "store", d_sae=41, k=4, tokens=32 * STEPS, batch_rows=32, lr=5e-3,
+        warmup_steps=5, checkpoint_every=SAVED, log_every=5, heldout_every=10, heldout_rows=100, dead_after=64, aux_k=4,
+        device="cpu", check=False,
     )  # fmt: skip
-    kinds = {kind: replace(base, activation=kind) for kind in KINDS} | {"begun": base, "stopped": base}
-    kinds |= {f"{name}_sharded": replace(kinds[name], shard_optimizer=True) for name in ("jumprelu", "begun", "stopped")}
-    kinds["followed"] = replace(base, follow=True, store=folder / "ring", tokens=32 * 9)
-    return {name: replace(config, run=folder / name) for name, config in kinds.items()}
+    found = {"rows-followed": replace(base, follow=True, store=folder / "ring", tokens=32 * 9), "latents-bad": base}
+    names = {f"latents-{kind}": kind for kind in KINDS} | {f"rows-{kind}": kind for kind in BEGUN} | STOPPED
+    for name, kind in names.items():
+        activation, nesting = kind.split("-")
+        found[name] = replace(base, activation=activation, **NESTING[nesting])
+        if kind not in BEGUN:
+            found[name] = replace(found[name], tokens=32 * FEW, heldout_every=FEW)
+    shards = {name: name.startswith("latents") for name in found}
+    return {name: replace(config, run=folder / name, shard_dictionary=shards[name]) for name, config in found.items()}
 
 
-def train_until(config: TrainConfig, last: int) -> None:
-    """Dies after a step, as if killed: the checkpoint before it is what is left."""
-    whole = run.train_step
+@contextmanager
+def before_step(number: int, act: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Does something to the target of a step before it is taken."""
+    real = run.train_step
 
-    def step_or_die(*args):
-        if args[-1] >= last:
-            raise Stopped
-        return whole(*args)
+    def acting(module, optimizer, source, target, lr, step):
+        if step == number:
+            act(target)
+        return real(module, optimizer, source, target, lr, step)
 
-    run.train_step = step_or_die
+    run.train_step = acting
     try:
-        train(config)
-    except Stopped:
-        pass
+        yield
     finally:
-        run.train_step = whole
+        run.train_step = real
+
+
+def die(target: torch.Tensor) -> None:
+    raise Killed
+
+
+def poison(target: torch.Tensor) -> None:
+    target[3, 2] = float("inf")
+
+
+def press(target: torch.Tensor) -> None:
+    """Ctrl-C, for one process alone."""
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def begin(config: TrainConfig) -> None:
+    """Leaves the checkpoint of a run that was killed."""
+    with before_step(SAVED + 3, die), suppress(Killed):
+        train(config)
+
+
+def save_again(config: TrainConfig, ranks: Ranks, folder: Path) -> None:
+    """Loads a run's checkpoint, saves it again, and the artefact that it makes, in another folder."""
+    store = open_store(config.store_directory)
+    loaded = start(config, store, CPU, identity_of(config, store, CPU), ranks)
+    loaded.path = folder / "checkpoint.safetensors"
+    transcoder = loaded._export("")
+    loaded.save()
+    if ranks.rank == 0:
+        transcoder.save(folder)
 
 
 if __name__ == "__main__":
-    asked = configs(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    asked = configs(folder)
+    ranks = join("cpu", shard_dictionary=True)
+    for kind in BEGUN:
+        save_again(asked[f"latents-{kind}"], ranks, folder / f"again-{kind}")
     for name in STOPPED:
-        train_until(asked.pop(name), STOP)
+        with before_step(SAVED + 3, press):
+            try:
+                train(asked.pop(name))
+            except KeyboardInterrupt:
+                print(f"{name}: stopped")
+    with before_step(SAVED - 4, poison):
+        try:
+            train(asked.pop("latents-bad"))
+        except ValueError as error:
+            print(f"latents-bad: {str(error).partition('(')[0]}")
     for one in asked.values():
         train(one)
-    print(f"rank {dist.get_rank()} of {dist.get_world_size()}")
