@@ -29,7 +29,15 @@ class Entries:
         return len(self.value)
 
     def where(self, mask: Tensor) -> "Entries":
-        index = mask.nonzero().squeeze(1)
+        return self._at(mask.nonzero().squeeze(1))
+
+    def largest(self, n: int) -> "Entries":
+        """The n largest, put in order."""
+        index = self.value.topk(n, sorted=False).indices
+        place = (self.latent * (self.row.max() + 1) + self.row).index_select(0, index)
+        return self._at(index.index_select(0, place.argsort()))
+
+    def _at(self, index: Tensor) -> "Entries":
         return Entries(*(part.index_select(0, index) for part in (self.value, self.row, self.latent)))
 
 
@@ -55,8 +63,33 @@ def scan(
         parts = [_search(0, chunks, *low, limit, chunk, Compacted)]
     value, row, latent = (torch.cat(column) for column in zip(*parts, strict=True))
     if low_precision:
-        value = _dots(x, encoder, row, latent)
+        value = sampled_dots(encoder, x, row, latent)
     return Entries(value.add_(b_enc.index_select(0, latent)), row, latent)
+
+
+def scan_to(
+    x: Float[Tensor, "rows d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    cutoff: Tensor,
+    low_precision: bool,
+    room: int,
+) -> Entries:
+    """What `scan` finds as a list of `room` entries, so that a device need not be waited for to learn how many there are.
+
+    Where fewer are found it ends in zeros; they lie all over the matrix, so that no row and no latent has many of them, and
+    out of order. Where more are found those of the last latents are missing: leave enough room for the last entry to be 0.
+    """
+    low = (x.bfloat16(), encoder.bfloat16()) if low_precision else (x, encoder)
+    scores = low[1] @ low[0].T
+    above = scores > (cutoff - b_enc)[:, None].to(scores.dtype)
+    found = torch.nonzero_static(above.view(-1), size=room, fill_value=-1).squeeze(1)
+    spread = torch.arange(room, device=x.device) * (scores.numel() // room | 1) % scores.numel()
+    flat = torch.where(found < 0, spread, found)
+    latent = flat // len(x)
+    row = flat - latent * len(x)
+    value = sampled_dots(encoder, x, row, latent) if low_precision else scores.view(-1).index_select(0, flat)
+    return Entries(value.add_(b_enc.index_select(0, latent)).masked_fill_(found < 0, 0), row, latent)
 
 
 def _search(first: int, last: int, x: Tensor, encoder: Tensor, limit: Tensor, chunk: int, method: type) -> list[Tensor]:
@@ -98,18 +131,14 @@ def compact(mask: Tensor) -> Int[Tensor, " n"]:
     return words.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
 
 
-def _dots(x: Tensor, encoder: Tensor, row: Tensor, latent: Tensor) -> Tensor:
-    """x[row] . encoder[latent] of each pair, float32; pairs are ordered by latent."""
-    starts = torch.searchsorted(latent, torch.arange(len(encoder), device=x.device))
-    return sampled_dots(encoder, x, row, starts, latent)
-
-
-def sampled_dots(left: Tensor, right: Tensor, right_index: Tensor, starts: Tensor, left_index: Tensor) -> Tensor:
+def sampled_dots(left: Tensor, right: Tensor, right_index: Tensor, left_index: Tensor) -> Tensor:
     """left[left_index] . right[right_index] of each pair, without making either gathered matrix.
 
-    This is the gradient of embedding_bag by its weights; the public way to it would compute the bags first.
+    This is the gradient of embedding_bag by its weights; the public way to it would compute the bags first. It reads no
+    offsets where it is given the bag of each entry.
     """
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, right, right_index, starts, left_index, 0, -1)
+    offsets = left_index[:0]
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, right, right_index, offsets, left_index, 0, -1)
 
 
 @dataclass(frozen=True)

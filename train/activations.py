@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from store.sparse import Entries, scan
+from store.sparse import Entries, scan, scan_to
 from train.config import TrainConfig
 from train.parallel import Ranks
 from train.sparse import largest_in_rows
@@ -18,8 +18,14 @@ from train.sparse import largest_in_rows
 SLACK = 0.95
 """Candidates are searched above the last step's threshold times this: thresholds drift by less in one step, and
 bfloat16's rounding is smaller still."""
+ROOM = 1.5
+"""Room for candidates, in units of the latents wanted, where they are not counted: SLACK lets 1.1 to 1.3 through."""
+LOWER, HIGHER = 0.9, 1.05
+"""What the threshold is taken to be after candidates were too few, or too many for the room: by times the last one."""
 LOW_PRECISION_ERROR = 0.05
 """How far bfloat16 can take a normalised pre-activation from its value: where the cutoff is 0, slack is absolute."""
+ALL = 1e-6
+"""A cutoff so low lets all positive pre-activations through: there may be fewer than wanted."""
 SAMPLE_ROWS = 64
 EMA_DECAY = 0.99
 TINY = torch.finfo(torch.float32).tiny
@@ -34,6 +40,8 @@ class Selection:
     """The value of each entry as a latent: 0 where it only takes part in another gradient."""
     gate: Tensor | None = None
     """A second value of each entry, decoded by itself with frozen weights (gated only)."""
+    missed: Tensor | bool = False
+    """Whether these are not the entries that were wanted: the step must leave the weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +99,50 @@ class BatchTopK(Activation):
         self.register_buffer("last", torch.full((), -1.0))
         self.register_buffer("weight", torch.zeros(()))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
         wanted = self.k * len(x) * self.ranks.rows.world
+        if not may_wait:
+            return self._select_uncounted(x, encoder, b_enc, wanted)
         cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))
         entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
         while cutoff > 0 and self._count(entries) < wanted:
-            cutoff = cutoff * 0.7 if cutoff > 1e-6 else 0.0
+            cutoff = cutoff * 0.7 if cutoff > ALL else 0.0
             entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
         values = self.ranks.gather(entries.value)
         smallest = values.new_tensor(TINY)
         if len(values) > wanted:
             smallest = torch.kthvalue(values, len(values) - wanted + 1).values.clamp_min(TINY)
         kept = entries.where(entries.value >= smallest)
+        self._note(smallest)
+        return Selection(kept, kept.value)
+
+    def _select_uncounted(self, x: Tensor, encoder: Tensor, b_enc: Tensor, wanted: int) -> Selection:
+        """The same in lists of known lengths: nothing waits for the device. Of equal values at the threshold only as many
+        are kept as are wanted.
+
+        Candidates that are too few (the threshold fell by more than SLACK), or too many for the room, are a miss; the next
+        step searches lower, or higher.
+        """
+        cutoff, room = SLACK * self.last, min(int(ROOM * wanted), len(x) * len(encoder))
+        found = scan_to(x, encoder, b_enc, cutoff, self.low_precision, room)
+        kept = found.largest(wanted)
+        smallest = kept.value.min()
+        few, many = (smallest <= 0) & (cutoff > ALL), found.value[-1] != 0
+        moved = self.last * torch.where(few, LOWER, HIGHER)
+        smallest = torch.where(few | many, moved, smallest).clamp_min(TINY)
+        self._note(smallest)
+        return Selection(kept, kept.value * (kept.value >= smallest), missed=few | many)
+
+    def _note(self, smallest: Tensor) -> None:
         self.last.copy_(smallest)
         self.weight.mul_(EMA_DECAY).add_(1 - EMA_DECAY)
-        self.threshold.lerp_(smallest.expand_as(self.threshold), float((1 - EMA_DECAY) / self.weight))
-        return Selection(kept, kept.value)
+        self.threshold.lerp_(smallest.expand_as(self.threshold), (1 - EMA_DECAY) / self.weight)
 
     def _count(self, entries: Entries) -> int:
         return int(self.ranks.sum(torch.tensor(len(entries), device=entries.value.device)))
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
-        return Gradients(by_latent, by_latent.new_zeros(()))
+        return Gradients(by_latent * (selection.latents > 0), by_latent.new_zeros(()))
 
     def fold(self, b_enc: Tensor) -> Folded:
         return Folded(torch.ones_like(b_enc), b_enc, self.threshold)
@@ -121,12 +151,12 @@ class BatchTopK(Activation):
 class TopK(Activation):
     """Keeps the k largest positive pre-activations of each row (arXiv 2406.04093)."""
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
-        entries = largest_in_rows(x, encoder, b_enc, self.k, self.ranks.latents)
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
+        entries = largest_in_rows(x, encoder, b_enc, self.k, self.ranks.latents, may_wait)
         return Selection(entries, entries.value)
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
-        return Gradients(by_latent, by_latent.new_zeros(()))
+        return Gradients(by_latent * (selection.latents > 0), by_latent.new_zeros(()))
 
 
 class L1(Activation):
@@ -176,7 +206,7 @@ class L1(Activation):
 class ReLU(L1):
     """All positive pre-activations."""
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
         entries = self.candidates(x, encoder, b_enc)
         return Selection(entries, entries.value)
 
@@ -199,7 +229,7 @@ class Gated(L1):
         self.r_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
         self.b_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
         entries = self.candidates(x, encoder, b_enc)
         self.projected = entries.value - b_enc.index_select(0, entries.latent)
         self.scale = self.r_mag.exp().index_select(0, entries.latent)
@@ -237,7 +267,7 @@ class JumpReLU(Activation):
         self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
         self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
         if torch.isinf(self.log_threshold[0]):
             self.log_threshold.data.fill_(self.kth_of_sample(x, encoder, b_enc).log())
         threshold = self.log_threshold.detach().exp()

@@ -21,12 +21,14 @@ from train.sparse import decode_nested, weight_gradients
 from train.watch import Watch
 
 CHUNK = 1024
-"""Decoder rows touched at once, so that they are read from memory once."""
+"""Decoder rows touched at once on a CPU, so that they are read from memory once."""
 BY_LATENT = frozenset({
     "encoder", "decoder", "b_enc", "tokens_since_fired", "activation.threshold", "activation.log_threshold",
     "activation.r_mag", "activation.b_mag",
 })  # fmt: skip
 """State with a row, or a number, for each latent."""
+WAIT_EVERY = 100
+"""Every so many steps, and in as many first ones, a device that is not a CPU is waited for."""
 NAMES = {"batchtopk": "BatchTopK", "topk": "TopK", "relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}
 
 
@@ -117,11 +119,12 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
         self.activation = ACTIVATIONS[config.activation](config, low_precision, ranks)
         self.watch = Watch()
+        self.listed_dead: Tensor | None = None
         self.requires_grad_(False)
 
     def _groups(self, sizes: Tensor) -> Tensor:
         """The group of each latent: the first prefix that holds it."""
-        held = torch.arange(self.config.d_sae)[self.ranks.latents.own].contiguous()
+        held = torch.arange(self.config.d_sae, device=sizes.device)[self.ranks.latents.own].contiguous()
         return torch.bucketize(held, sizes, right=True)
 
     def whole(self, name: str, state: Tensor) -> Tensor:
@@ -152,11 +155,12 @@ class TrainingTranscoder(nn.Module):
         x, y = self.normalise(source, target)
         rows = len(x) * self.ranks.rows.world
         unit = 1 / (rows * y.shape[1])
-        selection = self.activation.select(x, self.encoder, self.b_enc)
+        may_wait = self.may_wait(step)
+        selection = self.activation.select(x, self.encoder, self.b_enc, may_wait)
         entries, latents = selection.entries, selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
-        dead = self.dead.nonzero().squeeze(1) if self.config.aux_weight else self.group_of[:0]
+        dead = self._listed_dead(may_wait)
         n_dead = self.ranks.latents.total(len(dead))
         decoded = decode_nested(
             entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=n_dead > 0, shared=self.ranks.latents
@@ -171,14 +175,36 @@ class TrainingTranscoder(nn.Module):
         if self.skip is not None:
             self.skip.grad = decoded.grad_bags[: len(x)].T @ x * (2 * unit)
         aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead, n_dead)
-        return self._share(decoded.sse, gate_sse * unit, aux_loss, gradients.penalty, y, entries.latent, latents)
+        result = self._share(decoded.sse, gate_sse * unit, aux_loss, gradients.penalty, y, entries.latent, latents)
+        self.watch.note(result.loss, selection.missed)
+        return result
+
+    def may_wait(self, step: int) -> bool:
+        """Whether this step may wait for the device to learn how long its lists are: any step on a CPU, or of several
+        processes, which wait for each other.
+
+        Elsewhere waiting leaves the device idle. In most steps BatchTopK's and TopK's lists have lengths known before, and
+        AuxK's dead latents are those that the last step to wait listed, as far as they are dead still. Where BatchTopK's
+        latents are missed in between, weights stay as they are, the log counts it, and the next step to wait puts it
+        right. The other kinds wait in every step.
+        """
+        alone_on_a_device = self.encoder.device.type != "cpu" and self.ranks.world == 1
+        return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
+
+    def _listed_dead(self, may_wait: bool) -> Tensor:
+        """Which latents AuxK helps."""
+        if not self.config.aux_weight:
+            return self.group_of[:0]
+        if may_wait or self.listed_dead is None:
+            self.listed_dead = self.dead.nonzero().squeeze(1)
+        return self.listed_dead
 
     def _groups_of_step(self, step: int) -> tuple[Tensor, int]:
         """The group of each latent in this step, and how many there are."""
         if not self.config.random_prefixes:
             return self.group_of, len(self.prefixes)
         sizes = draw_prefixes(self.config.d_sae, self.config.random_prefixes, self.config.seed, step)
-        return self._groups(sizes).to(self.group_of.device), len(sizes)
+        return self._groups(sizes.to(self.group_of.device, non_blocking=True)), len(sizes)
 
     def _decode_gate(self, selection: Selection, bags: Bags, goal: Tensor, unit: float) -> tuple[Tensor, Tensor | None]:
         """Squared error of the gate's own reconstruction and its gradient by the gate; nothing else learns from it."""
@@ -196,7 +222,7 @@ class TrainingTranscoder(nn.Module):
         """Adds gradients and losses up over all processes, counts what fired, and reports."""
         rows = len(y) * self.ranks.rows.world
         active = (latents > 0).float()
-        fired = torch.bincount(latent, weights=active, minlength=len(self.encoder))
+        fired = active.new_zeros(len(self.encoder)).index_add_(0, latent, active)
         for parameter in self.parameters():
             self.ranks.rows.sum(parameter.grad)  # type: ignore[arg-type]
         sums = self.ranks.rows.sum(torch.cat([sse, torch.stack([gate_loss, aux, y.square().sum()])]))
@@ -205,18 +231,17 @@ class TrainingTranscoder(nn.Module):
         sse, (gate_loss, aux, variation) = sums[: len(sse)], sums[len(sse) :].unbind()
         l2_loss, sparsity_loss = sse.sum() / (rows * y.shape[1]), penalty + gate_loss
         loss = l2_loss + self.config.aux_weight * aux + sparsity_loss
-        self.watch.note(loss)
         return StepResult(loss, l2_loss, aux, sparsity_loss, fvu_per_prefix=sse / variation, l0=n_active / rows)
 
     def _aux(self, x: Tensor, residual: Tensor, index: Tensor, n_dead: int) -> Tensor:
         """AuxK: dead latents predict what the living ones leave, detached; adds its gradient to the dead latents'.
 
-        `index` has those of the `n_dead` that are held here.
+        `index` has those of the `n_dead` that are held here; any that live again since they were listed take no part.
         """
         k, shared = self.config.aux_k, self.ranks.latents
         with torch.enable_grad():
             encoder, decoder = self.encoder[index].requires_grad_(), self.decoder[index].requires_grad_()
-            b_enc = self.b_enc[index].requires_grad_()
+            b_enc = self.b_enc[index].masked_fill(~self.dead[index], -torch.inf).requires_grad_()
             top = torch.addmm(b_enc, x, encoder.T).topk(min(k, len(index)), dim=1, sorted=False)
             values = shared.largest(top.values, min(k, n_dead)).relu()
             recon = torch.zeros(len(x), len(index), device=x.device).scatter(1, top.indices, values) @ decoder
@@ -231,7 +256,7 @@ class TrainingTranscoder(nn.Module):
 
     def renormalise(self) -> None:
         """Puts every decoder row back to norm 1 (arXiv 2309.08600), so that latents compete by what they contribute."""
-        for rows in self.decoder.split(CHUNK):
+        for rows in self.decoder.split(CHUNK if self.decoder.device.type == "cpu" else len(self.decoder)):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
     @torch.no_grad()

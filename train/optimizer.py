@@ -24,10 +24,10 @@ def _learnt(module: TrainingTranscoder) -> dict[float, dict[str, nn.Parameter]]:
 
 
 def update(module: TrainingTranscoder, optimizer: torch.optim.Adam, lr: float) -> None:
-    """One step of Adam from the gradients; none once the loss was not finite."""
+    """One step of Adam from the gradients; none where the watch holds it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-    optimizer.found_inf = module.watch.stopped  # type: ignore[attr-defined]
+    optimizer.found_inf = module.watch.holds  # type: ignore[attr-defined]
     optimizer.step()
 
 

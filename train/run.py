@@ -31,6 +31,9 @@ from train.watch import SPIKE
 
 TRAIN_CONFIG = "train_config.json"
 NONFINITE = "nonfinite.safetensors"
+MISSED = (
+    "because the threshold moved too far in one step to find the k * rows largest latents; try a lower --lr or a warm-up"
+)
 CALIBRATION_ROWS = 32_768
 log = logging.getLogger(__name__)
 
@@ -143,16 +146,19 @@ class Run:
 
     def _record(self, result: StepResult) -> dict[str, float | int | list[float]]:
         per_prefix = result.fvu_per_prefix.tolist()
-        worst = self.module.watch.take()
+        worst, misses = self.module.watch.take()
         if worst > SPIKE:
             log.warning("%s: a loss of %.1f times its recent mean just before step %d", self.folder, worst, self.done)
+        if misses:
+            log.warning("%s: %d steps before step %d changed nothing, %s", self.folder, misses, self.done, MISSED)
         elapsed, steps = time.perf_counter() - self.last_time, self.done - self.last_step
         waited, self.waited = self.waited, 0.0
         self.last_time, self.last_step = time.perf_counter(), self.done
         return {
             "step": self.done, "tokens": self.done * self.config.batch_rows, "loss": result.loss.item(),
             "l2_loss": result.l2_loss.item(), "aux_loss": result.aux_loss.item(),
-            "sparsity_loss": result.sparsity_loss.item(), "loss_spike": worst, "fvu": per_prefix[-1],
+            "sparsity_loss": result.sparsity_loss.item(), "loss_spike": worst, "missed_steps": misses,
+            "fvu": per_prefix[-1],
             "fvu_min": min(per_prefix), "fvu_max": max(per_prefix), "fvu_mean": sum(per_prefix) / len(per_prefix),
             "fvu_per_prefix": per_prefix, "l0_norm": result.l0.item(),
             "dead_features_percentage": 100 * self._share(self.module.dead),

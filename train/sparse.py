@@ -4,7 +4,7 @@ The entries (store/sparse.py) are kept in two orders: by latent, as they are fou
 row, for the decoder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -25,8 +25,12 @@ def largest_in_rows(
     b_enc: Float[Tensor, " d_sae"],
     k: int,
     shared: Latents = Latents(),  # noqa: B008  # frozen
+    may_wait: bool = True,
 ) -> Entries:
-    """Of the k largest pre-activations of each row, over all that share the latents, the positive ones here: TopK."""
+    """Of the k largest pre-activations of each row, over all that share the latents, the positive ones here: TopK.
+
+    Where the device may not be waited for, the others are listed too, as zeros.
+    """
     values, flat = [], []
     chunk = ROWS_AT_ONCE if x.device.type == "cpu" else len(x)
     for start, block in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
@@ -37,7 +41,7 @@ def largest_in_rows(
     value, (place, order) = torch.cat(values), torch.sort(torch.cat(flat))
     latent = place // len(x)
     entries = Entries(value.index_select(0, order), place - latent * len(x), latent)
-    return entries.where(entries.value > 0)
+    return entries.where(entries.value > 0) if may_wait else replace(entries, value=entries.value.relu())
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def decode_nested(
     residual = error[-1].clone() if keep_residual else None
     for group in range(n_groups - 2, -1, -1):
         error[group] += error[group + 1]
-    grad_in_order = sampled_dots(sums, decoder, latent, bags.starts, bag)
+    grad_in_order = sampled_dots(sums, decoder, latent, bag)
     grad_latent = torch.empty_like(grad_in_order).scatter_(0, bags.order, grad_in_order)
     return Decoded(sse, sums, grad_latent, residual)
 

@@ -1,4 +1,5 @@
-"""Watches the loss on the device, without waiting for it: the first step that was not finite, and spikes."""
+"""Watches the loss on the device, without waiting for it: the first step that was not finite, spikes, and steps that missed
+their latents."""
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ class Watch(nn.Module):
     first_bad: Tensor
     mean: Tensor
     worst: Tensor
+    missed: Tensor
+    misses: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,8 +30,14 @@ class Watch(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("worst", torch.zeros(()))
         """The largest loss since the last `take`, in units of the recent mean."""
+        self.register_buffer("missed", torch.zeros((), dtype=torch.bool), persistent=False)
+        """Whether this step's latents are not the ones wanted."""
+        self.register_buffer("misses", torch.zeros((), dtype=torch.int64), persistent=False)
+        """How many steps since the last `take` missed theirs."""
 
-    def note(self, loss: Tensor) -> None:
+    def note(self, loss: Tensor, missed: Tensor | bool = False) -> None:
+        self.missed.fill_(missed)
+        self.misses += missed
         self.steps += 1
         bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad.copy_(torch.where(bad, self.steps, self.first_bad))
@@ -37,12 +46,18 @@ class Watch(nn.Module):
         self.mean.lerp_(loss, (1 / self.steps.clamp_max(WINDOW)).to(loss.dtype))
 
     @property
+    def holds(self) -> Tensor:
+        """1.0 where a step must leave the weights as they are, else 0.0: what the optimizer takes as found_inf."""
+        return torch.maximum(self.stopped, self.missed.float())
+
+    @property
     def stopped(self) -> Tensor:
-        """1.0 from the first loss on that was not finite, else 0.0: what the optimizer takes as found_inf."""
+        """1.0 from the first loss on that was not finite, else 0.0."""
         return (self.first_bad >= 0).float()
 
-    def take(self) -> float:
-        """The largest loss since the last call, in units of its recent mean."""
-        worst = float(self.worst)
+    def take(self) -> tuple[float, int]:
+        """The largest loss since the last call, in units of its recent mean, and how many steps missed their latents."""
+        worst, misses = float(self.worst), int(self.misses)
         self.worst.zero_()
-        return worst
+        self.misses.zero_()
+        return worst, misses

@@ -22,11 +22,11 @@ from store.devices import native_bfloat16, resolve_device
 from store.reader import Store, open_store
 from tests.bench.step import synthetic
 from train.config import TrainConfig
-from train.module import TrainingTranscoder
+from train.module import WAIT_EVERY, TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step
 
-WARM_STEPS, LR, ROUNDS = 20, 4e-4, 9
+WARM_STEPS, LR, ROUNDS = WAIT_EVERY, 4e-4, 9
 ADAM_BYTES, BFLOAT16_BYTES = 28, 2
 COPIED = 2**28
 """Numbers in the copy that is timed on a GPU: 1 GB, far more than its cache holds."""
@@ -87,17 +87,18 @@ def training(store: Store, sizes: Sizes, device: torch.device) -> tuple[float, f
     optimizer = make_optimizer(module, LR)
     stream = batches(store, "train", sizes.batch, device=device)
     batch = next(stream)
-    for _ in range(WARM_STEPS):
+    for step in range(WARM_STEPS):
         batch = next(stream)
-        train_step(module, optimizer, batch.source, batch.target, LR)
-    alone = median_seconds(lambda: train_step(module, optimizer, batch.source, batch.target, LR), device)
+        train_step(module, optimizer, batch.source, batch.target, LR, step)
+    steady = WARM_STEPS + 1
+    alone = median_seconds(lambda: train_step(module, optimizer, batch.source, batch.target, LR, steady), device)
     finish(device)
     begin, waited = time.perf_counter(), 0.0
-    for _ in range(sizes.steps):
+    for step in range(steady, steady + sizes.steps):
         before = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - before
-        train_step(module, optimizer, batch.source, batch.target, LR)
+        train_step(module, optimizer, batch.source, batch.target, LR, step)
     finish(device)
     whole = time.perf_counter() - begin
     stream.close()

@@ -5,6 +5,7 @@ import torch
 
 from store.batches import batches
 from tests.train.test_module import make_config, make_module
+from train.module import WAIT_EVERY
 from train.optimizer import make_optimizer
 from train.run import train_step
 
@@ -41,3 +42,22 @@ def test_low_precision_candidates_train_on_cuda(store):
         for b in batches(store, "train", 32, stop=32 * 100, device="cuda")
     ]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+def test_steady_steps_never_wait_for_cuda(store, activation):
+    config = make_config(activation=activation, candidates="bfloat16")
+    module = make_module(store, config).cuda()
+    optimizer = make_optimizer(module, config.lr)
+    stream = batches(store, "train", 32, device="cuda")
+    ready = [next(stream) for _ in range(8)]
+    stream.close()
+    module.tokens_since_fired[:5] = config.dead_after
+    try:
+        for step in range(WAIT_EVERY + 40):
+            batch = ready[step % len(ready)]
+            torch.cuda.set_sync_debug_mode("error" if step > WAIT_EVERY else "default")
+            train_step(module, optimizer, batch.source, batch.target, 1e-3, step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert module.watch.misses <= 4

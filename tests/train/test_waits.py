@@ -1,0 +1,153 @@
+"""Steps whose lists have lengths known before, as on a GPU: that they never wait, and that they compute the same."""
+
+import pytest
+import torch
+from torch.optim import adam
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from store.sparse import scan_to
+from tests.train import reference
+from tests.train.test_module import assert_close, first_batch, make_config, make_module, perturb
+from train.module import WAIT_EVERY, TrainingTranscoder
+from train.optimizer import make_optimizer
+from train.run import train_step
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses operators that bring tensors from the host to the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given, made = ([leaf for leaf in tree_leaves(side) if isinstance(leaf, torch.Tensor)] for side in (args, result))
+        moved = any(leaf.is_meta for leaf in made) and not all(leaf.is_meta or leaf.ndim == 0 for leaf in given)
+        assert not moved, f"{func} brings a tensor to the device"
+        return result
+
+
+@pytest.fixture
+def never_waiting(monkeypatch):
+    monkeypatch.setattr(TrainingTranscoder, "may_wait", lambda self, step: False)
+
+
+def steps_without_values(store, monkeypatch, steps: range, n_dead: int = 7, **changes) -> None:
+    """Steps on tensors that have shapes and no values: what waits for a value fails."""
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda parameter: None)
+    config = make_config(**{"candidates": "bfloat16", "skip": True, **changes})
+    module = make_module(store, config).to("meta")
+    module.listed_dead = torch.empty(n_dead, dtype=torch.int64, device="meta")
+    optimizer = make_optimizer(module, config.lr)
+    source, target = (torch.empty(32, width, device="meta") for width in (12, 10))
+    with torch.no_grad(), OnDevice():
+        for step in steps:
+            train_step(module, optimizer, source, target, 1e-3, step)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"activation": "topk"}, {"prefix_sizes": "none"}, {"candidates": "float32"}], ids=str
+)
+@pytest.mark.parametrize("n_dead", [0, 7])
+def test_a_steady_step_asks_the_device_for_nothing(store, monkeypatch, changes, n_dead):
+    steps_without_values(store, monkeypatch, range(WAIT_EVERY + 1, WAIT_EVERY + 4), n_dead, **changes)
+
+
+@pytest.mark.parametrize("step", [0, WAIT_EVERY - 1, 7 * WAIT_EVERY])
+def test_a_step_that_waits_cannot_be_run_without_values(store, monkeypatch, step):
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        steps_without_values(store, monkeypatch, range(step, step + 1))
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+@pytest.mark.parametrize("candidates", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_dead", [0, 2, 9])
+def test_a_step_that_does_not_wait_equals_one_that_does_and_the_dense_reference(
+    store, activation, candidates, n_dead, monkeypatch
+):
+    config = make_config(activation=activation, candidates=candidates, prefix_sizes="5,13,40")
+    waiting, other = make_module(store, config), make_module(store, config)
+    batch = first_batch(store, config)
+    for module in (waiting, other):
+        perturb(module)
+        module.step_gradients(batch.source, batch.target)  # its threshold is the next step's, nearly, as in steady training
+        module.tokens_since_fired[7 : 7 + n_dead] = config.dead_after
+    x, y = waiting.normalise(batch.source, batch.target)
+    loss, expected = reference.step(waiting, x, y, waiting.dead, [5, 13, 40])
+    result = waiting.step_gradients(batch.source, batch.target)
+    monkeypatch.setattr(TrainingTranscoder, "may_wait", lambda self, step: False)
+    other.listed_dead = None
+    found = other.step_gradients(batch.source, batch.target)
+    assert not other.watch.missed
+    assert_close(found.loss, loss)
+    torch.testing.assert_close(found.l0, result.l0)
+    for name, parameter in other.named_parameters():
+        assert_close(parameter.grad, expected[name])
+    for (name, mine), (_, theirs) in zip(waiting.named_buffers(), other.named_buffers(), strict=True):
+        torch.testing.assert_close(theirs, mine, msg=name)
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.5])
+def test_a_step_that_misses_its_latents_changes_nothing_and_the_next_search_better(store, never_waiting, factor):
+    config = make_config(candidates="bfloat16")
+    module = make_module(store, config)
+    optimizer, batch = make_optimizer(module, 1e-3), first_batch(store, config)
+    x, _ = module.normalise(batch.source, batch.target)
+    right = (x @ module.encoder.T).flatten().topk(config.k * len(x)).values[-1]
+    module.activation.last.copy_(right * factor)
+    before, misses = [parameter.clone() for parameter in module.parameters()], 0
+    while misses < 60:
+        train_step(module, optimizer, batch.source, batch.target, 1e-3)
+        if not module.watch.missed:
+            break
+        misses += 1
+        for parameter, old in zip(module.parameters(), before, strict=True):
+            torch.testing.assert_close(parameter, old, rtol=1e-6, atol=0)  # decoder rows are brought to norm 1 again
+    assert 3 <= misses < 60
+    assert module.watch.misses == misses
+    assert (module.encoder - before[0]).abs().max() > 1e-4
+    torch.testing.assert_close(module.activation.last, right)
+
+
+def test_the_next_step_that_waits_is_right_again(store, monkeypatch):
+    module, config = make_module(store, make_config()), make_config()
+    batch = first_batch(store, config)
+    module.activation.last.fill_(1e3)
+    module.step_gradients(batch.source, batch.target)
+    assert not module.watch.missed
+    x, _ = module.normalise(batch.source, batch.target)
+    torch.testing.assert_close(module.activation.last, (x @ module.encoder.T).flatten().topk(config.k * len(x)).values[-1])
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+@pytest.mark.parametrize("room", [0.5, 1, 3])
+def test_a_list_of_known_length_holds_what_is_above_the_cutoff_and_zeros(low_precision, room):
+    generator = torch.Generator().manual_seed(0)
+    x, encoder = torch.randn(33, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    b_enc = torch.randn(20, generator=generator)
+    dense = (encoder @ x.T + b_enc[:, None]) * ((encoder @ x.T + b_enc[:, None]) > 2)
+    n = int((dense > 0).sum())
+    found = scan_to(x, encoder, b_enc, torch.tensor(2.0), low_precision, int(room * n))
+    assert len(found) == int(room * n)
+    assert (found.value[-1] == 0) == (room == 3)
+    listed = torch.zeros_like(dense).index_put((found.latent, found.row), found.value, accumulate=True)
+    clear = (listed > 0) if room < 1 else ((encoder @ x.T + b_enc[:, None]) - 2).abs() > 0.05
+    torch.testing.assert_close(listed[clear], dense[clear], rtol=1e-4, atol=1e-4)
+    ordered = found.largest(len(found) // 2)
+    torch.testing.assert_close(ordered.value.sort().values, found.value.sort().values[-len(ordered) :])
+    place = ordered.latent * 33 + ordered.row
+    assert torch.equal(place, place.sort().values)
+
+
+def test_listed_latents_that_live_again_are_left_alone_and_others_wait_for_the_next_list(store, never_waiting):
+    plain, aux = (make_module(store, make_config(aux_weight=w)) for w in (0.0, 1.0))
+    batch = first_batch(store, aux.config)
+    for module in (plain, aux):
+        module.listed_dead = torch.tensor([2, 30])
+        module.activation.last.fill_(module.activation.kth_of_sample(*in_units(module, batch)))
+        module.tokens_since_fired[[30, 31]] = module.config.dead_after
+        module.step_gradients(batch.source, batch.target)
+    difference = (aux.encoder.grad - plain.encoder.grad).norm(dim=1)
+    assert set(difference.nonzero().squeeze(1).tolist()) == {30}
+
+
+def in_units(module: TrainingTranscoder, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return module.normalise(batch.source, batch.target)[0], module.encoder, module.b_enc
