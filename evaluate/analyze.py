@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -31,8 +32,22 @@ COLUMNS = [
 ]  # fmt: skip
 """What the report needs of features.parquet."""
 Section = tuple[str, str, Sequence[str], list[list[str]]]
-Map = tuple[str, str, list[tuple[float, float, int, str]]]
-"""Title, note and points: x and y in 0..1, a colour's number (from 5 on grey) and a name."""
+COLOURS = 5
+"""Colours of a map; what is beyond them is grey."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """Features as dots."""
+
+    title: str
+    note: str
+    points: list[tuple[float, float, int, str]]
+    """x and y in 0..1 from the upper left corner, a colour's number, and what to call it."""
+    colours: list[str]
+    """What each colour stands for."""
+    axes: tuple[str, str] | None = None
+    """What x and y are, where they are numbers from 0 to 1 and not mere places."""
 
 
 def analyze(config: AnalyzeConfig) -> Path:
@@ -171,14 +186,18 @@ def firing_communities(found: Sequence[Sequence[int]], modularity: float, rows: 
     """Features that fire with each other more than with the rest: how many, on what, and the most frequent of them."""
     table = []
     for group in found[: 2 * SHOWN]:
-        tokens = Counter(visible(rows[i]["top_token"].strip(" ")) or "␣" for i in group)
-        common = ", ".join(f"{token} ({n})" for token, n in tokens.most_common(6))
+        common = ", ".join(f"{token} ({n})" for token, n in common_tokens(group, rows))
         most = sorted(group, key=lambda i: -rows[i]["density"])[:6]
         table.append([f"{len(group):,}", common, ", ".join(f"#{i}" for i in most)])
     note = f"Leiden's, of each feature's nearest by firing: {len(found):,} hold {sum(map(len, found)):,} of {len(rows):,} "
     note += f"features; modularity {modularity:.2f} (0 is chance). Numbers count the features with that top token."
     heads = ("size", "top tokens", "most frequent features")
     return "Communities of features that fire together", note, heads, table
+
+
+def common_tokens(group: Sequence[int], rows: Sequence[dict]) -> list[tuple[str, int]]:
+    """The commonest top tokens of some features, spaces aside, and how many have each."""
+    return Counter(visible(rows[i]["top_token"].strip(" ")) or "␣" for i in group).most_common(6)
 
 
 def hierarchy(rows: Sequence[dict]) -> Section:
@@ -207,20 +226,28 @@ def direction_map(transcoder: Transcoder, rows: Sequence[dict]) -> Map:
     chosen = spread(np.arange(len(rows)))
     places = by_directions(transcoder.W_dec.numpy(), chosen)
     sizes = sorted({row["prefix"] for row in rows})
-    colours = [sizes.index(rows[i]["prefix"]) for i in chosen]
-    note = f"{of_all(chosen, rows)} A colour a prefix, the first in orange. {READING}"
-    return "Map by decoder directions", note, pointed(places, colours, rows, chosen)
+    points = pointed(places, [sizes.index(rows[i]["prefix"]) for i in chosen], rows, chosen)
+    return Map("Map by decoder directions", f"{of_all(chosen, rows)} {READING}", points, prefix_colours(sizes))
 
 
 def firing_map(graph: scipy.sparse.csr_array, found: Sequence[Sequence[int]], rows: Sequence[dict]) -> Map:
     """Features that fire together lie together; the largest communities have colours."""
-    community = np.full(len(rows), len(found))
-    for number, group in enumerate(found):
+    community = np.full(len(rows), COLOURS)
+    for number, group in enumerate(found[:COLOURS]):
         community[group] = number
     chosen = spread(np.flatnonzero(np.diff(graph.indptr)))
-    places = by_firing(graph, chosen)
-    note = f"{of_all(chosen, rows)} The five largest communities have a colour, the first is orange. {READING}"
-    return "Map by firing", note, pointed(places, community[chosen].tolist(), rows, chosen)
+    points = pointed(by_firing(graph, chosen), community[chosen].tolist(), rows, chosen)
+    colours = [f"{len(group):,}: {', '.join(token for token, _ in common_tokens(group, rows)[:3])}" for group in found]
+    note = f"{of_all(chosen, rows)} The largest communities in colour, with their commonest top tokens. {READING}"
+    return Map("Map by firing", note, points, legend(colours, "the rest"))
+
+
+def prefix_colours(sizes: Sequence[int]) -> list[str]:
+    return legend([f"prefix {size:,}" for size in sizes], "later prefixes")
+
+
+def legend(names: list[str], beyond: str) -> list[str]:
+    return names if len(names) <= COLOURS else [*names[:COLOURS], beyond]
 
 
 def of_all(chosen: np.ndarray, rows: Sequence[dict]) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from evaluate.analyze import Section, named, write_analysis
+from evaluate.analyze import Map, Section, named, prefix_colours, write_analysis
 from evaluate.compare import open_both
 from evaluate.config import CompareLayersConfig, LayersConfig
 from evaluate.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
@@ -53,7 +53,7 @@ def compare_layers(config: CompareLayersConfig) -> Path:
     sides = [open_side(one, layer, config.rows) for one, layer in zip(each, config.layers, strict=True)]
     folder = config.beside_layers("features")
     sections: list[Section] = []
-    points: list[tuple[float, float, int, str]] = []
+    maps = []
     for a, b in pairwise(sides):
         forth, back = partners(a.firing, b.firing), partners(b.firing, a.firing)
         pairs = relate(a, b, forth)
@@ -61,16 +61,13 @@ def compare_layers(config: CompareLayersConfig) -> Path:
         with appearing_whole(folder / f"pairs-{a.layer}-{b.layer}.parquet") as path:
             pq.write_table(pairs, path)
         sections += [how_alike(a, b, forth, back), strongest(a, b, pairs), alone(a, b, forth), alone(b, a, back)]
-        points += scatter(a, pairs)
+        maps.append(scatter(a, b, pairs))
     recipe, layers = stores[0].manifest.recipe, ", ".join(map(str, config.layers))
     summary = {
         "name": f"Layers {layers}", "rows": sides[0].firing.rows, "split": "heldout", "model": recipe.model,
         "layer": layers, "dataset": recipe.dataset, "store_fingerprint": ", ".join(store.fingerprint for store in stores),
     }  # fmt: skip
-    title = "Firing alike against writing alike"
-    note = "A dot a feature: to the right, the cosine of firing with its partner in the next layer; upwards, the largest "
-    note += "|cosine| of its decoder row with one of the next layer's. Colours are prefixes, the first in orange."
-    return write_analysis(folder, summary, sections, [(title, note, points)])
+    return write_analysis(folder, summary, sections, maps)
 
 
 def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
@@ -138,11 +135,15 @@ def alone(a: Side, b: Side, found: Partners) -> Section:
     return f"Only in layer {a.layer}, not in {b.layer}", note, ("cosine", "rows", f"layer {a.layer}"), table
 
 
-def scatter(a: Side, pairs: pa.Table) -> list[tuple[float, float, int, str]]:
+def scatter(a: Side, b: Side, pairs: pa.Table) -> Map:
     """A point for each matched feature of a; y grows downwards."""
     points = []
     for row in pairs.to_pylist():
         if row["partner"] >= 0:
             place = round(row["firing_cosine"], 4), round(1 - abs(row["decoder_cosine"]), 4)
             points.append((*place, a.group(row["feature"]), a.name(row["feature"])))
-    return points
+    note = f"A dot for each matched feature of layer {a.layer}; to the upper right, features that both layers share."
+    across = f"cosine of firing with its partner in layer {b.layer}"
+    up = f"largest |cosine| of its decoder row with one of layer {b.layer}"
+    colours = prefix_colours(a.transcoder.config.prefix_sizes)
+    return Map(f"Layers {a.layer} and {b.layer}: firing alike, writing alike", note, points, colours, (across, up))
