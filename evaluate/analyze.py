@@ -26,6 +26,8 @@ SHOWN = 10
 READING = "Near points are alike; distances between far ones say little. Point at one to see which it is."
 DENSE = 0.1
 """Features that fire on more than this share of the rows are called dense."""
+ENOUGH = 10
+"""Documents in which a feature must fire for its consistency to be ranked."""
 COLUMNS = [
     "feature", "prefix", "density", "top_token", "example", "near_decoder", "near_coactive", "finer",
     *(f"contexts.list.element.{name}" for name in ("quantile", "token", "start", "tokens")),
@@ -211,7 +213,7 @@ def hierarchy(rows: Sequence[dict]) -> Section:
 
 def interpretable(rows: Sequence[dict]) -> list[Section]:
     """The most and least consistent features that fired in enough documents."""
-    scored = [(row["consistency"], row) for row in rows if row["documents"] >= SHOWN]
+    scored = [(row["consistency"], row) for row in rows if row["documents"] >= ENOUGH]
     scored.sort(key=lambda pair: (-pair[0], pair[1]["feature"]))
     note = "Consistency: share of the strongest contexts that fire on the same word, case and spaces aside."
     heads = ("consistency", "feature", "top token")
@@ -237,7 +239,7 @@ def firing_map(graph: scipy.sparse.csr_array, found: Sequence[Sequence[int]], ro
         community[group] = number
     chosen = spread(np.flatnonzero(np.diff(graph.indptr)))
     points = pointed(by_firing(graph, chosen), community[chosen].tolist(), rows, chosen)
-    colours = [f"{len(group):,}: {', '.join(token for token, _ in common_tokens(group, rows)[:3])}" for group in found]
+    colours = [f"{len(group):,}: {' · '.join(token for token, _ in common_tokens(group, rows)[:3])}" for group in found]
     note = f"{of_all(chosen, rows)} The largest communities in colour, with their commonest top tokens. {READING}"
     return Map("Map by firing", note, points, legend(colours, "the rest"))
 

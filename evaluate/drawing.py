@@ -61,13 +61,18 @@ class _axis:
         return float(self.low) + (self._scaled(value) - self.first) / (self.last - self.first) * (self.high - self.low)
 
     def _ticks(self) -> list[Number]:
-        if self.log:
-            ticks = [float(m * 10.0**e) for e in range(math.floor(self.first), math.ceil(self.last) + 1) for m in (1, 2, 5)]
-        else:
-            step = 10 ** math.floor(math.log10(self.last - self.first))
-            step = next(step * m for m in (0.2, 0.5, 1, 2) if (self.last - self.first) / (step * m) <= 6)
-            ticks = [step * i for i in range(math.ceil(self.first / step), math.floor(self.last / step) + 1)]
-        return [t for t in ticks if self.first - 1e-9 <= self._scaled(t) <= self.last + 1e-9]
+        if not self.log:
+            return _round_steps(self.first, self.last)
+        decades = range(math.floor(self.first), math.ceil(self.last) + 1)
+        ticks = [m * 10.0**e for e in decades for m in (1, 2, 5) if self.first <= math.log10(m * 10.0**e) <= self.last]
+        return ticks if len(ticks) > 2 else _round_steps(10**self.first, 10**self.last)
+
+
+def _round_steps(first: float, last: float) -> list[Number]:
+    """Three to seven round numbers in between, evenly spaced."""
+    step = 10 ** math.floor(math.log10(last - first))
+    step = next(step * m for m in (0.2, 0.5, 1, 2) if (last - first) / (step * m) <= 6)
+    return [step * i for i in range(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1)]
 
 
 def _finite(point: Point, log_x: bool, log_y: bool) -> bool:

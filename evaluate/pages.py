@@ -129,11 +129,13 @@ class Pages:
         run = self.run_named(name)
         if mark == ":":
             return {"run": run, "kind": "feature", **feature_view(run.features(), whole(number, missing=-1))}
-        metrics = run.metrics or {}
+        metrics, itself = run.metrics or {}, None
         if mark == "@" and number == BASELINE:
             metrics = read_json(run.folder / "comparison" / "google_metrics.json")
             if metrics is None:
                 raise NotFound(f"{name} has not been compared yet; make compare RUN={run.folder}")
+            others = (other for other in find_runs(self.results).values() if other.has_features)
+            itself = next((other for other in others if other.config.get("source") == metrics["source"]), None)
         elif mark == "@":
             if number not in metrics.get("fvu_per_prefix", {}):
                 raise NotFound(f"{name} has no measured prefix {number!r}")
@@ -143,7 +145,7 @@ class Pages:
                 density = run.features().columns["density"][:size]
                 metrics["dead_fraction"] = float((density == 0).mean())
         kind = BASELINE if number == BASELINE else "prefix" if mark else "run"
-        return {"run": run, "kind": kind, "number": number, "metrics": metrics}
+        return {"run": run, "kind": kind, "number": number, "metrics": metrics, "itself": itself}
 
     def message(self, title: str, text: str) -> str:
         return self.render("message.html", title=title, text=text)

@@ -160,9 +160,20 @@ def test_prefixes_and_runs_stand_side_by_side(client):
     assert "0.2500" in html
 
 
+def test_an_empty_side_offers_what_could_stand_there(client):
+    assert 'href="/compare?a=tiny%2Flayer1%2Fempty"' in client.get("/compare").text
+    assert 'href="/compare?a=tiny%2Flayer1%2Fours&amp;b=tiny%2Flayer1%2Fempty"' in client.get(f"/compare?a={RUN}").text
+    html = client.get(f"/compare?a={RUN}:3").text
+    others = re.findall(
+        r'href="/compare\?a=tiny%2Flayer1%2Fours%3A3&amp;b=tiny%2Flayer1%2Fours%3A(\d+)" class="number">#(\d+)<', html
+    )
+    assert len(others) == 10
+    assert all(link == shown for link, shown in others)
+
+
 def test_a_run_stands_beside_what_it_was_compared_with(client):
     html = client.get(f"/compare?a={RUN}&b={RUN}@baseline").text
-    assert "compared with theirs" in html
+    assert "<h2>theirs <small>what " in html
     assert "0.2500" in html
     assert "0.4321" in html
     uncompared = client.get("/compare?a=tiny/layer1/empty@baseline")
@@ -326,6 +337,8 @@ def test_charts_by_hand():
     chart = lines({"a": [(0, 0.0), (10, 1.0)]})
     assert chart["lines"]["a"] == "52.0,210.0 628.0,10.0"
     assert lines({"a": []}) is None
+    narrow = lines({"a": [(1, 0.6), (2, 1.5)]}, log_y=True)
+    assert [label for _, label in narrow["y_ticks"]] == ["0.6", "0.8", "1", "1.2", "1.4"]
     found = bars([1, 2, 4], [1, 3])
     assert [bar[4] for bar in found["bars"]] == ["1 to 2: 1", "2 to 4: 3"]
     assert found["bars"][1][3] == 3 * found["bars"][0][3]
