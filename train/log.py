@@ -91,7 +91,7 @@ class TrainingLog:
         if self.wandb is not None:
             import wandb
 
-            drawn = {f"histogram/{name}": wandb.Histogram(value.float().cpu().numpy()) for name, value in by_latent.items()}
+            drawn = {f"histogram/{name}": wandb.Histogram(value.tolist()) for name, value in by_latent.items()}
             self.wandb.log(drawn, step=step)
 
     def artefact(self, folder: Path) -> None:
