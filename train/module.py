@@ -160,7 +160,7 @@ class TrainingTranscoder(nn.Module):
         entries, latents = selection.entries, selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
-        dead = self._listed_dead(may_wait)
+        dead = self._listed_dead(step, may_wait, rows)
         n_dead = self.ranks.latents.total(len(dead))
         decoded = decode_nested(
             entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=n_dead > 0, shared=self.ranks.latents
@@ -191,12 +191,14 @@ class TrainingTranscoder(nn.Module):
         alone_on_a_device = self.encoder.device.type != "cpu" and self.ranks.world == 1
         return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
-    def _listed_dead(self, may_wait: bool) -> Tensor:
-        """Which latents AuxK helps."""
+    def _listed_dead(self, step: int, may_wait: bool, rows: int) -> Tensor:
+        """Which latents AuxK helps: those that were dead at the last step to wait. A run that is continued lists them again,
+        as those that were silent long enough by then."""
         if not self.config.aux_weight:
             return self.group_of[:0]
         if may_wait or self.listed_dead is None:
-            self.listed_dead = self.dead.nonzero().squeeze(1)
+            seen = 0 if may_wait else step % WAIT_EVERY * rows
+            self.listed_dead = (self.tokens_since_fired >= self.config.dead_after + seen).nonzero().squeeze(1)
         return self.listed_dead
 
     def _groups_of_step(self, step: int) -> tuple[Tensor, int]:

@@ -149,5 +149,27 @@ def test_listed_latents_that_live_again_are_left_alone_and_others_wait_for_the_n
     assert set(difference.nonzero().squeeze(1).tolist()) == {30}
 
 
+def test_a_run_that_is_continued_between_two_lists_helps_the_latents_of_the_last_one(store, monkeypatch):
+    monkeypatch.setattr(TrainingTranscoder, "may_wait", lambda self, step: step % WAIT_EVERY == 0)
+    config = make_config(aux_weight=1.0)
+    whole, continued = make_module(store, config), make_module(store, config)
+    batch = first_batch(store, config)
+    whole.b_enc[[30, 31, 32]] = -100.0
+    whole.activation.last.fill_(whole.activation.kth_of_sample(*in_units(whole, batch)))
+    whole.tokens_since_fired[[30, 31]] = config.dead_after
+    whole.tokens_since_fired[32] = config.dead_after - 1  # dies after the list is made
+    for step in (2 * WAIT_EVERY, 2 * WAIT_EVERY + 1):
+        whole.step_gradients(batch.source, batch.target, step)
+    continued.load_state_dict(whole.state_dict())
+    for module in (whole, continued):
+        module.step_gradients(batch.source, batch.target, 2 * WAIT_EVERY + 2)
+    assert continued.dead[[30, 31, 32]].all()
+    for module in (whole, continued):
+        assert module.listed_dead is not None
+        assert module.listed_dead.tolist() == [30, 31]
+    for (name, mine), (_, theirs) in zip(whole.named_parameters(), continued.named_parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, mine.grad, rtol=0, atol=0, msg=name)
+
+
 def in_units(module: TrainingTranscoder, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return module.normalise(batch.source, batch.target)[0], module.encoder, module.b_enc
