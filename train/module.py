@@ -192,7 +192,7 @@ class TrainingTranscoder(nn.Module):
         return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
     def _listed_dead(self, step: int, may_wait: bool, rows: int) -> Tensor:
-        """Which latents AuxK helps: those that were dead at the last step to wait. A run that is continued lists them again,
+        """Which latents AuxK helps: those dead at the last step to wait. A run that is continued lists them again,
         as those that were silent long enough by then."""
         if not self.config.aux_weight:
             return self.group_of[:0]
