@@ -143,7 +143,7 @@ class Windows:
     ) -> None:
         self.slots = [_Slot(reader, schedule.largest_window, dtype, device) for _ in range(2)]
         self.upcoming, self.stop = schedule.windows(start), stop
-        self.reader, self.device = reader, device
+        self.reader = reader
         self.n_readers = REMOTE_READERS if isinstance(reader.stores[0].directory, Remote) else READERS
         self.readers = ThreadPoolExecutor(max_workers=self.n_readers, thread_name_prefix="reader")
         self.fillers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
@@ -195,8 +195,7 @@ class Windows:
         parts = [slice(number, None, self.n_readers) for number in range(min(self.n_readers, len(window.rows)))]
         for done in [self.readers.submit(self.reader.fill, window, part, slot.memory) for part in parts]:
             done.result()
-        slot.copy(int(window.rows.sum()))
-        return None if window.order is None else torch.from_numpy(window.order).to(self.device)
+        return slot.copy(int(window.rows.sum()), None if window.order is None else torch.from_numpy(window.order))
 
     def close(self) -> None:
         self.fillers.shutdown(wait=True, cancel_futures=True)
@@ -217,15 +216,18 @@ class _Slot:
             (torch.cuda.Stream(device), torch.cuda.Event(), torch.cuda.Event()) if cuda else (None, None, None)
         )
 
-    def copy(self, rows: int) -> None:
-        """Copies the first rows to the device, once what was there has been served."""
+    def copy(self, rows: int, order: Tensor | None) -> Tensor | None:
+        """Copies the first rows to the device, once what was there has been served, and their order beside them: on a
+        stream of its own, so that only the thread that reads ahead waits."""
         if self.stream is not None and self.free is not None:
             with torch.cuda.stream(self.stream):
                 self.stream.wait_event(self.free)
                 for site, held in zip(self.host, self.held, strict=True):
                     held[:rows].copy_(site[:rows], non_blocking=True)
+                order = None if order is None else order.to(self.device)
                 self.stream.record_event(self.copied)
             self.stream.synchronize()
+        return order
 
     def ready(self) -> None:
         if self.copied is not None:

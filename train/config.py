@@ -91,7 +91,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     log_every: int = 10
-    """Steps between lines of training_log.jsonl."""
+    """Steps between lines of training_log.jsonl; on a GPU each line waits for the steps before it."""
     heldout_every: int = 1000
     """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none."""
     heldout_rows: Count = 8192
