@@ -1,5 +1,6 @@
 """How features of one layer relate to those of another: partners by firing and by writing, as a table for each feature."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from evaluate.analyze import Map, Section, named, prefix_colours, write_analysis
+from evaluate.analyze import Map, Section, named, prefix_colours, read_rows, write_analysis
 from evaluate.compare import open_both
 from evaluate.config import CompareLayersConfig, LayersConfig
 from evaluate.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
+from evaluate.redundancy import redundancy
 from evaluate.samples import PARQUET
 from store.devices import resolve_device
 from store.files import appearing_whole
@@ -52,7 +54,7 @@ def compare_layers(config: CompareLayersConfig) -> Path:
         check_same_rows(a, b, "heldout")
     sides = [open_side(one, layer, config.rows) for one, layer in zip(each, config.layers, strict=True)]
     folder = config.beside_layers("features")
-    sections: list[Section] = []
+    sections: list[Section] = [side_by_side(sides)]
     maps = []
     for a, b in pairwise(sides):
         forth, back = partners(a.firing, b.firing), partners(b.firing, a.firing)
@@ -77,8 +79,7 @@ def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
         check_shards(store, "heldout")
     device = resolve_device(config.device)
     samples = config.run_directory / "activation_samples" / PARQUET
-    columns = ["feature", "example", "prefix", "density"]
-    rows = pq.read_table(samples, columns=columns).to_pylist() if samples.exists() else None
+    rows = read_rows(samples) if samples.exists() else None
     return Side(layer, transcoder, store, firing_of(transcoder.to(device), store, device, rows_wanted), rows)
 
 
@@ -93,6 +94,28 @@ def relate(a: Side, b: Side, found: Partners) -> pa.Table:
         "feature": np.arange(d_sae), "fired": a.firing.fired.astype(int), "partner": other, "firing_cosine": cosine,
         "both": both, "decoder_partner": writes.cpu().numpy(), "decoder_cosine": written.cpu().numpy(),
     })  # fmt: skip
+
+
+def side_by_side(sides: Sequence[Side]) -> Section:
+    """What each layer's features are like by themselves."""
+    table = [[title, *(figure(side) for side in sides)] for title, figure in FIGURES.items()]
+    note = "On these rows. Consistency: share of a feature's strongest contexts that fire on the same word."
+    return "The layers side by side", note, ("", *(f"layer {side.layer}" for side in sides)), table
+
+
+def coherence(side: Side) -> str:
+    known = [row["consistency"] for row in side.rows or () if row["documents"]]
+    return f"{np.mean(known):.0%}" if known else "features not collected"
+
+
+FIGURES: dict[str, Callable[[Side], str]] = {
+    "features": lambda side: f"{len(side.firing.fired):,}",
+    "never fire": lambda side: f"{int((side.firing.fired == 0).sum()):,}",
+    "fire on a row, mean": lambda side: f"{side.firing.fired.sum(dtype=float) / side.firing.rows:.1f}",
+    "share of rows, median": lambda side: f"{np.median(side.firing.fired) / side.firing.rows:.3%}",
+    "mean largest cosine of decoder rows": lambda side: f"{redundancy(side.transcoder.W_dec).mean_max_cosine:.3f}",
+    "consistency, mean": coherence,
+}
 
 
 def how_alike(a: Side, b: Side, forth: Partners, back: Partners) -> Section:

@@ -49,11 +49,11 @@ def beside_evaluation(store: Store, transcoder: Transcoder, rounds: int) -> None
     rows, times = store.manifest.n_rows("heldout"), {"evaluate": [], "features": []}
     with tempfile.TemporaryDirectory() as folder:
         config = FeaturesConfig(run=Path(folder), device="cpu")
-        for _ in range(rounds):
+        for number in range(rounds):
             start = time.perf_counter()
             evaluate([transcoder], store, "heldout", config.batch_rows, torch.device("cpu"))
             middle = time.perf_counter()
-            collect(transcoder, store, config, "bench", 1 << 18)
+            collect(transcoder, store, config, f"round {number}", 1 << 18)  # its own key: nothing is continued
             times["evaluate"].append(middle - start)
             times["features"].append(time.perf_counter() - middle)
     ratios = [e / f for e, f in zip(times["evaluate"], times["features"], strict=True)]

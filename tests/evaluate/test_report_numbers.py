@@ -210,6 +210,14 @@ def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):  # noq
     unit = [w / np.linalg.norm(w, axis=1, keepdims=True) for w in writes]
     written, forth = unit[0] @ unit[1].T, cosines(a, b)
     mixed = b[np.random.default_rng(0).permutation(len(b))]
+    for column, (fired, vectors) in enumerate(zip((a, b), unit, strict=True), start=1):
+        cosine = np.abs(vectors @ vectors.T) - np.eye(len(vectors))
+        shown = [row[column] for row in report["The layers side by side"][1]]
+        assert shown[:2] == [str(fired.shape[1]), str((fired.sum(0) == 0).sum())]
+        assert float(shown[2]) == pytest.approx(fired.sum(1).mean(), abs=0.06)
+        assert float(shown[3].rstrip("%")) == pytest.approx(100 * np.median(fired.mean(0)), abs=6e-4)
+        assert float(shown[4]) == pytest.approx(cosine.max(1).mean(), abs=6e-4)
+        assert shown[5] == "features not collected"
     often = [np.flatnonzero(each.sum(0) >= LEAST) for each in (a, b)]
     ways = [forth[often[0]].max(1), forth.T[often[1]].max(1), cosines(a, mixed)[often[0]].max(1)]
     _, rows = report["Layers 1 and 2: features found in both"]
