@@ -109,7 +109,7 @@ def check_same_training(one: TrainConfig, two: TrainConfig) -> None:
 
 
 def test_a_process_holds_its_own_latents_only(store):
-    """Of each latent 25 weights (gated), Adam's 50, a counter and a group; and 66 numbers that are not of latents."""
+    """Of each latent 25 weights (gated), Adam's 50, a counter and a group; and 68 numbers that are not of latents."""
     config = make_config(d_sae=41, activation="gated")
     for ranks, latents in [(Ranks(), 41)] + [(Ranks(rank, 3, shards_dictionary=True), 14 - rank // 2) for rank in range(3)]:
         module = TrainingTranscoder(config, store.manifest, store.norm, False, ranks=ranks)
@@ -122,7 +122,7 @@ def test_a_process_holds_its_own_latents_only(store):
             *module.buffers(),
             *(each for state in optimizer.state.values() for each in state.values()),
         ]
-        assert sum(tensor.numel() for tensor in held) == latents * (3 * 25 + 2) + 66
+        assert sum(tensor.numel() for tensor in held) == latents * (3 * 25 + 2) + 68
 
 
 def test_a_dictionary_starts_with_the_same_latents_whoever_holds_them(store, monkeypatch):
