@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from evaluate.analyze import Map, Section, named, prefix_colours, read_rows, write_analysis
+from evaluate.analyze import ENOUGH, Map, Section, named, prefix_colours, read_rows, write_analysis
 from evaluate.compare import open_both
 from evaluate.config import CompareLayersConfig, LayersConfig
 from evaluate.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
@@ -99,13 +99,13 @@ def relate(a: Side, b: Side, found: Partners) -> pa.Table:
 def side_by_side(sides: Sequence[Side]) -> Section:
     """What each layer's features are like by themselves."""
     table = [[title, *(figure(side) for side in sides)] for title, figure in FIGURES.items()]
-    note = "On these rows. Consistency: share of a feature's strongest contexts that fire on the same word."
+    note = f"On these rows. Consistency: share of the strongest contexts on one word, where {ENOUGH} documents have any."
     return "The layers side by side", note, ("", *(f"layer {side.layer}" for side in sides)), table
 
 
 def coherence(side: Side) -> str:
-    known = [row["consistency"] for row in side.rows or () if row["documents"]]
-    return f"{np.mean(known):.0%}" if known else "features not collected"
+    known = [row["consistency"] for row in side.rows or () if row["documents"] >= ENOUGH]
+    return f"{np.mean(known):.0%}" if known else "not known"
 
 
 FIGURES: dict[str, Callable[[Side], str]] = {

@@ -217,7 +217,7 @@ def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):  # noq
         assert float(shown[2]) == pytest.approx(fired.sum(1).mean(), abs=0.06)
         assert float(shown[3].rstrip("%")) == pytest.approx(100 * np.median(fired.mean(0)), abs=6e-4)
         assert float(shown[4]) == pytest.approx(cosine.max(1).mean(), abs=6e-4)
-        assert shown[5] == "features not collected"
+        assert shown[5] == "not known"
     often = [np.flatnonzero(each.sum(0) >= LEAST) for each in (a, b)]
     ways = [forth[often[0]].max(1), forth.T[often[1]].max(1), cosines(a, mixed)[often[0]].max(1)]
     _, rows = report["Layers 1 and 2: features found in both"]
