@@ -143,6 +143,11 @@ def test_a_group_smaller_than_the_processes_is_refused():
     check_one_stream([config], Ranks(0, 2, shards_dictionary=True))
 
 
+def test_following_a_harvest_with_a_shared_dictionary_is_refused():
+    with pytest.raises(ValueError, match="shard_dictionary and follow do not go together"):
+        make_config(shard_dictionary=True, follow=True)
+
+
 def test_rows_that_processes_cannot_share_are_refused():
     with pytest.raises(ValueError, match="batch_rows 32 cannot be shared evenly by 3 processes"):
         check_one_stream([make_config()], Ranks(0, 3))

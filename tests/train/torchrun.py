@@ -20,13 +20,19 @@ from train.loop import identity_of, start, train
 from train.parallel import Ranks, join
 
 NESTING = {
-    "nested": {}, "plain": {"prefix_sizes": "none"}, "skip": {"skip": True}, "random": {"random_prefixes": 3},
+    "nested": {},
+    "plain": {"prefix_sizes": "none"},
+    "skip": {"skip": True},
+    "random": {"random_prefixes": 3},
     "sae": {"source_site": "mlp_out", "target_site": "mlp_out"},
-}  # fmt: skip
+}
 BEGUN = [f"{activation}-nested" for activation in get_args(Activation)]
-KINDS = BEGUN + [f"{activation}-{nesting}" for activation, nesting in product(get_args(Activation), list(NESTING)[1:])]
+KINDS = BEGUN + [
+    f"{activation}-{nesting}" for activation, nesting in product(get_args(Activation), ("plain", "skip", "random"))
+]
+KINDS += ["batchtopk-sae"]
 STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
-SAVED, STEPS, FEW = 10, 20, 8
+SAVED, STEPS, FEW = 10, 15, 8
 CPU = torch.device("cpu")
 
 
