@@ -113,7 +113,7 @@ if __name__ == "__main__":
     for kind in BEGUN:
         save_again(asked[f"latents-{kind}"], ranks, folder / f"again-{kind}")
     for name in STOPPED:
-        with before_step(SAVED + 3, press):
+        with before_step(SAVED - 7, press):
             try:
                 train(asked.pop(name))
             except KeyboardInterrupt:
