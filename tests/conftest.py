@@ -10,7 +10,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["store", "harvest", "train", "evaluate"], "beartype.beartype")
 
+import contextlib  # noqa: E402
 import json  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -65,13 +67,21 @@ def make_store(directory: Place, n_shards: int = 4, **changes) -> Store:
     return open_store(directory)
 
 
-@pytest.fixture
-def two_cores():
-    """PyTorch on two threads, on any machine."""
+@contextlib.contextmanager
+def on_threads(n: int) -> Iterator[None]:
+    """PyTorch on so many threads, on any machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    with on_threads(2):
+        yield
 
 
 @pytest.fixture

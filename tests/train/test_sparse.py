@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from store.sparse import Entries, cut_into_bags
+from tests.conftest import on_threads
 from train import sparse
 from train.sparse import decode_nested
 
@@ -33,8 +34,7 @@ def test_rows_and_groups_without_entries_decode_to_the_bias(rows):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_compiled_decoder_equals_float64_operators(threads, keep, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_the_compiled_decoder_equals_float64_operators(threads, keep):
     generator = torch.Generator().manual_seed(0)
     rows, d_sae, width, groups = 13, 48, 20, 3
     decoder, b_dec = torch.randn(d_sae, width, generator=generator), torch.randn(width, generator=generator)
@@ -43,7 +43,8 @@ def test_the_compiled_decoder_equals_float64_operators(threads, keep, monkeypatc
     latent, row = active.unbind(1)
     entries = Entries(torch.randn(len(active), generator=generator), row, latent)
     bags = cut_into_bags(entries, torch.randint(groups, (d_sae,), generator=generator).sort().values, groups, rows)
-    compiled = decode_nested(entries, entries.value, bags, decoder, b_dec, target, keep)
+    with on_threads(threads):
+        compiled = decode_nested(entries, entries.value, bags, decoder, b_dec, target, keep)
     wide = Entries(entries.value.double(), row, latent)
     operators = decode_nested(wide, wide.value, bags, decoder.double(), b_dec.double(), target.double(), keep)
     for name in ("sse", "grad_bags", "grad_latent", "residual"):
