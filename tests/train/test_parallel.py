@@ -88,7 +88,7 @@ def test_two_processes_train_what_one_does_up_to_rounding(both, subtests):
             load_file(runs["latents-bad"].run_directory / "nonfinite.safetensors") for runs in (both.alone, both.together)
         )
         for name, array in one.items():
-            torch.testing.assert_close(two[name], array)
+            torch.testing.assert_close(two[name], array, equal_nan=name == "module.watch.mean")
     with subtests.test("a ring's harvester is told what one process would tell it"):
         told = [load_trained(runs["rows-followed"].store_directory) for runs in (both.alone, both.together)]
         assert told[0] is not None
