@@ -27,10 +27,9 @@ NESTING = {
     "sae": {"source_site": "mlp_out", "target_site": "mlp_out"},
 }
 BEGUN = [f"{activation}-nested" for activation in get_args(Activation)]
-KINDS = BEGUN + [
-    f"{activation}-{nesting}" for activation, nesting in product(get_args(Activation), ("plain", "skip", "random"))
-]
-KINDS += ["batchtopk-sae"]
+KINDS = [*BEGUN, "batchtopk-sae"]
+KINDS += [f"{activation}-{nesting}" for activation, nesting in product(("batchtopk", "gated"), ("plain", "skip", "random"))]
+"""Nesting is decoded alike for all; gated alone decodes twice."""
 STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
 SAVED, STEPS, FEW = 10, 15, 8
 CPU = torch.device("cpu")
