@@ -107,14 +107,16 @@ def _scope2(model: re.Match[str], layer: int) -> list[Published]:
 
 
 def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | None) -> list[Published]:
-    """`all`, those with the label wanted, or the one whose L0 is nearest (then whose width is).
+    """`all`, those with the label wanted or with these words in their path, or the one whose L0 is nearest (then whose
+    width is).
 
-    ValueError listing what exists when nothing has that label.
+    ValueError listing what exists when there is none.
     """
     ordered = sorted(candidates, key=lambda c: (abs(c.l0 - l0), abs(c.width - d_sae), c.path))
     if wanted is None:
         return ordered[:1]
-    chosen = ordered if wanted == "all" else [c for c in ordered if c.label == wanted]
+    labelled = [c for c in ordered if c.label == wanted]
+    chosen = ordered if wanted == "all" else labelled or [c for c in ordered if wanted in c.path]
     if not chosen:
         raise ValueError(f"no published transcoder has L0={wanted}; there are {', '.join(c.path for c in candidates)}")
     return chosen

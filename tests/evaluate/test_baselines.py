@@ -67,6 +67,7 @@ def test_layers_and_models_without_a_release_are_refused(hub):
 def test_ties_in_l0_go_to_the_nearer_width():
     items = [Published("r", "wide", 60.0, "medium", 262144), Published("r", "narrow", 60.0, "medium", 16384)]
     assert choose(items, 64.0, 8192, None)[0].path == "narrow"
+    assert [item.path for item in choose(items, 64.0, 8192, "wide")] == ["wide"]
 
 
 def test_a_hub_switched_off_is_said_at_once(monkeypatch):
