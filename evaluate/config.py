@@ -109,8 +109,8 @@ class CompareConfig(LayersConfig):
     baseline_name: str | None = None
     """What the report calls the first of them."""
     l0: str | None = None
-    """Which of Google's: its label (92; or small, medium, big), words of its path (width_65k), or all; the L0 nearest to ours
-    when not given."""
+    """Which of Google's: its label (92; or small, medium, big), words of its path (width_65k), or all; the L0 nearest to
+    ours when not given."""
     sequences: int = 64
     """Held-out sequences on which each output is spliced into the language model (delta CE, KL); 0 leaves the model out."""
     every_prefix: bool = False
