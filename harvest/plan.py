@@ -15,6 +15,7 @@ from harvest.lanes import Lanes
 from harvest.model import LanguageModel
 from harvest.shard import run_shard
 from harvest.tokens import PackedShard
+from store.files import nearest_there
 from store.remote import Place, Remote
 
 HEADER = 4096
@@ -31,10 +32,8 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
 
 
 def disk_of(directory: Place) -> Path:
-    """The nearest folder that exists: what is written below it lands on its disk. What is uploaded lies in TMPDIR first."""
-    if isinstance(directory, Remote):
-        return Path(tempfile.gettempdir())
-    return next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    """The nearest folder that exists. What is uploaded lies in TMPDIR first."""
+    return Path(tempfile.gettempdir()) if isinstance(directory, Remote) else nearest_there(directory)
 
 
 def shards_on_disk(config: HarvestConfig, finished: int) -> int:

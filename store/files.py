@@ -44,6 +44,11 @@ def sizes_in(directory: Place) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
+def nearest_there(path: Path) -> Path:
+    """The path, or the nearest of its parents that exists: what is written below it lands on its disk."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def fsync_directory(directory: Path) -> None:
     """Makes a rename in this directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
