@@ -33,7 +33,7 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
         ("harvest --model MODEL --layer 99 --dataset TEXT", "layer 99 is out of range"),
         ("harvest --model MODEL --dataset nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("harvest --model MODEL --dataset TEXT --text-column body", "no text column 'body'"),
-        ("harvest --model MODEL --layer 1 --dataset TEXT --tokens 100M --shard-tokens 64M", "does not fill one shard"),
+        ("harvest --model MODEL --layer 1 --dataset TEXT --tokens 1M --shard-tokens 512K", "does not fill one shard"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --shard-tokens 1000", "is not a multiple of context"),
         ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT", "TEXT cannot be a store: TEXT is a file"),
         ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT/a/b", "TEXT/a/b cannot be a store: TEXT is a file"),
