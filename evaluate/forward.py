@@ -23,7 +23,7 @@ class Forward:
     def entries(self, x: Float[Tensor, "rows d_in"]) -> Entries:
         """The active latents of x and their values, by latent, then by row: `Transcoder.encode` as a list."""
         if self.transcoder.config.activation == "threshold":
-            return scan(x, self.encoder, self.transcoder.b_enc, self.cutoff, low_precision=False)
+            return scan(x, self.encoder, self.transcoder.b_enc, self.cutoff)
         latents = self.transcoder.encode(x).T
         latent, row = latents.nonzero(as_tuple=True)
         return Entries(latents[latent, row], row, latent)
@@ -61,7 +61,7 @@ class Family:
         if len(self.members) == 1:
             yield first.entries(x)
             return
-        found = scan(x, first.encoder, first.transcoder.b_enc, self.lowest, low_precision=False)
+        found = scan(x, first.encoder, first.transcoder.b_enc, self.lowest)
         for member in self.members:
             yield found.where(found.value > member.cutoff.index_select(0, found.latent))
 

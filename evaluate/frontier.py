@@ -43,7 +43,7 @@ class Dial:
         sites = t.config.source_site, t.config.target_site
         for batch in batches(store, "train", 1024, view="raw", sites=sites, device=device, stop=stop):
             x = t.view(batch.source, norm)
-            entries = scan(x, forward.encoder, t.b_enc, low, low_precision=False)
+            entries = scan(x, forward.encoder, t.b_enc, low)
             found.append(entries.value / forward.cutoff.clamp_min(low)[entries.latent])
             rows += len(x)
         return torch.cat(found).sort(descending=True).values, rows

@@ -5,14 +5,18 @@ cutoff survive (the entries), in the order in which they are found: by latent, t
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from store import int8
 from store.kernels import Found, in_parallel
 
+Candidates = Literal["float32", "bfloat16", "int8"]
+"""In what products are computed to find those above a cutoff; what is found is computed in float32 always."""
 SCAN_LATENTS = 512
 """Latents that a thread scores at once on a CPU: their pre-activations stay in its cache."""
 
@@ -46,23 +50,25 @@ def scan(
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     cutoff: Float[Tensor, " d_sae"] | float,
-    low_precision: bool,
+    candidates: Candidates = "float32",
 ) -> Entries:
     """Every pre-activation above its latent's cutoff, in float32.
 
-    With `low_precision` candidates are found by a bfloat16 product and scored again in float32: an entry can be missed
-    only if bfloat16's rounding takes it below the cutoff, so give a cutoff with some slack.
+    Candidates that are found by a bfloat16 product are scored again: an entry can be missed only if bfloat16's rounding
+    takes it below the cutoff, so give a cutoff with some slack. int8 (store/int8.py) takes its slack itself.
     """
     on_cpu, limit = x.device.type == "cpu", cutoff - b_enc
     chunk = min(SCAN_LATENTS if on_cpu else len(encoder), len(encoder))
     chunks = -(-len(encoder) // chunk)
-    if on_cpu and x.dtype == torch.float32 and not low_precision:
+    if candidates == "int8":
+        parts = in_parallel(int8.above, int8.blocks(encoder), x, encoder, limit, int8.round_rows(x))
+    elif on_cpu and x.dtype == torch.float32 and candidates == "float32":
         parts = in_parallel(_search, chunks, x, encoder, limit, chunk, Found)
     else:
-        low = (x.bfloat16(), encoder.bfloat16()) if low_precision else (x, encoder)
+        low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
         parts = [_search(0, chunks, *low, limit, chunk, Compacted)]
     value, row, latent = (torch.cat(column) for column in zip(*parts, strict=True))
-    if low_precision:
+    if candidates == "bfloat16":
         value = sampled_dots(encoder, x, row, latent)
     return Entries(value.add_(b_enc.index_select(0, latent)), row, latent)
 
@@ -72,7 +78,7 @@ def scan_to(
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     cutoff: Tensor,
-    low_precision: bool,
+    candidates: Candidates,
     room: int,
 ) -> Entries:
     """What `scan` finds as a list of `room` entries, so that a device need not be waited for to learn how many there are.
@@ -80,7 +86,7 @@ def scan_to(
     Where fewer are found it ends in zeros; they lie all over the matrix, so that no row and no latent has many of them, and
     out of order. Where more are found those of the last latents are missing: leave enough room for the last entry to be 0.
     """
-    low = (x.bfloat16(), encoder.bfloat16()) if low_precision else (x, encoder)
+    low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
     scores = low[1] @ low[0].T
     above = scores > (cutoff - b_enc)[:, None].to(scores.dtype)
     found = torch.nonzero_static(above.view(-1), size=room, fill_value=-1).squeeze(1)
@@ -88,7 +94,7 @@ def scan_to(
     flat = torch.where(found < 0, spread, found)
     latent = flat // len(x)
     row = flat - latent * len(x)
-    value = sampled_dots(encoder, x, row, latent) if low_precision else scores.view(-1).index_select(0, flat)
+    value = sampled_dots(encoder, x, row, latent) if candidates == "bfloat16" else scores.view(-1).index_select(0, flat)
     return Entries(value.add_(b_enc.index_select(0, latent)).masked_fill_(found < 0, 0), row, latent)
 
 

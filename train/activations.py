@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from store.sparse import Entries, scan, scan_to
+from store.sparse import Candidates, Entries, scan, scan_to
 from train.config import TrainConfig
 from train.parallel import Ranks
 from train.sparse import largest_in_rows
@@ -22,7 +22,7 @@ ROOM = 1.5
 """Room for candidates, in units of the latents wanted, where they are not counted: SLACK lets 1.1 to 1.3 through."""
 LOWER, HIGHER = 0.9, 1.05
 """What the threshold is taken to be after candidates were too few, or too many for the room: by times the last one."""
-LOW_PRECISION_ERROR = 0.05
+BFLOAT16_ERROR = 0.05
 """How far bfloat16 can take a normalised pre-activation from its value: where the cutoff is 0, slack is absolute."""
 ALL = 1e-6
 """A cutoff so low lets all positive pre-activations through: there may be fewer than wanted."""
@@ -65,9 +65,10 @@ class Folded:
 class Activation(torch.nn.Module):
     """What the kinds share."""
 
-    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
+    def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__()
-        self.k, self.low_precision, self.ranks = config.k, low_precision, ranks
+        self.k, self.ranks = config.k, ranks
+        self.candidates: Candidates = candidates
         self.n_latents = ranks.latents.count(config.d_sae)
 
     def kth_of_sample(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:
@@ -93,8 +94,8 @@ class BatchTopK(Activation):
     last: Tensor
     weight: Tensor
 
-    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
-        super().__init__(config, low_precision, ranks)
+    def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
+        super().__init__(config, candidates, ranks)
         self.register_buffer("threshold", torch.zeros(self.n_latents))
         self.register_buffer("last", torch.full((), -1.0))
         self.register_buffer("weight", torch.zeros(()))
@@ -104,10 +105,10 @@ class BatchTopK(Activation):
         if not may_wait:
             return self._select_uncounted(x, encoder, b_enc, wanted)
         cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))
-        entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
+        entries = scan(x, encoder, b_enc, cutoff, self.candidates)
         while cutoff > 0 and self._count(entries) < wanted:
             cutoff = cutoff * 0.7 if cutoff > ALL else 0.0
-            entries = scan(x, encoder, b_enc, cutoff, self.low_precision)
+            entries = scan(x, encoder, b_enc, cutoff, self.candidates)
         values = self.ranks.gather(entries.value)
         smallest = values.new_tensor(TINY)
         if len(values) > wanted:
@@ -124,7 +125,7 @@ class BatchTopK(Activation):
         step searches lower, or higher.
         """
         cutoff, room = SLACK * self.last, min(int(ROOM * wanted), len(x) * len(encoder))
-        found = scan_to(x, encoder, b_enc, cutoff, self.low_precision, room)
+        found = scan_to(x, encoder, b_enc, cutoff, self.candidates, room)
         kept = found.largest(wanted)
         smallest = kept.value.min()
         few, many = (smallest <= 0) & (cutoff > ALL), found.value[-1] != 0
@@ -172,20 +173,20 @@ class L1(Activation):
     started: Tensor
     shift: Tensor
 
-    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
-        super().__init__(config, low_precision, ranks)
+    def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
+        super().__init__(config, candidates, ranks)
         self.register_buffer("l1_weight", torch.zeros(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    def candidates(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Entries:
+    def positive(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Entries:
         """All positive pre-activations. Before the first step biases are set so that there are k a row: half of the
         dictionary would be active otherwise, and the penalty takes thousands of steps to change that."""
         if not self.started:
             b_enc.sub_(self.kth_of_sample(x, encoder, b_enc))
             self.started.fill_(True)
-        if not self.low_precision:
-            return scan(x, encoder, b_enc, 0.0, low_precision=False)
-        entries = scan(x, encoder, b_enc, -LOW_PRECISION_ERROR, low_precision=True)
+        if self.candidates != "bfloat16":
+            return scan(x, encoder, b_enc, 0.0, self.candidates)
+        entries = scan(x, encoder, b_enc, -BFLOAT16_ERROR, self.candidates)
         return entries.where(entries.value > 0)
 
     def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, rows: int) -> None:
@@ -207,7 +208,7 @@ class ReLU(L1):
     """All positive pre-activations."""
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
-        entries = self.candidates(x, encoder, b_enc)
+        entries = self.positive(x, encoder, b_enc)
         return Selection(entries, entries.value)
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
@@ -224,13 +225,13 @@ class Gated(L1):
     The gate learns from the L1 penalty and from a reconstruction of its own through the frozen decoder.
     """
 
-    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
-        super().__init__(config, low_precision, ranks)
+    def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
+        super().__init__(config, candidates, ranks)
         self.r_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
         self.b_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
-        entries = self.candidates(x, encoder, b_enc)
+        entries = self.positive(x, encoder, b_enc)
         self.projected = entries.value - b_enc.index_select(0, entries.latent)
         self.scale = self.r_mag.exp().index_select(0, entries.latent)
         magnitude = self.scale * self.projected + self.b_mag.index_select(0, entries.latent)
@@ -262,8 +263,8 @@ class JumpReLU(Activation):
     penalty is its variant l0_weight * (L0 / k - 1)^2, which aims at an L0 instead of trading it for error.
     """
 
-    def __init__(self, config: TrainConfig, low_precision: bool, ranks: Ranks) -> None:
-        super().__init__(config, low_precision, ranks)
+    def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
+        super().__init__(config, candidates, ranks)
         self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
         self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
@@ -272,7 +273,7 @@ class JumpReLU(Activation):
             self.log_threshold.data.fill_(self.kth_of_sample(x, encoder, b_enc).log())
         threshold = self.log_threshold.detach().exp()
         floor = (threshold - self.bandwidth / 2).clamp_min(0)
-        entries = scan(x, encoder, b_enc, floor * SLACK if self.low_precision else floor, self.low_precision)
+        entries = scan(x, encoder, b_enc, floor * SLACK if self.candidates == "bfloat16" else floor, self.candidates)
         entries = entries.where(entries.value > floor.index_select(0, entries.latent))
         return Selection(entries, entries.value * (entries.value > threshold[entries.latent]))
 
@@ -291,7 +292,7 @@ class JumpReLU(Activation):
         return Folded(torch.ones_like(b_enc), b_enc, self.log_threshold.exp())
 
 
-ACTIVATIONS: dict[str, Callable[[TrainConfig, bool, Ranks], BatchTopK | TopK | ReLU | Gated | JumpReLU]] = {
+ACTIVATIONS: dict[str, Callable[[TrainConfig, Candidates, Ranks], BatchTopK | TopK | ReLU | Gated | JumpReLU]] = {
     "batchtopk": BatchTopK,
     "topk": TopK,
     "relu": ReLU,

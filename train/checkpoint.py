@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from store.files import write_tensors
+from store.sparse import Candidates
 from store.transcoder import check_keys
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
@@ -22,12 +23,12 @@ NOT_PART_OF_THE_RUN = (
 )  # fmt: skip
 
 
-def identity(config: TrainConfig, store_fingerprint: str, low_precision: bool) -> dict[str, Any]:
+def identity(config: TrainConfig, store_fingerprint: str, candidates: Candidates) -> dict[str, Any]:
     """What must agree for two runs to be the same run."""
     fields = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
     return fields | {
         "prefix_sizes": list(config.prefixes), "view": config.input_view, "store_fingerprint": store_fingerprint,
-        "candidates": "bfloat16" if low_precision else "float32",
+        "candidates": candidates,
     }  # fmt: skip
 
 

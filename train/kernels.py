@@ -1,37 +1,11 @@
 """The decoder's pass on a CPU, compiled by numba: all that a row needs stays in the processor's cache."""
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
-from store.kernels import compiled
+from store.kernels import LINE, compiled, prefetch
 
 AHEAD = 4
 """How many entries before its use a decoder row is asked from memory."""
-LINE = 16
-"""float32 numbers in a cache line."""
-
-
-@intrinsic
-def prefetch(typing_context, matrix, row, column):
-    """Asks memory for the cache line of matrix[row, column]: the rows that entries point to follow no pattern that the
-    processor could guess."""
-
-    def generate(context, builder, signature, arguments):
-        array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, arguments[1:])
-        bytes_pointer, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
-        address = builder.bitcast(pointer, bytes_pointer)
-        shape = ir.FunctionType(ir.VoidType(), [bytes_pointer, number, number, number])
-        instruction = builder.module.declare_intrinsic("llvm.prefetch", [bytes_pointer], shape)
-        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        builder.call(instruction, [address, read, keep, data])
-        return context.get_dummy_value()
-
-    return types.void(matrix, types.int64, types.int64), generate
 
 
 @compiled

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from store import int8
 from store.batches import Batch, batches
 from store.devices import native_bfloat16, resolve_device
 from store.interchange import save_scope2
@@ -16,6 +17,7 @@ from store.manifest import load_manifest
 from store.pair import open_pair
 from store.reader import Store, check_shards
 from store.ring import load_ring
+from store.sparse import Candidates
 from store.transcoder import Transcoder
 from train import checkpoint
 from train.config import TrainConfig
@@ -76,17 +78,24 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
 
 
 def identity_of(config: TrainConfig, store: Store, device: torch.device) -> dict:
-    identity = checkpoint.identity(config, store.fingerprint, low_precision(config, device))
+    identity = checkpoint.identity(config, store.fingerprint, candidates(config, device))
     return identity | ({} if store.target is None else {"target_store_fingerprint": store.target.fingerprint})
 
 
-def low_precision(config: TrainConfig, device: torch.device) -> bool:
-    return config.candidates == "bfloat16" or (config.candidates == "auto" and native_bfloat16(device))
+def candidates(config: TrainConfig, device: torch.device) -> Candidates:
+    """In what to look for active latents: what is fastest on the device, unless the config says. ValueError for int8 where
+    there is no kernel for it."""
+    has_int8 = device.type == "cpu" and int8.available()
+    if config.candidates == "int8" and not has_int8:
+        raise ValueError(f"candidates is int8, which needs an x86 CPU with AVX2; {device} takes auto, float32 or bfloat16")
+    if config.candidates != "auto":
+        return config.candidates
+    return "bfloat16" if native_bfloat16(device) else "int8" if has_int8 else "float32"
 
 
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
     module = TrainingTranscoder(
-        config, store.manifest, store.norm, low_precision(config, device), store.target_side.manifest, ranks
+        config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks
     )
     return Run(config, store, module.to(device), identity)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from store.manifest import Manifest, Moments
-from store.sparse import Bags, cut_into_bags
+from store.sparse import Bags, Candidates, cut_into_bags
 from store.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS, Selection
@@ -94,7 +94,7 @@ class TrainingTranscoder(nn.Module):
         config: TrainConfig,
         manifest: Manifest,
         norm: Norm,
-        low_precision: bool,
+        candidates: Candidates,
         target_manifest: Manifest | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     ) -> None:
@@ -117,7 +117,7 @@ class TrainingTranscoder(nn.Module):
         self.skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
         self.register_buffer("tokens_since_fired", torch.zeros(len(self.encoder), dtype=torch.int64))
         self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
-        self.activation = ACTIVATIONS[config.activation](config, low_precision, ranks)
+        self.activation = ACTIVATIONS[config.activation](config, candidates, ranks)
         self.watch = Watch()
         self.listed_dead: Tensor | None = None
         self.requires_grad_(False)

@@ -229,7 +229,7 @@ def calibrate(run: Run, store: Store) -> Tensor:
     with tqdm(total=rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
         for batch in stream:
             x, _ = module.normalise(batch.source, batch.target)
-            found = scan(x, module.encoder, module.b_enc, cutoff, module.activation.low_precision).value
+            found = scan(x, module.encoder, module.b_enc, cutoff, module.activation.candidates).value
             values.append(found[found > cutoff])
             bar.update(len(x))
     pooled = run.ranks.latents.gather(torch.cat(values))

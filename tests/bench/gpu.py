@@ -22,6 +22,7 @@ from store.devices import native_bfloat16, resolve_device
 from store.reader import Store, open_store
 from tests.bench.step import synthetic
 from train.config import TrainConfig
+from train.loop import candidates
 from train.module import WAIT_EVERY, TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step
@@ -83,7 +84,7 @@ def training(store: Store, sizes: Sizes, device: torch.device) -> tuple[float, f
         model=recipe.model, layer=recipe.layer, d_sae=sizes.d_sae, k=sizes.k, batch_rows=sizes.batch, lr=LR, tokens=10**12,
         device=str(device),
     )  # fmt: skip
-    module = TrainingTranscoder(config, store.manifest, store.norm, native_bfloat16(device)).to(device)
+    module = TrainingTranscoder(config, store.manifest, store.norm, candidates(config, device)).to(device)
     optimizer = make_optimizer(module, LR)
     stream = batches(store, "train", sizes.batch, device=device)
     batch = next(stream)

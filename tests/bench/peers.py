@@ -32,7 +32,7 @@ from store.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
 from tests.bench.step import DEMO
 from train.config import TrainConfig
-from train.loop import train
+from train.loop import candidates, train
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.presets import expand
@@ -103,7 +103,8 @@ def config_of(store: Store, sites: tuple[str, str], **changes: object) -> TrainC
 @torch.no_grad()
 def speed(store: Store, python: Path, folder: Path, batch_rows: int, rounds: int) -> None:
     """Prints median milliseconds of one step of each, and the median of each round's ratio to ours."""
-    module = TrainingTranscoder(config_of(store, TRANSCODER, batch_rows=batch_rows), store.manifest, store.norm, False)
+    config = config_of(store, TRANSCODER, batch_rows=batch_rows)
+    module = TrainingTranscoder(config, store.manifest, store.norm, candidates(config, torch.device("cpu")))
     optimizer = make_optimizer(module, OUR_LR)
     for sites in (SAE, TRANSCODER):
         save_file(first_rows(store, "train", N_BATCHES * batch_rows, sites), folder / sites[0])

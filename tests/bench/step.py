@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from store.batches import batches
-from store.devices import native_bfloat16
 from store.reader import open_store
 from train.config import TrainConfig
+from train.loop import candidates
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=8192)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--candidates", default="auto")
     options = parser.parse_args()
     import tempfile
 
@@ -85,10 +86,13 @@ def main() -> None:
             tokens=10**9, device="cpu",
         )  # fmt: skip
         stream = batches(store, "train", options.batch)
-        low = native_bfloat16(torch.device("cpu"))
-        modules = {
-            name: TrainingTranscoder(TrainConfig(**common, prefix_sizes=sizes), store.manifest, store.norm, low)
+        configs = {
+            name: TrainConfig(**common, prefix_sizes=sizes, candidates=options.candidates)
             for name, sizes in (("five prefixes", None), ("one prefix", str(options.d_sae)))
+        }
+        precision = candidates(configs["one prefix"], torch.device("cpu"))
+        modules = {
+            name: TrainingTranscoder(config, store.manifest, store.norm, precision) for name, config in configs.items()
         }
         optimizers = {name: make_optimizer(module, 2e-3) for name, module in modules.items()}
         for _ in range(WARM_STEPS):  # so that thresholds and densities are those of training
@@ -109,7 +113,7 @@ def main() -> None:
         }
         dense = {MATMUL: runs[MATMUL], "dense nested forward and backward": lambda: dense_step(module, x, y)}
         print(f"d 640, d_sae {options.d_sae}, k {options.k}, batch {options.batch}, {torch.get_num_threads()} threads, "
-              f"candidates in {'bfloat16' if low else 'float32'}, {directory}")  # fmt: skip
+              f"candidates in {precision}, {directory}")  # fmt: skip
         for contestants, rounds in ((runs, options.rounds), (dense, max(1, options.rounds // 3))):
             times: dict[str, list[float]] = {name: [] for name in contestants}
             for _ in range(rounds):

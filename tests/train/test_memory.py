@@ -17,6 +17,7 @@ import torch
 from store.batches import batches
 from store.reader import open_store
 from train.config import TrainConfig
+from train.loop import candidates
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step
@@ -26,7 +27,7 @@ def peak():
 
 def train(rows, d_sae, k, n_dead):
     config = TrainConfig(model="tiny", layer=1, d_sae=d_sae, k=k, batch_rows=rows, tokens=rows, activation=sys.argv[2])
-    module = TrainingTranscoder(config, store.manifest, store.norm, low_precision=False)
+    module = TrainingTranscoder(config, store.manifest, store.norm, candidates(config, torch.device("cpu")))
     module.tokens_since_fired[:n_dead] = config.dead_after
     optimizer = make_optimizer(module, 1e-3)
     for _ in range(3):

@@ -3,14 +3,17 @@
 import pytest
 import torch
 
-from store import sparse
+from store import int8, sparse
 from store.batches import batches
 from store.reader import Store
 from tests.train import reference
 from train.config import TrainConfig
+from train.loop import candidates
 from train.module import TrainingTranscoder, view_moments
 from train.optimizer import make_optimizer
 from train.run import train_step
+
+needs_avx2 = pytest.mark.skipif(not int8.available(), reason="this CPU has no AVX2")
 
 
 def make_config(**changes) -> TrainConfig:
@@ -22,7 +25,7 @@ def make_config(**changes) -> TrainConfig:
 
 
 def make_module(store: Store, config: TrainConfig) -> TrainingTranscoder:
-    return TrainingTranscoder(config, store.manifest, store.norm, config.candidates == "bfloat16")
+    return TrainingTranscoder(config, store.manifest, store.norm, candidates(config, torch.device("cpu")))
 
 
 def first_batch(store: Store, config: TrainConfig):
@@ -43,9 +46,12 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "relu", "gated"])
 @pytest.mark.parametrize("n_dead", [0, 2, 9])
-def test_low_precision_candidates_give_the_gradients_of_a_dense_float64_reference(store, activation, n_dead, monkeypatch):
+@pytest.mark.parametrize("candidates", ["bfloat16", pytest.param("int8", marks=needs_avx2)])
+def test_low_precision_candidates_give_the_gradients_of_a_dense_float64_reference(
+    store, activation, n_dead, candidates, monkeypatch
+):
     monkeypatch.setattr(sparse, "SCAN_LATENTS", 16)
-    config = make_config(activation=activation, candidates="bfloat16", prefix_sizes="5,13,40")
+    config = make_config(activation=activation, candidates=candidates, prefix_sizes="5,13,40")
     module = make_module(store, config)
     batch = first_batch(store, config)
     module.step_gradients(batch.source, batch.target)  # thresholds and biases find their start

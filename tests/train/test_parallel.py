@@ -112,7 +112,7 @@ def test_a_process_holds_its_own_latents_only(store):
     """Of each latent 25 weights (gated), Adam's 50, a counter and a group; and 62 numbers that are not of latents."""
     config = make_config(d_sae=41, activation="gated")
     for ranks, latents in [(Ranks(), 41)] + [(Ranks(rank, 3, shards_dictionary=True), 14 - rank // 2) for rank in range(3)]:
-        module = TrainingTranscoder(config, store.manifest, store.norm, False, ranks=ranks)
+        module = TrainingTranscoder(config, store.manifest, store.norm, "float32", ranks=ranks)
         optimizer = make_optimizer(module, 1e-3)
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -125,9 +125,11 @@ def test_a_process_holds_its_own_latents_only(store):
 def test_a_dictionary_starts_with_the_same_latents_whoever_holds_them(store, monkeypatch):
     monkeypatch.setattr("train.module.CHUNK", 8)
     config = make_config(d_sae=41)
-    whole = TrainingTranscoder(config, store.manifest, store.norm, False).state_dict()
+    whole = TrainingTranscoder(config, store.manifest, store.norm, "float32").state_dict()
     for rank in range(3):
-        part = TrainingTranscoder(config, store.manifest, store.norm, False, ranks=Ranks(rank, 3, shards_dictionary=True))
+        part = TrainingTranscoder(
+            config, store.manifest, store.norm, "float32", ranks=Ranks(rank, 3, shards_dictionary=True)
+        )
         assert torch.equal(part.encoder, whole["encoder"][rank::3])
         assert torch.equal(part.decoder, whole["decoder"][rank::3])
         assert part.group_of.tolist() == [sum(latent >= size for size in config.prefixes) for latent in range(rank, 41, 3)]

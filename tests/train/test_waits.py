@@ -117,15 +117,15 @@ def test_the_next_step_that_waits_is_right_again(store, monkeypatch):
     torch.testing.assert_close(module.activation.last, (x @ module.encoder.T).flatten().topk(config.k * len(x)).values[-1])
 
 
-@pytest.mark.parametrize("low_precision", [False, True])
+@pytest.mark.parametrize("candidates", ["float32", "bfloat16"])
 @pytest.mark.parametrize("room", [0.5, 1, 3])
-def test_a_list_of_known_length_holds_what_is_above_the_cutoff_and_zeros(low_precision, room):
+def test_a_list_of_known_length_holds_what_is_above_the_cutoff_and_zeros(candidates, room):
     generator = torch.Generator().manual_seed(0)
     x, encoder = torch.randn(33, 8, generator=generator), torch.randn(20, 8, generator=generator)
     b_enc = torch.randn(20, generator=generator)
     dense = (encoder @ x.T + b_enc[:, None]) * ((encoder @ x.T + b_enc[:, None]) > 2)
     n = int((dense > 0).sum())
-    found = scan_to(x, encoder, b_enc, torch.tensor(2.0), low_precision, int(room * n))
+    found = scan_to(x, encoder, b_enc, torch.tensor(2.0), candidates, int(room * n))
     assert len(found) == int(room * n)
     assert (found.value[-1] == 0) == (room == 3)
     listed = torch.zeros_like(dense).index_put((found.latent, found.row), found.value, accumulate=True)
