@@ -1,10 +1,11 @@
 """`make bench-peers`: our training step and what it learns against SAELens, dictionary_learning and sparsify.
 
 Each peer runs in a process and an environment of its own (tests/bench/peer.py, versions in tests/bench/peers.txt), one at a
-time: the steps alternate round by round (two of each, of which the second counts), and the rows, sizes, dtype of the weights
-and number of threads are the same. For quality each trains on the same rows in the same order; FVU is ours, in float64, on
-held-out rows. Thresholds give a mean of k active latents: ours on training rows, the peers' on those that are measured, which
-can only help them. SAELens and dictionary_learning cannot train transcoders, so there mlp_out predicts itself.
+time: the steps alternate round by round (two of each, of which the second counts), and the rows, sizes, dtype of the
+weights and number of threads are the same. For quality each trains on the same rows in the same order; FVU is ours, in
+float64, on held-out rows. Thresholds give a mean of k active latents: ours on training rows, the peers' on those that are
+measured, which can only help them. SAELens and dictionary_learning cannot train transcoders, so there mlp_out predicts
+itself.
 """
 
 import argparse
