@@ -198,7 +198,7 @@ class Windows:
         return slot.copy(int(window.rows.sum()), None if window.order is None else torch.from_numpy(window.order))
 
     def close(self) -> None:
-        self.fillers.shutdown(wait=True, cancel_futures=True)
+        self.fillers.shutdown(wait=True)
         self.readers.shutdown(wait=True)
         self.reader.close()
 

@@ -120,7 +120,7 @@ def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
 
 def test_text_that_ends_early_keeps_what_there_is(config, caplog):
     with caplog.at_level(logging.WARNING):
-        (manifest,) = harvest(replace(config, shard_tokens=8192, tokens=1000 * 8192, batch_sequences=64))
+        (manifest,) = harvest(replace(config, shard_tokens=8192, tokens=20 * 8192, batch_sequences=64))
     assert manifest.exhausted
     assert 3 <= len(manifest.shards) < 10
     assert "the text ended after" in caplog.text
@@ -177,7 +177,7 @@ def test_killed_by_sigkill_at_twenty_points_and_resumed_equals_uninterrupted(tin
             assert files_of(tmp_path / f"killed{number}" / layer) == whole
 
 
-@pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deaths", ["20", pytest.param("1000", marks=pytest.mark.slow)])
 def test_random_deaths_end_byte_identical(tmp_path, deaths):
     command = [sys.executable, "-W", "ignore", "-m", "tests.harvest.kills", str(tmp_path), deaths, "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
