@@ -1,14 +1,14 @@
 """Products in 8-bit numbers, to find the few that are above a limit: x86 CPUs with AVX2, a third of the time of float32.
 
-Rows and latents are rounded to whole numbers of a unit of their own; the error that this makes is known (independent
-roundings, so it is normal), and whatever is within `SIGMAS` of its standard deviations of the limit is computed again in
-float32. Before that, inputs with large values are made smaller and their weights larger (arXiv 2211.10438), as the few
-dimensions that dominate a residual stream would leave the others only a few levels.
+Rows and latents are rounded to whole numbers of a unit of their own; the error that this makes is known (roundings are
+independent, so it is normal, unless a latent's weights are all of one size), and whatever is within `SIGMAS` of its
+standard deviations of the limit is computed again in float32. Before that, inputs with large values are made smaller and
+their weights larger (arXiv 2211.10438), as the few dimensions that dominate a residual stream would leave the others only
+a few levels.
 """
 
 from dataclasses import dataclass
 
-import llvmlite.binding
 import numpy as np
 import torch
 from llvmlite import ir
@@ -42,7 +42,7 @@ TINY, SMALLEST = 1e-30, 1e-12
 
 def available() -> bool:
     """Whether this CPU has the instructions."""
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx2"))
+    return torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
 
 
 @dataclass(frozen=True)
