@@ -103,18 +103,26 @@ def _search(first, last, x, encoder, limit, levels, factor, per_unit, rounding):
         for i in range(len(block)):
             its_limit = limit[base + i]
             _mark(sums[i, : len(x)], its_limit / unit[i], middle[i], variance[i], mean_rounding, per_unit, rounding, marks)
-            n = listed(marks, near)
-            for h in range(n):
-                if h + AHEAD < n:
-                    for c in range(0, x.shape[1], LINE):
-                        prefetch(x, near[h + AHEAD], c)  # type: ignore[call-arg]  # numba gives the context
-                there, weights, total = x[near[h]], block[i], np.float32(0)
-                for c in range(x.shape[1]):
-                    total += there[c] * weights[c]
-                if total > its_limit:
-                    value[found], place[found] = total, (base + i) * len(x) + near[h]
-                    found += 1
+            first_place, rows = (base + i) * len(x), near[: listed(marks, near)]
+            found += _compute(x, rows, block[i], its_limit, first_place, value[found:], place[found:])
     return value[:found].copy(), place[:found].copy()
+
+
+@compiled
+def _compute(x, near, weights, limit, first_place, value, place) -> int:
+    """Lists the products of a latent with these rows that are above the limit, and their places; returns how many."""
+    found = 0
+    for h in range(len(near)):
+        if h + AHEAD < len(near):
+            for c in range(0, x.shape[1], LINE):
+                prefetch(x, near[h + AHEAD], c)  # type: ignore[call-arg]  # numba gives the context
+        there, total = x[near[h]], np.float32(0)
+        for c in range(x.shape[1]):
+            total += there[c] * weights[c]
+        if total > limit:
+            value[found], place[found] = total, first_place + near[h]
+            found += 1
+    return found
 
 
 @compiled
