@@ -177,7 +177,7 @@ def test_killed_by_sigkill_at_twenty_points_and_resumed_equals_uninterrupted(tin
             assert files_of(tmp_path / f"killed{number}" / layer) == whole
 
 
-@pytest.mark.parametrize("deaths", ["20", pytest.param("1000", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])
 def test_random_deaths_end_byte_identical(tmp_path, deaths):
     command = [sys.executable, "-W", "ignore", "-m", "tests.harvest.kills", str(tmp_path), deaths, "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
