@@ -109,6 +109,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     asked = configs(folder)
     ranks = join("cpu", shard_dictionary=True)
+    said = []
     for kind in BEGUN:
         save_again(asked[f"latents-{kind}"], ranks, folder / f"again-{kind}")
     for name in STOPPED:
@@ -116,11 +117,12 @@ if __name__ == "__main__":
             try:
                 train(asked.pop(name))
             except KeyboardInterrupt:
-                print(f"{name}: stopped")
+                said.append(f"{name}: stopped")
     with before_step(SAVED - 4, poison):
         try:
             train(asked.pop("latents-bad"))
         except ValueError as error:
-            print(f"latents-bad: {str(error).partition('(')[0]}")
+            said.append(f"latents-bad: {str(error).partition('(')[0]}")
     for one in asked.values():
         train(one)
+    (folder / f"said-{ranks.rank}").write_text("\n".join(said))
