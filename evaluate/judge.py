@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -139,20 +140,26 @@ def read_list(reply: str, n: int) -> list[bool] | None:
 def in_parallel(
     config: JudgeConfig, path: Path, what: str, work: Sequence[tuple[int, Callable[[], list[dict]]]]
 ) -> list[dict]:
-    """What the calls return, each appended to the file when it comes; a failure or Ctrl-C keeps what there is."""
+    """What the calls return, each appended to the file when it comes; a failure or Ctrl-C keeps what there is, and what is
+    under way."""
     found: list[dict] = []
-    pool = ThreadPoolExecutor(config.parallel)
-    try:
-        with path.open("a", encoding="utf-8") as file, tqdm(total=sum(n for n, _ in work), desc=what, unit="item") as bar:
-            sizes = {pool.submit(call): n for n, call in work}
-            for future in as_completed(sizes):
-                records = future.result()
+    writing = Lock()
+    with path.open("a", encoding="utf-8") as file, tqdm(total=sum(n for n, _ in work), desc=what, unit="item") as bar:
+
+        def keep(n: int, call: Callable[[], list[dict]]) -> None:
+            records = call()
+            with writing:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
                 file.flush()
-                found += records
-                bar.update(sizes[future])
-    finally:
-        pool.shutdown(cancel_futures=True)
+                found.extend(records)
+                bar.update(n)
+
+        pool = ThreadPoolExecutor(config.parallel)
+        try:
+            for future in as_completed([pool.submit(keep, n, call) for n, call in work]):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return found
 
 

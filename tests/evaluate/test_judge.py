@@ -1,6 +1,7 @@
 """Questions against a dense float64 look at the shards; judges that are perfect, constant or absent, on loopback."""
 
 import dataclasses
+import itertools
 import json
 import re
 import threading
@@ -196,12 +197,13 @@ class Oracle:
         self.explained = {texts["texts"][0]: texts["latent"] for texts in records(config.folder / "explain.jsonl")}
         self.requests: list[dict] = []
         self.headers: list[dict] = []
+        self.numbers = itertools.count(1)
         self.fail: Callable[[int], int | str | None] = lambda n: None
 
     def __call__(self, body: dict, headers: dict) -> str | int:
         self.requests.append(body)
         self.headers.append(headers)
-        if said := self.fail(len(self.requests)):
+        if said := self.fail(next(self.numbers)):  # of requests that come at once, too, each has a number of its own
             return said
         question = body["messages"][1]["content"]
         texts = re.split(r"(?:^|\n\n)Text \d+: ", question)
@@ -258,6 +260,22 @@ def test_a_judge_that_stops_is_continued_without_asking_twice(exported, serve, t
     assert len(again.requests) == 12 * 2 * 4 - 28
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert found["fuzzing"]["balanced_accuracy"]["value"] == 1.0
+
+
+def test_what_is_under_way_when_another_request_fails_is_kept(exported, serve, tmp_path):
+    oracle, failed = Oracle(exported), threading.Event()
+
+    def fail(n: int) -> int | None:
+        if n == 1:
+            assert failed.wait(60)
+            return None
+        failed.set()
+        return 401
+
+    oracle.fail = fail
+    with pytest.raises(ValueError, match="refuses model"):
+        judge(judge_config(exported, serve(oracle), tmp_path / "out", parallel=2))
+    assert len(records(tmp_path / "out" / "explanations.jsonl")) == 1
 
 
 def test_given_explanations_are_used_and_others_later_are_refused(exported, serve, tmp_path):
