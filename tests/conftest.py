@@ -6,9 +6,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every command under test: the cores are busy with other tests
 
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 install_import_hook(["store", "harvest", "train", "evaluate"], "beartype.beartype")
+# The same examples everywhere, however slow the machine is: a first call may compile, and other tests have the cores.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 import contextlib  # noqa: E402
 import json  # noqa: E402

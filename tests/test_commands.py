@@ -5,15 +5,13 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from store.command import command as command_of_a_room
 from store.command import parse_count
+from tests.child import ROOT, python
 from tests.conftest import make_store
-
-ROOT = Path(__file__).parent.parent
 
 
 def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
@@ -82,11 +80,10 @@ def test_a_misspelt_option_is_refused_with_the_nearest_name(monkeypatch, capsys)
 
 @pytest.mark.parametrize("room", ["harvest", "train", "evaluate"])
 def test_help_teaches(room):
-    done = subprocess.run([sys.executable, "-m", room, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 0
-    assert "usage: python -m " + room in done.stdout
+    said = python("-m", room, "--help")
+    assert "usage: python -m " + room in said
     expected = {"harvest": "--shard-tokens", "train": "--prefix-sizes", "evaluate": "compare"}
-    assert expected[room] in done.stdout
+    assert expected[room] in said
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ import dataclasses
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -27,8 +25,9 @@ from evaluate.drawing import bars, lines
 from evaluate.samples import PARQUET
 from harvest.text import vocabulary_hash
 from store.files import write_text
+from tests.child import python
 from tests.conftest import make_store
-from tests.evaluate.test_report import CHROMIUM, FLAGS, measured
+from tests.evaluate.test_report import CHROMIUM, PATIENCE, launched, measured
 from tests.store.test_transcoder import make_transcoder
 
 SCRIPT, HEBREW = "<script>alert(1)</script>", "שלום"
@@ -148,9 +147,7 @@ def test_an_empty_results_folder_says_how_to_begin(tmp_path):
 
 def test_the_browser_starts_without_loading_torch():
     code = "import sys, evaluate.__main__, evaluate.browse; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
-    assert found.stdout.split() == ["False", "True"]
+    assert python("-c", code).split() == ["False", "True"]
 
 
 def test_prefixes_and_runs_stand_side_by_side(client):
@@ -185,6 +182,7 @@ def test_a_run_stands_beside_what_it_was_compared_with(client):
 def serving(app) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # a browser that is there before the server waits for it
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -192,7 +190,7 @@ def serving(app) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(5)
+            thread.join()
 
 
 @contextlib.contextmanager
@@ -202,12 +200,12 @@ def browsing(width: int = 1000, scheme: str = "light", failing: bool = False):
 
     complaints = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        browser = launched(playwright)
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(PATIENCE)
         try:
             yield page
         finally:
@@ -222,7 +220,7 @@ def test_a_feature_is_found_by_search_sorting_and_keys(results):
         page.click(f"a[href='/run/{RUN}']")
         page.click("nav.tabs >> text=Features")
         page.click("thead >> text=fires on")
-        assert "sort=density" in page.url
+        page.wait_for_url("**sort=density**")  # and for the page's script: before that, keys do nothing
         assert page.locator("th[aria-sort=descending]").inner_text().startswith("fires on")
         page.keyboard.press("/")
         page.keyboard.type("alpha")
@@ -232,8 +230,9 @@ def test_a_feature_is_found_by_search_sorting_and_keys(results):
         page.keyboard.press("j")
         second = page.locator("tbody tr").nth(1).locator("a").inner_text()
         page.keyboard.press("Enter")
-        page.wait_for_selector("h1 >> text=" + second)
         number = int(second[1:])
+        page.wait_for_url(f"**/{number}")
+        assert second in page.locator("h1").inner_text()
         assert page.locator(".middle").count() > 0
         page.keyboard.press("ArrowRight")
         page.wait_for_url(f"**/{number + 1}")

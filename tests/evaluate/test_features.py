@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from evaluate.samples import QUANTILES, collect_samples, logit_effects
 from harvest.text import load_unembedding, token_texts, vocabulary_hash
 from store.reader import Store
 from store.transcoder import Transcoder
+from tests.child import python
 from tests.conftest import make_store
 from tests.evaluate.dense import Dense, dense
 from tests.store.test_transcoder import make_transcoder
@@ -311,12 +309,9 @@ print(len(points))
 def test_killed_by_sigkill_at_eight_points_and_continued_equals_uninterrupted(written, tmp_path, tiny_models):
     folder, store, _ = written
     places = (store.directory, folder.parent, tiny_models["gpt2"], tmp_path)
-    command = [sys.executable, "-W", "ignore", "-c", KILLER, *map(str, places)]
-    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    points = int(python("-c", KILLER, *map(str, places)))
     expected = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for number in range(int(done.stdout)):
+    for number in range(points):
         again = tmp_path / f"killed{number}" / "activation_samples"
         assert {path.name: path.read_bytes() for path in again.iterdir()} == expected
 

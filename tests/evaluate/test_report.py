@@ -14,6 +14,13 @@ from tests.conftest import make_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+PATIENCE = 300_000
+"""Milliseconds that a browser may take for anything, on a busy machine."""
+
+
+def launched(playwright):
+    """Chromium, without a window."""
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split(), timeout=PATIENCE)
 
 
 def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
@@ -140,15 +147,16 @@ def open_page(report):
 
     complaints, requests = [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        browser = launched(playwright)
 
         def opened(width: int, scheme: str = "light"):
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.set_default_timeout(PATIENCE)
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("request", lambda request: requests.append(request.url))
             page.goto(report.as_uri())
-            page.wait_for_selector(".plot .main-svg")
+            page.wait_for_function("[...places].every(place => place.querySelector('.main-svg'))")
             return page
 
         yield opened
@@ -177,14 +185,14 @@ def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, s
 def test_it_can_be_read_by_keyboard_and_by_ear(open_page):
     page = open_page(1280)
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.wait_for_function("document.activeElement.textContent === 'Skip to the content'")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
+    page.wait_for_function("document.activeElement.id === 'main'")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Metrics"
+    page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'Metrics'")
     page.locator("summary").first.focus()
     page.keyboard.press("Enter")
-    assert page.locator("details[open] tbody tr").first.is_visible()
+    page.locator("details[open] tbody tr").first.wait_for()
     unnamed = "[...document.querySelectorAll('[role=img],[role=region]')].filter(e => !e.getAttribute('aria-label')).length"
     assert page.evaluate(unnamed) == 0
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => +e.tagName[1])")

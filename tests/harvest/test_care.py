@@ -11,6 +11,7 @@ from harvest.config import HarvestConfig
 from harvest.corpus import steadily
 from harvest.loop import harvest
 from store.lock import WriterLock
+from tests.child import PATIENCE, ROOT
 from tests.test_commands import run
 
 
@@ -117,7 +118,7 @@ def test_a_repair_killed_by_sigkill_and_begun_again_ends_with_the_same_bytes(con
     before = files_of(config.store)
     damage(config.store)
     command = [sys.executable, "-W", "ignore", "-c", KILLED, *REPAIR[2:], str(config.store), str(point)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | {"PYTHONPATH": "."})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == -9, done.stderr[-2000:]
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert files_of(config.store) == before

@@ -17,6 +17,7 @@ from harvest.loop import harvest
 from store.command import parse_layers
 from store.reader import open_store
 from store.writer import StoreWriter
+from tests.child import PATIENCE
 from tests.harvest.test_loop import config, files_of  # noqa: F401
 
 
@@ -78,13 +79,13 @@ def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(con
     while not finished.exists() and first.poll() is None:
         time.sleep(0.01)
     os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
-    _, errors = first.communicate(timeout=120)
+    _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode != 0
     kept = {path: path.stat().st_mtime_ns for path in asked.store.rglob("shard-0000[13].safetensors")}
     assert len(kept) == 4
     assert len(list(asked.store.rglob("shard-*.safetensors"))) < 80
     again = torchrun(asked)
-    said, errors = again.communicate(timeout=120)
+    said, errors = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, errors[-1000:]
     assert said.count("40 shards") == 2
     for layer in (0, 1):

@@ -1,7 +1,5 @@
 import logging
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from harvest.loop import harvest
 from harvest.model import load_model
 from store.lock import WRITER_LOCK, WriterLock
 from store.reader import check_shards, open_store
+from tests.child import python
 from tests.conftest import BOS, EOS, PAD
 
 
@@ -166,10 +165,8 @@ for number, point in enumerate(points):
 
 
 def test_killed_by_sigkill_at_twenty_points_and_resumed_equals_uninterrupted(tiny_models, text_file, tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", KILLER, str(tiny_models["gemma2"]), str(text_file), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": ".", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    places = map(str, (tiny_models["gemma2"], text_file, tmp_path))
+    python("-c", KILLER, *places, TOKENIZERS_PARALLELISM="false")
     for layer in ("layer0", "layer1"):
         whole = files_of(tmp_path / "whole" / layer)
         assert len([name for name in whole if name.startswith("shard-")]) == 3
@@ -179,7 +176,4 @@ def test_killed_by_sigkill_at_twenty_points_and_resumed_equals_uninterrupted(tin
 
 @pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])
 def test_random_deaths_end_byte_identical(tmp_path, deaths):
-    command = [sys.executable, "-W", "ignore", "-m", "tests.harvest.kills", str(tmp_path), deaths, "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "all byte-identical" in done.stdout
+    assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0")

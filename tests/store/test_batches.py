@@ -33,7 +33,6 @@ def rows_of(schedule: Schedule, start: int, stop: int) -> list[tuple[int, int]]:
     return rows
 
 
-@settings(deadline=None)
 @given(kept=KEPT, mix=MIXES, seed=st.integers(0, 5), epoch=st.integers(0, 3), shuffle=st.booleans())
 def test_an_epoch_serves_every_kept_row_exactly_once(kept, mix, seed, epoch, shuffle):
     n = sum(kept)
@@ -41,7 +40,6 @@ def test_an_epoch_serves_every_kept_row_exactly_once(kept, mix, seed, epoch, shu
     assert Counter(served) == Counter((shard, row) for shard, rows in enumerate(kept) for row in range(rows))
 
 
-@settings(deadline=None)
 @given(kept=KEPT, mix=MIXES, shuffle=st.booleans(), data=st.data())
 def test_the_stream_may_be_cut_anywhere(kept, mix, shuffle, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, 3 * sum(kept)), min_size=2, max_size=6)))
@@ -50,7 +48,6 @@ def test_the_stream_may_be_cut_anywhere(kept, mix, shuffle, data):
     assert [row for part in fresh for row in part] == whole
 
 
-@settings(deadline=None)
 @given(kept=KEPT, mix=MIXES)
 def test_epochs_differ_and_shuffle_off_is_the_order_on_disk(kept, mix):
     n = sum(kept)
@@ -62,7 +59,6 @@ def test_epochs_differ_and_shuffle_off_is_the_order_on_disk(kept, mix):
     assert len(epochs) > 1 or n == 1
 
 
-@settings(deadline=None)
 @given(kept=KEPT, mix=MIXES, shuffle=st.booleans())
 def test_no_window_is_larger_than_the_memory_for_it(kept, mix, shuffle):
     schedule = Schedule(kept, 0, mix, shuffle)
@@ -97,7 +93,7 @@ def test_batches_in_order_are_the_rows_on_disk_in_that_view(store: Store, view):
     assert got[-1].cursor == n
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 50), batch=st.integers(0, 12))
 def test_resuming_at_a_cursor_is_bit_equal(tmp_path_factory, rows, batch):
     from tests.conftest import make_store

@@ -3,8 +3,6 @@
 import os
 import random
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +11,7 @@ from store.batches import Mix
 from store.formats import FORMATS
 from store.lock import WriterLock
 from store.writer import StoreWriter
+from tests.child import python
 from tests.conftest import make_norm, make_recipe, make_rows, make_store
 from tests.test_commands import run
 from train.run import Run
@@ -40,9 +39,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path, name):
         with StoreWriter(tmp_path / f"{n_shards}", recipe, make_norm(256)) as writer:
             for _ in range(n_shards):
                 writer.append(rows)
-        command = [sys.executable, "-c", EPOCH, str(tmp_path / f"{n_shards}")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
-        peaks.append(int(done.stdout) * 1024)
+        peaks.append(int(python("-c", EPOCH, str(tmp_path / f"{n_shards}"))) * 1024)
         sizes.append(sum(shard.bytes for shard in writer.manifest.shards))
     assert sizes[1] - sizes[0] > 50_000_000
     assert peaks[1] - peaks[0] < 30_000_000

@@ -72,7 +72,7 @@ def many_rows(tmp_path_factory):
     return array, {name: (LocalFile(path), FORMATS[name].places(path)["rows"]) for name, path in paths.items()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(name=st.sampled_from(list(FORMATS)), ends=st.tuples(st.integers(0, 3000), st.integers(0, 3000)))
 def test_any_run_of_rows_can_be_read(many_rows, name, ends):
     array, places = many_rows

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from store import int8
@@ -37,7 +37,6 @@ def check(x: torch.Tensor, encoder: torch.Tensor, limit: torch.Tensor, slack: fl
     assert (place.diff() > 0).all()
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 60), width=st.integers(1, 200), latents=st.integers(1, 80), seed=st.integers(0, 99))
 def test_any_shape_finds_what_is_above_the_limit(rows, width, latents, seed):
     x, encoder = residuals(seed, rows, width), drawn(seed + 2, latents, width)

@@ -10,22 +10,23 @@ import pytest
 
 from store.lock import WriterLock
 from store.writer import StoreWriter
+from tests.child import ROOT
 from tests.conftest import make_norm, make_recipe, make_store
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from store.lock import WriterLock
 lock = WriterLock(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
 @pytest.fixture
 def holder(tmp_path):
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "writer.lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "."}) as process:
+    command, pipe = [sys.executable, "-c", HOLDER, str(tmp_path / "writer.lock")], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         yield process

@@ -80,7 +80,7 @@ def trouble():
     server.start()
     proxied, proxy = start_proxy(server.get_host_and_port())
     with pytest.MonkeyPatch.context() as patch:
-        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1", "NO_PROXY": "*"}
         for key, value in (keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxied.port}"}).items():
             patch.setenv(key, value)
         patch.setattr(remote, "FIRST_PAUSE", 0.01)

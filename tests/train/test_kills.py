@@ -1,10 +1,8 @@
 """A trainer that is really killed, at steps and while it writes, and started again: the same weights, bit for bit."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
+from tests.child import python
 from tests.train.test_loop import assert_same_run, config  # noqa: F401
 
 KILLER = """
@@ -47,8 +45,5 @@ print(len(points))
 
 
 def test_killed_by_sigkill_at_sixteen_points_and_resumed_equals_uninterrupted(config, tmp_path):  # noqa: F811
-    command = [sys.executable, "-W", "ignore", "-c", KILLER, str(config.store), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": "."})
-    assert done.returncode == 0, done.stderr[-2000:]
-    for number in range(int(done.stdout)):
+    for number in range(int(python("-c", KILLER, str(config.store), str(tmp_path)))):
         assert_same_run(replace(config, run=tmp_path / "whole"), replace(config, run=tmp_path / f"killed{number}"))

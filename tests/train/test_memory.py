@@ -1,12 +1,11 @@
 """How much memory training takes at its peak, in a process of its own, at a size where it matters."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from store.writer import StoreWriter
+from tests.child import python
 from tests.conftest import make_norm, make_recipe, make_rows
 
 D, D_SAE, ROWS = 640, 8192, 2048
@@ -54,7 +53,6 @@ def wide(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("activation", ["batchtopk", pytest.param("jumprelu", marks=pytest.mark.slow)])
 def test_the_peak_stays_under_weights_and_adam_and_three_batches_of_dense_pre_activations(wide, activation):
-    command = [sys.executable, "-c", STEPS, str(wide), activation]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    found = int(python("-c", STEPS, str(wide), activation))
     weights = 2 * D * D_SAE + D_SAE + D
-    assert 12 * weights < int(found.stdout) < 16 * weights + 3 * 4 * ROWS * D_SAE
+    assert 12 * weights < found < 16 * weights + 3 * 4 * ROWS * D_SAE

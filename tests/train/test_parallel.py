@@ -1,9 +1,6 @@
 """Two processes under torchrun against one: the same training up to the rounding of sums, the same checkpoints, whether
 they share the rows of a batch or the latents of the dictionary."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from store.ring import Ring, load_trained, save
+from tests.child import python
 from tests.conftest import make_store
 from tests.train.test_loop import results_of
 from tests.train.test_module import make_config
@@ -22,11 +20,8 @@ from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.parallel import Ranks
 
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+TORCHRUN = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2"
+"""Whatever the machine is called, and whether that name leads anywhere."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +57,7 @@ def both(tmp_path_factory) -> Both:
         train(alone[name])
     with before_step(SAVED - 4, poison), pytest.raises(ValueError, match="not finite at step 7"):
         train(alone["latents-bad"])
-    done = torchrun("tests/train/torchrun.py", str(folders[1]))
-    assert done.returncode == 0, done.stderr[-3000:]
+    python(*TORCHRUN.split(), "tests/train/torchrun.py", str(folders[1]), GLOO_SOCKET_IFNAME="lo")
     for name in STOPPED:
         train(together[name])
     said = [(folders[1] / f"said-{rank}").read_text().splitlines() for rank in range(2)]
