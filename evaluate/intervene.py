@@ -4,6 +4,7 @@ A change adds (after - before) @ W_dec to what stands in the MLP's place, so a c
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def intervene(config: InterveneConfig) -> None:
     parts = []
     for tokens in tqdm(rows_of(text, model, store), desc="intervene", unit="row", leave=False):
         parts += effects(tokens, transcoder.to(device), store, model, edits, config)
+    if not all(math.isfinite(part["kl"]) for part in parts):
+        raise ValueError("the changed latents are too large: the model's predictions are no numbers; give smaller ones")
     result = {
         "run": str(config.run_directory), "keep_error": config.keep_error,
         "edits": [vars(edit) for edit in edits], **totals(parts), "tokens": parts,

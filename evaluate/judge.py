@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -78,7 +79,7 @@ def mend(path: Path) -> bool:
 
 def named_explanations(path: Path, items: Sequence[dict]) -> dict[int, str]:
     """The explanations in a file. ValueError when one of a latent that is asked about is missing."""
-    found = {record["latent"]: record["explanation"] for record in read_lines(path, ("latent", "explanation"))}
+    found = {record["latent"]: record["explanation"] for record in read_lines(path, {"latent": int, "explanation": str})}
     missing = sorted({item["latent"] for item in items} - set(found))
     if missing:
         raise ValueError(f"{path} has no explanation of latent {missing[0]} (and {len(missing) - 1} more); add them")
@@ -168,7 +169,7 @@ def ask(config: JudgeConfig, task: str, question: str, read: Callable[[str], T |
     messages = [{"role": "system", "content": task}, {"role": "user", "content": question}]
     for temperature in (0.0, 0.7, 0.7)[: config.retries + 1]:
         reply = complete(config, {"model": config.model, "messages": messages, "temperature": temperature})
-        found = read(re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL))  # what reasoning models say to themselves
+        found = read(re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL))  # what models say to themselves
         if found is not None:
             return found
     return None
@@ -183,7 +184,7 @@ def address(endpoint: str) -> str:
 def complete(config: JudgeConfig, body: dict) -> str:
     """The model's reply. Waits and repeats while the server is busy or away; ValueError when it stays so, or refuses."""
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(config.key_variable):
+    if key := os.environ.get(config.key_variable, "").strip():
         headers["Authorization"] = f"Bearer {key}"
     request = Request(address(config.endpoint), json.dumps(body).encode(), headers)
     problem = ""
@@ -191,7 +192,8 @@ def complete(config: JudgeConfig, body: dict) -> str:
         asked_for = 0.0
         try:
             with urlopen(request, timeout=config.timeout) as response:
-                return json.load(response)["choices"][0]["message"]["content"] or ""
+                said = json.load(response)["choices"][0]["message"]["content"] or ""
+                return said.encode(errors="replace").decode()  # half a surrogate pair cannot be written
         except HTTPError as error:
             with error:
                 said = error.read(300).decode(errors="replace").strip()
@@ -203,7 +205,7 @@ def complete(config: JudgeConfig, body: dict) -> str:
                 ) from None
             after = error.headers.get("Retry-After", "")
             asked_for = min(float(after), LONGEST_WAIT) if after.isdecimal() else 0.0
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
         if wait is not None:
             time.sleep(max(wait, asked_for))

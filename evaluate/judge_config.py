@@ -1,5 +1,6 @@
 """Options of automatic interpretation: questions for a judge, the judge, and its marks."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,8 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, at_once=1, parallel=1, retries=0, wait=0, timeout=1)
-        if not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint is {self.endpoint!r}; it must begin with http:// or https://")
+        if not re.fullmatch(r"https?://(\[[\w:.]+\]|[^\s/:[]+)(:\d+)?(/\S*)?", self.endpoint):
+            raise ValueError(f"endpoint is {self.endpoint!r}; it must be an address like http://127.0.0.1:8000")
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,7 @@
 """A judge's answers marked against the truth: balanced accuracy by latent, beside what a constant answer would get."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,19 +22,22 @@ def score_answers(config: JudgeScoreConfig) -> Path:
     return config.answers.parent
 
 
-def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict]:
+def read_lines(path: Path, needed: Mapping[str, type] = {}) -> list[dict]:
     """The records of a JSONL file. ValueError naming the first line that is damaged or lacks something."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; judge-export writes the questions, a judge the rest")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of text they would end at U+2028 and U+0085 too
         try:
             record = json.loads(line)
-            missing = [name for name in needed if name not in record]
-        except (ValueError, TypeError):
-            raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}; restore or remove it") from None
-        if missing:
-            raise ValueError(f"{path}, line {number} has no {missing[0]!r}; every line needs {', '.join(needed)}")
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number} is no JSON object: {line[:60]!r}; restore or remove it")
+        for name, kind in needed.items():
+            if name not in record or not isinstance(record[name], kind):
+                said = f"{record[name]!r} as {name!r}" if name in record else f"no {name!r}"
+                raise ValueError(f"{path}, line {number} has {said}; every line needs {', '.join(needed)}")
         records.append(record)
     return records
 
@@ -42,7 +45,7 @@ def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict]:
 def read_answers(path: Path, items: Sequence[dict]) -> dict[str, bool]:
     """Answers by id. ValueError for an id that is not asked, one answered twice differently, or no yes or no."""
     known, found = {item["id"] for item in items}, {}
-    for record in read_lines(path, ("id", "answer")):
+    for record in read_lines(path, {"id": str, "answer": object}):
         name, said = record["id"], record["answer"]
         if name not in known:
             raise ValueError(f"{path} answers {name!r}, which is not asked; the questions were exported anew since")

@@ -173,6 +173,7 @@ def test_by_default_the_latents_that_fire_most_are_ranked(config):
         ({"ablate": (4,), "pin": ("4:1",)}, "latent 4 is changed twice"),
         ({"ablate": (4,), "text": None}, "give the text to run on"),
         ({"ablate": (4,), "text": "a"}, "the text has 1 tokens; at least 2"),
+        ({"pin": ("4:1e400",)}, "the model's predictions are no numbers; give smaller ones"),
         ({}, "nothing is changed"),
     ],
 )

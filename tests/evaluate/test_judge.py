@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,8 +20,8 @@ from transformers import AutoTokenizer
 from evaluate.config import FeaturesConfig
 from evaluate.judge import address, complete, judge, read_list
 from evaluate.judge_config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
-from evaluate.judge_export import export_questions
-from evaluate.judge_score import score_answers, scores
+from evaluate.judge_export import export_questions, write_lines
+from evaluate.judge_score import read_lines, score_answers, scores
 from evaluate.samples import collect_samples
 from harvest.text import vocabulary_hash
 from store.reader import open_store
@@ -278,10 +279,15 @@ def test_what_is_under_way_when_another_request_fails_is_kept(exported, serve, t
     assert len(records(tmp_path / "out" / "explanations.jsonl")) == 1
 
 
-def test_given_explanations_are_used_and_others_later_are_refused(exported, serve, tmp_path):
-    given = tmp_path / "mine.jsonl"
+def explanations_in(folder: Path, exported: JudgeExportConfig) -> Path:
+    path = folder / "mine.jsonl"
     latents = sorted({item["latent"] for item in items_of(exported)})
-    given.write_text("".join(json.dumps({"latent": i, "explanation": f"latent {i}"}) + "\n" for i in latents))
+    path.write_text("".join(json.dumps({"latent": i, "explanation": f"latent {i}"}) + "\n" for i in latents))
+    return path
+
+
+def test_given_explanations_are_used_and_others_later_are_refused(exported, serve, tmp_path):
+    given, latents = explanations_in(tmp_path, exported), sorted({item["latent"] for item in items_of(exported)})
     oracle = Oracle(exported)
     config = judge_config(exported, serve(oracle), tmp_path / "out", explanations=given)
     judge(config)
@@ -291,6 +297,9 @@ def test_given_explanations_are_used_and_others_later_are_refused(exported, serv
         judge(config)
     given.write_text(json.dumps({"latent": latents[0], "explanation": "x"}) + "\n")
     with pytest.raises(ValueError, match=f"no explanation of latent {latents[1]}"):
+        judge(config)
+    given.write_text(json.dumps({"latent": latents[0], "explanation": None}) + "\n")
+    with pytest.raises(ValueError, match="line 1 has None as 'explanation'"):
         judge(config)
 
 
@@ -302,6 +311,50 @@ def test_a_refusal_is_one_line_and_is_not_repeated(exported, serve, tmp_path):
     assert len(seen) == 1
 
 
+def test_line_separators_in_texts_do_not_end_a_line(tmp_path):
+    asked = [{"id": "a", "text": "one\u2028two\x85three\u2029four"}, {"id": "b", "text": ""}]
+    write_lines(tmp_path / "items.jsonl", asked)
+    assert read_lines(tmp_path / "items.jsonl") == asked
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        *(b'HTTP/1.0 200 OK\r\n\r\n{"choices": [{"message": {"content": %b}}]}' % content for content in (b"[{}]", b"5")),
+    ],
+)  # fmt: skip
+def test_a_server_that_speaks_nonsense_is_one_line(exported, tmp_path, said, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        config = judge_config(exported, f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "out", retries=0)
+        with pytest.raises(ValueError, match="gave no answer in 1 attempts"):
+            complete(config, {"messages": []})
+        thread.join()
+
+
+def test_what_a_model_says_to_itself_is_no_answer(exported, serve, tmp_path):
+    endpoint = serve(lambda body, headers: "<think>at first sight [1, 1, 1, 1, 1], but")
+    judge(judge_config(exported, endpoint, tmp_path / "out", retries=0, explanations=explanations_in(tmp_path, exported)))
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["detection"]["answered"] == 0
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://h", "http://", "http://[", "http://h:80a", "http://a b/", "127.0.0.1:8000"])
+def test_an_endpoint_that_is_no_address_is_refused(endpoint):
+    with pytest.raises(ValueError, match="it must be an address like"):
+        JudgeConfig(run=Path("run"), endpoint=endpoint, model="m")
+    JudgeConfig(run=Path("run"), endpoint="http://[::1]:8000/v1", model="m")
+
+
 def test_answers_to_nothing_or_both_ways_are_refused(exported, tmp_path):
     name = items_of(exported)[0]["id"]
     for lines, message in (
@@ -309,6 +362,9 @@ def test_answers_to_nothing_or_both_ways_are_refused(exported, tmp_path):
         ([{"id": name, "answer": "maybe"}], "is 'maybe'; write true or false"),
         ([{"id": name, "answer": True}, {"id": name, "answer": False}], "both yes and no"),
         ([{"id": name}], "line 1 has no 'answer'"),
+        ([{"id": [name], "answer": True}], "line 1 has .* as 'id'"),
+        ([["id", "answer"]], "line 1 is no JSON object"),
+        (["id answer"], "line 1 is no JSON object"),
     ):
         path = tmp_path / "answers.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
