@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -269,6 +270,7 @@ def test_what_is_under_way_when_another_request_fails_is_kept(exported, serve, t
     def fail(n: int) -> int | None:
         if n == 1:
             assert failed.wait(60)
+            time.sleep(0.3)  # until the failure is known
             return None
         failed.set()
         return 401
