@@ -114,7 +114,7 @@ demo-standin:
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU
-	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto $(marks) $(ARGS)
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto --dist worksteal $(marks) $(ARGS)
 
 test-all: marks := -m ""
 test-all: test  ## The same with the slow ones: more combinations, more kills

@@ -35,9 +35,9 @@ def test_a_comparison_has_both_on_the_same_rows_and_writes_every_file(trained, s
     assert "<title>Matryoshka BatchTopK, k 4 against a baseline</title>" in (folder / "report.html").read_text()
 
 
-def test_measuring_alone_and_beside_another_gives_the_same(trained):
+def test_measuring_alone_and_beside_another_gives_the_same(trained, compared):
     alone = json.loads((evaluate_run(trained) / "metrics.json").read_text())
-    beside = json.loads((compare_runs(trained) / "ours_metrics.json").read_text())
+    beside = json.loads((compared / "ours_metrics.json").read_text())
     alone.pop("key")
     beside.pop("frontier")
     assert alone == beside

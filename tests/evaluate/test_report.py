@@ -50,18 +50,19 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
     }  # fmt: skip
 
 
-@pytest.fixture
-def report(tmp_path) -> Path:
-    store = make_store(tmp_path / "store", model_revision="sha256:" + 64 * "f")
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    store = make_store(folder / "store", model_revision="sha256:" + 64 * "f")
+    run = folder / "run"
     run.mkdir()
     record = {"step": 1, "tokens": 32, "fvu": 0.5, "fvu_max": 0.7, "fvu_mean": 0.6}
     lines = [json.dumps(record | {"tokens": 32 * n, "fvu": 1 / n}) + "\n" for n in range(1, 20)]
     (run / "training_log.jsonl").write_text("".join(lines))
     both = [measured("ours <script>alert(1)</script>", 0.2, store), measured("the other", 0.25, store, prefixes=1)]
-    (tmp_path / "out").mkdir()
-    publish(tmp_path / "out", both, store, run, judge(both, store))
-    return tmp_path / "out" / "report.html"
+    (folder / "out").mkdir()
+    publish(folder / "out", both, store, run, judge(both, store))
+    return folder / "out" / "report.html"
 
 
 def test_text_from_the_data_is_escaped_and_figures_are_those_measured(report):

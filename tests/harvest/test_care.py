@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ from harvest.config import HarvestConfig
 from harvest.corpus import steadily
 from harvest.loop import harvest
 from store.lock import WriterLock
-from tests.child import PATIENCE, ROOT
 from tests.test_commands import run
 
 
@@ -95,30 +92,4 @@ def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again
     monkeypatch.setattr(care, "steadily", lambda corpus, start: steadily(corpus, start, lambda seconds: None))
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert not failures
-    assert files_of(config.store) == before
-
-
-KILLED = """
-import os, signal, sys
-from harvest import care
-point, calls, real = int(sys.argv.pop()), [], os.fsync
-def fsync(descriptor):
-    calls.append(1)
-    if len(calls) == point:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(descriptor)
-os.fsync = fsync
-care.repair()
-"""
-
-
-@pytest.mark.parametrize("point", [1, *(pytest.param(point, marks=pytest.mark.slow) for point in (2, 3))])
-def test_a_repair_killed_by_sigkill_and_begun_again_ends_with_the_same_bytes(config, monkeypatch, capsys, point):
-    harvest(config)
-    before = files_of(config.store)
-    damage(config.store)
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, *REPAIR[2:], str(config.store), str(point)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
-    assert done.returncode == -9, done.stderr[-2000:]
-    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert files_of(config.store) == before

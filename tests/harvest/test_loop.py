@@ -126,12 +126,13 @@ def test_text_that_ends_early_keeps_what_there_is(config, caplog):
 
 
 KILLER = """
-import os, signal, sys
+import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
 from harvest.config import HarvestConfig
-import harvest.corpus, harvest.loop, harvest.model
+import harvest.care, harvest.corpus, harvest.loop, harvest.model
+from tests.harvest.test_care import REPAIR, damage
 from tests.killed import dies_at
 
 config = HarvestConfig(
@@ -142,13 +143,18 @@ model = harvest.model.load_model(config.model, 1, torch.device("cpu"), torch.flo
 corpus = harvest.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
 corpus = harvest.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
-harvest.loop.load_model, harvest.loop.open_corpus = lambda *args: model, lambda config: corpus
+for room in (harvest.loop, harvest.care):
+    room.load_model, room.open_corpus = lambda *args: model, lambda config: corpus
 
-def child(store, patches):
+def child(store, patches, repairs=False):
     if (pid := os.fork()) == 0:
         for owner, name, n in patches:
             setattr(owner, name, dies_at(getattr(owner, name), n))
-        harvest.loop.harvest(replace(config, store=Path(store)))
+        if repairs:
+            sys.argv = [*REPAIR[1:], store]
+            harvest.care.repair()
+        else:
+            harvest.loop.harvest(replace(config, store=Path(store)))
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
@@ -161,10 +167,17 @@ for number, point in enumerate(points):
     assert (first := child(store, [point])) == signal.SIGKILL, (point, first)
     assert (again := child(store, [point])) in (signal.SIGKILL, 0), (point, again)
     assert (last := child(store, [])) == 0, (point, last)
+for n in (1, 2, 3):
+    store = f"{sys.argv[3]}/repaired{n}"
+    damage(Path(shutil.copytree(sys.argv[3] + "/whole/layer1", store)))
+    assert (first := child(store, [(os, "fsync", n)], repairs=True)) == signal.SIGKILL, (n, first)
+    assert (last := child(store, [], repairs=True)) == 0, (n, last)
 """
 
 
-def test_killed_by_sigkill_at_twenty_points_and_resumed_equals_uninterrupted(tiny_models, text_file, tmp_path):
+def test_killed_by_sigkill_at_many_points_and_begun_again_a_harvest_and_a_repair_end_whole(
+    tiny_models, text_file, tmp_path
+):
     places = map(str, (tiny_models["gemma2"], text_file, tmp_path))
     python("-c", KILLER, *places, TOKENIZERS_PARALLELISM="false")
     for layer in ("layer0", "layer1"):
@@ -172,6 +185,8 @@ def test_killed_by_sigkill_at_twenty_points_and_resumed_equals_uninterrupted(tin
         assert len([name for name in whole if name.startswith("shard-")]) == 3
         for number in range(20):
             assert files_of(tmp_path / f"killed{number}" / layer) == whole
+    for number in (1, 2, 3):
+        assert files_of(tmp_path / f"repaired{number}") == whole
 
 
 @pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])
