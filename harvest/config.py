@@ -32,6 +32,7 @@ class HarvestConfig:
     """Run a language model over text once and shard (resid_mid, mlp_out) pairs to disk.
 
     Killed or interrupted, the same command continues; finished, it does nothing; with more --tokens it extends.
+    `python -m harvest info` describes a store, `python -m harvest repair` harvests damaged shards again.
     """
 
     model: str = "google/gemma-2-2b"

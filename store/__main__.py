@@ -25,10 +25,10 @@ class VerifyConfig:
 
 def main() -> None:
     with command("store"):
-        if sys.argv[1:2] != ["verify"]:
-            raise ValueError(f"unknown command {' '.join(sys.argv[1:2])!r}; it is `python -m store verify`")
-        del sys.argv[1]
-        config = parse(VerifyConfig, "python -m store verify")
+        asked, *options = sys.argv[1:] or [""]
+        if asked not in ("verify", "-h", "--help"):
+            raise ValueError(f"unknown command {asked!r}; it is `python -m store verify`")
+        config = parse(VerifyConfig, "python -m store verify", options if asked == "verify" else ["--help"])
         from store.manifest import load_manifest
         from store.reader import find_damage
         from store.ring import present

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import inspect
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import tyro
+from docstring_parser import parse_from_object
 from tyro.constructors import PrimitiveConstructorSpec
 
 from store.remote import Remote, parse_place
@@ -100,8 +102,12 @@ def parse_subcommand(kinds: dict[str, type], prog: str) -> tuple[str, Any]:
 
 
 def _unchecked(kind: type) -> type:
-    """The dataclass without its checks."""
-    return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})
+    """The dataclass without its checks, its fields' docstrings on one line each: tyro breaks before indented lines."""
+    fields = [field for base in reversed(kind.__mro__[:-1]) for field in parse_from_object(base).params]
+    documented = {field.arg_name: " ".join((field.description or "").split()) for field in fields}
+    listed = "".join(f"\n    {name}: {text}" for name, text in documented.items())
+    docstring = f"{inspect.getdoc(kind)}\n\nArgs:{listed}"
+    return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": docstring})
 
 
 def _checked(kind: type[T], options: Any) -> T:

@@ -5,13 +5,15 @@ import os
 import runpy
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
 from store.command import command as command_of_a_room
-from store.command import parse_count
+from store.command import parse, parse_count
 from tests.child import ROOT, python
 from tests.conftest import make_store
+from train.config import TrainConfig
 
 
 def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
@@ -78,12 +80,23 @@ def test_a_misspelt_option_is_refused_with_the_nearest_name(monkeypatch, capsys)
     assert "--batch-rows" in errors
 
 
-@pytest.mark.parametrize("room", ["harvest", "train", "evaluate"])
+@pytest.mark.parametrize("room", ["harvest", "train", "evaluate", "store"])
 def test_help_teaches(room):
     said = python("-m", room, "--help")
     assert "usage: python -m " + room in said
-    expected = {"harvest": "--shard-tokens", "train": "--prefix-sizes", "evaluate": "compare"}
+    expected = {"harvest": "harvest repair", "train": "train sweep", "evaluate": "compare", "store": "--store"}
     assert expected[room] in said
+
+
+def test_help_breaks_lines_only_where_the_next_word_has_no_room(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, "python -m train", ["--help"])
+    lines = [line.strip("│|").rstrip() for line in capsys.readouterr().out.splitlines()]
+    first = next(number for number, line in enumerate(lines) if "show this help" in line)
+    begin = lines[first].index("show this help")
+    explained = ["" if line[:begin].strip() else line[begin:] for line in lines[first:]]
+    room = max(map(len, explained))
+    assert all(len(a) + 1 + len(b.split()[0]) > room for a, b in pairwise(explained) if a and b)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class TrainConfig:
     --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
     gpt2-small-layer8, demo) or a .toml file before the other options; the defaults are gemma-2-2b-layer8.
     Killed or interrupted, the same command continues from the last checkpoint; finished, it does nothing.
+    `python -m train sweep` trains many dictionaries from one pass over the store.
     """
 
     model: str = "google/gemma-2-2b"
