@@ -49,6 +49,15 @@ def nearest_there(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def refuse_unwritable(folder: Path, kind: str, option: str) -> None:
+    """ValueError when a folder of this kind could not be made there, or written to; nothing is written to know."""
+    nearest = nearest_there(folder)
+    if not nearest.is_dir():
+        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is a file; choose another {option}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is read-only for you; choose another {option}")
+
+
 def fsync_directory(directory: Path) -> None:
     """Makes a rename in this directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)

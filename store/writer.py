@@ -1,6 +1,5 @@
 """Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from store.arrays import read_array
-from store.files import appearing_whole, nearest_there, write_tensors, write_text
+from store.files import appearing_whole, refuse_unwritable, write_tensors, write_text
 from store.formats import FORMATS
 from store.lock import WRITER_LOCK, lock_of
 from store.manifest import (
@@ -71,11 +70,7 @@ def _lock_path(directory: Place, rank: int) -> Place:
 def refuse_what_cannot_be_written(directory: Place, rank: int = 0) -> None:
     """ValueError when another process writes the store, or its folder could not be made; nothing is written to know."""
     if isinstance(directory, Path):
-        nearest = nearest_there(directory)
-        if not nearest.is_dir():
-            raise ValueError(f"{directory} cannot be a store: {nearest} is a file; choose another STORE")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise ValueError(f"{directory} cannot be a store: {nearest} is read-only for you; choose another STORE")
+        refuse_unwritable(directory, "store", "STORE")
     lock = _lock_path(directory, rank)
     if lock.exists():
         lock_of(lock).release()

@@ -1,7 +1,6 @@
 """What a run tells: a progress bar, training_log.jsonl, and wandb where it is wanted."""
 
 import json
-import logging
 import netrc
 import os
 from dataclasses import asdict
@@ -18,9 +17,6 @@ from store.transcoder import CONFIG, WEIGHTS
 from train.config import TrainConfig
 
 LOG = "training_log.jsonl"
-log = logging.getLogger(__name__)
-
-
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -119,7 +115,7 @@ def _run_id(config: TrainConfig) -> str:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """A resumed run writes the steps after its checkpoint again."""
+    """A resumed run writes the steps after its checkpoint again, and what a full disk cut short."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in lines))
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

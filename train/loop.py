@@ -12,6 +12,7 @@ import torch
 from store import int8
 from store.batches import Batch, batches
 from store.devices import native_bfloat16, resolve_device
+from store.files import refuse_unwritable
 from store.interchange import save_scope2
 from store.manifest import load_manifest
 from store.pair import open_pair
@@ -22,6 +23,7 @@ from store.transcoder import Transcoder
 from train import checkpoint
 from train.config import TrainConfig
 from train.follow import Following
+from train.log import wandb_mode
 from train.module import TrainingTranscoder
 from train.parallel import Ranks, join
 from train.run import Run, already_trained
@@ -67,6 +69,10 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
                 save_scope2(done, config.gemma_scope_folder)
     left = [index for index in range(len(configs)) if index not in finished]
     if left:
+        check_outputs([configs[index] for index in left])
+        if following is None and ranks.rank == 0:
+            epochs = first.n_steps * first.batch_rows / store.manifest.n_rows("train")
+            log.info("%d steps of %d rows are %.2f epochs of %s", first.n_steps, first.batch_rows, epochs, store.directory)
         if first.check and ranks.rank == 0:
             check_shards(store, "train")
         ranks.wait()
@@ -134,6 +140,15 @@ def check_store(store: Store, config: TrainConfig) -> None:
         if getattr(config, name) not in side.manifest.widths:
             sites = ", ".join(side.manifest.widths)
             raise ValueError(f"{name} is {getattr(config, name)!r}, but {side.directory} holds {sites}; choose one of them")
+
+
+def check_outputs(configs: Sequence[TrainConfig]) -> None:
+    """ValueError where a run, or what is wanted beside it, could not be written, or WANDB_MODE is misspelt."""
+    wandb_mode()
+    for config in configs:
+        refuse_unwritable(config.run_directory, "run", "RUN")
+        if config.gemma_scope_folder is not None:
+            refuse_unwritable(config.gemma_scope_folder, "Gemma Scope folder", "--gemma-scope-folder")
 
 
 def refuse_holes(store: Store) -> None:

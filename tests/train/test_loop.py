@@ -85,6 +85,8 @@ def test_resumed_run_matches_uninterrupted(config, tmp_path, monkeypatch, at):
         patch.setattr(run, "train_step", step_or_die)
         train(config)
     assert (config.run_directory / "checkpoint.safetensors").exists() == (at >= 10)
+    with (config.run_directory / "training_log.jsonl").open("a") as log:
+        log.write('{"step": ')  # what a full disk leaves of a line
     train(config)
     assert_same_run(config, uninterrupted)
     assert not (config.run_directory / "checkpoint.safetensors").exists()
@@ -177,6 +179,23 @@ def test_damaged_checkpoint_is_named(config):
 def test_store_of_another_model_is_refused(config):
     with pytest.raises(ValueError, match=r"holds tiny layer 1 \(fingerprint .*but the run is for gpt2 layer 8"):
         train(replace(config, model="gpt2", layer=8))
+    assert not config.run_directory.exists()
+
+
+@pytest.mark.parametrize("place", ["run", "gemma_scope_folder"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(config, monkeypatch, place):
+    (config.store_directory / "file").touch()
+    monkeypatch.setattr(loop, "check_shards", None)
+    with pytest.raises(ValueError, match="file is a file; choose another"):
+        train(replace(config, view="normed", **{place: config.store_directory / "file" / "below"}))
+    assert not config.run_directory.exists()
+
+
+def test_a_misspelt_wandb_mode_is_refused_before_anything_is_read(config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    monkeypatch.setattr(loop, "check_shards", None)
+    with pytest.raises(ValueError, match="WANDB_MODE is 'ofline'"):
+        train(config)
     assert not config.run_directory.exists()
 
 
