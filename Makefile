@@ -14,7 +14,7 @@ run := $(if $(RUN),--run $(RUN))
 .PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -76,7 +76,7 @@ judge-export: $(VENV)/base  ## Questions for a judge of explanations, from colle
 	$(PY) -m evaluate judge-export $(where) $(run) $(ARGS)
 
 judge: $(VENV)/base  ## Let a language model explain features and mark it (RUN=, ENDPOINT=URL, JUDGE=its name)
-	$(PY) -m evaluate judge $(run) --endpoint $(ENDPOINT) --model $(JUDGE) $(ARGS)
+	$(PY) -m evaluate judge $(run) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(JUDGE),--model $(JUDGE)) $(ARGS)
 
 browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOLDER)
 	@$(PY) -m evaluate browse $(if $(RESULTS),--results $(RESULTS)) $(ARGS)

@@ -37,6 +37,8 @@ SHOWN = (
     "report.html",
     "summary.txt",
     "report.md",
+    "metrics.json",
+    "comparison.json",
     "features.parquet",
     "collection_summary.json",
     "items.jsonl",
