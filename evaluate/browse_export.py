@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from evaluate.browse import STATIC
 from evaluate.browse_data import Damaged, Run, find_runs
 from evaluate.config import ExportConfig
@@ -54,5 +56,5 @@ def _export_features(out: Path, run: Run, pages: Pages, write: Callable, most: i
     features = run.features()
     table = json.dumps(feature_index(features)[:most], ensure_ascii=False)
     write_text(out / "features" / f"{run.name}.json", table)
-    for latent in range(min(most, len(features))):
+    for latent in tqdm(range(min(most, len(features))), desc=run.name, unit="feature"):
         write(lambda latent=latent: pages.feature(run.name, latent), "feature", run.name, latent)
