@@ -1,5 +1,6 @@
 """The same transcoder at other L0s, by moving its threshold: reconstructions are compared at equal L0 only."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ SAME = 0.02
 
 
 class Dial:
-    """Turns one transcoder's threshold: how far each activation is above it, on training rows."""
+    """Turns one transcoder's threshold: how far each activation is above it, on training rows (endlessly above 0)."""
 
     def __init__(self, transcoder: Transcoder, store: Store, device: torch.device) -> None:
         moved = transcoder.to(device)
@@ -37,14 +38,14 @@ class Dial:
     def _ratios(self, store: Store, device: torch.device) -> tuple[Float[Tensor, " n"], int]:
         t = self.transcoder
         forward = Forward(t)
-        low = (forward.cutoff * LOWEST).clamp_min(torch.finfo(torch.float32).tiny)
+        low = forward.cutoff * LOWEST
         norm, found, rows = store.norm.to(device), [], 0
         stop = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
         sites = t.config.source_site, t.config.target_site
         for batch in batches(store, "train", 1024, view="raw", sites=sites, device=device, stop=stop):
             x = t.view(batch.source, norm)
             entries = scan(x, forward.encoder, t.b_enc, low)
-            found.append(entries.value / forward.cutoff.clamp_min(low)[entries.latent])
+            found.append(entries.value / forward.cutoff[entries.latent])
             rows += len(x)
         return torch.cat(found).sort(descending=True).values, rows
 
@@ -55,7 +56,8 @@ class Dial:
         return float(t.config.k or 0) if t.config.activation == "topk" else int((self.ratios > 1).sum()) / self.rows
 
     def at(self, l0: float) -> Transcoder | None:
-        """The transcoder at another L0; itself when it is there already, None when its threshold cannot go so low."""
+        """The transcoder at another L0; itself when it is there already, None when its threshold cannot go so low, or is 0
+        (a ReLU's), which no factor moves."""
         t = self.transcoder
         if abs(l0 / max(self.l0, 1e-9) - 1) <= SAME:
             return t
@@ -65,7 +67,7 @@ class Dial:
         if not 0 < place < len(self.ratios):
             return None
         factor = float((self.ratios[place - 1] + self.ratios[place]) / 2)
-        return replace(t, threshold=t.threshold.clamp_min(0) * factor)
+        return replace(t, threshold=t.threshold.clamp_min(0) * factor) if math.isfinite(factor) else None
 
 
 @dataclass(frozen=True)

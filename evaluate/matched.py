@@ -28,7 +28,7 @@ def between(points: Sequence[Point], l0: float) -> Statistic | None:
     """The statistic at an L0, linear in log L0 between the two nearest points; None outside of what was measured."""
     ordered = sorted(points, key=lambda point: point.l0)
     for low, high in pairwise(ordered):
-        if low.l0 <= l0 <= high.l0 and low.l0 < high.l0:
+        if 0 < low.l0 <= l0 <= high.l0 and low.l0 < high.l0:
             share = math.log(l0 / low.l0) / math.log(high.l0 / low.l0)
             return _mixed(low.statistic, high.statistic, share)
     return None

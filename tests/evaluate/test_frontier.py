@@ -1,5 +1,7 @@
 """Thresholds turned to an L0, counted again from scratch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,3 +50,21 @@ def test_a_sweep_has_the_same_l0s_for_all(dial):
     assert all(torch.equal(a.transcoder.threshold, b.transcoder.threshold) for a, b in zip(first, second, strict=True))
     assert len({float(variant.transcoder.threshold[0]) for variant in first}) == len(first)
     assert first[0].transcoder is dial.transcoder
+
+
+def test_a_relu_stays_as_it_is_since_no_factor_moves_a_threshold_of_zero(dial, store):
+    """Activations of thousands: their ratio to the smallest float would be infinite."""
+    t = dial.transcoder
+    relu = replace(t, W_enc=1000 * t.W_enc, b_enc=1000 * t.b_enc, threshold=torch.zeros(40))
+    fixed = Dial(relu, store, CPU)
+    [found] = evaluate([relu], store, "train", 64, CPU)
+    assert fixed.l0 == pytest.approx(found["l0_mean"])
+    assert [variant.factor for variant in sweep([dial, fixed])[1]] == [None]
+
+
+def test_thresholds_of_zero_stay_where_the_others_are_turned(dial, store):
+    half = replace(dial.transcoder, threshold=torch.cat([torch.zeros(20), torch.ones(20)]))
+    turned = Dial(half, store, CPU).at(12.0)
+    [found] = evaluate([turned], store, "train", 64, CPU)
+    assert found["l0_mean"] == pytest.approx(12, abs=0.02)
+    assert not turned.threshold[:20].any()

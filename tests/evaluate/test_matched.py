@@ -26,6 +26,10 @@ def test_nothing_is_read_outside_of_what_was_measured(l0):
     assert between([Point(16.0, ratio(0, 4)), Point(64.0, ratio(1, 4))], l0) is None
 
 
+def test_nothing_is_read_from_a_silent_point_on():
+    assert between([Point(0.0, ratio(0, 4)), Point(64.0, ratio(1, 4))], 32.0) is None
+
+
 def test_differences_are_theirs_minus_ours_where_both_reach():
     ours, theirs = (
         [Point(16.0, ratio(0, 4)), Point(64.0, ratio(1, 4))],
