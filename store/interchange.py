@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from store.files import write_tensors, write_text
-from store.transcoder import Transcoder, TranscoderConfig, check_keys, read_arrays
+from store.transcoder import Transcoder, TranscoderConfig, check_arrays, read_arrays
 
 SCOPE1_KEYS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 SCOPE2_KEYS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
@@ -45,13 +45,13 @@ def load_scope1(path: Path, layer: int, model: str = "google/gemma-2-2b") -> Tra
             arrays = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as npz ({error}); download it again") from None
-    check_keys(path, set(arrays), SCOPE1_KEYS)
+    check_arrays(path, arrays, SCOPE1_KEYS)
     label = re.search(r"average_l0_(\d+)", str(path))
     d_in, d_sae = arrays["W_enc"].shape
     config = TranscoderConfig(
-        name="Gemma Scope" + (f", L0 {label[1]}" if label else ""), architecture="jumprelu", model=model, layer=layer,
-        view="rms", d_in=d_in, d_sae=d_sae, d_out=arrays["W_dec"].shape[1], k=int(label[1]) if label else None,
-        prefix_sizes=(d_sae,), source=str(path),
+        name=f"Gemma Scope, {d_sae:,} latents" + (f", L0 {label[1]}" if label else ""), architecture="jumprelu",
+        model=model, layer=layer, view="rms", d_in=d_in, d_sae=d_sae, d_out=arrays["W_dec"].shape[1],
+        k=int(label[1]) if label else None, prefix_sizes=(d_sae,), source=str(path),
     )  # fmt: skip
     return Transcoder(config, **arrays)
 
@@ -76,11 +76,12 @@ def load_scope2(directory: Path) -> Transcoder:
         raise ValueError(f"{directory} reads {info.hf_hook_point_in!r}, not the output of pre_feedforward_layernorm")
     path = directory / "params.safetensors"
     arrays = read_arrays(path)
-    check_keys(path, set(arrays), SCOPE2_KEYS | ({AFFINE} if info.affine_connection else set()))
+    check_arrays(path, arrays, SCOPE2_KEYS | ({AFFINE} if info.affine_connection else set()))
     skip = arrays.pop(AFFINE, None)
     d_in, d_sae = arrays["w_enc"].shape
     config = TranscoderConfig(
-        name=f"Gemma Scope 2, L0 {info.l0:g}", architecture="jumprelu", model=info.model_name, layer=int(layer[1]),
+        name=f"Gemma Scope 2, {d_sae:,} latents, L0 {info.l0:g}" + (", affine" if info.affine_connection else ""),
+        architecture="jumprelu", model=info.model_name, layer=int(layer[1]),
         view="normed", d_in=d_in, d_sae=d_sae, d_out=arrays["w_dec"].shape[1], k=round(info.l0) or None,
         prefix_sizes=(d_sae,), source=str(directory),
     )  # fmt: skip

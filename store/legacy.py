@@ -7,13 +7,14 @@ running anything in it. Its inference is relu(pre) * (relu(pre) > threshold), on
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from store.transcoder import Transcoder, TranscoderConfig, check_keys, cumulative_sizes
+from store.transcoder import Transcoder, TranscoderConfig, check_arrays, cumulative_sizes, read_settings
 from store.views import ViewName
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoints/final.pt")
@@ -36,9 +37,9 @@ def load_legacy(directory: Path) -> Transcoder:
     path = checkpoint_in(directory)
     if path is None:
         raise ValueError(f"{directory} holds none of {', '.join(CHECKPOINTS)}")
-    config = json.loads((directory / "config.json").read_text())
+    config = read_settings(directory / "config.json")
     arrays = _state(path)
-    check_keys(path, set(arrays), KEYS)
+    check_arrays(path, arrays, KEYS)
     layer, view = _source(directory, config)
     d_in, d_sae = arrays["W_enc"].shape
     standardised = bool(config.get("input_unit_norm", False))
@@ -55,6 +56,8 @@ def load_legacy(directory: Path) -> Transcoder:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no plain state dict; save model.state_dict()")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

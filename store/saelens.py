@@ -1,13 +1,12 @@
 """SAELens's transcoders, read into the one Transcoder class: `cfg.json` beside `sae_weights.safetensors`."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from store.transcoder import Transcoder, TranscoderConfig, check_keys, read_arrays
+from store.transcoder import Transcoder, TranscoderConfig, check_arrays, read_arrays, read_settings
 from store.views import ViewName
 
 SAELENS_CONFIG, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -25,10 +24,7 @@ UNSUPPORTED = {"normalize_activations": "none", "reshape_activations": "none", "
 def load_saelens(directory: Path) -> Transcoder:
     """A SAELens transcoder. ValueError for one that reads, scales or subtracts something that cannot be reproduced."""
     path = directory / SAELENS_CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it") from None
+    config = read_settings(path)
     found: dict[str, Any] = config | config.get("metadata", {})  # older versions have no metadata
     architecture = found.get("architecture")
     if architecture not in ARCHITECTURES:
@@ -39,7 +35,7 @@ def load_saelens(directory: Path) -> Transcoder:
     layer, view = _input(path, found)
     arrays = read_arrays(directory / SAELENS_WEIGHTS)
     required = {"W_enc", "b_enc", "W_dec", "b_dec"} | ARCHITECTURES[architecture]
-    check_keys(directory / SAELENS_WEIGHTS, set(arrays), required)
+    check_arrays(directory / SAELENS_WEIGHTS, arrays, required)
     d_in, d_sae = arrays["W_enc"].shape
     threshold = arrays.pop("threshold", torch.zeros(d_sae))
     ours = TranscoderConfig(

@@ -3,11 +3,12 @@
 `recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember (DESIGN of the files: FORMAT.md).
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -178,7 +179,7 @@ class Transcoder:
             first = error.errors()[0]
             raise ValueError(f"{directory / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         arrays = read_arrays(directory / WEIGHTS)
-        check_keys(directory / WEIGHTS, set(arrays), set(_shapes(config)), optional={"W_skip"})
+        check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
         return cls(config, **arrays).to(device)
 
 
@@ -198,7 +199,26 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged ({error}); restore or download it again") from None
 
 
-def check_keys(path: Path, found: set[str], required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object in another project's file. ValueError naming a file that holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; restore it")
+    return found
+
+
+def check_arrays(path: Path, arrays: dict[str, Tensor], required: Set[str], optional: Set[str] = frozenset()) -> None:
+    """ValueError naming the arrays that are missing or unknown, or one with NaN, which would pass for a silent latent."""
+    check_keys(path, set(arrays), required, optional)
+    for name, array in arrays.items():
+        if n := int(array.isnan().sum()):
+            raise ValueError(f"{path}: {n} of {array.numel()} numbers of {name} are NaN; train or download it again")
+
+
+def check_keys(path: Path, found: Set[str], required: Set[str], optional: Set[str] = frozenset()) -> None:
     """ValueError naming the keys that are missing or unknown."""
     missing, unknown = required - found, found - required - optional
     if missing or unknown:

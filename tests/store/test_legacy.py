@@ -89,6 +89,17 @@ def test_what_is_no_legacy_run_is_refused(tmp_path, capsys, changes, message):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("checkpoint.pt", "is no plain state dict"), ("config.json", "cannot be read|holds no")]
+)
+@pytest.mark.parametrize("junk", [b"junk", b"[]", b"\xff\xfe"])
+def test_a_damaged_file_is_named(tmp_path, name, message, junk):
+    folder = write_legacy(tmp_path)
+    (folder / name).write_bytes(junk)
+    with pytest.raises(ValueError, match=f"{name} ({message})"):
+        load_legacy(folder)
+
+
 def test_the_normalised_hook_is_the_ungained_view(tmp_path):
     folder = write_legacy(tmp_path, source_hook_point="blocks.8.ln2.hook_normalized")
     t, resid = load_legacy(folder), torch.randn(3, D)

@@ -66,6 +66,13 @@ def test_what_cannot_be_reproduced_is_refused(folder, changes, message):
         load_saelens(folder)
 
 
+@pytest.mark.parametrize("junk", ["junk", "[]"])
+def test_settings_that_are_none_are_refused(folder, junk):
+    (folder / "cfg.json").write_text(junk)
+    with pytest.raises(ValueError, match=r"cfg\.json (cannot be read|holds no JSON object)"):
+        load_saelens(folder)
+
+
 def test_a_missing_threshold_is_refused(folder):
     edit(folder, ("threshold",))
     with pytest.raises(ValueError, match=r"missing keys \['threshold'\]"):

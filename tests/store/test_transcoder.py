@@ -126,3 +126,13 @@ def test_unknown_config_field_and_damaged_weights_are_refused(tmp_path):
 def test_an_empty_folder_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         Transcoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "threshold", "W_dec"])
+def test_nan_is_refused(tmp_path, name):
+    """In W_enc or threshold it would pass for a latent that never fires."""
+    t = make_transcoder()
+    getattr(t, name)[..., 3] = torch.nan
+    t.save(tmp_path)
+    with pytest.raises(ValueError, match=rf"\d+ of \d+ numbers of {name} are NaN; train or download it again"):
+        Transcoder.load(tmp_path)
