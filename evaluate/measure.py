@@ -15,7 +15,7 @@ from evaluate.config import CompareConfig, EvaluateConfig
 from evaluate.frontier import CE_FACTORS, FACTORS, Dial, sweep
 from evaluate.inputs import fvu_by_view
 from evaluate.matched import Point, at_equal_l0
-from evaluate.metrics import Accumulator, ByDocument, measure_rows, result_of, sums_of, with_intervals
+from evaluate.metrics import JUDGED_BY_ROW, Accumulator, ByDocument, measure_rows, result_of, sums_of, with_intervals
 from evaluate.rows import Facts
 from evaluate.semantics import semantics
 from evaluate.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
@@ -172,8 +172,10 @@ class _Comparison:
         self.l0s = [each["l0_mean"] for each in found[: len(variants)]]
         table = ByDocument.of(accumulators, facts)
         first = len(self.variants[0])
-        curves = [Point(l0, table.statistic(index, "fvu")) for index, l0 in enumerate(self.l0s)]
-        results[1]["at_equal_l0"] = {"fvu": at_equal_l0(table, curves[:first], curves[first:], self._judged_l0s())}
+        results[1]["at_equal_l0"] = {}
+        for name in JUDGED_BY_ROW:
+            curve = [Point(l0, table.statistic(index, name)) for index, l0 in enumerate(self.l0s)]
+            results[1]["at_equal_l0"][name] = at_equal_l0(table, curve[:first], curve[first:], self._judged_l0s())
         points = [{"l0": l0, "fvu": each["fvu"]} for l0, each in zip(self.l0s, found[: len(variants)], strict=True)]
         results[0]["frontier"], results[1]["frontier"] = by_l0(points[:first]), by_l0(points[first:])
         for last in found[len(variants) :]:

@@ -97,6 +97,8 @@ METRICS = {
 
 `best_scale` is the factor by which the centred output should be multiplied to fit best; a sound transcoder's is near 1.
 """
+JUDGED_BY_ROW = {name: metric.lower_is_better for name, metric in METRICS.items() if metric.lower_is_better is not None}
+"""Those in which a winner may be named, and whether lower is better."""
 
 
 def sums_of(a: Accumulator, facts: Facts) -> dict:
@@ -268,6 +270,11 @@ def measure_rows(
             for a, entries in zip(members, family.entries(x), strict=True):
                 a.add(entries, x, y, middle)
         start = here.stop
+    if not variation.any():
+        raise ValueError(
+            f"the {n} {split} rows of {store.directory} have one and the same target: there is no variance to explain; "
+            "harvest more tokens"
+        )
     kept = variation * inlier
     exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
     facts = Facts(

@@ -148,6 +148,12 @@ def hand_store(directory, targets: list[list[float]]) -> Store:
     return open_store(directory)
 
 
+def test_targets_that_never_vary_are_refused(tmp_path):
+    store = hand_store(tmp_path, [[1.0, 2.0]] * 4)
+    with pytest.raises(ValueError, match="the 4 heldout rows of .* have one and the same target"):
+        evaluate([make_transcoder(d_in=2, d_out=2)], store, "heldout", 3, CPU)
+
+
 def test_rows_know_their_token_position_and_document(tmp_path):
     found = places(hand_store(tmp_path, [[0.0, 0.0]] * 4), "heldout")
     known = sorted(zip(found.position.tolist(), found.token.tolist(), found.document.tolist(), strict=True))
