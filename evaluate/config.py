@@ -104,7 +104,7 @@ class CompareConfig(LayersConfig):
     """
 
     baseline: tuple[Path, ...] = ()
-    """Folders to compare with: Gemma Scope's layouts (of one, or of a whole repository, from which --l0 chooses), SAELens's,
+    """Folders to compare with: Gemma Scope's layouts (one, or a copy of a repository, from which --l0 chooses), SAELens's,
     other runs, legacy checkpoints. The first one is judged against ours; Google's on the hub when none is given."""
     baseline_name: str | None = None
     """What the report calls the first of them."""
