@@ -347,6 +347,7 @@ def test_wandb_is_off_when_not_logged_in_and_a_misspelt_mode_is_refused(monkeypa
 @pytest.mark.filterwarnings("default")
 def test_a_real_offline_wandb_run_is_written(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "600")  # seconds for wandb's own process to start, on a busy machine
     train(replace(config, heldout_every=20))
     [path] = (config.run_directory / "wandb").glob("offline-run-*/*.wandb")
     records = wandb_records(path)
