@@ -98,8 +98,8 @@ def trouble():
 def place(request, tmp_path) -> Remote:
     if request.param == "s3":
         request.getfixturevalue("trouble").plan.clear()
-        return Remote(f"s3://bucket/{os.getpid()}-{tmp_path.name}/store")
-    return Remote(f"memory://{tmp_path.name}/store")
+    bucket = {"s3": "s3://bucket/", "memory": "memory://"}[request.param]
+    return Remote(f"{bucket}{os.getpid()}-{tmp_path.name}/store")  # locks on one URL would meet, whichever process tests
 
 
 def files_of(place: Remote) -> dict[str, bytes]:
