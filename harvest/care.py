@@ -10,14 +10,14 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, open_corpus, steadily
+from harvest.corpus import Corpus, is_on_this_machine, open_corpus, steadily
 from harvest.lanes import Lanes
 from harvest.loop import recipe_of
 from harvest.model import load_model
 from harvest.shard import run_shard
 from harvest.text import load_tokenizer
 from harvest.tokens import SpecialTokens, pack, tokenize
-from store.command import StorePlace, default_store, parse
+from store.command import StorePlace, check_at_least, default_store, parse
 from store.devices import resolve_device
 from store.files import appearing_whole
 from store.formats import FORMATS
@@ -44,6 +44,9 @@ class InfoConfig:
     """Rows of the batches whose mix is measured."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model is not at hand."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_rows=2)
 
     @property
     def store_directory(self) -> Place:
@@ -117,12 +120,13 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     """The options with which the store was harvested."""
     recipe = manifest.recipe
-    local = recipe.dataset.startswith("pip:") or Path(recipe.dataset).suffix
+    local = is_on_this_machine(recipe.dataset)
     dataset, _, subset = (recipe.dataset, "", "") if local else recipe.dataset.partition(":")
     shard_format, _, compression = recipe.format.partition("-")
     return HarvestConfig(
         model=recipe.model, layer=recipe.layer, sites=recipe.sites,
-        dataset=dataset, subset=subset or None, split=recipe.dataset_split,
+        dataset=dataset, dataset_revision=None if local else recipe.dataset_revision,
+        subset=subset or None, split=recipe.dataset_split,
         text_column=recipe.text_column, tokens=manifest.n_tokens, context=recipe.context, store=config.store_directory,
         shard_tokens=recipe.shard_sequences * recipe.context, heldout_every=recipe.heldout_every, dtype=recipe.dtype,
         format=shard_format, compression=compression or "none",  # type: ignore[arg-type]

@@ -45,6 +45,9 @@ class HarvestConfig:
     """What to cache of the layer: any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, with commas."""
     dataset: str = "HuggingFaceFW/fineweb-edu"
     """Hub data set (streamed), a .txt, .jsonl or .parquet file, or pip:docstrings (documentation of installed packages)."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of the hub data set; the newest when not given. To extend a store whose data set has changed
+    since, give the commit that its manifest records."""
     subset: str | None = None
     """Configuration of the hub data set, such as sample-10BT."""
     split: str = "train"
@@ -86,7 +89,7 @@ class HarvestConfig:
     """Measure a few batches, say what the harvest would take (disk, time, memory, what limits it), and stop."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, tokens=1, context=2, batch_sequences=1, heldout_every=2)
+        check_at_least(self, tokens=1, shard_tokens=1, context=2, batch_sequences=1, heldout_every=2)
         if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
             raise ValueError(f"layer is {self.layer}; give each layer once, counted from 0")
         wrong = [site for site in self.sites if site not in SITES]
@@ -99,6 +102,8 @@ class HarvestConfig:
             raise ValueError(f"store is {self.store}, but keep_shards needs a folder: trainer and harvester meet in it")
         if self.format != "zarr" and self.compression != "none":
             raise ValueError(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
+        if abs(self.seed) >= 2**40:
+            raise ValueError(f"seed is {self.seed}; it must lie within 2**40, either side of 0")
         if self.shard_tokens % self.context:
             raise ValueError(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 

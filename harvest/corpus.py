@@ -146,6 +146,8 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 def _open_local(path: Path, config: HarvestConfig) -> Corpus:
     if not path.exists():
         raise ValueError(f"data set file {path} does not exist; give a .txt, .jsonl or .parquet file or a hub data set")
+    if not path.stat().st_size:
+        raise ValueError(f"data set file {path} is empty; give one with text in it")
     digest = xxhash.xxh3_128()
     hash_file(digest, path)
     loader = LOCAL_LOADERS[path.suffix]
@@ -161,7 +163,7 @@ def _open_local(path: Path, config: HarvestConfig) -> Corpus:
 def _open_hub(config: HarvestConfig) -> Corpus:
     name = config.dataset
     try:
-        revision = HfApi().dataset_info(name).sha or "unknown"
+        revision = HfApi().dataset_info(name, revision=config.dataset_revision).sha or "unknown"
 
         def load() -> datasets.IterableDataset:
             return datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)

@@ -5,6 +5,7 @@ from harvest.corpus import is_on_this_machine, open_corpus
 from store.manifest import MANIFEST, Manifest, load_manifest
 from store.reader import check_sizes
 from store.remote import Place
+from store.writer import holds_shards
 
 
 def already_done(config: HarvestConfig) -> list[Manifest] | None:
@@ -13,7 +14,7 @@ def already_done(config: HarvestConfig) -> list[Manifest] | None:
         load_manifest(directory) if (directory / MANIFEST).exists() else None for directory in config.directories.values()
     ]
     for (layer, directory), manifest in zip(config.directories.items(), manifests, strict=True):
-        if manifest is not None:
+        if manifest is not None and holds_shards(directory, manifest):
             _refuse_another(config, layer, directory, manifest)
             check_sizes(directory, manifest)
     finished = [m for m in manifests if m is not None and (m.exhausted or len(m.shards) >= config.n_shards)]
@@ -26,12 +27,13 @@ def _refuse_another(config: HarvestConfig, layer: int, directory: Place, manifes
         name: getattr(config, name)
         for name in ("model", "sites", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
     }
-    asked |= {"layer": layer, "format": config.shard_format}
+    asked |= {"layer": layer, "format": config.shard_format, "dataset_split": config.split}
     asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype
     if is_on_this_machine(config.dataset):
-        asked["dataset_revision"] = open_corpus(config).revision
+        corpus = open_corpus(config)
+        asked |= {"dataset": corpus.name, "dataset_revision": corpus.revision}
     different = [
         f"{name}: {getattr(manifest.recipe, name)!r} != {value!r}"
         for name, value in asked.items()

@@ -86,7 +86,9 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     device = resolve_device(rank.device(str(resolve_device(config.device))))
     dtype = resolve_compute_dtype(config.compute_dtype, device)
     corpus = open_corpus(config)
-    model = load_model(config.model, max(config.layers), device, dtype, config.model_revision, config.device_map)
+    model = load_model(
+        config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
+    )
     log.info("%s layer %s on %s in %s; text from %s", config.model, ", ".join(map(str, config.layers)), device, dtype,
              corpus.name)  # fmt: skip
     return corpus, model, dtype
@@ -107,9 +109,9 @@ def _fill(
         log.info("continuing after %d finished shards of %d", first, config.n_shards)
     documents = tokenize(steadily(corpus, start), model.tokenizer)
     stream = pack(documents, start, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
-    mine = [number for number in range(config.n_shards) if rank.takes(number)]
+    mine, done = (len(range(rank.index, shards, rank.world)) for shards in (config.n_shards, first))
     bar = tqdm(
-        total=len(mine) * config.shard_tokens, initial=sum(number < first for number in mine) * config.shard_tokens,
+        total=mine * config.shard_tokens, initial=min(mine, done) * config.shard_tokens,
         unit="tok", unit_scale=True, desc="harvest" if rank.world == 1 else f"harvest, rank {rank.index} of {rank.world}",
         position=rank.local,
     )  # fmt: skip
@@ -171,6 +173,7 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
 
 def plan(config: HarvestConfig) -> str:
     """What the harvest would take, from a probe of the model and the disk; nothing of a store is written."""
+    already_done(config)  # refuses what the harvest would: stores of another one
     corpus, model, _ = open_all(config, Rank())
     sequences = config.batch_sequences * PROBE_BATCHES
     documents = tokenize(steadily(corpus, 0), model.tokenizer)

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import xxhash
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -95,21 +96,35 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load_model(
     name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None,
-    device_map: str | None = None,
+    device_map: str | None = None, context: int = 1,
 ) -> LanguageModel:  # fmt: skip
-    """The model, ready to run. ValueError for an unknown model, a layer out of range, or a norm of an unknown kind."""
+    """The model, ready to run. ValueError for an unknown or damaged model, a layer out of range, or too long a context."""
     source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
     if name.startswith("pip:") and name != embedded.NAME:
         raise ValueError(f"unknown embedded model {name!r}; the only one is {embedded.NAME}")
     config = _config(str(source), revision)
-    n_layers = config.get_text_config().num_hidden_layers
+    text = config.get_text_config()
+    n_layers, longest = text.num_hidden_layers, getattr(text, "max_position_embeddings", context)
     if not 0 <= layer < n_layers:
         raise ValueError(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
+    if context > longest:
+        raise ValueError(
+            f"context is {context}, but {name} reads at most {longest} tokens; give --context {longest} or less"
+        )
     if known_revision is None:
         known_revision = _hash_weights(Path(name)) if Path(name).is_dir() else config._commit_hash
     where = {"device": device} if device_map is None else {"device_map": device_map}
-    bridge = TransformerBridge.boot_transformers(str(source), dtype=dtype, revision=revision, **where)
+    try:
+        bridge = TransformerBridge.boot_transformers(str(source), dtype=dtype, revision=revision, **where)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged ({error}); download or copy them again") from None
     tokenizer = bridge.tokenizer
+    vocabulary, rows = len(tokenizer.get_vocab()), bridge.original_model.get_input_embeddings().weight.shape[0]
+    if vocabulary < rows // 2:  # transformers makes an empty one where there are no files
+        raise ValueError(
+            f"the tokenizer of {name} knows {vocabulary} tokens and the model {rows}; put the tokenizer's files beside the "
+            "weights"
+        )
     return LanguageModel(
         bridge=bridge, tokenizer=tokenizer, name=name, revision=known_revision, layer=layer,
         tokenizer_hash=vocabulary_hash(tokenizer),
@@ -128,8 +143,12 @@ def _config(source: str, revision: str | None):
 
 
 def _hash_weights(folder: Path) -> str:
-    digest = xxhash.xxh3_128()
-    for path in sorted(folder.glob("*.safetensors")):
+    digest, files = xxhash.xxh3_128(), sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"{folder} holds no .safetensors weights, and no others are read; convert them, or download them again"
+        )
+    for path in files:
         digest.update(path.name.encode())
         hash_file(digest, path)
     return f"xxh3:{digest.hexdigest()}"

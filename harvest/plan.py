@@ -41,12 +41,17 @@ def shards_on_disk(config: HarvestConfig, finished: int) -> int:
 
     One, on its way to a URL.
     """
-    lacking = range(finished, config.n_shards)
+    lacking = max(0, config.n_shards - finished)
     if isinstance(config.store, Remote):
-        return min(1, len(lacking))
-    heldout = sum(number % config.heldout_every == 1 for number in lacking)
-    train = len(lacking) - heldout
+        return min(1, lacking)
+    heldout = max(0, heldout_below(config.n_shards, config.heldout_every) - heldout_below(finished, config.heldout_every))
+    train = lacking - heldout
     return heldout + min(train, config.keep_shards or train)
+
+
+def heldout_below(number: int, heldout_every: int) -> int:
+    """Held-out shards among those with a smaller number: 1 is the first of them."""
+    return (number + heldout_every - 2) // heldout_every
 
 
 def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> tuple[int, int, Path] | None:

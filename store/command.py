@@ -22,6 +22,7 @@ from store.remote import Remote, parse_place
 INTERRUPTED = 130
 CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
 """The files of a transcoder."""
+MOST = 10**15
 T = TypeVar("T")
 
 
@@ -30,7 +31,10 @@ def parse_count(text: str) -> int:
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMbB]?)", text)
     if match is None:
         raise ValueError(f"{text!r} is not a count; write it like 300000, 300K or 16.4M")
-    return round(float(match[1].replace("_", "")) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()])
+    count = float(match[1].replace("_", "")) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
+    if count > MOST:
+        raise ValueError(f"{text!r} is more than {MOST:,}, the largest count")
+    return round(count)
 
 
 Count = Annotated[

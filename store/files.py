@@ -45,15 +45,15 @@ def sizes_in(directory: Place) -> dict[str, int]:
 
 
 def nearest_there(path: Path) -> Path:
-    """The path, or the nearest of its parents that exists: what is written below it lands on its disk."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
+    """The path, or the nearest of its parents that exists, if only as a link: its disk holds what is written below."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
 
 
 def refuse_unwritable(folder: Path, kind: str, option: str) -> None:
     """ValueError when a folder of this kind could not be made there, or written to; nothing is written to know."""
     nearest = nearest_there(folder)
     if not nearest.is_dir():
-        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is a file; choose another {option}")
+        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is not a folder; choose another {option}")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{folder} cannot be a {kind}: {nearest} is read-only for you; choose another {option}")
 

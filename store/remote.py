@@ -79,7 +79,9 @@ class Remote:
         return Remote(self.url.rpartition("/")[0])
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
-        """Nothing: folders of objects are a way of speaking."""
+        """Makes the folder where that is more than a way of speaking, as it is with objects."""
+        if self.protocol not in WHOLE_UPLOADS:
+            patiently(self, "made", lambda fs: fs.makedirs(self.path, exist_ok=True))
 
     def exists(self) -> bool:
         try:

@@ -76,6 +76,11 @@ def refuse_what_cannot_be_written(directory: Place, rank: int = 0) -> None:
         lock_of(lock).release()
 
 
+def holds_shards(directory: Place, manifest: Manifest) -> bool:
+    """Whether a store has anything that another harvest in its place would lose."""
+    return bool(manifest.shards) or any(directory.glob("shard-*"))
+
+
 class StoreWriter:
     """Appends shards to a store, continuing one that the same recipe began; the only writer of its rank.
 
@@ -107,8 +112,7 @@ class StoreWriter:
 
     def _open_or_create(self) -> Manifest:
         directory, recipe, norm = self.directory, self.recipe, self.norm
-        if (directory / MANIFEST).exists():
-            manifest = load_manifest(directory)
+        if (directory / MANIFEST).exists() and holds_shards(directory, manifest := load_manifest(directory)):
             if manifest.recipe != recipe:
                 raise ValueError(
                     f"{directory} holds another harvest ({manifest.fingerprint}, this one is {recipe.fingerprint}): "

@@ -35,8 +35,26 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
         ("harvest --model MODEL --dataset TEXT --text-column body", "no text column 'body'"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --tokens 1M --shard-tokens 512K", "does not fill one shard"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --shard-tokens 1000", "is not a multiple of context"),
-        ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT", "TEXT cannot be a store: TEXT is a file"),
-        ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT/a/b", "TEXT/a/b cannot be a store: TEXT is a file"),
+        ("harvest --model MODEL --layer 1 --dataset TEXT --shard-tokens 0", "shard_tokens is 0; it must be at least 1"),
+        (
+            "harvest --model GPT --layer 1 --dataset TEXT --context 128",
+            "reads at most 64 tokens; give --context 64 or less",
+        ),
+        (
+            "harvest --model MODEL --layer 1 --dataset TEXT --seed 99999999999999",
+            "seed is 99999999999999; it must lie within",
+        ),
+        ("harvest --model MODEL --layer 1 --dataset TEXT --context 64 --tokens 1000000B", "too little; free some"),
+        (
+            "harvest --model MODEL --layer 1 --dataset TEXT --split test --store STORE --plan",
+            "dataset_split: 'train' != 'test'",
+        ),
+        ("harvest info --store STORE --batch-rows 1", "batch_rows is 1; it must be at least 2"),
+        ("harvest --model nowhere --layer 1 --dataset TEXT --store TEXT", "TEXT cannot be a store: TEXT is not a folder"),
+        (
+            "harvest --model nowhere --layer 1 --dataset TEXT --store TEXT/a/b",
+            "TEXT/a/b cannot be a store: TEXT is not a folder",
+        ),
         ("harvest --model MODEL --dataset TEXT --compression zstd", "compression is zstd, but safetensors has none"),
         ("harvest --model MODEL --dataset TEXT --device cuda:77", "device 'cuda:77' cannot be used"),
         ("train --model m --layer 3 --store STORE", "holds tiny layer 1"),
@@ -50,7 +68,12 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
 def test_bad_input_is_one_line(monkeypatch, capsys, tiny_models, text_file, tmp_path, command, message):
     make_store(tmp_path / "store")
     before = sorted(path.name for path in (tmp_path / "store").iterdir())
-    places = {"MODEL": str(tiny_models["gemma2"]), "TEXT": str(text_file), "STORE": str(tmp_path / "store")}
+    places = {
+        "MODEL": str(tiny_models["gemma2"]),
+        "GPT": str(tiny_models["gpt2"]),
+        "TEXT": str(text_file),
+        "STORE": str(tmp_path / "store"),
+    }
     monkeypatch.chdir(tmp_path)
     for name, place in places.items():
         command, message = command.replace(name, place), message.replace(name, place)
@@ -106,9 +129,9 @@ def test_counts_may_have_suffixes(text, count):
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "many", "3X", "-5", "1e6"])
+@pytest.mark.parametrize("text", ["", "many", "3X", "-5", "1e6", "1000001B", "9" * 400])
 def test_what_is_no_count_is_refused(text):
-    with pytest.raises(ValueError, match="is not a count"):
+    with pytest.raises(ValueError, match="is not a count|is more than 1,000,000,000,000,000"):
         parse_count(text)
 
 

@@ -9,6 +9,7 @@ from harvest.config import HarvestConfig
 from harvest.corpus import steadily
 from harvest.loop import harvest
 from store.lock import WriterLock
+from tests.conftest import make_store
 from tests.test_commands import run
 
 
@@ -93,3 +94,9 @@ def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert not failures
     assert files_of(config.store) == before
+
+
+def test_a_repair_reads_the_data_set_and_commit_that_the_manifest_records(tmp_path):
+    store = make_store(tmp_path, dataset="wikimedia/wikipedia:20231101.en", dataset_revision="b04c8d1")
+    asked = care.harvest_config(care.RepairConfig(store=tmp_path), store.manifest)
+    assert (asked.dataset, asked.subset, asked.dataset_revision) == ("wikimedia/wikipedia", "20231101.en", "b04c8d1")

@@ -1,8 +1,11 @@
 import json
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
+from datasets import IterableDataset
 
+from harvest import corpus
 from harvest.config import HarvestConfig
 from harvest.corpus import docstrings, documented_versions, open_corpus, steadily
 
@@ -54,6 +57,24 @@ def test_changed_file_is_another_revision(tmp_path):
 def test_missing_data_sets_are_refused(dataset, message):
     with pytest.raises(ValueError, match=message):
         open_corpus(HarvestConfig(dataset=dataset))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet"])
+def test_an_empty_file_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        open_corpus(HarvestConfig(dataset=str(tmp_path / name)))
+
+
+def test_a_hub_data_set_is_read_at_the_commit_asked_for(monkeypatch):
+    commits = {None: "new", "old": "old"}
+    info = SimpleNamespace(dataset_info=lambda name, revision: SimpleNamespace(sha=commits[revision]))
+    monkeypatch.setattr(corpus, "HfApi", lambda: info)
+    streams = {sha: IterableDataset.from_generator(lambda sha=sha: iter([{"text": sha}])) for sha in ("new", "old")}
+    monkeypatch.setattr(corpus.datasets, "load_dataset", lambda *args, revision, **options: streams[revision])
+    for revision, sha in commits.items():
+        opened = open_corpus(HarvestConfig(dataset="a/b", dataset_revision=revision))
+        assert (opened.revision, list(opened.documents(0))) == (sha, [sha])
 
 
 def test_docstrings_are_distinct_and_always_in_the_same_order(monkeypatch):

@@ -75,6 +75,24 @@ def test_finished_harvest_does_nothing(config, monkeypatch):
     assert harvest(config) == manifests
 
 
+def test_a_data_set_named_otherwise_is_the_same_one_and_another_split_is_not(config, monkeypatch):
+    text = Path(config.dataset)
+    monkeypatch.chdir(text.parent)
+    named = replace(config, dataset=f"./{text.name}")
+    manifests = harvest(named)
+    assert harvest(named) == harvest(replace(config, dataset=text.name)) == manifests
+    with pytest.raises(ValueError, match="dataset_split: 'train' != 'test'"):
+        harvest(replace(named, split="test"))
+
+
+def test_a_harvest_that_got_nowhere_may_be_begun_otherwise(config, tmp_path):
+    with pytest.raises(ValueError, match="give more text or a smaller --shard-tokens"):
+        harvest(replace(config, shard_tokens=1 << 20))
+    harvest(config)
+    harvest(replace(config, store=tmp_path / "whole"))
+    assert files_of(config.directory) == files_of(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("tokens", [3 * 512, 5 * 512])
 def test_a_store_that_lacks_a_shard_is_neither_called_finished_nor_extended(config, tokens):
     (manifest,) = harvest(config)

@@ -1,6 +1,8 @@
 """Against transformers itself: a plain forward with hooks on its modules, no TransformerLens."""
 
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -106,6 +108,28 @@ def test_nothing_above_the_layer_is_run(tiny_models, tokens):
 def test_layer_out_of_range_is_refused_before_loading(tiny_models):
     with pytest.raises(ValueError, match=r"layer 3 is out of range: .* has layers 0 to 2"):
         load_model(str(tiny_models["gpt2"]), 3, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("tok*", "the tokenizer of .* knows .* tokens and the model 98; put the tokenizer's files"),
+        ("*.safetensors", "holds no .safetensors weights"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused(tiny_models, tmp_path, lost, message):
+    folder = shutil.copytree(tiny_models["gemma2"], tmp_path / "model")
+    for path in folder.glob(lost):
+        path.unlink()
+    with pytest.raises(ValueError, match=message):
+        load_model(str(folder), 1, CPU, torch.float32)
+
+
+def test_weights_cut_short_are_refused(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models["gemma2"], tmp_path / "model")
+    os.truncate(folder / "model.safetensors", 3000)
+    with pytest.raises(ValueError, match="the weights of .*model are damaged"):
+        load_model(str(folder), 1, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "pip:gpt-5"])

@@ -1,10 +1,14 @@
-from collections import namedtuple
+from collections import Counter, namedtuple
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from harvest.config import HarvestConfig
 from harvest.loop import harvest, plan
 from harvest.plan import shard_bytes, shards_on_disk
+from tests.conftest import make_recipe
 from tests.harvest.test_loop import config  # noqa: F401
 
 
@@ -37,3 +41,16 @@ def test_a_ring_needs_room_for_its_shards_and_the_held_out_ones(config):  # noqa
     assert shards_on_disk(ring, 0) == 4 + 10
     assert shards_on_disk(ring, 98) == 2
     assert shards_on_disk(replace(ring, keep_shards=None), 0) == 100
+
+
+@given(shards=st.integers(2, 90), finished=st.integers(0, 99), every=st.integers(2, 9), keep=st.integers(2, 9))
+def test_the_shards_of_a_ring_are_counted_as_they_are_written(shards, finished, every, keep):
+    ring = HarvestConfig(tokens=shards * 512, shard_tokens=512, heldout_every=every, keep_shards=keep)
+    splits = Counter(make_recipe(heldout_every=every).split_of(number) for number in range(finished, shards))
+    assert shards_on_disk(ring, finished) == splits["heldout"] + min(keep, splits["train"])
+
+
+def test_a_plan_for_another_harvest_s_store_is_refused(config):  # noqa: F811
+    harvest(config)
+    with pytest.raises(ValueError, match="holds another harvest .*layer: 1 != 2"):
+        plan(replace(config, layer=2))

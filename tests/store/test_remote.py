@@ -94,11 +94,11 @@ def trouble():
     server.stop()
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=["s3", "memory", "file"])
 def place(request, tmp_path) -> Remote:
     if request.param == "s3":
         request.getfixturevalue("trouble").plan.clear()
-    bucket = {"s3": "s3://bucket/", "memory": "memory://"}[request.param]
+    bucket = {"s3": "s3://bucket/", "memory": "memory://", "file": f"file://{tmp_path}/"}[request.param]
     return Remote(f"{bucket}{os.getpid()}-{tmp_path.name}/store")  # locks on one URL would meet, whichever process tests
 
 
@@ -196,6 +196,7 @@ def test_what_does_not_pass_is_one_error_that_names_the_object(monkeypatch):
 
 
 def test_a_second_writer_is_refused_and_a_killed_ones_lock_is_taken_over(place: Remote):
+    place.mkdir()
     first = RemoteLock(place / "writer.lock")
     with pytest.raises(ValueError, match=f"pid {os.getpid()} on {socket.gethostname()} is writing {place}"):
         StoreWriter(place, make_recipe(), make_norm())
@@ -205,6 +206,7 @@ def test_a_second_writer_is_refused_and_a_killed_ones_lock_is_taken_over(place: 
 
 
 def test_a_lock_of_another_host_is_refused_and_kept(place: Remote):
+    place.mkdir()
     (place / "writer.lock").create(b"elsewhere 17\n")
     with pytest.raises(ValueError, match=r"a process on elsewhere is writing .*delete that object"):
         StoreWriter(place, make_recipe(), make_norm())

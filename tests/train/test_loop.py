@@ -186,7 +186,7 @@ def test_store_of_another_model_is_refused(config):
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(config, monkeypatch, place):
     (config.store_directory / "file").touch()
     monkeypatch.setattr(loop, "check_shards", None)
-    with pytest.raises(ValueError, match="file is a file; choose another"):
+    with pytest.raises(ValueError, match="file is not a folder; choose another"):
         train(replace(config, view="normed", **{place: config.store_directory / "file" / "below"}))
     assert not config.run_directory.exists()
 
