@@ -37,11 +37,14 @@ class NotFound(LookupError):
 def read_json(path: Path) -> dict | None:
     """The file's content, None when there is none. Damaged when it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read ({error}); make it again") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} cannot be read (it holds no JSON object); make it again")
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> Run:
     log, path = [], folder / "training_log.jsonl"
     if path.exists():
         try:
-            log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
+            log = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, TypeError) as error:
             problems.append(f"{path} cannot be read ({error})")
     return Run(
         name=name, folder=folder, config=config,
@@ -175,9 +178,7 @@ class Features:
 
     def _search(self, words: str) -> np.ndarray:
         """How often each latent's contexts have this text, upper and lower case alike, and more where it is in the
-        strongest or the top token; a number finds that latent."""
-        if words.isdecimal() and int(words) < len(self):
-            return (self.columns["feature"] == int(words)).astype(int)
+        strongest or the top token; most of all where it is the latent's number."""
         parts = []
         for group in range(self.file.num_row_groups):
             text = self.file.read_row_group(group, columns=["text"])["text"]
@@ -186,7 +187,7 @@ class Features:
         for tokens in self.fires_on:
             fires_on = pc.call_function("match_substring", [tokens], _pattern(words)).to_numpy(zero_copy_only=False)
             count = np.where(fires_on, count + count.max(initial=0), count)
-        return count
+        return np.where(self.columns["feature"].astype(str) == words, 1 + count.max(initial=0), count)
 
     def _order(self, by: str, descending: bool) -> np.ndarray:
         """Every latent, sorted by a column; ties in the order of the dictionary."""

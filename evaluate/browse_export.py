@@ -1,7 +1,6 @@
 """`python -m evaluate browse-export`: the browser's pages as files that any web host serves."""
 
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -10,10 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from evaluate.browse import STATIC
-from evaluate.browse_data import Damaged, Run, find_runs
+from evaluate.browse_data import Damaged, find_runs
 from evaluate.config import ExportConfig
 from evaluate.links import FileLinks
-from evaluate.pages import Pages, feature_index
+from evaluate.pages import Pages
 from store.files import write_text
 
 log = logging.getLogger(__name__)
@@ -48,13 +47,7 @@ def export(config: ExportConfig) -> Path:
             write(lambda run=run: pages.features(run.name, {}), "features", run.name)
             write(lambda run=run: pages.tree(run.name, {}), "tree", run.name)
             with contextlib.suppress(Damaged):  # those two pages say so
-                _export_features(out, run, pages, write, config.features)
+                exported = min(config.features, len(run.features()))
+                for latent in tqdm(range(exported), desc=run.name, unit="feature"):
+                    write(lambda run=run, latent=latent: pages.feature(run.name, latent), "feature", run.name, latent)
     return out
-
-
-def _export_features(out: Path, run: Run, pages: Pages, write: Callable, most: int) -> None:
-    features = run.features()
-    table = json.dumps(feature_index(features)[:most], ensure_ascii=False)
-    write_text(out / "features" / f"{run.name}.json", table)
-    for latent in tqdm(range(min(most, len(features))), desc=run.name, unit="feature"):
-        write(lambda latent=latent: pages.feature(run.name, latent), "feature", run.name, latent)

@@ -209,6 +209,10 @@ class BrowseConfig:
     open: bool = True
     """Open the browser."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; it must be 0 (any free one) to 65535")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -220,6 +224,9 @@ class ExportConfig:
     """Folder to write to; new, empty or an earlier export."""
     features: int = 1000
     """Features of each run that get a page, from the first prefix on."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, features=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +276,8 @@ class InterveneConfig(EvaluateConfig):
             raise ValueError(
                 "nothing is changed; name latents with --ablate, --scale LATENT:FACTOR or --pin LATENT:ACTIVATION"
             )
+        if self.out and self.out.is_dir():
+            raise ValueError(f"out is {self.out}, a folder; name a file")
         check_at_least(self, top=1)
 
 

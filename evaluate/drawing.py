@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 Number = int | float
 Point = tuple[Number, Number]
 WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 30, 10, 30
 
 
 def lines(series: Mapping[str, Sequence[Point]], log_y: bool = False, log_x: bool = False) -> dict | None:

@@ -169,7 +169,8 @@ def paired(so_far: Collection, firings: Firings, limit: int) -> dict:
 def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig) -> str:
     """Changes whenever the collection would: weights, shards, how much is kept."""
     digest = xxhash.xxh3_128(
-        f"{config.contexts} {config.samples} {config.coactivation_rows} {config.promoted_tokens}".encode()
+        f"{config.contexts} {config.samples} {config.neighbours} {config.coactivation_rows} "
+        f"{config.promoted_tokens}".encode()
     )
     hash_file(digest, run / WEIGHTS)
     for shard in shards:

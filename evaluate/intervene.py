@@ -18,7 +18,7 @@ from tqdm import tqdm
 from evaluate.compare import open_both
 from evaluate.config import ImportanceConfig, InterveneConfig
 from evaluate.intervals import MIN_DOCUMENTS, by_document, estimate, ratio, resample
-from evaluate.splice import check_restart, hidden_states, open_model, sample
+from evaluate.splice import Place, check_restart, hidden_states, open_model, places_of, sample, sequences_of
 from evaluate.unembed import Unembedding, judge
 from harvest.model import LanguageModel
 from harvest.text import token_texts
@@ -240,13 +240,14 @@ def importance(config: ImportanceConfig) -> None:
     device = resolve_device(config.device)
     transcoder, model = transcoder.to(device), open_model(store, device)
     latents = list(config.latents) or most_active(transcoder, store, config)
-    ranked = rank(transcoder, store, model, latents, config)
+    places = list(places_of(store, config.sequences, at_once=1))
+    ranked = rank(transcoder, store, model, latents, places, config.keep_error)
     result = {
-        "run": str(config.run_directory), "keep_error": config.keep_error, "sequences": config.sequences, "latents": ranked,
+        "run": str(config.run_directory), "keep_error": config.keep_error, "sequences": len(places), "latents": ranked,
     }  # fmt: skip
     path = config.run_directory / "importance.json"
     write_text(path, json.dumps(result, indent=1) + "\n")
-    print(f"delta CE in nats over {config.sequences} held-out sequences; above 0: worse without the latent")
+    print(f"delta CE in nats over {len(places)} held-out sequences; above 0: worse without the latent")
     print(f"{'latent':>8} {'fires':>8} {'delta CE':>10}  95% interval")
     for each in ranked:
         interval = each["delta_ce"]["ci95"]
@@ -266,16 +267,18 @@ def most_active(transcoder: Transcoder, store: Store, config: ImportanceConfig) 
 
 
 def rank(
-    transcoder: Transcoder, store: Store, model: LanguageModel, latents: Sequence[int], config: ImportanceConfig
-) -> list[dict]:
+    transcoder: Transcoder, store: Store, model: LanguageModel, latents: Sequence[int], places: Sequence[Place],
+    keep_error: bool,
+) -> list[dict]:  # fmt: skip
     """Each latent's delta CE when it alone is ablated, with its interval over documents; the costliest first."""
     unembedding, documents, columns = Unembedding.of(model), [], []
     fired = torch.zeros(len(latents), dtype=torch.long)
-    with tqdm(total=config.sequences, desc="importance", unit="sequence") as bar:
-        for number, part in enumerate(sample(store, config.sequences)):
+    with tqdm(total=len(places), desc="importance", unit="sequence") as bar:
+        for number, place in enumerate(places):
+            part = sequences_of(store, *place)
             if number == 0:
                 check_restart(model, unembedding, part)
-            spliced = Spliced.of(transcoder, store.norm, part.source, part.target, part.excluded, config.keep_error)
+            spliced = Spliced.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error)
             on = (spliced.latents[:, latents] > 0) & ~spliced.excluded[:, None]
             fired += on.sum(0).cpu()
             firing = on.any(0).nonzero().flatten().tolist()

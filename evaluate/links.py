@@ -8,6 +8,8 @@ class Links:
     """The server's links: absolute paths with a query."""
 
     is_static = False
+    page_rows = 50
+    """Features on one page of the table."""
 
     def to(self, page: str, run: str = "", number: int | str | None = None, /, **query: object) -> str:
         path = "/" + "/".join(quote(str(part)) for part in (page, run, number) if part not in ("", None))
@@ -24,14 +26,14 @@ class FileLinks(Links):
     is_static = True
 
     def __init__(self, exported: int) -> None:
-        self.here, self.exported = "index.html", exported
+        self.here, self.page_rows = "index.html", exported
 
     def file(self, page: str, run: str = "", number: int | str | None = None) -> str:
         parts = [str(part) for part in (page, run, number) if part not in ("", None)]
         return "/".join(parts) + ".html" if parts else "index.html"
 
     def to(self, page: str, run: str = "", number: int | str | None = None, /, **query: object) -> str:
-        if page == "feature" and int(number or 0) >= self.exported:
+        if page == "feature" and int(number or 0) >= self.page_rows:
             return ""
         target = self.file(page, run, number)
         return quote(posixpath.relpath(target, posixpath.dirname(self.here) or "."))

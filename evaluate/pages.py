@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
 from evaluate.browse_data import SORTS, Features, NotFound, Run, find_runs, open_run, read_json, run_folders
 from evaluate.drawing import bars, brief, lines
 from evaluate.links import Links
 
-PAGE_ROWS, TREE_ROWS = 50, 20
+TREE_ROWS = 20
 SHADES = 9
 BASELINE = "baseline"
 """RUN@baseline stands for what RUN was compared with, Google's or another."""
@@ -72,14 +71,16 @@ class Pages:
         run = self.run_named(name)
         features = run.features()
         words = query.get("q", "").strip()
-        by, descending = query.get("sort", "match" if words else "feature"), query.get("desc") == "1"
+        by, descending = query.get("sort", "match"), query.get("desc") == "1"
+        by = "feature" if by == "match" and not words else by
         prefix, page = whole(query.get("prefix", "")), max(whole(query.get("page", "")), 1)
         if by not in (*SORTS, "match"):
             raise NotFound(f"features cannot be sorted by {by!r}; choose one of {', '.join(SORTS)}")
         chosen = features.select(words, prefix, by, descending)
-        pages = max(1, math.ceil(len(chosen) / PAGE_ROWS))
+        size = self.links.page_rows
+        pages = max(1, math.ceil(len(chosen) / size))
         page = min(page, pages)
-        rows = [features.brief(int(latent)) for latent in chosen[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]]
+        rows = [features.brief(int(latent)) for latent in chosen[(page - 1) * size : page * size]]
         return self.render(
             "features.html", run=run, rows=rows, n=len(chosen), page=page, pages=pages, q=words, by=by,
             desc=descending, prefix=prefix, prefixes=run.config.get("prefix_sizes", []),
@@ -236,11 +237,3 @@ def share(density: float) -> str:
 def whole(text: str, missing: int = 0) -> int:
     """A number from a URL; anything else counts as missing."""
     return int(text) if text.isdecimal() and len(text) < 10 else missing
-
-
-def feature_index(features: Features) -> list[list]:
-    """The table of a static site, which its script sorts and searches: one short list a feature."""
-    columns = {name: np.round(column, 6).tolist() if column.dtype.kind == "f" else column.tolist()
-               for name, column in features.columns.items()}  # fmt: skip
-    examples = features.example.to_pylist()
-    return [[*(columns[name][i] for name in SORTS), visible("".join(examples[i].values()))] for i in range(len(features))]

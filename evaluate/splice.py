@@ -60,7 +60,10 @@ def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequenc
     return (sequences_of(store, *place) for place in places_of(store, n_sequences, at_once))
 
 
-def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[tuple[ShardEntry, Int[Tensor, " sequences"]]]:
+Place = tuple[ShardEntry, Int[Tensor, " sequences"]]
+
+
+def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[Place]:
     """Where those of `sample` lie."""
     shards = store.manifest.of_split("heldout")
     for number, shard in enumerate(shards):

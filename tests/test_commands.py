@@ -63,6 +63,8 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
         ("train --store STORE --model tiny --layer 1 --d-sae 40 --k 4 --prefix-sizes 10,20", "but d_sae is 40"),
         ("evaluate metrics --store STORE --run nowhere", "nowhere holds no transcoder"),
         ("evaluate compare --store STORE --run nowhere", "nowhere holds no transcoder"),
+        ("evaluate browse --results STORE --port 99999", "port is 99999; it must be 0 (any free one) to 65535"),
+        ("evaluate browse-export --results STORE --features 0", "features is 0; it must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tiny_models, text_file, tmp_path, command, message):

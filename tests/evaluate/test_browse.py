@@ -85,6 +85,9 @@ def test_the_table_sorts_filters_and_searches(client):
     assert shown("prefix=40") == list(range(10, 40))
     assert shown("q=17") == [17]
     assert shown("q=no+such+text") == []
+    assert shown("q=" + "9" * 5000) == []
+    assert shown("sort=match") == shown("")
+    assert "or as its number" in client.get(f"/features/{RUN}?q=17").text
     assert set(shown("q=ALPHA")) <= set(range(80))
     dense_first = client.get(f"/features/{RUN}?sort=density&desc=1").text
     densities = [float(d) for d in re.findall(r'data-label="fires on" title="([^"]+)"', dense_first)]
@@ -139,6 +142,16 @@ def test_empty_and_damaged_runs_are_shown_as_such(client):
     assert "cannot be read" in damaged.text
     assert "Traceback" not in damaged.text
     assert "cannot be read" in client.get("/run/tiny/layer1/damaged").text
+
+
+def test_json_of_another_shape_is_damage_too(tmp_path):
+    for name, content in (("config.json", "[1]"), ("train_config.json", '"x"'), ("training_log.jsonl", "5\n")):
+        write_text(tmp_path / "odd" / name, content)
+    client = TestClient(make_app(tmp_path), base_url="http://127.0.0.1")
+    assert "damaged file" in client.get("/").text
+    said = client.get("/run/odd").text
+    assert said.count("holds no JSON object") == 2
+    assert "training_log.jsonl cannot be read" in said
 
 
 def test_an_empty_results_folder_says_how_to_begin(tmp_path):
@@ -262,6 +275,8 @@ def test_no_page_is_cut_off_or_complains(results, width, scheme):
         ):
             page.goto(url + path)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            for value in page.locator(".plain td").all()[:1]:
+                assert value.bounding_box()["width"] > width / 3, path
 
 
 @needs_chromium
@@ -314,27 +329,48 @@ def test_every_link_of_the_export_leads_to_a_file(results, tmp_path):
 
 
 @needs_chromium
-def test_the_export_sorts_and_searches_in_the_page(results, tmp_path):
+def test_the_export_sorts_and_searches_in_the_page_from_a_host_or_a_disk(results, tmp_path):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
             pass
 
-    out = export(ExportConfig(results=results, out=tmp_path / "site", features=80))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=out))
+    out = export(ExportConfig(results=results, out=tmp_path / "web" / "site", features=60))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "web"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with browsing() as page:
-        page.goto(f"http://127.0.0.1:{server.server_port}/features/{RUN}.html")
-        page.fill("input[type=search]", "33")
-        page.wait_for_function("document.querySelector('#count').textContent === '1 features'")
-        page.click("tbody a")
-        page.wait_for_selector("h1 >> text=#33")
+    with browsing(width=360) as page:
+        for base in (f"http://127.0.0.1:{server.server_port}/site", out.as_uri()):
+            page.goto(f"{base}/features/{RUN}.html")
+            count, rows = page.locator("#count"), page.locator("tbody tr")
+            assert count.inner_text() == "the first 60 of 80 features"
+            row = rows.nth(33).inner_text()
+            page.click("thead >> text=fires on")
+            assert page.locator("th[aria-sort=descending]").inner_text().startswith("fires on")
+            often = [float(cell.get_attribute("title")) for cell in page.locator("td[data-label='fires on']").all()]
+            assert often == sorted(often, reverse=True)
+            assert len(often) == 60
+            page.fill("input[type=search]", "33")
+            assert count.inner_text() == "1 feature"
+            assert rows.all_inner_texts() == [row]
+            page.fill("input[type=search]", "ALPHA alpha")
+            assert 0 < rows.count() < 60
+            assert all("alpha alpha" in text for text in rows.all_inner_texts())
+            page.fill("input[type=search]", "33")
+            page.click("tbody a")
+            page.wait_for_selector("h1 >> text=#33")
+            page.goto(f"{base}/index.html")
+            page.click("thead >> text=FVU")
+            assert rows.first.locator("a").first.inner_text() == "ours"
     server.shutdown()
     server.server_close()
 
 
 def test_charts_by_hand():
     chart = lines({"a": [(0, 0.0), (10, 1.0)]})
-    assert chart["lines"]["a"] == "52.0,210.0 628.0,10.0"
+    assert chart["lines"]["a"] == "52.0,210.0 610.0,10.0"
+    wide = lines({"a": [(1024, 0.2), (8192, 0.1)]}, log_x=True)
+    assert wide["x_ticks"][-1][1] == "8,000"
+    on_a_phone = 19 * 0.6  # units that a character takes
+    assert all(x + len(text) * on_a_phone / 2 < wide["width"] for x, text in wide["x_ticks"])
     assert lines({"a": []}) is None
     narrow = lines({"a": [(1, 0.6), (2, 1.5)]}, log_y=True)
     assert [label for _, label in narrow["y_ticks"]] == ["0.6", "0.8", "1", "1.2", "1.4"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,15 @@ def test_the_summary_says_what_was_looked_at_and_a_second_run_does_nothing(writt
     before = (folder / "features.parquet").stat().st_mtime_ns
     collect_samples(FeaturesConfig(store=store.directory, run=folder.parent, tokenizer=tiny_models["gpt2"], device="cpu"))
     assert (folder / "features.parquet").stat().st_mtime_ns == before
+
+
+def test_another_number_of_neighbours_is_collected_anew(written, tiny_models, tmp_path):
+    folder, store, _ = written
+    shutil.copytree(folder.parent, tmp_path / "again")
+    options = dict(store=store.directory, run=tmp_path / "again", tokenizer=tiny_models["gpt2"], device="cpu")
+    samples = collect_samples(FeaturesConfig(**options, neighbours=3))
+    near = pq.read_table(samples / "features.parquet", columns=["near_decoder"])["near_decoder"]
+    assert {len(each) for each in near.to_pylist()} == {3}
 
 
 KILLER = """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +166,14 @@ def test_by_default_the_latents_that_fire_most_are_ranked(config):
     assert len(found) == 3
 
 
+def test_importance_counts_the_sequences_that_there_are(config, capsys):
+    options = ImportanceConfig(store=config.store, run=config.run, device="cpu", latents=(SILENT,), sequences=10_000)
+    importance(options)
+    there = sum(shard.n_sequences for shard in open_store(options.store_directory).manifest.of_split("heldout"))
+    assert json.loads((options.run_directory / "importance.json").read_text())["sequences"] == there
+    assert f"over {there} held-out sequences" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -174,6 +183,7 @@ def test_by_default_the_latents_that_fire_most_are_ranked(config):
         ({"ablate": (4,), "text": None}, "give the text to run on"),
         ({"ablate": (4,), "text": "a"}, "the text has 1 tokens; at least 2"),
         ({"pin": ("4:1e400",)}, "the model's predictions are no numbers; give smaller ones"),
+        ({"ablate": (4,), "out": Path("/")}, "out is /, a folder; name a file"),
         ({}, "nothing is changed"),
     ],
 )

@@ -25,7 +25,7 @@ def found(tmp_path) -> Features:
         feature(1, " the", " of", "no such thing"),
         feature(2, " the", " Matrix", "one matrix"),
         feature(3, " matrices", " of", "matrix matrix\nmatrix matrix"),
-        feature(4, " matrix", " matrix", "one matrix"),
+        feature(4, " matrix", " matrix", "one matrix of 1 in 10"),
         feature(5, " matrix", " of", "one matrix\nanother matrix"),
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "features.parquet", row_group_size=4)
@@ -46,6 +46,8 @@ def test_a_search_by_column_keeps_that_column_s_order(found):
 def test_a_number_finds_its_feature_and_signs_are_no_patterns(found):
     assert found.select("3", by="match").tolist() == [3]
     assert found.select("6", by="match").tolist() == []
+    assert found.select("1", by="match").tolist() == [1, 4]
+    assert found.select("10", by="match").tolist() == [4]
     assert found.select("matri.", by="match").tolist() == []
 
 

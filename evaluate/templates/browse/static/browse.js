@@ -26,38 +26,36 @@ document.addEventListener("keydown", event => {
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 });
 
-// A static site has no server to sort and search: its table comes as one file. Columns are those of SORTS, then an example.
-const table = document.querySelector("#features[data-index]");
-if (table) fetch(table.dataset.index).then(answer => answer.json()).then(index => {
-  const columns = ["feature", "prefix", "density", "mean_activation", "max_activation", "max_cosine", "top_token"];
-  const form = document.querySelector("form.search"), query = form.elements.q, prefix = form.elements.prefix;
-  let by = 0, down = false;
-  const cell = (text, name) => { const td = document.createElement(name || "td"); td.textContent = text; return td; };
-  const number = value => Number(value.toPrecision(3)).toString();
+// A static site has no server to sort and search: its tables are sorted, and its features searched, in the page.
+const table = document.querySelector("thead button")?.closest("table");
+if (table) {
+  const form = document.querySelector("form.search"), count = document.querySelector("#count"), said = count?.textContent;
+  const read = cell => {
+    const text = cell.title || cell.textContent.trim(), number = Number(text.replace(/[,%#]/g, "") || NaN);
+    return Number.isNaN(number) ? text : number;
+  };
+  const all = [...table.tBodies[0].rows].map(row => ({
+    row, values: [...row.cells].map(read), text: [1, 2].map(i => row.cells[i].textContent).join("\n").toLowerCase(),
+  }));
+  const before = (a, b) => typeof a === typeof b ? a < b : typeof a === "number";
+  let by = table.tHead.querySelector("[aria-sort]"), down = false;
   function draw() {
-    const words = query.value.toLowerCase();
-    const found = index.filter(f => (!words || f[7].toLowerCase().includes(words) || String(f[0]) === words) && (!prefix.value || f[1] === Number(prefix.value)));
-    found.sort((a, b) => (a[by] < b[by] ? -1 : a[by] > b[by] ? 1 : 0) * (down ? -1 : 1));
-    document.querySelector("#count").textContent = `${found.length.toLocaleString()} features`;
-    table.tBodies[0].replaceChildren(...found.slice(0, 200).map(f => {
-      const row = document.createElement("tr"), head = cell("", "th"), link = document.createElement("a"), example = cell(f[7]);
-      link.href = table.dataset.link.replace(/0\.html$/, `${f[0]}.html`);
-      link.textContent = `#${f[0]}`;
-      head.append(link);
-      example.className = "wide";
-      row.append(head, cell(f[6]), example, cell(number(f[2])), cell(number(f[4])), cell(number(f[3])), cell(f[5].toFixed(2)), cell(f[1]));
-      return row;
-    }));
+    const words = form?.elements.q.value.trim().toLowerCase(), prefix = Number(form?.elements.prefix.value);
+    const found = all.filter(({ text, values }) => (!words || text.includes(words) || String(values[0]) === words) && (!prefix || values.at(-1) === prefix));
+    const value = each => each.values[by.cellIndex];
+    found.sort((a, b) => (before(value(a), value(b)) ? -1 : before(value(b), value(a)) ? 1 : 0) * (down ? -1 : 1));
+    table.tBodies[0].replaceChildren(...found.map(each => each.row));
+    if (count) count.textContent = found.length === all.length ? said : `${found.length.toLocaleString("en")} feature${found.length === 1 ? "" : "s"}`;
   }
-  form.addEventListener("submit", event => { event.preventDefault(); draw(); });
-  query.addEventListener("input", draw);
-  prefix.addEventListener("change", draw);
+  form?.addEventListener("submit", event => { event.preventDefault(); draw(); });
+  form?.addEventListener("input", draw);
   table.tHead.addEventListener("click", event => {
-    const name = event.target.dataset.sort;
-    if (!name) return;
-    const column = columns.indexOf(name);
-    down = column === by ? !down : column > 1 && column < 6;
-    by = column;
+    const head = event.target.closest("button")?.parentElement;
+    if (!head) return;
+    down = head === by ? !down : "down" in event.target.dataset;
+    by.removeAttribute("aria-sort");
+    by = head;
+    by.setAttribute("aria-sort", down ? "descending" : "ascending");
     draw();
   });
-});
+}
