@@ -119,7 +119,7 @@ def load_model(
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are damaged ({error}); download or copy them again") from None
     tokenizer = bridge.tokenizer
-    vocabulary, rows = len(tokenizer.get_vocab()), bridge.original_model.get_input_embeddings().weight.shape[0]
+    vocabulary, rows = len(tokenizer.get_vocab()), text.vocab_size
     if vocabulary < rows // 2:  # transformers makes an empty one where there are no files
         raise ValueError(
             f"the tokenizer of {name} knows {vocabulary} tokens and the model {rows}; put the tokenizer's files beside the "
