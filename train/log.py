@@ -3,6 +3,7 @@
 import json
 import netrc
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,8 @@ class TrainingLog:
 
     def __init__(self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False) -> None:
         self.config, self.path = config, config.run_directory / LOG
+        mode = "disabled" if silent else wandb_mode()
+        self.wandb: Any = None if mode == "disabled" else _wandb_run(config, mode)
         if not silent:
             _drop_lines_after(self.path, first_step)
         self.file = Path(os.devnull if silent else self.path).open("a", encoding="utf-8")  # noqa: SIM115
@@ -50,16 +53,6 @@ class TrainingLog:
             desc=f"train {config.run_directory.name}", position=position, disable=silent,
         )  # fmt: skip
         self.figures = ""
-        self.wandb: Any = None
-        mode = "disabled" if silent else wandb_mode()
-        if mode != "disabled":
-            import wandb
-
-            self.wandb = wandb.init(
-                project=config.wandb_project, name="/".join(config.run_directory.parts[-3:]), mode=mode,
-                dir=str(config.run_directory), id=_run_id(config), resume="allow", reinit="create_new",
-                config={key: str(v) if isinstance(v, Path | Remote) else v for key, v in asdict(config).items()},
-            )  # fmt: skip
 
     def write(self, record: dict[str, float | int | list[float]]) -> None:
         self.file.write(json.dumps(record) + "\n")
@@ -110,8 +103,23 @@ class TrainingLog:
             self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
+def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
+    """The run at wandb, which a resumed one continues. ValueError when wandb refuses: nobody is logged in, say."""
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.wandb_project, name="/".join(config.run_directory.parts[-3:]), mode=mode,
+            dir=str(config.run_directory), id=_run_id(config), resume="allow", reinit="create_new",
+            config={key: str(v) if isinstance(v, Path | Remote) else v for key, v in asdict(config).items()},
+        )  # fmt: skip
+    except wandb.Error as error:
+        raise ValueError(f"wandb cannot log ({error}); or set WANDB_MODE to offline or disabled") from None
+
+
 def _run_id(config: TrainConfig) -> str:
-    return "-".join(config.run_directory.parts[-3:]).replace(".", "_")
+    """The run's folder in the characters that wandb allows in names of runs and artifacts."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(config.run_directory.parts[-3:]))
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

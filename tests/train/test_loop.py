@@ -345,10 +345,20 @@ def test_wandb_is_off_when_not_logged_in_and_a_misspelt_mode_is_refused(monkeypa
 
 
 @pytest.mark.filterwarnings("default")
+def test_what_wandb_refuses_is_said_with_its_cure(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="wandb cannot log .*; or set WANDB_MODE to offline or disabled"):
+        train(config)
+
+
+@pytest.mark.filterwarnings("default")
 def test_a_real_offline_wandb_run_is_written(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "600")  # seconds for wandb's own process to start, on a busy machine
-    train(replace(config, heldout_every=20))
+    config = replace(config, heldout_every=20, run=config.run_directory.with_name("a run: k=4, #1"))
+    train(config)
     [path] = (config.run_directory / "wandb").glob("offline-run-*/*.wandb")
     records = wandb_records(path)
     logged = {item.key or ".".join(item.nested_key) for record in records for item in record.history.item}
