@@ -80,8 +80,10 @@ def _source(directory: Path, config: dict[str, Any]) -> tuple[int, ViewName]:
 
 def _sizes(directory: Path, config: dict[str, Any], d_sae: int) -> tuple[int, ...]:
     listed = config.get("prefix_sizes") or config.get("group_sizes") or [d_sae]
-    listed = json.loads(listed) if isinstance(listed, str) else listed
-    sizes = cumulative_sizes(listed, d_sae)
+    try:
+        sizes = cumulative_sizes(json.loads(listed) if isinstance(listed, str) else listed, d_sae)
+    except (ValueError, LookupError, TypeError):
+        sizes = None
     if sizes is None:
         raise ValueError(
             f"{directory / 'config.json'}: sizes {listed} neither end at nor sum to the {d_sae} latents of the weights"

@@ -76,6 +76,9 @@ class Payload:
     ("changes", "message"),
     [
         ({"prefix_sizes": [4, 6, 11]}, "neither end at nor sum to the 20"),
+        ({"prefix_sizes": "[]"}, "neither end at nor sum to the 20"),
+        ({"prefix_sizes": "[4, 6"}, "neither end at nor sum to the 20"),
+        ({"group_sizes": "four", "prefix_sizes": None}, "neither end at nor sum to the 20"),
         ({"target_hook_point": "blocks.9.hook_mlp_out"}, "mlp_out of the same layer"),
         ({"source_hook_point": "blocks.8.hook_resid_pre"}, "only from"),
         ({"state": {"W_enc": torch.zeros(2, 2)}}, "missing keys"),
