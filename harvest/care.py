@@ -17,7 +17,7 @@ from harvest.model import load_model
 from harvest.shard import run_shard
 from harvest.text import load_tokenizer
 from harvest.tokens import SpecialTokens, pack, tokenize
-from store.command import StorePlace, check_at_least, default_store, parse
+from store.command import StoreOptions, check_at_least, parse
 from store.devices import resolve_device
 from store.files import appearing_whole
 from store.formats import FORMATS
@@ -31,15 +31,9 @@ from store.writer import shard_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig:
+class InfoConfig(StoreOptions):
     """Describe a store: what it holds, how much, its statistics and disk, how well batches mix, and some of its text."""
 
-    model: str = "google/gemma-2-2b"
-    """Names the store when --store is not given."""
-    layer: int = 8
-    """Likewise."""
-    store: StorePlace | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     batch_rows: int = 1024
     """Rows of the batches whose mix is measured."""
     tokenizer: Path | None = None
@@ -48,32 +42,18 @@ class InfoConfig:
     def __post_init__(self) -> None:
         check_at_least(self, batch_rows=2)
 
-    @property
-    def store_directory(self) -> Place:
-        return self.store or default_store(self.model, self.layer)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RepairConfig:
+class RepairConfig(StoreOptions):
     """Harvest the damaged shards of a store again, with the model, text and options that its manifest records.
 
     A shard takes its place only when it has the recorded checksum. Killed or interrupted, the same command continues.
     """
 
-    model: str = "google/gemma-2-2b"
-    """Names the store when --store is not given."""
-    layer: int = 8
-    """Likewise."""
-    store: StorePlace | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     device: str = "auto"
     """auto takes CUDA where there is one. Only the kind of device that made the store gives its very bytes."""
     batch_sequences: int = 32
     """Sequences in one forward pass: give what the harvest had, since it can change the last bit."""
-
-    @property
-    def store_directory(self) -> Place:
-        return self.store or default_store(self.model, self.layer)
 
 
 def info() -> str:

@@ -3,24 +3,12 @@
 import sys
 from dataclasses import dataclass
 
-from store.command import StorePlace, command, default_store, parse
-from store.remote import Place
+from store.command import StoreOptions, command, parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(StoreOptions):
     """Read every shard of a store and name each that is missing, cut short or changed; exit code 1 then."""
-
-    model: str = "google/gemma-2-2b"
-    """Names the store when --store is not given."""
-    layer: int = 8
-    """Likewise."""
-    store: StorePlace | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
-
-    @property
-    def store_directory(self) -> Place:
-        return self.store or default_store(self.model, self.layer)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import tyro
 from docstring_parser import parse_from_object
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.remote import Remote, parse_place
+from store.remote import Place, Remote, parse_place
 
 INTERRUPTED = 130
 CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
@@ -86,6 +86,22 @@ def default_store(model: str, layer: int) -> Path:
 
 def default_run(model: str, layer: int, run: str) -> Path:
     return Path("results") / model_slug(model) / f"layer{layer}" / run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Which store a command is about."""
+
+    model: str = "google/gemma-2-2b"
+    """Names the store when --store is not given."""
+    layer: int = 8
+    """Likewise."""
+    store: StorePlace | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
+
+    @property
+    def store_directory(self) -> Place:
+        return self.store or default_store(self.model, self.layer)
 
 
 def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T:

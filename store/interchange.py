@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from store.files import write_tensors, write_text
-from store.transcoder import Transcoder, TranscoderConfig, check_arrays, read_arrays
+from store.transcoder import Transcoder, TranscoderConfig, check_arrays, read_arrays, read_config
 
 SCOPE1_KEYS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 SCOPE2_KEYS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
@@ -64,11 +64,7 @@ def load_scope2(directory: Path) -> Transcoder:
     for name in ("config.json", "params.safetensors"):
         if not (directory / name).exists():
             raise ValueError(f"{directory} is not a Gemma Scope 2 folder: {name} is missing")
-    try:
-        info = Scope2Config.model_validate_json((directory / "config.json").read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{directory / 'config.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    info = read_config(directory / "config.json", Scope2Config)
     if info.architecture != "jump_relu":
         raise ValueError(f"{directory} has architecture {info.architecture!r}; only 'jump_relu' can be read")
     layer = re.search(r"layers\.(\d+)\.", info.hf_hook_point_in)

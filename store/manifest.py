@@ -21,6 +21,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _hash_of(fields: dict) -> str:
+    """32 hex digits of XXH3-128 over canonical JSON."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
+
+
 class Recipe(_Strict):
     """Everything that decides which numbers a store holds; its hash is the store's fingerprint.
 
@@ -53,8 +58,7 @@ class Recipe(_Strict):
     @property
     def fingerprint(self) -> str:
         """32 hex digits of XXH3-128 over the recipe's canonical JSON."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return xxhash.xxh3_128_hexdigest(canonical.encode())
+        return _hash_of(self.model_dump(mode="json"))
 
     @property
     def stream(self) -> str:
@@ -62,9 +66,7 @@ class Recipe(_Strict):
 
         Row i of shard n is then the same token in both, so that one's source can be read beside the other's target.
         """
-        rest = self.model_dump(mode="json", exclude={"layer", "sites"})
-        canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-        return xxhash.xxh3_128_hexdigest(canonical.encode())
+        return _hash_of(self.model_dump(mode="json", exclude={"layer", "sites"}))
 
     def split_of(self, shard: int) -> Split:
         """The split of a shard, fixed by its number; shard 1 is the first held-out one."""

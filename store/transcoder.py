@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ from torch import Tensor
 from store.command import CONFIG, WEIGHTS
 from store.files import write_tensors, write_text
 from store.views import VIEWS, Norm, ViewName
+
+C = TypeVar("C", bound=BaseModel)
 
 
 class TranscoderConfig(BaseModel):
@@ -173,11 +175,7 @@ class Transcoder:
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():
                 raise ValueError(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
-        try:
-            config = TranscoderConfig.model_validate_json((directory / CONFIG).read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{directory / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        config = read_config(directory / CONFIG, TranscoderConfig)
         arrays = read_arrays(directory / WEIGHTS)
         check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
         return cls(config, **arrays).to(device)
@@ -188,6 +186,15 @@ def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     return {
         "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "threshold": (d_sae,),
     }  # fmt: skip
+
+
+def read_config(path: Path, kind: type[C]) -> C:
+    """A config.json. ValueError naming the file and the first field that does not fit."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
