@@ -215,6 +215,7 @@ def calibrate(run: Run, store: Store) -> Tensor:
 
     The rows are those that would be trained on next: where training ends within its first epoch it has not seen them. On
     rows just trained on more latents pass a threshold than on others, so that one set there gives too high an L0 elsewhere.
+    Half of training's threshold is the least that it can be: where fewer than k a row pass that, L0 stays below k.
     A moving average of the smallest activation kept (after arXiv 2412.06410) lags behind weights that change (RESULTS.md).
     """
     config, module = run.config, run.module
