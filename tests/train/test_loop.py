@@ -347,6 +347,7 @@ def test_wandb_is_off_when_not_logged_in_and_a_misspelt_mode_is_refused(monkeypa
 @pytest.mark.filterwarnings("default")
 def test_what_wandb_refuses_is_said_with_its_cure(config, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "600")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ValueError, match="wandb cannot log .*; or set WANDB_MODE to offline or disabled"):
