@@ -35,6 +35,13 @@ def checks_of(metrics: dict, store: Store) -> list[dict]:
             f"{name} was measured on store {metrics['store_fingerprint']}, this is {store.fingerprint}",
         ),
         _check(
+            "it was trained on this store, whose held-out rows training never sees, or elsewhere",
+            metrics["trained_on"] in (None, store.fingerprint),
+            f"{name}: {metrics['trained_on'] or 'trained elsewhere'}",
+            f"{name} was trained on store {metrics['trained_on']}, this is {store.fingerprint}: what is held out here may "
+            "be what it was trained on",
+        ),
+        _check(
             "L0 is near its label",
             k is None or near(l0, k, L0_TOLERANCE),
             f"{name}: measured L0 is {l0:.1f}, {f'its label says {k}' if k else 'it states none'}",

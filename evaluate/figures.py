@@ -158,7 +158,9 @@ def by_dimension(measured: Sequence[dict]) -> go.Figure:
 
 
 def curves(run: Path) -> go.Figure:
-    figure = _figure("rows trained on", "FVU", yaxis={"type": "log"})
+    ticks = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
+    axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    figure = _figure("rows trained on", "FVU", yaxis=axis)
     path = run / LOG
     if path.exists():
         records = [json.loads(line) for line in path.read_text().splitlines()]

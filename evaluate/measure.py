@@ -85,7 +85,10 @@ def with_prefixes(result: dict, found: dict[str, dict]) -> dict:
 
 def label(result: dict, transcoder: Transcoder) -> None:
     c = transcoder.config
-    result |= {"name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view}
+    result |= {
+        "name": c.name, "source": c.source, "architecture": c.architecture, "view": c.view,
+        "trained_on": c.store_fingerprint,
+    }  # fmt: skip
 
 
 def open_language_model(store: Store, device: torch.device) -> "LanguageModel":
@@ -131,7 +134,8 @@ class _Comparison:
         for predictor, result in zip(self.trivial, results[len(self.own) :], strict=True):
             label(result, predictor)
             result |= {"trivial": True, "warnings": []}
-            for name in OF_LATENTS & result.keys():
+            silent = predictor.config.d_sae == 1
+            for name in (OF_LATENTS | ({"l0_mean"} if silent else set())) & result.keys():
                 del result[name]
         if "matched" not in second:
             log.warning("no equal L0 could be reached: no winner will be named")

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from evaluate.figures import by_band, by_dimension, by_prefix, cosines, curves, densities, frontier, frontier_ce
+from evaluate.measure import FRONTIER_ROWS
 from evaluate.page import Shown, write_page
 from evaluate.worst import in_words
 from store.reader import Store
@@ -75,6 +76,8 @@ ROWS = (
 
 HEADLINES = {"fvu": "FVU", "delta_ce": "delta CE", "kl": "KL"}
 """What the verdict speaks of."""
+BETTER = "better at equal L0"
+"""Which is not where the figures beside it were measured, unless both have the same."""
 
 
 def rows_of(measured: Sequence[dict]) -> list[tuple[str, str, str, str]]:
@@ -121,7 +124,7 @@ def winner_note(winner: str | None, measured: Sequence[dict]) -> str:
     if winner is None:
         return ""
     names = {"ours": measured[0]["name"], "google": measured[1]["name"]}
-    return f"   better: {names[winner]}" if winner in names else f"   {winner}"
+    return f"   {BETTER}: {names[winner]}" if winner in names else f"   {winner}"
 
 
 def provenance(metrics: dict, store: Store) -> str:
@@ -149,10 +152,10 @@ def markdown(measured: Sequence[dict], store: Store, winners: dict[str, str]) ->
     def line(*cells: str) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    lines = [verdict(measured, winners), "", line("held-out metric", *(m["name"] for m in measured), "better")]
+    lines = [verdict(measured, winners), "", line("held-out metric", *(m["name"] for m in measured), BETTER)]
     lines.append(line(*["---"] * (len(measured) + 2)))
     for key, label, form, _ in rows_of(measured):
-        better = winner_note(winners.get(key), measured).strip().removeprefix("better: ")
+        better = winner_note(winners.get(key), measured).strip().removeprefix(f"{BETTER}: ")
         lines.append(line(label, *(cell(m, key, form) for m in measured), better))
     for m in measured:
         if len(m.get("per_prefix", ())) > 1:
@@ -171,7 +174,8 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
         ),
         Shown(
             "fvu_by_l0", "FVU against L0",
-            "Down and to the left is better. Line: threshold moved; dotted: prefixes; grey: trivial predictors.",
+            f"Down and to the left is better. Lines, by threshold and by rank: on the first {FRONTIER_ROWS:,} rows. Dotted "
+            "(prefixes) and level (trivial predictors): on all.",
             frontier(measured),
         ),
         Shown(
@@ -192,7 +196,10 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
             "Of each dimension by itself, the best first; below 0 its mean would be the better prediction.",
             by_dimension(measured),
         ),
-        Shown("density", "How often features fire", "Share of the held-out rows, on a log scale.", densities(measured)),
+        Shown(
+            "density", "How often features fire",
+            "Share of the held-out rows, on a log scale; those that never fire are left out.", densities(measured),
+        ),
         Shown(
             "decoder_cosines", "How alike decoder rows are", "Each latent's largest |cosine| with another.",
             cosines(measured),
@@ -209,7 +216,7 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
         path, "report.html", figures, title=" against ".join(m["name"] for m in measured[:2]),
         verdict=verdict(measured, winners), measured=shown, rows=rows, provenance=provenance(measured[0], store),
         recipe=store.manifest.recipe, fingerprint=store.fingerprint, checks=comparison.get("checks", []),
-        no_words=no_words, prefixes=[(m["name"], list(m["per_prefix"]), prefix_rows(m)) for m in nested],
+        no_words=no_words, better=BETTER, prefixes=[(m["name"], list(m["per_prefix"]), prefix_rows(m)) for m in nested],
     )  # fmt: skip
 
 

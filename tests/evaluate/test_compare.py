@@ -107,6 +107,7 @@ def test_trivial_predictors_put_every_figure_in_place(compared):
     assert ranked["l0_mean"] == round(comparison["ours"]["l0_mean"])
     assert comparison["others"] == []
     assert "dead_features" not in linear
+    assert "l0_mean" not in linear  # no latents, but every dimension of the input
     ranks = [point["l0"] for point in ranked["frontier"]]
     assert ranks == sorted(set(ranks))
     line = next(line for line in (compared / "report.md").read_text().splitlines() if line.startswith("| FVU |"))

@@ -37,6 +37,7 @@ def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
         "fvu_by_token_rank": {"1-10": {"rows": 12, "fvu": fvu, "l0": 4.0}},
         "explained_variance_by_dimension": [0.1, -0.2, 0.9],
         "store_fingerprint": store.fingerprint, "name": name, "source": "somewhere", "architecture": "test", "view": "rms",
+        "trained_on": None,
         "warnings": [], "best_scale": 0.98, "split": "heldout", "n_documents": 40,
         "worst_rows": [{
             "before": [5, 6], "token": 7, "after": [8], "share": 0.25, "fvu": 1.5, "outlier": True, "shard": "s",
@@ -72,6 +73,7 @@ def test_text_from_the_data_is_escaped_and_figures_are_those_measured(report):
     assert "<script>alert(1)" not in html
     assert "0.2000" in body
     assert "20.0% of the variance unexplained" in body
+    assert "by threshold and by rank: on the first 8,192 rows" in body
     assert "holds: L0 is near its label (the other: measured L0 is 4.1, its label says 4)" in body
 
 
@@ -80,7 +82,7 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
     row = body[body.index("FVU<small>") :]
     assert row.index('class="best"') < row.index("0.2000") < row.index("0.2500")
     summary = (report.parent / "summary.txt").read_text()
-    assert "better: ours" in next(line for line in summary.splitlines() if line.startswith("FVU "))
+    assert "better at equal L0: ours" in next(line for line in summary.splitlines() if line.startswith("FVU "))
     assert "better" not in next(line for line in summary.splitlines() if line.startswith("MSE"))
 
 
@@ -177,6 +179,9 @@ def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, s
     assert page.locator("#metrics tbody tr").count() == 14
     assert page.locator(".prefixes thead th").all_inner_texts() == ["held-out metric", "10", "20", "40"]
     assert page.locator(".worst mark").count() == 2
+    ticks = [float(text) for text in page.locator(".plot").last.locator(".ytick text").all_text_contents()]
+    assert ticks == sorted(ticks)
+    assert ticks[-1] <= 1
     for summary in page.locator("summary").all():
         summary.click(position={"x": 3, "y": 3})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
