@@ -176,8 +176,9 @@ def in_words(each: dict, model: LanguageModel) -> dict:
 
 def differences(unembedding: Unembedding, hidden: Float[Tensor, "three rows d"], top: int) -> Iterator[tuple[Tensor, dict]]:
     """By row: log probabilities (clean, before, after); KL(before || after), the tokens that gain and lose most."""
-    logits = unembedding.capped(torch.nn.functional.linear(hidden, unembedding.weight, unembedding.bias).float())
-    log_p = logits.double().log_softmax(-1).cpu()
+    # one after the other: on some CPUs a product's last bit depends on the rows beside it
+    logits = torch.stack([torch.nn.functional.linear(one, unembedding.weight, unembedding.bias) for one in hidden])
+    log_p = unembedding.capped(logits.float()).double().log_softmax(-1).cpu()
     for clean, before, after in log_p.unbind(1):
         change = after.exp() - before.exp()
         ends = {}
