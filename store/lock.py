@@ -43,7 +43,11 @@ class WriterLock:
         if holder:
             log.info("pid %s on %s left its lock on %s and is gone: taking over", holder[1], holder[0], self.store)
         os.truncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{here} {os.getpid()}\n".encode(), 0)
+        try:
+            os.pwrite(self.descriptor, f"{here} {os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise OSError(error.errno, error.strerror, str(path)) from None
         Thread(target=_give_signs_of_life, args=(path, released), daemon=True).start()
 
     def _locked(self) -> int:

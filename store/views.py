@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -32,8 +33,13 @@ class Norm:
 
     @classmethod
     def load(cls, path: Place, kind: NormKind, eps: float) -> "Norm":
-        """The norm whose gain (and bias) lie in a safetensors file."""
-        arrays = load(path.read_bytes())
+        """The norm whose gain (and bias) lie in a safetensors file. ValueError when it is damaged."""
+        try:
+            arrays = load(path.read_bytes())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); restore it, or copy that of another store of this layer"
+            ) from None
         return cls(kind=kind, eps=eps, gain=arrays["gain"], bias=arrays.get("bias"))
 
 

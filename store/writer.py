@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from store.arrays import read_array
@@ -200,7 +201,10 @@ class StoreWriter:
         path = self._pending_path(number)
         if not path.exists():
             return None
-        pending = Pending.model_validate_json(path.read_bytes())
+        try:
+            pending = Pending.model_validate_json(path.read_bytes())
+        except ValidationError:
+            raise ValueError(f"{path} is damaged; delete it: its shard is then harvested again") from None
         return pending if pending.fingerprint == self.recipe.fingerprint else None
 
     def _sums_of(self, shard: ShardEntry) -> dict[str, Tensor]:

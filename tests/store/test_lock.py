@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import signal
@@ -63,6 +64,17 @@ def test_a_lock_of_another_host_that_has_been_silent_is_taken_over(tmp_path, cap
         make_store(tmp_path, 2)
     assert "pid 17 on elsewhere left its lock" in caplog.text
     assert not list(tmp_path.glob("*.lock*"))
+
+
+def test_a_disk_too_full_for_a_lock_is_named_and_no_lock_left(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left") as refusal:
+        WriterLock(tmp_path / "writer.lock")
+    assert refusal.value.filename == str(tmp_path / "writer.lock")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):

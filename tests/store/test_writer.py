@@ -132,6 +132,15 @@ def test_a_truncated_shard_is_named(store: Store):
         open_store(store.directory)
 
 
+def test_small_files_that_are_damaged_are_named(store: Store):
+    (store.directory / "shard-00004.entry.json").write_text("{")
+    with pytest.raises(ValueError, match=r"shard-00004\.entry\.json is damaged; delete it"):
+        StoreWriter(store.directory, make_recipe(), make_norm())
+    os.truncate(store.directory / "norm.safetensors", 3)
+    with pytest.raises(ValueError, match=r"norm\.safetensors is damaged .*; restore it"):
+        open_store(store.directory)
+
+
 def test_a_missing_shard_is_named(store: Store):
     (store.directory / "shard-00003.safetensors").unlink()
     with pytest.raises(ValueError, match=r"shard-00003\.safetensors is missing"):
