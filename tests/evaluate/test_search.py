@@ -51,13 +51,29 @@ def test_a_number_finds_its_feature_and_signs_are_no_patterns(found):
     assert found.select("matri.", by="match").tolist() == []
 
 
+@pytest.fixture(scope="module")
+def contexts(client, truth: Truth) -> list[list[str]]:  # noqa: F811
+    """By latent the text around each firing that its page names, from the tokens in the shards."""
+    d = truth.d
+    place = {key: i for i, key in enumerate(zip(d.shard, d.sequence, d.token, strict=True))}
+    found = []
+    for latent in range(D_SAE):
+        html, texts = client.get(f"/feature/{RUN}/{latent}").text, []
+        for at in re.findall(r'shard (\d+), sequence (\d+), token (\d+)">', html):
+            shard, sequence, token = map(int, at)
+            around = (place.get((shard, sequence, token + offset)) for offset in range(-20, 21))
+            texts.append("".join(WORDS[d.tokens[i] % 4] for i in around if i is not None).lower())
+        found.append(texts)
+    return found
+
+
 @pytest.mark.parametrize("words", ["alpha", "ALPHA beta beta alpha", "beta beta"])
-def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, words):  # noqa: F811
+def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, contexts, words):  # noqa: F811
     d, wanted = truth.d, words.lower()
     keys = {}
     for latent in range(D_SAE):
         column = np.nan_to_num(d.latents[:, latent])
-        times = sum(context.count(wanted) for context in contexts(client, d, latent))
+        times = sum(context.count(wanted) for context in contexts[latent])
         if times:
             sums = {token: column[d.tokens == token].sum() for token in set(d.tokens.tolist())}
             most, strongest = max(sums, key=sums.__getitem__), d.tokens[column.argmax()]
@@ -69,15 +85,3 @@ def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, 
     assert re.search(r'id="count"[^>]*>(\d+) features with', html[0])[1] == str(len(keys))
     assert [int(latent) for latent in shown] == sorted(keys, key=keys.__getitem__)
     assert len(keys) > 20
-
-
-def contexts(client, d, latent: int) -> list[str]:  # noqa: F811
-    """The text around each firing that a feature's page names, from the tokens in the shards."""
-    place = {key: i for i, key in enumerate(zip(d.shard, d.sequence, d.token, strict=True))}
-    html = client.get(f"/feature/{RUN}/{latent}").text
-    found = []
-    for at in re.findall(r'shard (\d+), sequence (\d+), token (\d+)">', html):
-        shard, sequence, token = map(int, at)
-        around = (place.get((shard, sequence, token + offset)) for offset in range(-20, 21))
-        found.append("".join(WORDS[d.tokens[i] % 4] for i in around if i is not None).lower())
-    return found
