@@ -86,7 +86,8 @@ def run_folders(results: Path) -> dict[str, Path]:
     for folder, inside, files in os.walk(results):
         inside[:] = sorted(name for name in inside if name not in (*REPORTS, "activation_samples"))
         if WEIGHTS in files or "train_config.json" in files:
-            found[str(Path(folder).relative_to(results))] = Path(folder)
+            place = Path(folder).relative_to(results)
+            found[str(place) if place.parts else results.resolve().name] = Path(folder)  # "." is no name in a URL
     return found
 
 

@@ -144,6 +144,12 @@ def test_empty_and_damaged_runs_are_shown_as_such(client):
     assert "cannot be read" in client.get("/run/tiny/layer1/damaged").text
 
 
+def test_a_run_itself_may_be_the_results_folder(results):
+    client = TestClient(make_app(results / RUN), base_url="http://127.0.0.1")
+    assert 'href="/run/ours"' in client.get("/").text
+    assert client.get("/feature/ours/0").status_code == 200
+
+
 def test_json_of_another_shape_is_damage_too(tmp_path):
     for name, content in (("config.json", "[1]"), ("train_config.json", '"x"'), ("training_log.jsonl", "5\n")):
         write_text(tmp_path / "odd" / name, content)
@@ -239,6 +245,7 @@ def test_a_feature_is_found_by_search_sorting_and_keys(results):
         page.keyboard.type("alpha")
         page.keyboard.press("Enter")
         page.wait_for_url("**q=alpha**")
+        page.keyboard.press("Tab")
         page.keyboard.press("j")
         page.keyboard.press("j")
         second = page.locator("tbody tr").nth(1).locator("a").inner_text()

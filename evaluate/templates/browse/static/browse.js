@@ -9,6 +9,7 @@ function move(step) {
   all[here]?.classList.remove("here");
   here = Math.max(0, Math.min(all.length - 1, here + step));
   all[here].classList.add("here");
+  all[here].querySelector("a[href]")?.focus({ preventScroll: true }); // Enter opens what has the focus
   all[here].scrollIntoView({ block: "nearest" });
 }
 
@@ -19,10 +20,8 @@ document.addEventListener("keydown", event => {
   const follow = relation => document.querySelector(`a[rel=${relation}]`)?.click();
   const actions = {
     "/": () => document.querySelector("input[type=search]")?.focus(), j: () => move(1), k: () => move(-1),
-    Enter: () => rows()[here]?.querySelector("a[href]")?.click(),
     ArrowLeft: () => follow("prev"), ArrowRight: () => follow("next"),
   };
-  if (event.key === "Enter" && (here < 0 || event.target !== document.body)) return;
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 });
 
