@@ -228,7 +228,8 @@ def table(result: dict) -> str:
         lines.append(f"{figures}  {words(part['rises'])}  {words(part['falls'])}")
     lines.append(
         f"mean KL {result['kl_mean']:.4g} nats; CE {result['ce_clean']:.4f} clean, {result['ce_before']:.4f} before, "
-        f"{result['ce_after']:.4f} after ({result['delta_ce']:+.4f}); most affected: {words(result['most_affected'])}"
+        f"{result['ce_after']:.4f} after ({result['delta_ce']:+.4f}); most affected: "
+        + (words(result["most_affected"]) or "none: the predictions stay as they are")
     )
     return "\n".join(lines)
 
