@@ -2,17 +2,21 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 
+from harvest import loop
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model import load_model
 from store.lock import WRITER_LOCK, WriterLock
 from store.reader import check_shards, open_store
+from store.writer import StoreWriter
 from tests.child import python
 from tests.conftest import BOS, EOS, PAD
+from tests.train.test_follow import asked  # noqa: F401
 
 
 @pytest.fixture
@@ -126,6 +130,28 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(c
     with pytest.raises(ValueError, match=f"{tmp_path} is read-only for you"):
         harvest(replace(config, store=tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
+
+
+def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait(asked, tmp_path, monkeypatch):  # noqa: F811
+    harvest(asked)  # on a CPU one is written, then the next computed
+    computed, written, append, compute = [Event() for _ in range(16)], [], StoreWriter.append, loop.run_shard
+
+    def run(lanes, packed, config, layers, number, progress):
+        assert len(written) >= number - 1
+        rows = compute(lanes, packed, config, layers, number, progress)
+        computed[number].set()
+        return rows
+
+    def write(writer, rows, number):
+        assert number == 15 or computed[number + 1].wait(60)
+        written.append(append(writer, rows, number))
+
+    monkeypatch.setitem(loop.load_model().__dict__, "device", torch.device("cuda"))  # its values stay on the host
+    monkeypatch.setattr(loop, "run_shard", run)
+    monkeypatch.setattr(StoreWriter, "append", write)
+    harvest(replace(asked, store=tmp_path / "gpu"))
+    assert len(written) == 16
+    assert files_of(tmp_path / "gpu") == files_of(asked.directory)
 
 
 def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
