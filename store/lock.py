@@ -1,4 +1,4 @@
-"""One writer a store: a locked file that names its holder and vanishes with a clean end."""
+"""One writer a store or run: a locked file that names its holder and vanishes with a clean end."""
 
 import contextlib
 import fcntl
@@ -61,7 +61,7 @@ class WriterLock:
                 host, pid = _holder(descriptor) or ("unknown", "unknown")
                 os.close(descriptor)
                 raise ValueError(
-                    f"pid {pid} on {host} is writing {self.store}; wait for it, stop it, or choose another STORE"
+                    f"pid {pid} on {host} is writing {self.store}; wait for it, stop it, or choose another folder"
                 ) from None
             os.close(descriptor)  # its holder ended, and removed it, between our opening and our locking
 

@@ -11,7 +11,7 @@ from store.arrays import ArrayPlace, read_array
 from store.files import hash_file, sizes_in
 from store.formats import FORMATS
 from store.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
-from store.remote import Place
+from store.remote import Place, parse_place
 from store.ring import present
 from store.views import Norm
 
@@ -42,8 +42,9 @@ class Store:
         return read_array(self.directory / shard.name, self.places(shard)[name])
 
 
-def open_store(directory: Place) -> Store:
+def open_store(directory: Place | str) -> Store:
     """The store in a directory. ValueError naming the shard when one is missing or has another size than recorded."""
+    directory = parse_place(directory) if isinstance(directory, str) else directory
     manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")

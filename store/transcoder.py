@@ -170,8 +170,9 @@ class Transcoder:
         write_tensors(directory / WEIGHTS, self.arrays())
 
     @classmethod
-    def load(cls, directory: Path, device: torch.device | str = "cpu") -> "Transcoder":
+    def load(cls, directory: Path | str, device: torch.device | str = "cpu") -> "Transcoder":
         """The transcoder in a directory. ValueError for a missing file, a missing or unknown key, or a wrong shape."""
+        directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():
                 raise ValueError(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from store.batches import Batch, batches
 from store.devices import native_bfloat16, resolve_device
 from store.files import refuse_unwritable
 from store.interchange import save_scope2
+from store.lock import WriterLock
 from store.manifest import load_manifest
 from store.pair import open_pair
 from store.reader import Store, check_shards
@@ -33,6 +35,7 @@ ONE_STREAM = (
     "batch_rows", "seed", "device", "checkpoint_every", "follow", "shard_dictionary",
 )  # fmt: skip
 """What dictionaries trained together must share."""
+TRAIN_LOCK = "train.lock"
 log = logging.getLogger(__name__)
 
 
@@ -76,11 +79,21 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
         if first.check and ranks.rank == 0:
             check_shards(store, "train")
         ranks.wait()
-        runs = [start(configs[index], store, device, identities[index], ranks) for index in left]
-        finished |= dict(zip(left, run_to_the_end(runs, store, ranks, following), strict=True))
+        with ExitStack() as locks:
+            if ranks.rank == 0:
+                for index in left:
+                    locks.enter_context(lock(configs[index].run_directory))
+            runs = [start(configs[index], store, device, identities[index], ranks) for index in left]
+            finished |= dict(zip(left, run_to_the_end(runs, store, ranks, following), strict=True))
     if following is not None:
         following.finish()
     return [finished[index] for index in range(len(configs))]
+
+
+def lock(folder: Path) -> WriterLock:
+    """Makes a run's folder this process's own. ValueError naming the host and pid of another that trains it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return WriterLock(folder / TRAIN_LOCK)
 
 
 def identity_of(config: TrainConfig, store: Store, device: torch.device) -> dict:

@@ -35,6 +35,7 @@ MISSED = (
     "because the threshold moved too far in one step to find the k * rows largest latents; try a lower --lr or a warm-up"
 )
 CALIBRATION_ROWS = 32_768
+FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
 log = logging.getLogger(__name__)
 
 
@@ -235,5 +236,6 @@ def calibrate(run: Run, store: Store) -> Tensor:
             bar.update(len(x))
     pooled = run.ranks.latents.gather(torch.cat(values))
     if len(pooled) < config.k * rows:
+        log.warning(FEW, run.folder, len(pooled) / rows, config.k)
         return torch.full_like(module.b_enc, cutoff)
     return torch.full_like(module.b_enc, float(torch.kthvalue(pooled, len(pooled) - config.k * rows).values))

@@ -116,7 +116,7 @@ class World:
             self.deaths += 1
         finally:
             self.life = self.trainer
-        gc.collect()  # a dead process holds no lock: neither may what the exception still refers to
+        bury()
 
     def train(self, config: TrainConfig) -> None:
         while True:
@@ -128,6 +128,12 @@ class World:
                 self.deaths += 1
             else:
                 return
+            bury()
+
+
+def bury() -> None:
+    """A dead process holds no lock: neither may what its exception still refers to."""
+    gc.collect()
 
 
 @pytest.mark.parametrize(("seed", "keep"), [(0, 2), (1, 2), (2, 3), (3, 5)])

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from harvest.text import vocabulary_hash
 from store.batches import batches
+from store.lock import WriterLock
 from store.reader import Store
 from store.transcoder import Transcoder
 from tests.conftest import make_store
@@ -284,6 +285,29 @@ def test_calibrated_threshold_gives_l0_k_on_the_rows_that_would_come_next(config
     next_rows = loop.batches(store, "train", 50, cursor=config.tokens, stop=config.tokens + 100, seed=config.seed)
     active = sum((transcoder.encode(b.source) > 0).sum().item() for b in next_rows)
     assert active / 100 == pytest.approx(config.k, abs=0.01)
+
+
+def test_too_few_preactivations_to_calibrate_on_are_told(config, monkeypatch, caplog):
+    real = run.calibrate
+
+    def silenced(trained: run.Run, rows: Store) -> torch.Tensor:
+        trained.module.encoder.zero_()
+        trained.module.activation.threshold.fill_(3.0)
+        return real(trained, rows)
+
+    monkeypatch.setattr(run, "calibrate", silenced)
+    assert (train(config).threshold == 1.5).all()
+    assert "L0 will be about 0.0, below k = 4" in caplog.text
+
+
+def test_a_run_that_another_process_trains_is_refused(config):
+    config.run_directory.mkdir()
+    with WriterLock(config.run_directory / loop.TRAIN_LOCK):
+        with pytest.raises(ValueError, match=rf"pid {os.getpid()} on .* is writing .*run; wait for it"):
+            train(config)
+        assert os.listdir(config.run_directory) == [loop.TRAIN_LOCK]
+    train(config)
+    assert not (config.run_directory / loop.TRAIN_LOCK).exists()
 
 
 def test_heldout_shards_are_never_read(config, store, tmp_path):
