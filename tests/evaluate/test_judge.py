@@ -269,7 +269,7 @@ def test_what_is_under_way_when_another_request_fails_is_kept(exported, serve, t
 
     def fail(n: int) -> int | None:
         if n == 1:
-            assert failed.wait(60)
+            assert failed.wait(600)
             time.sleep(0.3)  # until the failure is known
             return None
         failed.set()

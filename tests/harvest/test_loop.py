@@ -143,7 +143,7 @@ def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait
         return rows
 
     def write(writer, rows, number):
-        assert number == 15 or computed[number + 1].wait(60)
+        assert number == 15 or computed[number + 1].wait(600)
         written.append(append(writer, rows, number))
 
     monkeypatch.setitem(loop.load_model().__dict__, "device", torch.device("cuda"))  # its values stay on the host
