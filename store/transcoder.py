@@ -195,7 +195,8 @@ def read_config(path: Path, kind: type[C]) -> C:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(": ".join(filter(None, (str(path), field, first["msg"])))) from None
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
