@@ -59,9 +59,10 @@ StorePlace = Annotated[
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """The layers in `8` or `8,12,17`. ValueError for anything else."""
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise ValueError(f"{text!r} are not layers; write them like 8 or 8,12,17")
-    return tuple(int(part) for part in text.split(","))
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(f"{text!r} are not layers; write each once, like 8 or 8,12,17")
+    return tuple(map(int, parts))
 
 
 Layers = Annotated[

@@ -9,7 +9,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # meta and its like hold no values
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); give cpu or auto") from None
     return device

@@ -57,6 +57,7 @@ def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
         ),
         ("harvest --model MODEL --dataset TEXT --compression zstd", "compression is zstd, but safetensors has none"),
         ("harvest --model MODEL --dataset TEXT --device cuda:77", "device 'cuda:77' cannot be used"),
+        ("harvest --model MODEL --dataset TEXT --device meta", "device 'meta' cannot be used"),
         ("train --model m --layer 3 --store STORE", "holds tiny layer 1"),
         ("train --store nowhere", "nowhere is not an activation store"),
         ("train --store STORE --model tiny --layer 1 --d-sae 40 --k 50", "k is 50, but the dictionary has only 40"),

@@ -140,6 +140,12 @@ def test_layers_are_written_with_commas(text, layers):
     assert parse_layers(text) == layers
 
 
+@pytest.mark.parametrize("text", ["9,9", "8,", "a", "-1"])
+def test_what_are_not_layers_is_refused(text):
+    with pytest.raises(ValueError, match=f"'{text}' are not layers; write each once, like 8 or 8,12,17"):
+        parse_layers(text)
+
+
 def test_layers_given_twice_and_unknown_sites_are_refused(config):  # noqa: F811
     with pytest.raises(ValueError, match="each layer once"):
         replace(config, layer=(1, 1))
