@@ -15,7 +15,7 @@ from store.interchange import Scope2Config, load_scope1, load_scope2
 from store.legacy import checkpoint_in, load_legacy
 from store.reader import Store
 from store.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens
-from store.transcoder import CONFIG, WEIGHTS, Transcoder
+from store.transcoder import CONFIG, WEIGHTS, Transcoder, read_config
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str
         if match := scope1.fullmatch(file):
             found.append(Published(repo, match[1], float(match[3]), match[3], int(match[2]) * 1024))
         elif match := scope2.fullmatch(file):
-            info = Scope2Config.model_validate_json(open_file(file).read_bytes())
+            info = read_config(open_file(file), Scope2Config)
             found.append(Published(repo, match[1], info.l0, match[2], info.width))
     return found
 

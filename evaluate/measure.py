@@ -216,7 +216,7 @@ class _Comparison:
             for index, job in measured:
                 curves[flat[index][0]].append(Point(self.l0s[index], spliced.statistic(job, name)))
             results[1]["at_equal_l0"][name] = at_equal_l0(spliced, curves[0], curves[1], self._judged_l0s())
-            for result, curve in zip(results, curves, strict=False):
+            for result, curve in zip(results[:2], curves, strict=True):
                 points = [{"l0": point.l0} | spliced.estimate(point.statistic) for point in curve]
                 result[f"frontier_{name}"] = by_l0(points)
 
