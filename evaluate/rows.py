@@ -1,18 +1,45 @@
 """What is known of each held-out row before any transcoder sees it: its token, its place, its document, its variation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
-from store.manifest import Split
-from store.reader import Store
+from store.loader.batches import Batch, batches
+from store.shards.manifest import Split
+from store.shards.reader import Store
+
+FRONTIER_ROWS = 8192
+"""Held-out rows, the first ones on disk, on which the frontier is drawn."""
+
+
+def rows_in_order(
+    store: Store,
+    split: Split,
+    rows: int,
+    device: torch.device,
+    label: str,
+    limit: int | None = None,
+    sites: tuple[str, str] = ("resid_mid", "mlp_out"),
+    quiet: bool = False,
+) -> Iterator[Batch]:
+    """Every kept row of a split (or the first `limit`) once, raw, as stored, under a progress bar."""
+    stop = min(store.manifest.n_rows(split), limit or store.manifest.n_rows(split))
+    with tqdm(total=stop, unit="row", unit_scale=True, desc=label, disable=quiet) as bar:
+        for batch in batches(store, split, rows, view="raw", sites=sites, device=device, stop=stop, shuffle=False):
+            yield batch
+            bar.update(len(batch.source))
+
 
 OUTLIER = 5.0
 """Rows whose resid_mid norm is above this many times the median norm are outliers (attention sinks, mostly)."""
+
 POSITION_EDGES = (4, 16, 64, 256, 1024)
+
 RANK_EDGES = (11, 101, 1001, 10_001)
 
 

@@ -2,13 +2,13 @@
 
 import sys
 
-from store.command import command, parse
+from store.cli import command, parse
 
 
 def main() -> None:
     with command("harvest"):
         if sys.argv[1:2] in (["info"], ["repair"]):
-            from harvest import care
+            from harvest import repair as care
 
             print(care.COMMANDS[sys.argv.pop(1)](), end="")
             return

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.command import Count, Layers, StorePlace, check_at_least, default_store
-from store.remote import Place, Remote
+from store.cli import Count, Layers, StorePlace, check_at_least
+from store.disk.remote import Place, Remote
+from store.layout import default_store
 
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from harvest.config import HarvestConfig
-from store.files import hash_file
+from store.disk.files import hash_file
 
 DOCUMENTED_PACKAGES = ("numpy", "networkx", "pandas", "sympy", "torch")
 DOCSTRINGS = "pip:docstrings"

@@ -2,10 +2,10 @@
 
 from harvest.config import HarvestConfig
 from harvest.corpus import is_on_this_machine, open_corpus
-from store.manifest import MANIFEST, Manifest, load_manifest
-from store.reader import check_sizes
-from store.remote import Place
-from store.writer import holds_shards
+from store.disk.remote import Place
+from store.shards.manifest import MANIFEST, Manifest, load_manifest
+from store.shards.reader import check_sizes
+from store.shards.writer import holds_shards
 
 
 def already_done(config: HarvestConfig) -> list[Manifest] | None:

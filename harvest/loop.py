@@ -13,17 +13,17 @@ from tqdm import tqdm
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, open_corpus, steadily
 from harvest.done import already_done
-from harvest.lanes import Lanes
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
+from harvest.pool import Lanes
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.devices import resolve_device
-from store.formats import FORMATS
-from store.manifest import MANIFEST, Manifest, Recipe, load_manifest
-from store.writer import ShardRows, StoreWriter, refuse_what_cannot_be_written
+from store.shards.formats import FORMATS
+from store.shards.manifest import MANIFEST, Manifest, Recipe, load_manifest
+from store.shards.writer import ShardRows, StoreWriter, refuse_what_cannot_be_written
 
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from harvest import embedded
 from harvest.config import SITES
 from harvest.text import vocabulary_hash
 from store.devices import native_bfloat16
-from store.files import hash_file
+from store.disk.files import hash_file
 from store.views import Norm, NormKind
 
 NORMS: dict[str, tuple[NormKind, Callable[[Tensor], Tensor]]] = {

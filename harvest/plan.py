@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from harvest.config import HarvestConfig
-from harvest.lanes import Lanes
 from harvest.model import LanguageModel
+from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.tokens import PackedShard
-from store.files import nearest_there
-from store.remote import Place, Remote
+from store.disk.files import nearest_there
+from store.disk.remote import Place, Remote
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from store.ring import has_room, load_ring, load_trained
-from store.writer import StoreWriter
+from store.shards.ring import has_room, load_ring, load_trained
+from store.shards.writer import StoreWriter
 
 PAUSE = 0.2
 log = logging.getLogger(__name__)

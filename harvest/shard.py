@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from harvest.config import SITES, HarvestConfig
-from harvest.lanes import Lanes
 from harvest.model import LanguageModel
+from harvest.pool import Lanes
 from harvest.tokens import PackedShard
-from store.writer import ShardRows
+from store.shards.writer import ShardRows
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
 """The first of each is the sum of the other two."""

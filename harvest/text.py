@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harvest import embedded
-from store.manifest import Recipe
+from store.shards.manifest import Recipe
 
 UNEMBEDDINGS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 """Names of the unembedding in weight files, the untied one first."""

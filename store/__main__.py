@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 
-from store.command import StoreOptions, command, parse
+from store.cli import StoreOptions, command, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,9 @@ def main() -> None:
         if asked not in ("verify", "-h", "--help"):
             raise ValueError(f"unknown command {asked!r}; it is `python -m store verify`")
         config = parse(VerifyConfig, "python -m store verify", options if asked == "verify" else ["--help"])
-        from store.manifest import load_manifest
-        from store.reader import find_damage
-        from store.ring import present
+        from store.shards.manifest import load_manifest
+        from store.shards.reader import find_damage
+        from store.shards.ring import present
 
         manifest = present(config.store_directory, load_manifest(config.store_directory))
         damage = find_damage(config.store_directory, manifest)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from store.remote import Place
+from store.disk.remote import Place
 
 ViewName = Literal["raw", "rms", "normed"]
 NormKind = Literal["rms", "layernorm"]

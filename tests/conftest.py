@@ -22,11 +22,17 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from store.manifest import Recipe  # noqa: E402
-from store.reader import Store, open_store  # noqa: E402
-from store.remote import Place  # noqa: E402
+from store.disk.remote import Place  # noqa: E402
+from store.shards.manifest import Recipe  # noqa: E402
+from store.shards.reader import (  # noqa: E402
+    Store,
+    open_store,
+)
+from store.shards.writer import (  # noqa: E402
+    ShardRows,
+    StoreWriter,
+)
 from store.views import Norm  # noqa: E402
-from store.writer import ShardRows, StoreWriter  # noqa: E402
 
 BOS, EOS, PAD = 2, 1, 0
 FAMILIES = ("gemma2", "gemma3", "gpt2")

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from store.command import command as command_of_a_room
-from store.command import parse, parse_count
+from store.cli import command as command_of_a_room
+from store.cli import parse, parse_count
 from tests.child import ROOT, python
 from tests.conftest import make_store
 from train.config import TrainConfig

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from store.command import command, parse
+from store.cli import command, parse
 
 
 def main() -> None:

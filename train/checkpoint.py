@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from store.files import write_tensors
-from store.sparse import Candidates
-from store.transcoder import check_keys
+from store.disk.files import write_tensors
+from store.sparse.scan import Candidates
+from store.transcoders.files import check_keys
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
 from train.optimizer import load_state, state_of

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.command import Count, StorePlace, check_at_least, default_run, default_store
-from store.remote import Place
-from store.transcoder import cumulative_sizes
+from store.cli import Count, StorePlace, check_at_least
+from store.disk.remote import Place
+from store.layout import default_run, default_store
+from store.transcoders.transcoder import cumulative_sizes
 from store.views import ViewName
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]

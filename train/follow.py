@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from store.batches import Batch
-from store.follow import Ledger, follow
-from store.lock import writer_of
-from store.manifest import MANIFEST, Moments
-from store.pair import in_common, paired
-from store.reader import Store, open_store
-from store.ring import Trained, load_ring, load_trained, number_of, save
+from store.disk.lock import writer_of
+from store.loader.batches import Batch
+from store.loader.follow import Ledger, follow
+from store.shards.manifest import MANIFEST, Moments
+from store.shards.pair import in_common, paired
+from store.shards.reader import Store, open_store
+from store.shards.ring import Trained, load_ring, load_trained, number_of, save
 from train.config import TrainConfig
 from train.parallel import Ranks
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 from tqdm import tqdm
 
-from store.files import write_text
-from store.remote import Remote
-from store.transcoder import CONFIG, WEIGHTS
+from store.disk.files import write_text
+from store.disk.remote import Remote
+from store.layout import CONFIG, WEIGHTS
 from train.config import TrainConfig
 
 LOG = "training_log.jsonl"

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from store.manifest import Manifest, Moments
-from store.sparse import Bags, Candidates, cut_into_bags
-from store.transcoder import Transcoder, TranscoderConfig
+from store.shards.manifest import Manifest, Moments
+from store.sparse.scan import Bags, Candidates, cut_into_bags
+from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
-from train.activations import ACTIVATIONS, Selection
+from train.activations import ACTIVATIONS
+from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
 from train.sparse import decode_nested, weight_gradients

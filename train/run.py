@@ -12,21 +12,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.config import FeaturesConfig
-from evaluate.metrics import measure_rows, sums_of
-from store.batches import Batch, batches
-from store.files import write_text
-from store.interchange import save_scope2
-from store.reader import Store
-from store.sparse import scan
-from store.transcoder import CONFIG, WEIGHTS, Transcoder
+from evaluate.features.config import FeaturesConfig
+from evaluate.metrics.accumulate import measure_rows
+from evaluate.metrics.results import sums_of
+from store.disk.files import write_text
+from store.layout import CONFIG, WEIGHTS
+from store.loader.batches import Batch, batches
+from store.shards.reader import Store
+from store.sparse.scan import scan
+from store.transcoders.gemma_scope import save_scope2
+from store.transcoders.transcoder import Transcoder
 from train import checkpoint
-from train.activations import BatchTopK
+from train.activations.batchtopk import BatchTopK
 from train.config import TrainConfig
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
-from train.part import Part
+from train.sharded import Part
 from train.watch import SPIKE
 
 TRAIN_CONFIG = "train_config.json"
@@ -169,7 +171,7 @@ class Run:
 
     def _snapshot(self) -> None:
         """The transcoder as it is, and what its latents respond to: a run of its own, so that stages can be compared."""
-        from evaluate.samples import collect_samples  # imports transformers, which takes seconds
+        from evaluate.features.samples import collect_samples  # imports transformers, which takes seconds
 
         folder = self.folder / f"step-{self.done:06d}"
         made, config = self._export(str(folder)).to("cpu"), self.config

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 
-from evaluate.figures import sweep as frontier
-from evaluate.images import write_images
-from evaluate.metrics import evaluate
+from evaluate.metrics.results import evaluate
+from evaluate.report.figures import sweep as frontier
+from evaluate.report.images import write_images
 from store.devices import resolve_device
-from store.files import write_text
-from store.pair import open_pair
-from store.reader import Store, check_shards
+from store.disk.files import write_text
+from store.shards.pair import open_pair
+from store.shards.reader import Store, check_shards
 from train.config import SweepConfig, TrainConfig
 from train.loop import train_together
 from train.parallel import join

@@ -1,1 +1,1 @@
-import store  # noqa: F401  # before torch: it sets how OpenMP threads wait
+import store  # before torch: it sets how OpenMP threads wait  # noqa: F401

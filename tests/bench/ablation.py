@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from evaluate.metrics import measure_rows, result_of
-from store.batches import batches
-from store.command import command, parse, parse_count
-from store.files import write_text
-from store.reader import Store, open_store
+from evaluate.metrics.accumulate import measure_rows
+from evaluate.metrics.results import result_of
+from store.cli import command, parse, parse_count
+from store.disk.files import write_text
+from store.loader.batches import batches
+from store.shards.reader import Store, open_store
 from train.config import TrainConfig
 from train.loop import identity_of, run_to_the_end, start
 from train.parallel import Ranks

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from starlette.testclient import TestClient
 
-from evaluate.browse import make_app
-from evaluate.features import SUMMARY
-from evaluate.samples import CHUNK, PARQUET
-from store.transcoder import CONFIG
+from evaluate.browse.server import make_app
+from evaluate.features.config import PARQUET, SUMMARY
+from evaluate.features.write import CHUNK
+from store.layout import CONFIG
 
 SAMPLES = "activation_samples"
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from evaluate.forward import Forward
-from evaluate.metrics import measure_rows, rows_in_order
-from evaluate.splice import hidden_states, sample
-from evaluate.unembed import Unembedding, judge
+from evaluate.metrics.accumulate import measure_rows
+from evaluate.model.splice import hidden_states, sample
+from evaluate.model.unembed import Unembedding, judge
+from evaluate.rows import rows_in_order
 from harvest.model import LanguageModel, load_model
-from store.reader import Store, open_store
-from store.transcoder import Transcoder
+from store.shards.reader import Store, open_store
+from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
 
 CPU = torch.device("cpu")
 ROWS = 8192

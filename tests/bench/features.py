@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from evaluate.config import FeaturesConfig
-from evaluate.features import collect, read_summary
-from evaluate.metrics import evaluate
-from evaluate.samples import PARQUET, collect_samples
-from store.reader import Store, open_store
-from store.transcoder import Transcoder
+from evaluate.features.collect import collect
+from evaluate.features.config import PARQUET, FeaturesConfig
+from evaluate.features.reader import read_summary
+from evaluate.features.samples import collect_samples
+from evaluate.metrics.results import evaluate
+from store.shards.reader import Store, open_store
+from store.transcoders.transcoder import Transcoder
 
 
 def widened(run: Transcoder, store: Store, d_sae: int) -> Transcoder:

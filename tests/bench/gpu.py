@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from store.batches import batches
-from store.command import command
+from store.cli import command
 from store.devices import native_bfloat16, resolve_device
-from store.reader import Store, open_store
+from store.loader.batches import batches
+from store.shards.reader import Store, open_store
 from tests.bench.step import synthetic
 from train.config import TrainConfig
 from train.loop import candidates

@@ -19,9 +19,9 @@ import torch
 from harvest import embedded
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, open_corpus
-from harvest.lanes import Lanes
 from harvest.loop import harvest
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
+from harvest.pool import Lanes
 from harvest.tokens import SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 

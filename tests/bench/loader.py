@@ -22,12 +22,12 @@ import torch
 import zarr
 from safetensors import safe_open
 
-from store import schedule
-from store.batches import Reader, Windows, batches
-from store.formats import FORMATS
-from store.manifest import NORM_FILE, save_manifest
-from store.reader import Store, open_store
-from store.schedule import Mix, Schedule
+from store.loader import schedule
+from store.loader.batches import Reader, Windows, batches
+from store.loader.schedule import Mix, Schedule
+from store.shards.formats import FORMATS
+from store.shards.manifest import NORM_FILE, save_manifest
+from store.shards.reader import Store, open_store
 from tests.bench.step import DEMO, synthetic
 
 

@@ -24,12 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.metrics import measure_rows, result_of
-from store.batches import batches
-from store.command import command, parse, parse_count
-from store.manifest import Split
-from store.reader import Store, open_store
-from store.transcoder import Transcoder, TranscoderConfig
+from evaluate.metrics.accumulate import measure_rows
+from evaluate.metrics.results import result_of
+from store.cli import command, parse, parse_count
+from store.loader.batches import batches
+from store.shards.manifest import Split
+from store.shards.reader import Store, open_store
+from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
 from tests.bench.step import DEMO
 from train.config import TrainConfig

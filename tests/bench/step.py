@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from store.batches import batches
-from store.reader import open_store
+from store.loader.batches import batches
+from store.shards.reader import open_store
 from train.config import TrainConfig
 from train.loop import candidates
 from train.module import TrainingTranscoder
@@ -27,8 +27,8 @@ MATMUL = "one float32 encoder matmul"
 
 
 def synthetic(directory: Path, d: int) -> Path:
+    from store.shards.writer import ShardRows, StoreWriter
     from store.views import Norm
-    from store.writer import ShardRows, StoreWriter
     from tests.conftest import make_recipe
 
     recipe = make_recipe(model="bench", layer=0, context=128, shard_sequences=64, excluded_tokens=())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.compare import compare_runs
-from evaluate.config import CompareConfig
+from evaluate.compare.commands import compare_runs
+from evaluate.compare.config import CompareConfig
 from tests.conftest import make_store
 from train.config import TrainConfig
 from train.loop import train

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from store.reader import Store
-from store.transcoder import Transcoder
+from store.shards.reader import Store
+from store.transcoders.transcoder import Transcoder
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import harvest.loop
-import store.formats
+import store.shards.safetensors_files
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus
 from store.views import Norm
@@ -82,7 +82,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     harvest.loop.open_corpus = lambda config: Corpus("c", "1", lambda start: iter(texts[start:]))
     os.fsync = life.mortal(lambda descriptor: None)
     Path.replace, Path.unlink = life.mortal(Path.replace), life.mortal(Path.unlink)
-    store.formats.reserve = life.mortal(store.formats.reserve)
+    store.shards.safetensors_files.reserve = life.mortal(store.shards.safetensors_files.reserve)
 
     def run(name: str) -> None:
         harvest.loop.harvest(

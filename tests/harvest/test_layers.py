@@ -14,11 +14,14 @@ import torch
 from harvest.config import SITES
 from harvest.corpus import RETRIES, Corpus, steadily
 from harvest.loop import harvest
-from store.command import parse_layers
-from store.reader import open_store
-from store.writer import StoreWriter
+from store.cli import parse_layers
+from store.shards.reader import open_store
+from store.shards.writer import StoreWriter
 from tests.child import PATIENCE
-from tests.harvest.test_loop import config, files_of  # noqa: F401
+from tests.harvest.test_loop import (
+    config,  # noqa: F401
+    files_of,
+)
 
 
 def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, tmp_path):  # noqa: F811

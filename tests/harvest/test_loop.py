@@ -11,9 +11,9 @@ from harvest import loop
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model import load_model
-from store.lock import WRITER_LOCK, WriterLock
-from store.reader import check_shards, open_store
-from store.writer import StoreWriter
+from store.disk.lock import WRITER_LOCK, WriterLock
+from store.shards.reader import check_shards, open_store
+from store.shards.writer import StoreWriter
 from tests.child import python
 from tests.conftest import BOS, EOS, PAD
 from tests.train.test_follow import asked  # noqa: F401
@@ -172,11 +172,11 @@ def test_text_that_ends_early_keeps_what_there_is(config, caplog):
 KILLER = """
 import os, shutil, signal, sys
 from dataclasses import replace
-from pathlib import Path
-import torch
+from pathlib import Path  # noqa: E402
+import torch  # noqa: E402
 from harvest.config import HarvestConfig
-import harvest.care, harvest.corpus, harvest.loop, harvest.model
-from tests.harvest.test_care import REPAIR, damage
+import harvest.corpus, harvest.loop, harvest.model, harvest.repair
+from tests.harvest.test_repair import REPAIR, damage
 from tests.killed import dies_at
 
 config = HarvestConfig(
@@ -187,7 +187,7 @@ model = harvest.model.load_model(config.model, 1, torch.device("cpu"), torch.flo
 corpus = harvest.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
 corpus = harvest.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
-for room in (harvest.loop, harvest.care):
+for room in (harvest.loop, harvest.repair):
     room.load_model, room.open_corpus = lambda *args: model, lambda config: corpus
 
 def child(store, patches, repairs=False):
@@ -196,7 +196,7 @@ def child(store, patches, repairs=False):
             setattr(owner, name, dies_at(getattr(owner, name), n))
         if repairs:
             sys.argv = [*REPAIR[1:], store]
-            harvest.care.repair()
+            harvest.repair.repair()
         else:
             harvest.loop.harvest(replace(config, store=Path(store)))
         os._exit(0)

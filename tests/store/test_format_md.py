@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xxhash
 
-from store.reader import open_store
-from store.ring import Trained, save
-from store.writer import StoreWriter
+from store.shards.reader import open_store
+from store.shards.ring import Trained, save
+from store.shards.writer import StoreWriter
 from tests.conftest import make_norm, make_recipe, make_store
 
 DTYPES = {"I32": np.int32, "F64": np.float64, "F32": np.float32, "BF16": np.uint16}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from store.reader import Store, open_store
-from store.transcoder import Transcoder
-from store.writer import StoreWriter
+from store.shards.reader import Store, open_store
+from store.shards.writer import StoreWriter
+from store.transcoders.transcoder import Transcoder
 from tests.conftest import make_norm, make_recipe, make_rows, make_store
 from tests.test_commands import run
 

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 import torch
 
-from store.batches import Batch, batches
-from store.pair import open_pair
-from store.transcoder import Transcoder
+from store.loader.batches import Batch, batches
+from store.shards.pair import open_pair
+from store.transcoders.transcoder import Transcoder
 from tests.conftest import make_store
 from tests.train import reference
 from tests.train.test_across import store_of

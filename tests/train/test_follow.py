@@ -14,15 +14,15 @@ from transformers import AutoTokenizer
 
 import harvest.loop
 import harvest.ring
-import store.formats
+import store.shards.safetensors_files
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus
 from harvest.model import LanguageModel
-from store.batches import batches
-from store.manifest import load_manifest
-from store.reader import check_shards, open_store
-from store.ring import load_ring, load_trained
-from store.writer import StoreWriter
+from store.loader.batches import batches
+from store.shards.manifest import load_manifest
+from store.shards.reader import check_shards, open_store
+from store.shards.ring import load_ring, load_trained
+from store.shards.writer import StoreWriter
 from tests.child import python
 from tests.harvest.kills import Killed, Life, Model
 from tests.train.test_loop import assert_same_run
@@ -85,7 +85,12 @@ class World:
         self.life = self.trainer = Life()
         gc.collect()
         gc.freeze()
-        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (store.formats, "reserve")):
+        for owner, name in (
+            (os, "fsync"),
+            (Path, "replace"),
+            (Path, "unlink"),
+            (store.shards.safetensors_files, "reserve"),
+        ):
             monkeypatch.setattr(owner, name, self.mortal(getattr(owner, name)))
         monkeypatch.setattr(follow.time, "sleep", self.harvester_lives)
         monkeypatch.setattr(StoreWriter, "append", self.counting(StoreWriter.append))
@@ -197,7 +202,7 @@ def test_text_that_ends_early_ends_the_training_with_a_warning(asked, config, mo
 
 KILLER = """
 import os, random, signal, sys, threading, time
-from pathlib import Path
+from pathlib import Path  # noqa: E402
 import harvest.loop
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from store.batches import batches
+from store.loader.batches import batches
 from tests.train.test_module import make_config, make_module
 from train.module import WAIT_EVERY
 from train.optimizer import make_optimizer

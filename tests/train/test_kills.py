@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 from tests.child import python
-from tests.train.test_loop import assert_same_run, config  # noqa: F401
+from tests.train.test_loop import (
+    assert_same_run,
+    config,  # noqa: F401
+)
 
 KILLER = """
 import os, signal, sys
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path  # noqa: E402
 from tqdm import tqdm
 from tests.killed import dies_at
 from train import run

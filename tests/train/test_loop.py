@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from harvest.text import vocabulary_hash
-from store.batches import batches
-from store.lock import WriterLock
-from store.reader import Store
-from store.transcoder import Transcoder
+from store.disk.lock import WriterLock
+from store.loader.batches import batches
+from store.shards.reader import Store
+from store.transcoders.transcoder import Transcoder
 from tests.conftest import make_store
 from train import loop, run
 from train.config import TrainConfig
@@ -127,7 +127,7 @@ def test_the_log_has_what_people_watch(config):
 def test_heldout_l0_is_k_and_longer_prefixes_are_not_worse(config, tmp_path):
     larger = make_store(tmp_path / "larger", 6, shard_sequences=256)
     transcoder = train(replace(config, store=larger.directory, tokens=32 * 300))
-    from evaluate.metrics import evaluate
+    from evaluate.metrics.results import evaluate
 
     [metrics] = evaluate([transcoder], larger, "heldout", 512, torch.device("cpu"))
     assert metrics["l0_mean"] == pytest.approx(4, rel=0.05)
@@ -330,7 +330,7 @@ def test_schedule_warms_up_then_falls_to_min_lr():
 
 
 def test_our_run_written_in_googles_layout_is_the_same_transcoder(config, tmp_path):
-    from store.interchange import load_scope2
+    from store.transcoders.gemma_scope import load_scope2
 
     ours = train(replace(config, view="normed", gemma_scope_folder=tmp_path / "scope"))
     again = load_scope2(tmp_path / "scope")

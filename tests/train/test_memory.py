@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from store.writer import StoreWriter
+from store.shards.writer import StoreWriter
 from tests.child import python
 from tests.conftest import make_norm, make_recipe, make_rows
 
 D, D_SAE, ROWS = 640, 8192, 2048
 STEPS = """
 import sys
-from pathlib import Path
-import torch
-from store.batches import batches
-from store.reader import open_store
+from pathlib import Path  # noqa: E402
+import torch  # noqa: E402
+from store.loader.batches import batches
+from store.shards.reader import open_store
 from train.config import TrainConfig
 from train.loop import candidates
 from train.module import TrainingTranscoder

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from store import int8, sparse
-from store.batches import batches
-from store.reader import Store
+from store.loader.batches import batches
+from store.shards.reader import Store
+from store.sparse import int8
+from store.sparse import scan as sparse
 from tests.train import reference
 from train.config import TrainConfig
 from train.loop import candidates

@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from store.ring import Ring, load_trained, save
+from store.shards.ring import Ring, load_trained, save
 from tests.child import python
 from tests.conftest import make_store
 from tests.train.test_loop import results_of
 from tests.train.test_module import make_config
 from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begin, configs, poison, save_again
+from train.checks import check_one_stream
 from train.config import TrainConfig
-from train.loop import check_one_stream, train
+from train.loop import train
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.parallel import Ranks

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from store.command import parse
+from store.cli import parse
 from train.config import TrainConfig
 from train.presets import expand, names
 

@@ -13,9 +13,9 @@ import pytest
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.ring import RingKeeper
-from store.reader import check_shards, open_store
-from store.ring import Trained, load_trained, save
-from store.writer import StoreWriter
+from store.shards.reader import check_shards, open_store
+from store.shards.ring import Trained, load_trained, save
+from store.shards.writer import StoreWriter
 from tests.conftest import make_norm, make_recipe, make_rows
 from tests.train.test_loop import assert_same_run
 from train.config import TrainConfig

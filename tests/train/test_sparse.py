@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from store.sparse import Entries, cut_into_bags
+from store.sparse.scan import Entries, cut_into_bags
 from tests.conftest import on_threads
 from train import sparse
 from train.sparse import decode_nested

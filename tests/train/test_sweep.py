@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from store.reader import Store
+from store.shards.reader import Store
 from tests.conftest import make_store
 from tests.test_commands import run as command
 from tests.train.test_loop import assert_same_run

@@ -6,7 +6,7 @@ from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from store.sparse import scan_to
+from store.sparse.scan import scan_to
 from tests.train import reference
 from tests.train.test_module import assert_close, first_batch, make_config, make_module, perturb
 from train.module import WAIT_EVERY, TrainingTranscoder

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 import torch.distributed as dist
 
-from store.reader import open_store
+from store.shards.reader import open_store
 from train import run
 from train.config import Activation, TrainConfig
 from train.loop import identity_of, start, train

@@ -1,0 +1,1 @@
+"""The local browser, and the same pages as files."""

@@ -1,0 +1,112 @@
+"""What the browser shows: the runs under a results folder and their features, read when asked for, never written."""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluate.features.config import PARQUET, SUMMARY
+from evaluate.features.reader import Damaged, Features, NotFound, open_features
+from store.layout import CONFIG, WEIGHTS
+
+REPORTS = ("evaluation", "comparison", "analysis")
+
+FILES = (
+    CONFIG, "train_config.json", "training_log.jsonl", "evaluation/metrics.json", "comparison/ours_metrics.json",
+    f"activation_samples/{SUMMARY}", *(f"{kind}/report.html" for kind in REPORTS),
+)  # fmt: skip
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's content, None when there is none. Damaged when it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path} cannot be read ({error}); make it again") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} cannot be read (it holds no JSON object); make it again")
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. Whatever is missing or damaged in it is None or in `problems`, never an exception."""
+
+    name: str
+    """The folder, from the results folder on: what stands in URLs."""
+    folder: Path
+    config: dict
+    metrics: dict | None
+    log: list[dict]
+    summary: dict | None
+    problems: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return self.config.get("name") or self.name
+
+    @property
+    def has_features(self) -> bool:
+        return self.summary is not None and (self.folder / "activation_samples" / PARQUET).exists()
+
+    @property
+    def reports(self) -> list[str]:
+        return [kind for kind in REPORTS if (self.folder / kind / "report.html").exists()]
+
+    def features(self) -> "Features":
+        """NotFound before they are collected, Damaged when the samples cannot be read."""
+        path = self.folder / "activation_samples" / PARQUET
+        if not path.exists():
+            raise NotFound(f"{self.name} has no features yet; collect them with make features RUN={self.folder}")
+        return open_features(path, path.stat().st_mtime_ns)
+
+
+def run_folders(results: Path) -> dict[str, Path]:
+    """Every folder that holds a run, finished or not, by its name: the only names that a URL can ask for."""
+    found = {}
+    for folder, inside, files in os.walk(results):
+        inside[:] = sorted(name for name in inside if name not in (*REPORTS, "activation_samples"))
+        if WEIGHTS in files or "train_config.json" in files:
+            place = Path(folder).relative_to(results)
+            found[str(place) if place.parts else results.resolve().name] = Path(folder)  # "." is no name in a URL
+    return found
+
+
+def find_runs(results: Path) -> dict[str, Run]:
+    """Every run under a folder."""
+    return {name: open_run(name, folder) for name, folder in run_folders(results).items()}
+
+
+def open_run(name: str, folder: Path) -> Run:
+    """The run as it is now; read again only when a file of it has changed."""
+    changed = tuple((folder / file).stat().st_mtime_ns if (folder / file).exists() else 0 for file in FILES)
+    return read_run(name, folder, changed)
+
+
+@functools.lru_cache(maxsize=256)
+def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> Run:
+    problems: list[str] = []
+
+    def read(name: str) -> dict | None:
+        try:
+            return read_json(folder / name)
+        except Damaged as damaged:
+            problems.append(str(damaged))
+            return None
+
+    config = read(CONFIG) or read("train_config.json") or {}
+    metrics = read("evaluation/metrics.json") or read("comparison/ours_metrics.json")
+    log, path = [], folder / "training_log.jsonl"
+    if path.exists():
+        try:
+            log = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, TypeError) as error:
+            problems.append(f"{path} cannot be read ({error})")
+    return Run(
+        name=name, folder=folder, config=config,
+        metrics=metrics, log=log,
+        summary=read(f"activation_samples/{SUMMARY}"), problems=tuple(problems),
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""What a comparison claims, checked against the data that made it: where a claim fails, no winner is named."""
+
+from collections.abc import Sequence
+
+import torch
+
+from store.loader.batches import batches
+from store.shards.reader import Store
+from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
+from store.views import VIEWS
+
+L0_TOLERANCE = 0.25
+"""A measured L0 further from its label than this, as a share, is wrong."""
+
+SCALES = (2 / 3, 1.5)
+"""best_scale outside these: the decoder was renormalised, the output is in other units, or rows do not belong together."""
+
+
+def near(a: float, b: float | int, tolerance: float) -> bool:
+    """Whether a differs from b by no more than a share of b."""
+    return abs(a - b) <= tolerance * abs(b)
+
+
+def checks_of(metrics: dict, store: Store) -> list[dict]:
+    """What must hold of one measurement: a `claim`, whether it `holds`, and in `detail` what was found."""
+    name, k, l0, scale = metrics["name"], metrics["k"], metrics["l0_mean"], metrics["best_scale"]
+    by_view = metrics.get("fvu_by_view", {})
+    fits = min(by_view, key=by_view.__getitem__, default=metrics["view"])
+    tried = ", ".join(f"{view}: {value:.4g}" for view, value in by_view.items())
+    heldout = sum(shard.kept for shard in store.manifest.of_split("heldout"))
+    return [
+        _check(
+            "every held-out row was measured, and no other",
+            metrics["split"] == "heldout" and metrics["n_rows"] == heldout,
+            f"{name}: {metrics['n_rows']} rows of split {metrics['split']!r}; the store has {heldout} held-out rows",
+        ),
+        _check(
+            "the rows are of this store",
+            metrics["store_fingerprint"] == store.fingerprint,
+            f"{name} was measured on store {metrics['store_fingerprint']}, this is {store.fingerprint}",
+        ),
+        _check(
+            "it was trained on this store, whose held-out rows training never sees, or elsewhere",
+            metrics["trained_on"] in (None, store.fingerprint),
+            f"{name}: {metrics['trained_on'] or 'trained elsewhere'}",
+            f"{name} was trained on store {metrics['trained_on']}, this is {store.fingerprint}: what is held out here may "
+            "be what it was trained on",
+        ),
+        _check(
+            "L0 is near its label",
+            k is None or near(l0, k, L0_TOLERANCE),
+            f"{name}: measured L0 is {l0:.1f}, {f'its label says {k}' if k else 'it states none'}",
+            f"{name}: MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
+            f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted",
+        ),
+        _check(
+            "no other view of its input fits better",
+            not by_view or by_view[fits] >= MARGIN * by_view[metrics["view"]],
+            f"{name} reads the {metrics['view']!r} view; FVU by view: {tried}",
+            f"{name} reads the {metrics['view']!r} view, but leaves less unexplained of the {fits!r} view ({tried}): the "
+            "norm's gain is applied where it must not be, or left out",
+        ),
+        _check(
+            "the output has the target's scale",
+            SCALES[0] <= scale <= SCALES[1],
+            f"{name}: its output would fit best multiplied by {scale:.3f}",
+            f"{name}: its output would fit best multiplied by {scale:.3f}, so the decoder was probably rescaled, or rows "
+            "of source and target do not belong together",
+        ),
+        _check(
+            "it predicts better than the mean",
+            metrics["fvu"] < 1,
+            f"{name}: FVU is {metrics['fvu']:.4f}; predicting the mean everywhere gives 1",
+        ),
+    ]
+
+
+def checks(measured: Sequence[dict], store: Store) -> list[dict]:
+    """The checks of every measurement, and that both saw the same rows."""
+    same = len({(m["n_rows"], m["rows_digest"]) for m in measured}) == 1
+    rows = ", ".join(f"{m['name']}: {m['n_rows']} ({m['rows_digest'][:8]})" for m in measured)
+    return [_check("all saw the same rows", same, rows)] + [c for m in measured[:2] for c in checks_of(m, store)]
+
+
+def _check(claim: str, holds: bool, found: str, otherwise: str | None = None) -> dict:
+    """`otherwise`: what to say where it does not hold."""
+    return {"claim": claim, "holds": bool(holds), "detail": found if holds or otherwise is None else otherwise}
+
+
+ROWS = 512
+"""Training rows on which the views are tried."""
+
+MARGIN = 0.98
+"""Another view fits better when its FVU is below this share of the own one's."""
+
+
+@torch.no_grad()
+def fvu_by_view(transcoder: Transcoder, store: Store, device: torch.device) -> dict[str, float]:
+    """FVU on some training rows with each view of the source in the place of the transcoder's own."""
+    sites = (transcoder.config.source_site, transcoder.config.target_site)
+    stop = min(ROWS, store.manifest.n_rows("train"))
+    moved, norm = transcoder.to(device), store.norm.to(device)
+    [batch] = batches(store, "train", stop, view="raw", sites=sites, device=device, stop=stop)
+    y, found = batch.target, {}
+    total = float((y - y.mean(0)).square().sum(dtype=torch.float64))
+    for view in VIEWS:
+        config = moved.config.model_copy(update={"view": view})
+        forward = Forward(Transcoder(config, **moved.arrays()))
+        x = forward.transcoder.view(batch.source, norm)
+        recon, _ = forward.prefixes(forward.entries(x), x)
+        found[view] = float((recon[-1] - y).square().sum(dtype=torch.float64)) / total
+    return found

@@ -1,0 +1,52 @@
+"""Options of `evaluate compare`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluate.config import LayersConfig, at_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(LayersConfig):
+    """Compare a run with Google's transcoder of the same layer, over the same held-out rows in the same pass.
+
+    Writes comparison.json, ours_metrics.json, google_metrics.json, summary.txt and report.html. Exit code 69 means that
+    the hub cannot be reached.
+    """
+
+    baseline: tuple[Path, ...] = ()
+    """Folders to compare with: Gemma Scope's layouts (one, or a copy of a repository, from which --l0 chooses), SAELens's,
+    other runs, legacy checkpoints. The first one is judged against ours; Google's on the hub when none is given."""
+    baseline_name: str | None = None
+    """What the report calls the first of them."""
+    l0: str | None = None
+    """Which of Google's: its label (92; or small, medium, big), words of its path (width_65k), or all; the L0 nearest to
+    ours when not given."""
+    sequences: int = 64
+    """Held-out sequences on which each output is spliced into the language model (delta CE, KL); 0 leaves the model out."""
+    every_prefix: bool = False
+    """Splice every prefix too, not only the whole dictionary: one more run of the model for each."""
+    probes: bool = True
+    """Absorption, splitting, sparse probing and targeted perturbation, on words of the cached text."""
+    frontier: bool = True
+    """Draw FVU (and, with the language model, delta CE) against L0 for both, by moving their thresholds."""
+    trivial: bool = True
+    """Measure the mean and linear maps too, fitted on training rows: they put every figure in its place."""
+
+    def __post_init__(self) -> None:
+        if self.sequences < 0:
+            raise ValueError(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
+        super().__post_init__()
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        return (self.run, *self.baseline)
+
+    def for_layer(self, layer: int) -> "CompareConfig":
+        one = super().for_layer(layer)
+        assert isinstance(one, CompareConfig)
+        return replace(one, baseline=tuple(at_layer(path, layer) for path in self.baseline))
+
+    @property
+    def layers_directory(self) -> Path:
+        return self.beside_layers("layers")

@@ -1,0 +1,207 @@
+"""What every latent responds to: one pass over a split's shards -> counts, contexts and samples, exact and resumable."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import safe_open
+from tqdm import tqdm
+
+from evaluate.features.config import FeaturesConfig
+from evaluate.features.contexts import Contexts, best_of_documents, lottery
+from evaluate.features.firings import Firings, firings_of
+from store.devices import resolve_device
+from store.disk.files import hash_file, write_tensors
+from store.layout import WEIGHTS
+from store.shards.manifest import ShardEntry
+from store.shards.reader import Store
+from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
+
+STATE = "collection.partial.safetensors"
+
+SAVE_SECONDS = 120.0
+
+BINS, BINS_AN_OCTAVE, LOWEST_OCTAVE = 160, 4, -12
+"""The histogram: bin b counts activations from 2^(b / 4 - 12), a quarter of an octave each; the outer bins are open."""
+
+MOST_PAIRS = 50_000_000
+"""(latent, token) pairs that are counted; beyond it each latent keeps those of its largest sums of activations."""
+
+TOKENS_KEPT = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything gathered so far. Adding a shard makes a new one, so an interrupt never leaves half a shard in it."""
+
+    key: str
+    """Of the weights, shards and options: a saved collection with another key is not continued."""
+    shards: int
+    """Shards of the split that are in it."""
+    rows: int
+    fired: np.ndarray
+    total: np.ndarray
+    """float64: sum of activations, by latent."""
+    histogram: np.ndarray
+    token_pair: np.ndarray
+    """latent * vocabulary + token, sorted; how often, and the sum of activations."""
+    token_count: np.ndarray
+    token_total: np.ndarray
+    pruned: bool
+    paired_row: np.ndarray
+    """Row and latent of every firing in the first rows: what co-activation is counted from."""
+    paired_latent: np.ndarray
+    paired_rows: int
+    top: Contexts = field(default_factory=Contexts.empty)
+    sample: Contexts = field(default_factory=Contexts.empty)
+
+    @classmethod
+    def begin(cls, key: str, d_sae: int) -> "Collection":
+        none, zeros = np.zeros(0, np.int64), np.zeros(d_sae, np.int64)
+        return cls(
+            key=key, shards=0, rows=0, fired=zeros, total=np.zeros(d_sae), histogram=np.zeros((d_sae, BINS), np.int32),
+            token_pair=none, token_count=none, token_total=np.zeros(0), pruned=False, paired_rows=0,
+            paired_row=none.astype(np.int32), paired_latent=none.astype(np.int32),
+        )  # fmt: skip
+
+    def plus(self, firings: Firings, config: FeaturesConfig, vocabulary: int) -> "Collection":
+        """This collection with one more shard."""
+        d_sae, top = len(self.fired), best_of_documents(firings)
+        pairs = count_tokens(self, firings, vocabulary)
+        pruned = len(pairs[0]) > MOST_PAIRS
+        if pruned:
+            pairs = most_active(*pairs, vocabulary)
+        everything = np.arange(len(firings.value))
+        bins = firings.latent.astype(np.int64) * BINS + bin_of(firings.value)
+        return dataclasses.replace(
+            self, shards=self.shards + 1, rows=self.rows + firings.rows,
+            fired=self.fired + np.bincount(firings.latent, minlength=d_sae),
+            total=self.total + np.bincount(firings.latent, firings.value.astype(np.float64), d_sae),
+            histogram=self.histogram + np.bincount(bins, minlength=d_sae * BINS).reshape(d_sae, BINS).astype(np.int32),
+            token_pair=pairs[0], token_count=pairs[1], token_total=pairs[2], pruned=self.pruned or pruned,
+            **paired(self, firings, config.coactivation_rows),
+            top=self.top.merged(firings, self.shards, top, firings.value[top].astype(np.float64), config.contexts),
+            sample=self.sample.merged(firings, self.shards, everything, lottery(firings, self.shards), config.samples),
+        )  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        for kind in ("top", "sample"):
+            arrays |= {f"{kind}.{name}": array for name, array in vars(getattr(self, kind)).items()}
+        numbers = {name: str(int(getattr(self, name))) for name in NUMBERS}
+        write_tensors(path, {name: torch.from_numpy(array) for name, array in arrays.items()}, numbers | {"key": self.key})
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> "Collection | None":
+        """What an interrupted command left, or None when there is nothing or it belongs to other inputs."""
+        if not path.exists():
+            return None
+        with safe_open(path, "np") as file:
+            said = file.metadata()
+            if said["key"] != key:
+                return None
+            numbers = {name: int(said[name]) for name in NUMBERS}
+            arrays = {name: file.get_tensor(name) for name in ARRAYS}
+            kept = {
+                kind: Contexts(*(file.get_tensor(f"{kind}.{item.name}") for item in dataclasses.fields(Contexts)))
+                for kind in ("top", "sample")
+            }
+        numbers["pruned"] = bool(numbers["pruned"])
+        return cls(key=key, **numbers, **arrays, **kept)  # type: ignore[arg-type]
+
+
+NUMBERS = ("shards", "rows", "paired_rows", "pruned")
+
+ARRAYS = ("fired", "total", "histogram", "token_pair", "token_count", "token_total", "paired_row", "paired_latent")
+
+
+def bin_of(value: np.ndarray) -> np.ndarray:
+    return np.clip((np.floor(np.log2(value) * BINS_AN_OCTAVE) - LOWEST_OCTAVE * BINS_AN_OCTAVE), 0, BINS - 1).astype(int)
+
+
+def bin_edge(index: np.ndarray) -> np.ndarray:
+    """The activation at which a bin begins."""
+    return 2.0 ** (index / BINS_AN_OCTAVE + LOWEST_OCTAVE)
+
+
+def count_tokens(so_far: Collection, firings: Firings, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(latent, token) pairs, how often each occurred, and the sum of its activations."""
+    token = firings.tokens.ravel()[firings.position]
+    key = np.concatenate([so_far.token_pair, firings.latent.astype(np.int64) * vocabulary + token])
+    count = np.concatenate([so_far.token_count, np.ones(len(token), np.int64)])
+    total = np.concatenate([so_far.token_total, firings.value.astype(np.float64)])
+    if not len(key):
+        return key, count, total
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(key)) + 1])
+    return key[starts], np.add.reduceat(count[order], starts), np.add.reduceat(total[order], starts)
+
+
+def most_active(
+    key: np.ndarray, count: np.ndarray, total: np.ndarray, vocabulary: int, limit: int = TOKENS_KEPT
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs cut to the tokens with the largest sums of activations of each latent, still sorted."""
+    latent = key // vocabulary
+    order = np.lexsort((-total, latent))
+    rank = np.arange(len(key)) - np.searchsorted(latent, latent[order])
+    kept = np.sort(order[rank < limit])
+    return key[kept], count[kept], total[kept]
+
+
+def paired(so_far: Collection, firings: Firings, limit: int) -> dict:
+    """The firings of the next rows, as long as fewer than `limit` rows were taken."""
+    room = max(0, limit - so_far.paired_rows)
+    if room == 0:
+        return {}
+    row = np.cumsum(firings.measured)[firings.position] - 1
+    near = row < room
+    return {
+        "paired_row": np.concatenate([so_far.paired_row, (row[near] + so_far.paired_rows).astype(np.int32)]),
+        "paired_latent": np.concatenate([so_far.paired_latent, firings.latent[near]]),
+        "paired_rows": so_far.paired_rows + min(room, firings.rows),
+    }
+
+
+def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig) -> str:
+    """Changes whenever the collection would: weights, shards, how much is kept."""
+    digest = xxhash.xxh3_128(
+        f"{config.contexts} {config.samples} {config.neighbours} {config.coactivation_rows} "
+        f"{config.promoted_tokens}".encode()
+    )
+    hash_file(digest, run / WEIGHTS)
+    for shard in shards:
+        digest.update(shard.xxh3_128.encode())
+    return digest.hexdigest()
+
+
+def collect(transcoder: Transcoder, store: Store, config: FeaturesConfig, key: str, vocabulary: int) -> Collection:
+    """One pass over the split, continuing what an interrupted command left beside the results."""
+    shards = store.manifest.of_split(config.split)
+    path = config.folder / STATE
+    found = Collection.load(path, key)
+    collection = found or Collection.begin(key, transcoder.config.d_sae)
+    if found:
+        log.info("continuing after %d of %d shards", found.shards, len(shards))
+    config.folder.mkdir(parents=True, exist_ok=True)
+    forward, saved = Forward(transcoder.to(resolve_device(config.device))), time.monotonic()
+    total = sum(shard.kept for shard in shards)
+    try:
+        with tqdm(total=total, initial=collection.rows, unit="row", unit_scale=True, desc="features") as bar:
+            for shard in shards[collection.shards :]:
+                collection = collection.plus(firings_of(store, shard, forward, config.batch_rows, bar), config, vocabulary)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    collection.save(path)
+                    saved = time.monotonic()
+    except KeyboardInterrupt:
+        collection.save(path)
+        raise
+    return collection

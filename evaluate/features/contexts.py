@@ -1,0 +1,123 @@
+"""The contexts that are kept of each latent: the best by a score, exactly, whatever the number of shards."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluate.features.firings import Firings
+
+SIDE = 20
+"""Tokens shown either side."""
+
+WIDTH = 2 * SIDE + 1
+
+CHUNK = 1 << 17
+
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Flat arrays ordered by (latent, best first, shard, position), at most `limit` of each latent."""
+
+    latent: np.ndarray
+    score: np.ndarray
+    """float64: what they are kept by."""
+    shard: np.ndarray
+    position: np.ndarray
+    """Of the middle token, a flat index into the shard's tokens."""
+    window: np.ndarray
+    """float32 [n, WIDTH]: this latent on every token shown; NaN outside the sequence and on excluded tokens."""
+
+    @classmethod
+    def empty(cls) -> "Contexts":
+        none = np.zeros(0, np.int32)
+        return cls(none, np.zeros(0), none, none, np.zeros((0, WIDTH), np.float32))
+
+    @property
+    def value(self) -> np.ndarray:
+        return self.window[:, SIDE]
+
+    def merged(self, firings: Firings, shard: int, chosen: np.ndarray, score: np.ndarray, limit: int) -> "Contexts":
+        """These and the chosen firings of a later shard, cut to the `limit` best of each latent."""
+        latent = firings.latent[chosen]
+        better = score > self._floor(limit, int(latent.max(initial=-1)) + 1)[latent]
+        chosen, score, latent = chosen[better], score[better], latent[better]
+        all_latent = np.concatenate([self.latent, latent])
+        all_score = np.concatenate([self.score, score])
+        all_shard = np.concatenate([self.shard, np.full(len(chosen), shard, np.int32)])
+        all_position = np.concatenate([self.position, firings.position[chosen]])
+        kept = best(all_latent, all_score, all_shard, all_position, limit)
+        window = np.empty((len(kept), WIDTH), np.float32)
+        old = kept < len(self.latent)
+        window[old] = self.window[kept[old]]
+        window[~old] = windows(firings, chosen[kept[~old] - len(self.latent)])
+        return Contexts(all_latent[kept], all_score[kept], all_shard[kept], all_position[kept], window)
+
+    def _floor(self, limit: int, n: int) -> np.ndarray:
+        """The worst score kept of each latent that has its `limit`; minus infinity for the others."""
+        counts = np.bincount(self.latent, minlength=n)
+        floor = np.full(len(counts), -np.inf)
+        full = counts == limit
+        floor[full] = self.score[(np.cumsum(counts) - 1)[full]]
+        return floor
+
+
+def best(latent: np.ndarray, score: np.ndarray, shard: np.ndarray, position: np.ndarray, limit: int) -> np.ndarray:
+    """Indices of the `limit` highest scores of each latent; of equal ones the first in the text."""
+    order = np.lexsort((position, shard, -score, latent))
+    ranked = latent[order]
+    first = np.searchsorted(ranked, ranked, side="left")
+    return order[np.arange(len(order)) - first < limit]
+
+
+def best_of_documents(firings: Firings) -> np.ndarray:
+    """The strongest firing of each (latent, document), the first where several are equal."""
+    if not len(firings.value):
+        return np.zeros(0, np.int64)
+    document = firings.document[firings.position]
+    new = (np.diff(firings.latent) != 0) | (np.diff(document) != 0)
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(firings.value))))
+    top = np.flatnonzero(firings.value == np.maximum.reduceat(firings.value, starts)[group])
+    return top[np.unique(group[top], return_index=True)[1]]
+
+
+def lottery(firings: Firings, shard: int) -> np.ndarray:
+    """A fixed pseudo-random number in [0, 1) for each firing: the largest of each latent are a uniform sample of it."""
+    key = (np.uint64(shard) << np.uint64(32)) + firings.position.astype(np.uint64)
+    key += firings.latent.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in zip((30, 27), _MIX, strict=True):  # the finaliser of splitmix64
+        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+    return (key ^ (key >> np.uint64(31))) / 2.0**64
+
+
+def windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
+    """The latent's activation on every token around each chosen firing."""
+    parts = [_windows(firings, chosen[start : start + CHUNK]) for start in range(0, len(chosen), CHUNK)]
+    return np.concatenate([np.zeros((0, WIDTH), np.float32), *parts])
+
+
+def _windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
+    """Neighbours in the text are neighbours in the list, so the list is walked both ways until out of sight."""
+    centre, latent = firings.position[chosen], firings.latent[chosen]
+    out = np.zeros((len(chosen), WIDTH), np.float32)
+    out[:, SIDE] = firings.value[chosen]
+    for direction in (-1, 1):
+        here = np.arange(len(chosen))
+        for step in range(1, SIDE + 1):
+            near = chosen[here] + direction * step
+            inside = (near >= 0) & (near < len(firings.value))
+            here, near = here[inside], near[inside]
+            distance = firings.position[near] - centre[here]
+            seen = (firings.latent[near] == latent[here]) & (np.abs(distance) <= SIDE)
+            here, near, distance = here[seen], near[seen], distance[seen]
+            if not len(here):
+                break
+            out[here, SIDE + distance] = firings.value[near]
+    shown = centre[:, None] + np.arange(-SIDE, SIDE + 1, dtype=np.int32)
+    context = firings.tokens.shape[1]
+    there = shown // context == centre[:, None] // context
+    there &= firings.measured[np.clip(shown, 0, firings.tokens.size - 1)]
+    out[~there] = np.nan
+    return out

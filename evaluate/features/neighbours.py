@@ -1,0 +1,88 @@
+"""Which latents belong together: by the direction that they write, by the rows on which they fire, across prefixes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 256
+
+LEAST = 5
+"""Rows on which two latents must fire together before they are called related."""
+
+
+@dataclass(frozen=True)
+class Related:
+    """For each latent its most related ones, best first; -1 where there are fewer."""
+
+    other: np.ndarray
+    """int64 [d_sae, n]."""
+    score: np.ndarray
+    """float32 [d_sae, n]."""
+    both: np.ndarray | None = None
+    """int64 [d_sae, n]: rows on which both fired."""
+
+
+def by_decoder(W_dec: Float[Tensor, "d_sae d_out"], n: int) -> tuple[Related, np.ndarray]:
+    """The largest cosines of decoder rows, and of each its largest |cosine|; rows of norm zero are like nothing."""
+    unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
+    n = min(n, len(unit) - 1)
+    scores, others, largest = [], [], []
+    for start in range(0, len(unit), BLOCK * 4):
+        cosine = unit[start : start + BLOCK * 4] @ unit.T
+        rows = torch.arange(len(cosine), device=unit.device)
+        cosine[rows, start + rows] = 0
+        largest.append(cosine.abs().amax(1).cpu())
+        cosine[rows, start + rows] = -2
+        top = cosine.topk(n, dim=1)
+        scores.append(top.values.cpu())
+        others.append(top.indices.cpu())
+    return Related(torch.cat(others).numpy(), torch.cat(scores).numpy()), torch.cat(largest).numpy()
+
+
+def by_coactivation(
+    row: np.ndarray, latent: np.ndarray, rows: int, prefix_sizes: Sequence[int], n: int
+) -> tuple[Related, Related]:
+    """By rows: the latents that fire together most, and for each latent the finer ones that fire within it.
+
+    The first is ranked by the cosine of the two firing patterns, both / sqrt(fired * fired). The second looks only at
+    latents of later prefixes, and is ranked by P(this fires | the finer one fires) - P(this fires): 0 is chance.
+    """
+    d_sae = prefix_sizes[-1]
+    ones = np.ones(len(row), np.float32)
+    fires = scipy.sparse.csr_array((ones, (latent, row)), shape=(d_sae, max(rows, 1)))
+    by_row = fires.T.tocsr()
+    fired = np.bincount(latent, minlength=d_sae)
+    ends = np.asarray(prefix_sizes)[np.searchsorted(prefix_sizes, np.arange(d_sae), side="right")]
+    together, within = [], []
+    for start in range(0, d_sae, BLOCK):
+        counts = (fires[start : start + BLOCK] @ by_row).tocoo()
+        mine, other, both = counts.row + start, counts.col, counts.data.astype(np.int64)
+        related = (both >= LEAST) & (mine != other)
+        mine, other, both = mine[related], other[related], both[related]
+        cosine = both / np.sqrt(fired[mine] * fired[other])
+        excess = np.where(other >= ends[mine], both / fired[other] - fired[mine] / max(rows, 1), 0.0)
+        for score, parts in ((cosine, together), (excess, within)):
+            parts.append(_top(mine - start, other, score, both, min(BLOCK, d_sae - start), min(n, d_sae)))
+    return _joined(together), _joined(within)
+
+
+def _top(mine: np.ndarray, other: np.ndarray, score: np.ndarray, both: np.ndarray, latents: int, n: int) -> Related:
+    """The n largest positive scores of each latent; of equal ones the first in the dictionary."""
+    order = np.lexsort((other, -score, mine))
+    order = order[score[order] > 0]
+    ranked = mine[order]
+    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    order, rank = order[rank < n], rank[rank < n]
+    found = np.full((latents, n), -1), np.zeros((latents, n), np.float32), np.zeros((latents, n), np.int64)
+    for array, values in zip(found, (other, score, both), strict=True):
+        array[mine[order], rank] = values[order]
+    return Related(*found)
+
+
+def _joined(parts: Sequence[Related]) -> Related:
+    return Related(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("other", "score", "both")))

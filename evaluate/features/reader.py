@@ -1,0 +1,113 @@
+"""Reads features.parquet: the plain columns in memory, contexts a row group at a time. Imports no torch."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evaluate.features.config import SUMMARY
+
+SCALARS = (
+    "feature", "prefix", "fired", "density", "mean_activation", "max_activation", "max_cosine", "top_token", "example",
+)  # fmt: skip
+
+SORTS = ("feature", "prefix", "density", "mean_activation", "max_activation", "max_cosine", "top_token")
+
+
+class Damaged(ValueError):
+    """A file of a run that cannot be read."""
+
+
+class NotFound(LookupError):
+    """What was asked for does not exist."""
+
+
+@functools.lru_cache(maxsize=8)
+def open_features(path: Path, changed: int) -> "Features":
+    """The features in a file, kept open while it does not change."""
+    try:
+        return Features(path)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        again = f"make features RUN={path.parent.parent} ARGS=--force"
+        raise Damaged(f"{path} cannot be read ({' '.join(str(error).split())}); make it again with {again}") from None
+
+
+def _pattern(words: str) -> pc.MatchSubstringOptions:
+    return pc.MatchSubstringOptions(words, ignore_case=True)
+
+
+class Features:
+    """features.parquet: the plain columns in memory, contexts read a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = pq.ParquetFile(path, memory_map=True)
+        table = self.file.read(columns=list(SCALARS))
+        self.example = table["example"].combine_chunks()
+        self.columns = {name: table[name].to_numpy() for name in SCALARS if name != "example"}
+        strongest = pc.call_function("struct_field", [self.example], pc.StructFieldOptions(["token"]))
+        self.fires_on = (strongest, table["top_token"].combine_chunks())
+        groups = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+        self.starts = np.concatenate([[0], np.cumsum(groups)])
+        self.search = functools.lru_cache(maxsize=32)(self._search)
+        self.order = functools.lru_cache(maxsize=32)(self._order)
+
+    def __len__(self) -> int:
+        return self.file.metadata.num_rows
+
+    def brief(self, latent: int) -> dict:
+        """A latent's plain columns."""
+        return {name: column[latent].item() if hasattr(column[latent], "item") else column[latent]
+                for name, column in self.columns.items()} | {"example": self.example[latent].as_py()}  # fmt: skip
+
+    def records(self, latents: Sequence[int], columns: Sequence[str] | None = None) -> list[dict]:
+        """Whole rows (or some columns of them). Damaged when the file cannot be read there."""
+        try:
+            return [self._record(int(latent), columns) for latent in latents]
+        except (OSError, pa.ArrowException) as error:
+            raise Damaged(f"the samples of a feature cannot be read ({error}); make them again") from None
+
+    def _record(self, latent: int, columns: Sequence[str] | None) -> dict:
+        group = int(np.searchsorted(self.starts, latent, side="right")) - 1
+        table = self.file.read_row_group(group, columns=list(columns) if columns else None)
+        return table.slice(latent - int(self.starts[group]), 1).to_pylist()[0]
+
+    def _search(self, words: str) -> np.ndarray:
+        """How often each latent's contexts have this text, upper and lower case alike, and more where it is in the
+        strongest or the top token; most of all where it is the latent's number."""
+        parts = []
+        for group in range(self.file.num_row_groups):
+            text = self.file.read_row_group(group, columns=["text"])["text"]
+            parts.append(pc.call_function("count_substring", [text], _pattern(words)).to_numpy())
+        count = np.concatenate(parts)
+        for tokens in self.fires_on:
+            fires_on = pc.call_function("match_substring", [tokens], _pattern(words)).to_numpy(zero_copy_only=False)
+            count = np.where(fires_on, count + count.max(initial=0), count)
+        return np.where(self.columns["feature"].astype(str) == words, 1 + count.max(initial=0), count)
+
+    def _order(self, by: str, descending: bool) -> np.ndarray:
+        """Every latent, sorted by a column; ties in the order of the dictionary."""
+        if by == "top_token":
+            ranked = np.unique(self.columns["top_token"].astype(str), return_inverse=True)[1]
+        else:
+            ranked = self.columns[by]
+        return np.argsort(-ranked if descending else ranked, kind="stable")
+
+    def select(self, words: str = "", prefix: int = 0, by: str = "feature", descending: bool = False) -> np.ndarray:
+        """The latents that fit, in order; `match` puts those that fire on the words first, then by how often they show."""
+        mask = np.ones(len(self), bool)
+        order = np.argsort(-self.search(words), kind="stable") if by == "match" else self.order(by, descending)
+        if words:
+            mask &= self.search(words) > 0
+        if prefix:
+            mask &= self.columns["prefix"] == prefix
+        return order[mask[order]]
+
+
+def read_summary(folder: Path) -> dict | None:
+    path = folder / SUMMARY
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,1 @@
+"""Automatic interpretation by a language model."""

@@ -1,0 +1,91 @@
+"""Options of automatic interpretation: questions for a judge, the judge, and its marks."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluate.config import EvaluateConfig
+from store.cli import check_at_least
+from store.layout import model_slug
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeExportConfig(EvaluateConfig):
+    """Write questions for a judge of explanations, from collected features: RUN/judge/explain.jsonl and items.jsonl.
+
+    Detection asks whether a feature is active somewhere in a text, fuzzing whether the marked tokens are those on which it
+    is (Paulo et al. 2024, arXiv 2410.13928). `python -m evaluate judge` asks them; `judge-score` marks anyone's answers.
+    """
+
+    latents: tuple[int, ...] = ()
+    """Latents to ask about; --count of them at random when none is named."""
+    count: int = 100
+    """How many; only latents with positives of every quantile, in the text that is not shown to the explainer."""
+    per_quantile: int = 2
+    """Positives from each of the five quantiles of the samples; as many negatives as positives in all, half of them near
+    misses (texts of the nearest latents, in which this one is silent)."""
+    explained: int = 10
+    """Strongest contexts that the explainer is shown; no positive overlaps them."""
+    context: int = 24
+    """Tokens of each text, cut around the firing at a random offset so that its place says nothing."""
+    seed: int = 0
+    """Of every random choice."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the store's model cannot be reached."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, count=1, per_quantile=1, explained=1, context=4)
+
+    @property
+    def folder(self) -> Path:
+        return self.run_directory / "judge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Ask a language model to explain features and to answer the questions of judge-export; then mark its answers.
+
+    Any server with OpenAI's /v1/chat/completions will do. Answers are appended as they come: the same command continues.
+    """
+
+    run: Path
+    """Folder of the run."""
+    endpoint: str
+    """Address of the server: http://127.0.0.1:8000, with or without /v1."""
+    model: str
+    """Name by which the server knows the model."""
+    explanations: Path | None = None
+    """JSONL with `latent` and `explanation`; the model is asked for them when not given."""
+    out: Path | None = None
+    """Folder for explanations, answers and scores; RUN/judge/MODEL when not given."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the API key; without it none is sent."""
+    at_once: int = 5
+    """Texts in one request, all of one feature."""
+    parallel: int = 4
+    """Requests under way at once."""
+    retries: int = 5
+    """Times that a request is repeated when the server is busy, fails or answers something that cannot be read."""
+    wait: float = 1.0
+    """Seconds before the first repetition; twice as long before each further one."""
+    timeout: float = 120.0
+    """Seconds to wait for an answer."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, at_once=1, parallel=1, retries=0, wait=0, timeout=1)
+        if not re.fullmatch(r"https?://(\[[\w:.]+\]|[^\s/:[]+)(:\d+)?(/\S*)?", self.endpoint):
+            raise ValueError(f"endpoint is {self.endpoint!r}; it must be an address like http://127.0.0.1:8000")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or self.run / "judge" / model_slug(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeScoreConfig:
+    """Mark a judge's answers against the ground truth of judge-export, beside the score of a constant answer."""
+
+    run: Path
+    """Folder of the run."""
+    answers: Path
+    """JSONL with `id` (of items.jsonl) and `answer` (true or false). Scores are written beside it."""

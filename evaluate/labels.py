@@ -1,0 +1,1 @@
+"""Names of metrics as people read them."""

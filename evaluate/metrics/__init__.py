@@ -1,0 +1,1 @@
+"""Figures of a transcoder from cached rows alone."""

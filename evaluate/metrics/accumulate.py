@@ -1,0 +1,142 @@
+"""Adds up what every transcoder does with the cached rows: one pass over a split, float64 sums."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evaluate.rows import OUTLIER, Facts, places, rows_in_order
+from store.shards.manifest import Split
+from store.shards.reader import Store
+from store.sparse.scan import Entries
+from store.transcoders.forward import Family, Forward, kinship
+from store.transcoders.transcoder import Transcoder
+
+
+class Accumulator:
+    """One transcoder's figures by row and prefix (36 bytes each), by latent and by output dimension."""
+
+    def __init__(self, transcoder: Transcoder, rows: int, forward: Callable[[Transcoder], Forward] = Forward) -> None:
+        config, device = transcoder.config, transcoder.W_dec.device
+        n_prefixes = len(config.prefix_sizes)
+        self.transcoder, self.forward, self.filled = transcoder, forward(transcoder), 0
+        self.sse = torch.empty(rows, n_prefixes, dtype=torch.float64)
+        self.l0 = torch.empty(rows, n_prefixes, dtype=torch.int32)
+        self.cosine, self.along, self.spread = (torch.empty_like(self.sse) for _ in range(3))
+        self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
+
+    def add(self, entries: Entries, x: Tensor, y: Tensor, mean: Tensor) -> None:
+        """Adds a batch: its active latents, its view x, the target y, and `mean`, the target's over all rows."""
+        recon, l0 = self.forward.prefixes(entries, x)
+        here = slice(self.filled, self.filled + len(x))
+        self.cosine[here] = torch.nn.functional.cosine_similarity(recon, y, dim=2).double().T.cpu()
+        centred, target = recon.sub_(mean), y - mean
+        self.along[here] = torch.linalg.vecdot(centred, target).double().T.cpu()
+        self.spread[here] = torch.linalg.vecdot(centred, centred).double().T.cpu()
+        error = centred.sub_(target)
+        self.sse[here] = torch.linalg.vecdot(error, error).double().T.cpu()
+        self.l0[here] = l0.T.int().cpu()
+        self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
+        self.fired += torch.bincount(entries.latent, minlength=len(self.fired))
+        self.filled = here.stop
+
+    def prefixes(self) -> "Iterator[Accumulator]":
+        """The same for each prefix, as if it ended there; what is not by row is still that of all latents."""
+        for stop in range(1, self.sse.shape[1] + 1):
+            cut = copy(self)
+            cut.sse, cut.l0 = self.sse[:, :stop], self.l0[:, :stop]
+            cut.cosine, cut.along, cut.spread = (each[:, :stop] for each in (self.cosine, self.along, self.spread))
+            yield cut
+
+
+class Ratio(NamedTuple):
+    """A metric that is one sum over rows divided by another."""
+
+    over: Callable[[Accumulator, Facts], Tensor]
+    under: Callable[[Accumulator, Facts], Tensor]
+    lower_is_better: bool | None
+    """None where no winner is to be named."""
+
+
+def _entries(a: Accumulator, f: Facts) -> Tensor:
+    return torch.full_like(f.variation, a.transcoder.config.d_out)
+
+
+def _ones(a: Accumulator, f: Facts) -> Tensor:
+    return torch.ones_like(f.variation)
+
+
+@torch.no_grad()
+def measure_rows(
+    transcoders: Sequence[Transcoder],
+    store: Store,
+    split: Split,
+    rows: int,
+    device: torch.device,
+    limit: int | None = None,
+    quiet: bool = False,
+    forward: Callable[[Transcoder], Forward] = Forward,
+) -> tuple[list[Accumulator], Facts]:
+    """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
+
+    A first pass without transcoders finds the mean of the target and the outliers. ValueError when the transcoders do not
+    read and predict the same sites. A transcoder that is part of one runs as `forward` says.
+    """
+    in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
+    norms, total, squares = [], torch.zeros(1), 0.0
+    for batch in in_order("means"):
+        norms.append(batch.source.double().norm(dim=1).cpu())
+        total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
+        squares += float(batch.target.double().square().sum())
+    norm_of_row = torch.cat(norms)
+    n, mean = len(norm_of_row), total / len(norm_of_row)
+    inlier = norm_of_row <= OUTLIER * norm_of_row.median()
+    variation, scalar = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
+    accumulators = [Accumulator(transcoder.to(device), n, forward) for transcoder in transcoders]
+    norm = store.norm.to(device)
+    families = [(members, Family([a.forward for a in members])) for members in relatives(accumulators)]
+    for batch in in_order("evaluate"):
+        here = slice(start, start + len(batch.source))
+        centred = batch.target - mean
+        variation[here] = torch.linalg.vecdot(centred, centred).cpu()
+        scalar[here] = (batch.target - mean.mean()).square_().sum(1).cpu()
+        by_dimension += centred.square().sum(0)
+        shift += centred[inlier[here].to(device)].sum(0)
+        for members, family in families:
+            first, dtype = members[0].transcoder, members[0].transcoder.W_dec.dtype
+            x, y, middle = first.view(batch.source, norm).to(dtype), batch.target.to(dtype), mean.to(dtype)
+            for a, entries in zip(members, family.entries(x), strict=True):
+                a.add(entries, x, y, middle)
+        start = here.stop
+    if not variation.any():
+        raise ValueError(
+            f"the {n} {split} rows of {store.directory} have one and the same target: there is no variance to explain; "
+            "harvest more tokens"
+        )
+    kept = variation * inlier
+    exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
+    facts = Facts(
+        places(store, split, n), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares
+    )
+    return accumulators, facts
+
+
+def relatives(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:
+    """Those whose active latents one scan can find, together."""
+    found: dict[tuple, list[Accumulator]] = {}
+    for a in accumulators:
+        found.setdefault(kinship(a.transcoder), []).append(a)
+    return list(found.values())
+
+
+def sites_of(transcoders: Sequence[Transcoder]) -> tuple[str, str]:
+    """What they read and predict. ValueError when that differs."""
+    sites = {(t.config.source_site, t.config.target_site) for t in transcoders} or {("resid_mid", "mlp_out")}
+    if len(sites) > 1:
+        raise ValueError(f"these transcoders read and predict different sites, {sorted(sites)}; measure them one by one")
+    return sites.pop()

@@ -1,0 +1,270 @@
+"""What single latents stand for: first-letter absorption, splitting, sparse probing, targeted probe perturbation.
+
+Latents are read at the transcoder's own input. Its decoder writes to another site, so a probe there (on mlp_out) says
+how much of a concept each latent writes, while a probe on the input says whether the concept can be read at all.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse import csr_array
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from evaluate.intervals import Statistic, difference, estimate, ratio, resample
+from evaluate.metrics.tasks import LETTERS, PROPERTIES, Examples, Prompted
+from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
+from store.views import Norm
+
+MIN_WORDS = 10
+"""A letter (or property) with fewer examples, to fit or to test, is left out."""
+
+PROBE_F1 = 0.6
+
+SPLIT_GAIN = 0.03
+
+MOST_MAIN = 5
+
+COSINE = 0.025
+
+SHARE = 0.4
+
+MARGIN = 1.0
+
+KS = (1, 2, 5)
+
+PROPERTY_ROWS = 2000
+
+
+class Probe:
+    """A logistic probe in units of its input, classes weighted equally."""
+
+    def __init__(self, x: np.ndarray, is_it: np.ndarray) -> None:
+        self.mean, self.scale = x.mean(0), x.std(0) + 1e-6
+        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
+        with warnings.catch_warnings(), threadpool_limits(1):  # many small products: threads would wait for each other
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit((x - self.mean) / self.scale, is_it)
+        self.direction = np.asarray(model.coef_)[0] / self.scale
+        self.bias = float(np.asarray(model.intercept_)[0] - self.mean @ self.direction)
+
+    def says(self, x: np.ndarray) -> np.ndarray:
+        return x @ self.direction + self.bias > 0
+
+    def f1(self, x: np.ndarray, is_it: np.ndarray) -> float:
+        return float(f1_score(is_it, self.says(x)))
+
+
+Fitted = dict[tuple[str, str], Probe]
+"""Probes of whole sites, by (view or site, label): shared by all transcoders that read the same."""
+
+
+def fitted_once(fitted: Fitted, site: str, label: str, x: np.ndarray, is_it: np.ndarray) -> Probe:
+    if (site, label) not in fitted:
+        fitted[site, label] = Probe(x, is_it)
+    return fitted[site, label]
+
+
+class Reading:
+    """Examples as one transcoder reads them: its input, its latents, and what it writes."""
+
+    def __init__(self, forward: Forward, norm: Norm, found: Examples) -> None:
+        t = forward.transcoder
+        with torch.no_grad():
+            x = t.view(found.source.to(t.W_dec.device), norm.to(t.W_dec.device))
+            entries = forward.entries(x)
+            self.recon = forward.prefixes(entries, x)[0][-1].cpu().numpy()
+        self.x, self.y = x.cpu().numpy(), found.target.numpy()
+        places = (entries.row.cpu().numpy(), entries.latent.cpu().numpy())
+        self.latents = csr_array((entries.value.cpu().numpy(), places), shape=(len(x), t.config.d_sae))
+
+    def columns(self, chosen: np.ndarray) -> np.ndarray:
+        return self.latents[:, chosen].toarray()
+
+
+def most_different(reading: Reading, is_it: np.ndarray, n: int) -> np.ndarray:
+    """The n latents whose mean activation differs most between the classes, in favour of the class (SAEBench)."""
+    weight = np.where(is_it, 1 / is_it.sum(), -1 / (~is_it).sum())
+    return np.argsort(-(weight @ reading.latents))[:n]
+
+
+def main_latents(fit: Reading, test: Reading, is_it: np.ndarray, is_it_test: np.ndarray) -> np.ndarray:
+    """The latents of the smallest k-sparse probe that one latent more improves by at most 0.03 of F1 (arXiv 2409.14507)."""
+    best = most_different(fit, is_it, MOST_MAIN + 1)
+    last = _sparse_f1(fit, test, is_it, is_it_test, best[:1])
+    for k in range(1, MOST_MAIN + 1):
+        more = _sparse_f1(fit, test, is_it, is_it_test, best[: k + 1])
+        if more <= last + SPLIT_GAIN:
+            return best[:k]
+        last = more
+    return best[:MOST_MAIN]
+
+
+def _sparse_f1(fit: Reading, test: Reading, is_it: np.ndarray, is_it_test: np.ndarray, chosen: np.ndarray) -> float:
+    return Probe(fit.columns(chosen), is_it).f1(test.columns(chosen), is_it_test)
+
+
+def absorbed(writes: Float[Tensor, "words d_sae"], cosine: Float[Tensor, " d_sae"], main: np.ndarray) -> np.ndarray:
+    """Words that another latent absorbs although the main latents are silent, by SAEBench's rule.
+
+    `writes` is what each active latent adds to the probe's logit: one with a decoder-probe cosine of at least 0.025 carries
+    at least 0.4 of all that is added.
+    """
+    silent = (writes[:, torch.from_numpy(main)] == 0).all(1)
+    top = writes.max(1)
+    aligned, total = cosine[top.indices] >= COSINE, writes.sum(1)
+    return (silent & aligned & (total > 0) & (top.values >= SHARE * total)).numpy()
+
+
+def absorbed_by_ablation(
+    effect: Float[Tensor, "words d_sae"], cosine: Float[Tensor, " d_sae"], main: np.ndarray
+) -> np.ndarray:
+    """The same by the rule of Chanin et al. (arXiv 2409.14507): `effect` is what the model's logit of the right letter
+    loses when a latent is ablated; the largest one's latent has that cosine, and is at least 1 above the next."""
+    silent = (effect[:, torch.from_numpy(main)] == 0).all(1)
+    top = effect.topk(2, dim=1)
+    aligned = cosine[top.indices[:, 0]] >= COSINE
+    return (silent & aligned & (top.values[:, 0] >= top.values[:, 1] + MARGIN)).numpy()
+
+
+def first_letters(
+    forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
+) -> dict:
+    """`absorption`, `splitting` and, with words in prompts, `absorption_chanin`, over letters whose probe has an F1 above
+    0.6 on other words.
+
+    Absorption is the share of words that the probe gets right. Words stand in running text, not in a spelling prompt as
+    in SAEBench, so its published figures are not comparable. Intervals: words (letters, for splitting) drawn again.
+    """
+    fit, test = fit.of(fit.letters() >= 0), test.of(test.letters() >= 0)
+    reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
+    in_prompt = prompted and Reading(forward, norm, prompted.words)
+    W_dec = forward.transcoder.W_dec.cpu().float()
+    cases, ablated, main_counts, by_letter = [], [], [], {}
+    for number, letter in enumerate(LETTERS):
+        is_it, is_it_test = (found.letters().numpy() == number for found in (fit, test))
+        if min(is_it.sum(), is_it_test.sum()) < MIN_WORDS:
+            continue
+        probe = fitted_once(fitted, forward.transcoder.config.view, letter, reading.x, is_it)
+        if (f1 := probe.f1(reading_test.x, is_it_test)) <= PROBE_F1:
+            continue
+        right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
+        main = main_latents(reading, reading_test, is_it, is_it_test)
+        direction = torch.from_numpy(fitted_once(fitted, "mlp_out", letter, reading.y, is_it).direction).float()
+        writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
+        cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
+        cases.append(absorbed(writes, cosine, main))
+        if prompted and in_prompt:
+            asked = np.flatnonzero((prompted.words.letters().numpy() == number) & probe.says(in_prompt.x))
+            latents = torch.from_numpy(in_prompt.latents[asked].toarray())
+            ablated.append(absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), cosine, main))
+        main_counts.append(len(main))
+        by_letter[letter] = {
+            "probe_f1": f1, "words": len(right), "absorbed": int(cases[-1].sum()), "main": main.tolist()
+        }  # fmt: skip
+    if not cases:
+        raise ValueError(
+            f"no first letter can be read from these rows (F1 above {PROBE_F1} on at least {MIN_WORDS} words); "
+            "harvest more tokens, or leave the probes out with --no-probes"
+        )
+    letters = torch.tensor([[1.0, count] for count in main_counts], dtype=torch.float64)
+    found = {
+        "absorption": share_of(cases), "splitting": estimate(ratio(1, 0), letters, resample(letters)), "letters": by_letter
+    }  # fmt: skip
+    if prompted and sum(map(len, ablated)):
+        found |= {"absorption_chanin": share_of(ablated), "letters_spelled": float(prompted.spelled.mean())}
+    return found
+
+
+def share_of(cases: Sequence[np.ndarray]) -> dict:
+    """The share that holds, of cases that are drawn again one by one."""
+    holds = torch.from_numpy(np.concatenate(cases)).double()
+    table = torch.stack([torch.ones_like(holds), holds], dim=1)
+    return estimate(ratio(1, 0), table, resample(table))
+
+
+def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> dict:
+    """`sparse_probing` and `tpp` over PROPERTIES of the token's text.
+
+    Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
+    latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
+    reconstruction; by how much its own probe on mlp_out loses more accuracy there than the other properties' probes.
+    Intervals: rows drawn again, the probes held fixed.
+    """
+    reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
+    W_dec = forward.transcoder.W_dec.cpu().float().numpy()
+    labels = {}
+    for name, pattern in PROPERTIES.items():
+        sides = [np.array([bool(pattern.search(text)) for text in found.text]) for found in (fit, test)]
+        if min(*(side.sum() for side in sides), *((~side).sum() for side in sides)) >= MIN_WORDS:
+            labels[name] = sides
+    accuracy: dict[str, list[Statistic]] = {str(k): [] for k in (*KS, "all")}
+    chosen, writers, scores = {}, {}, Scores()
+    for name, (is_it, is_it_test) in labels.items():
+        chosen[name] = most_different(reading, is_it, max(KS))
+        writers[name] = fitted_once(fitted, "mlp_out", name, reading.y, is_it)
+        for k in KS:
+            probe = Probe(reading.columns(chosen[name][:k]), is_it)
+            accuracy[str(k)].append(scores.of(probe, reading_test.columns(chosen[name][:k]), is_it_test))
+        whole = fitted_once(fitted, forward.transcoder.config.view, name, reading.x, is_it)
+        accuracy["all"].append(scores.of(whole, reading_test.x, is_it_test))
+
+    def written(recon: np.ndarray) -> dict[str, Statistic]:
+        return {name: scores.of(writers[name], recon, labels[name][1]) for name in labels}
+
+    before, targeted = written(reading_test.recon), []
+    for name in labels:
+        after = written(reading_test.recon - reading_test.columns(chosen[name]) @ W_dec[chosen[name]])
+        drop = {other: difference(before[other], after[other]) for other in labels}
+        own = drop.pop(name)
+        targeted.append(difference(own, mean_of(list(drop.values()))) if drop else own)
+    by_k = {k: scores.estimate(mean_of(each)) for k, each in accuracy.items()}
+    return {
+        "sparse_probing": by_k["1"],
+        "sparse_probing_by_k": {k: each["value"] for k, each in by_k.items()},
+        "tpp": scores.estimate(mean_of(targeted)),
+        "properties": list(labels),
+    }
+
+
+class Scores:
+    """Balanced accuracies (the mean of those within and outside a class) on the same rows, drawn again together."""
+
+    def __init__(self) -> None:
+        self.columns: list[np.ndarray] = []
+
+    def of(self, probe: Probe, x: np.ndarray, is_it: np.ndarray) -> Statistic:
+        right, place = probe.says(x) == is_it, 4 * len(self.columns)
+        self.columns.append(np.stack([right & is_it, is_it, right & ~is_it, ~is_it], axis=1))
+
+        def share(sums: Tensor, over: int) -> Tensor:
+            return sums[..., over] / sums[..., over + 1].clamp_min(1)  # a class may be missing where rows are drawn again
+
+        return lambda sums: (share(sums, place) + share(sums, place + 2)) / 2
+
+    def estimate(self, statistic: Statistic) -> dict:
+        if not hasattr(self, "table"):
+            self.table = torch.from_numpy(np.concatenate(self.columns, axis=1)).double()
+            self.resampled = resample(self.table)
+        return estimate(statistic, self.table, self.resampled)
+
+
+def mean_of(statistics: Sequence[Statistic]) -> Statistic:
+    return lambda sums: torch.stack([statistic(sums) for statistic in statistics]).mean(0)
+
+
+def probe_all(
+    transcoder: Transcoder, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
+) -> dict:
+    """absorption, splitting, sparse_probing and tpp of a transcoder, each {value, ci95}."""
+    forward = Forward(transcoder)
+    few = torch.arange(len(fit.text)) < PROPERTY_ROWS
+    found = first_letters(forward, norm, fit, test, fitted, prompted)
+    return found | properties(forward, norm, fit.of(few), test, fitted)

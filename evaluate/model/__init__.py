@@ -1,0 +1,1 @@
+"""What needs the language model: splice, spelling, intervene, importance."""

@@ -1,0 +1,64 @@
+"""Options of `evaluate intervene` and `evaluate importance`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from evaluate.config import EvaluateConfig
+from store.cli import check_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterveneConfig(EvaluateConfig):
+    """Ablate, scale or pin latents while the model runs on a text: what becomes of its predictions. Loads the model.
+
+    The transcoder's output stands in the MLP's place, and changes are against that spliced model; with --keep-error what
+    the transcoder misses is added back, so that changes are against the model itself.
+    """
+
+    text: str | None = None
+    """Text to run on."""
+    file: Path | None = None
+    """File with the text."""
+    ablate: tuple[int, ...] = ()
+    """Latents that are set to zero."""
+    scale: tuple[str, ...] = ()
+    """LATENT:FACTOR, like 42:2.5."""
+    pin: tuple[str, ...] = ()
+    """LATENT:ACTIVATION, held on every token but special ones; in units of the transcoder's activations."""
+    keep_error: bool = False
+    """Add what the transcoder misses, so that without a change the model does what it does without the transcoder."""
+    top: int = 5
+    """Tokens shown whose probability rises, and as many whose falls, most."""
+    out: Path | None = None
+    """File for the result; RUN/intervention.json when not given."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.file is None):
+            raise ValueError("give the text to run on with --text, or a file of it with --file, and not both")
+        if not (self.ablate or self.scale or self.pin):
+            raise ValueError(
+                "nothing is changed; name latents with --ablate, --scale LATENT:FACTOR or --pin LATENT:ACTIVATION"
+            )
+        if self.out and self.out.is_dir():
+            raise ValueError(f"out is {self.out}, a folder; name a file")
+        check_at_least(self, top=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceConfig(EvaluateConfig):
+    """Rank latents by what ablating each costs the model's predictions on held-out text (delta CE). Loads the model."""
+
+    latents: tuple[int, ...] = ()
+    """Latents to rank; --count of them when none is named."""
+    count: int = 20
+    """How many."""
+    by: Literal["density", "activation"] = "density"
+    """Which: those that fire on most of these rows, or those with the largest sum of activations."""
+    sequences: int = 8
+    """Held-out sequences; the model is restarted from the cached layer once for each latent that fires in them."""
+    keep_error: bool = False
+    """Add what the transcoder misses, so that latents are ablated from the model itself, not from the spliced one."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, count=1, sequences=1)

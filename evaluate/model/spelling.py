@@ -1,0 +1,98 @@
+"""Words in a spelling prompt: what each latent does for the model's choice of the first letter (arXiv 2409.14507).
+
+The prompt asks for the first letter of a word. Ablating a latent at the word's token changes the logit of the right letter
+against the mean of the other letters by about its activation times (its decoder row . the gradient of that difference with
+respect to mlp_out there): the first-order term of the paper's integrated gradients. What all prompts begin with is read
+once: no later token changes it.
+"""
+
+from copy import deepcopy
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens.hook_points import HookPoint
+from transformers import DynamicCache
+
+from evaluate.metrics.tasks import LETTERS, Examples, Prompted
+from evaluate.model.unembed import Unembedding
+from harvest.config import SITES
+from harvest.model import LanguageModel
+
+BEFORE = " apple has the first letter: A\n music has the first letter: M\n"
+
+AFTER = " has the first letter:"
+
+MOST_WORDS = 256
+
+AT_ONCE = 32
+
+
+@torch.no_grad()
+def read(model: LanguageModel, tokens: Int[Tensor, " context"]) -> DynamicCache:
+    """What the model's attention keeps of a text, for all that follows it."""
+    cache = DynamicCache(config=model.whole.config.get_text_config())
+    model.whole.base_model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+    return cache
+
+
+def letter_gradients(
+    model: LanguageModel,
+    unembedding: Unembedding,
+    before: DynamicCache,
+    tokens: Int[Tensor, "words context"],
+    letters: Int[Tensor, " letters"],
+    right: Int[Tensor, " words"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """resid_mid and mlp_out at the first token after the text `before`, the gradient there of the right letter's logit
+    minus the mean of the others', and the logits of the letters after the last token."""
+    cache, found = deepcopy(before), {}
+    cache.batch_repeat_interleave(len(tokens))
+
+    def keep(value: Tensor, hook: HookPoint) -> None:
+        found["source"] = value.detach()
+
+    def differentiate(value: Tensor, hook: HookPoint) -> Tensor:
+        found["target"] = value.detach().requires_grad_()
+        return found["target"]
+
+    sites = zip(("resid_mid", "mlp_out"), (keep, differentiate), strict=True)
+    hooks = [(SITES[site].format(layer=model.layer), function) for site, function in sites]
+    with torch.enable_grad(), model.bridge.hooks(fwd_hooks=hooks):
+        body = model.whole.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        hidden = body.last_hidden_state[:, -1]
+        weight = unembedding.weight[letters]
+        bias = None if unembedding.bias is None else unembedding.bias[letters]
+        logits = unembedding.capped(torch.nn.functional.linear(hidden, weight, bias).float())
+        chosen = logits.gather(1, right[:, None]).squeeze(1)
+        margin = chosen - (logits.sum(1) - chosen) / (len(letters) - 1)
+        [gradient] = torch.autograd.grad(margin.sum(), found["target"])
+    return found["source"][:, 0], found["target"][:, 0].detach(), gradient[:, 0], logits.detach()
+
+
+def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
+    """The test words in the prompt. ValueError when a letter is no single token of the model's."""
+    words = test.of(test.letters() >= 0)
+    words = words.of(torch.arange(len(words.text)) < MOST_WORDS)
+
+    def ids(text: str) -> list[int]:
+        return model.tokenizer.encode(text, add_special_tokens=False)
+
+    capitals = [ids(f" {letter.upper()}") for letter in LETTERS]
+    if any(len(each) != 1 for each in capitals):
+        raise ValueError(f"the letters are no single tokens of {model.name}; leave the probes out with --no-probes")
+    letters = torch.tensor([each[0] for each in capitals])
+    after = ids(AFTER)
+    asked = torch.tensor([[token, *after] for token in words.token.tolist()])
+    unembedding, right = Unembedding.of(model), words.letters()
+    device, found = unembedding.weight.device, []
+    before = read(model, torch.tensor([bos, *ids(BEFORE)], device=model.device))
+    for part in tqdm(torch.arange(len(asked)).split(AT_ONCE), desc="spelling", unit="batch"):
+        parts = letter_gradients(
+            model, unembedding, before, asked[part].to(model.device), letters.to(device), right[part].to(device)
+        )
+        found.append([each.float().cpu() for each in parts])
+    source, target, gradient, logits = (torch.cat(column) for column in zip(*found, strict=True))
+    spelled = (logits.argmax(1) == right).float()
+    return Prompted(Examples(source, target, words.token, words.text), gradient, spelled)

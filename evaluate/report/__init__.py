@@ -1,0 +1,1 @@
+"""Figures, images and pages of a report."""

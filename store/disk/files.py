@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all: written beside, flushed, renamed."""
+
+import contextlib
+import errno
+import os
+import resource
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from store.disk.remote import Place, Remote
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk, and a user's full share of one."""
+
+
+def hash_file(digest: xxhash.xxh3_128, path: Place) -> None:
+    """Adds a file's bytes to a digest, a piece at a time."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+
+
+def allow_open_files(n_files: int) -> None:
+    """Raises this process's limit of open files, where it is too low. ValueError when the system does not let it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = n_files + 256
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ValueError(f"{n_files} shards need {needed} open files, the limit is {hard}; raise it with `ulimit -Hn`")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def sizes_in(directory: Place) -> dict[str, int]:
+    """Bytes of each file of a folder, by name."""
+    if isinstance(directory, Remote):
+        return directory.sizes()
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def nearest_there(path: Path) -> Path:
+    """The path, or the nearest of its parents that exists, if only as a link: its disk holds what is written below."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
+
+
+def refuse_unwritable(folder: Path, kind: str, option: str) -> None:
+    """ValueError when a folder of this kind could not be made there, or written to; nothing is written to know."""
+    nearest = nearest_there(folder)
+    if not nearest.is_dir():
+        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is not a folder; choose another {option}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is read-only for you; choose another {option}")
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes a rename in this directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def appearing_whole(path: Place, n_bytes: int | None = None) -> Iterator[Path]:
+    """A name to write to; the file takes its place when the block ends, and leaves nothing behind when it fails.
+
+    What goes to a remote place is written to a local temporary folder (TMPDIR) first. OSError when the disk is full,
+    saying where, and how much was needed if `n_bytes` does.
+    """
+    local = Path(tempfile.gettempdir()) if isinstance(path, Remote) else path.parent
+    try:
+        with _uploaded(path) if isinstance(path, Remote) else _renamed(path) as partial:
+            yield partial
+    except SafetensorError as error:
+        raise OSError(
+            errno.EIO, f"{path} could not be written ({error}); what was there before is kept: check the disk"
+        ) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        size = "" if n_bytes is None else f" ({n_bytes / 1e6:,.1f} MB)"
+        raise OSError(
+            error.errno,
+            f"{local} is full: no space left for {path.name}{size}; what was finished is kept: free some space, then run "
+            "the same command again",
+        ) from None
+
+
+@contextlib.contextmanager
+def _uploaded(path: Remote) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="matryoshka-") as folder:
+        yield Path(folder) / path.name
+        path.upload(Path(folder) / path.name)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, SafetensorError):
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_text(path: Place, text: str) -> None:
+    """Replaces a text file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_tensors(path: Place, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replaces a safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(mode)  # the library makes files that only their owner can read
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())

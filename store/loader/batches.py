@@ -1,0 +1,239 @@
+"""The loader: a store's rows -> batches in float32 on the device, every kept row exactly once an epoch.
+
+Threads read the pieces of a window (schedule.py) while the rows of the one before are served. The position in the stream
+is one integer, the number of rows already served: any batch size or number of ranks continues the same stream.
+"""
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store.disk.files import allow_open_files
+from store.disk.remote import Place, Remote, RemoteFile
+from store.loader.schedule import Mix, Schedule, Window
+from store.shards.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
+from store.shards.manifest import Split
+from store.shards.reader import Store
+from store.views import VIEWS, ViewName
+
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read: disks are fastest with several requests at once, the page cache with no more than there are cores."""
+
+REMOTE_READERS = 16
+"""The same for stores at a URL, where a request waits for the network."""
+
+Sites = tuple[Tensor, ...]
+
+Index = Tensor | slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows of both sites in float32, and the cursor with which the next batch begins."""
+
+    source: Tensor
+    """[rows, d_in], the view asked for."""
+    target: Tensor
+    """[rows, d_out]."""
+    cursor: int
+
+
+class Reader:
+    """Fills host buffers with pieces of shards; threads may call it at once."""
+
+    def __init__(self, stores: tuple[Store, Store], split: Split, sites: tuple[str, str]) -> None:
+        self.stores, self.sites = stores, sites
+        self.shards = [store.manifest.of_split(split) for store in stores]
+        self.kept = [shard.kept for shard in self.shards[0]]
+        self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
+        item = [getattr(torch, store.manifest.recipe.dtype).itemsize for store in stores]
+        self.row_bytes = [size * width for size, width in zip(item, self.widths, strict=True)]
+        self.files: dict[Place, LocalFile | RemoteFile] = {}
+        self.places: dict[tuple[int, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
+        self.opening = Lock()
+        allow_open_files(sum(map(len, self.shards)))
+
+    def fill(self, window: Window, pieces: slice, buffers: Sequence[memoryview]) -> None:
+        """Reads some pieces of a window to their places. ValueError naming the shard that is gone or damaged."""
+        shard, ends = window.shard[pieces], np.cumsum(window.rows)[pieces]
+        starts = ends - window.rows[pieces]
+        for side, (row_bytes, buffer) in enumerate(zip(self.row_bytes, buffers, strict=True)):
+            reads = zip(shard.tolist(), window.first[pieces].tolist(), starts.tolist(), ends.tolist(), strict=True)
+            for number, first, start, end in reads:
+                self._read(side, number, first, buffer[start * row_bytes : end * row_bytes])
+
+    def _read(self, side: int, number: int, first: int, into: memoryview) -> None:
+        try:
+            place = self.places.get((side, number)) or self._open(side, number)
+            read_rows(*place, first, into)
+        except (OSError, EOFError, ValueError) as error:
+            path = self.stores[side].directory / self.shards[side][number].name
+            raise ValueError(
+                f"{path} cannot be read at row {first} ({error!r}); run `make repair`, or restore it from a copy"
+            ) from None
+
+    def _open(self, side: int, number: int) -> tuple[LocalFile | RemoteFile, ArrayPlace]:
+        store, shard = self.stores[side], self.shards[side][number]
+        path = store.directory / shard.name
+        with self.opening:
+            if path not in self.files:
+                self.files[path] = open_file(path)
+            self.places[side, number] = self.files[path], store.places(shard)[self.sites[side]]
+        return self.places[side, number]
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+        self.places.clear()
+
+
+def batches(
+    store: Store,
+    split: Split,
+    rows: int,
+    *,
+    view: ViewName = "rms",
+    sites: tuple[str, str] = ("resid_mid", "mlp_out"),
+    device: torch.device | str = "cpu",
+    cursor: int = 0,
+    stop: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    mix: Mix | None = None,
+) -> Generator[Batch, None, None]:
+    """Batches of `rows` rows (per rank) from row `cursor` of the stream on; endless without `stop`.
+
+    With `stop` (a row of the stream) the last batch may be shorter. Memory is two windows, at most `2 * WINDOW_BYTES`
+    whatever the size of the store; on CUDA that much of pinned memory, and as much on the device. Every rank reads all
+    windows, and serves its own rows of them. Of a pair of stores the second site is read from the target's. ValueError
+    when the split has no rows.
+    """
+    if not store.manifest.n_rows(split):
+        raise ValueError(f"{store.directory} has no {split} rows yet; harvest more tokens")
+    reader = Reader((store, store.target_side), split, sites)
+    schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
+    windows = Windows(reader, schedule, getattr(torch, store.manifest.recipe.dtype), torch.device(device), cursor, stop)
+    norm = store.norm.to(device)
+    try:
+        position = cursor
+        while stop is None or position < stop:
+            end = position + rows * world if stop is None else min(stop, position + rows * world)
+            first, last = (min(end, position + number * rows) for number in (rank, rank + 1))
+            source, target = windows.rows(first, last)
+            yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
+            position = end
+    finally:
+        windows.close()
+
+
+class Windows:
+    """The window that is served and the one that is being read ahead."""
+
+    def __init__(
+        self, reader: Reader, schedule: Schedule, dtype: torch.dtype, device: torch.device, start: int, stop: int | None
+    ) -> None:
+        self.slots = [_Slot(reader, schedule.largest_window, dtype, device) for _ in range(2)]
+        self.upcoming, self.stop = schedule.windows(start), stop
+        self.reader = reader
+        self.n_readers = REMOTE_READERS if isinstance(reader.stores[0].directory, Remote) else READERS
+        self.readers = ThreadPoolExecutor(max_workers=self.n_readers, thread_name_prefix="reader")
+        self.fillers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
+        self.ahead: deque[tuple[_Slot, Window, Future[Tensor | None]]] = deque()
+        self.current: tuple[_Slot, Window, Tensor | None] | None = None
+        for slot in self.slots:
+            self._read_ahead(slot)
+
+    def take(self, first: int, last: int) -> Iterator[tuple[Sites, Index]]:
+        """Where rows first..last of the stream are held; each part is valid until the next is asked for."""
+        while first < last:
+            slot, window, order = self._holding(first)
+            end = min(last, window.stop)
+            index = slice(first - window.start, end - window.start)
+            yield slot.held, index if order is None else order[index]
+            first = end
+
+    def rows(self, first: int, last: int) -> list[Tensor]:
+        """A copy of rows first..last of the stream, for each site."""
+        out = [site.new_empty(last - first, site.shape[1]) for site in self.slots[0].held]
+        done = 0
+        for held, index in self.take(first, last):
+            n_rows = len(held[0][index]) if isinstance(index, slice) else len(index)
+            for site, into in zip(held, out, strict=True):
+                if isinstance(index, slice):
+                    into[done : done + n_rows] = site[index]
+                else:
+                    torch.index_select(site, 0, index, out=into[done : done + n_rows])
+            done += n_rows
+        return out
+
+    def _holding(self, row: int) -> tuple["_Slot", Window, Tensor | None]:
+        while self.current is None or self.current[1].stop <= row:
+            if self.current is not None:
+                self.current[0].served()
+                self._read_ahead(self.current[0])
+            slot, window, future = self.ahead.popleft()
+            order = future.result()
+            slot.ready()
+            self.current = (slot, window, order)
+        return self.current
+
+    def _read_ahead(self, slot: "_Slot") -> None:
+        window = next(self.upcoming)
+        if self.stop is None or window.start < self.stop:
+            self.ahead.append((slot, window, self.fillers.submit(self._fill, slot, window)))
+
+    def _fill(self, slot: "_Slot", window: Window) -> Tensor | None:
+        parts = [slice(number, None, self.n_readers) for number in range(min(self.n_readers, len(window.rows)))]
+        for done in [self.readers.submit(self.reader.fill, window, part, slot.memory) for part in parts]:
+            done.result()
+        return slot.copy(int(window.rows.sum()), None if window.order is None else torch.from_numpy(window.order))
+
+    def close(self) -> None:
+        self.fillers.shutdown(wait=True)
+        self.readers.shutdown(wait=True)
+        self.reader.close()
+
+
+class _Slot:
+    """Memory for a window: on the host, pinned for CUDA, and there also on the device."""
+
+    def __init__(self, reader: Reader, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self.host = tuple(torch.empty(rows, width, dtype=dtype, pin_memory=cuda) for width in reader.widths)
+        self.memory = [bytes_of(site) for site in self.host]
+        self.held = tuple(torch.empty_like(site, device=device) for site in self.host) if cuda else self.host
+        self.device = device
+        self.stream, self.copied, self.free = (
+            (torch.cuda.Stream(device), torch.cuda.Event(), torch.cuda.Event()) if cuda else (None, None, None)
+        )
+
+    def copy(self, rows: int, order: Tensor | None) -> Tensor | None:
+        """Copies the first rows to the device, once what was there has been served, and their order beside them: on a
+        stream of its own, so that only the thread that reads ahead waits."""
+        if self.stream is not None and self.free is not None:
+            with torch.cuda.stream(self.stream):
+                self.stream.wait_event(self.free)
+                for site, held in zip(self.host, self.held, strict=True):
+                    held[:rows].copy_(site[:rows], non_blocking=True)
+                order = None if order is None else order.to(self.device)
+                self.stream.record_event(self.copied)
+            self.stream.synchronize()
+        return order
+
+    def ready(self) -> None:
+        if self.copied is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.copied)
+
+    def served(self) -> None:
+        if self.free is not None:
+            torch.cuda.current_stream(self.device).record_event(self.free)

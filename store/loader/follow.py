@@ -1,0 +1,131 @@
+"""Rows of training shards in the order of the harvest, as far as they are there: for training while they are made.
+
+Position p of the stream is row p of all training shards laid end to end, each in the order of its rows on disk (they were
+shuffled when written). So a position means the same rows whether earlier shards are still there or not.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+
+from store.disk.remote import Place
+from store.loader.batches import Batch, Reader, Windows
+from store.loader.schedule import Mix, Schedule
+from store.shards.manifest import ShardEntry, load_manifest
+from store.shards.reader import Store, open_store
+from store.shards.ring import number_of
+from store.views import VIEWS, ViewName
+
+WINDOW_BYTES = 1 << 25
+"""Read at a time, both sites together; two are held, and two more while a batch lies in two shards."""
+
+
+class Ledger:
+    """The training shards that a source store, and a target store, have had so far, gone ones included."""
+
+    def __init__(self, source: Place, target: Place | None = None) -> None:
+        self.directories = [source] if target is None else [source, target]
+        self.look()
+
+    def look(self) -> None:
+        """Reads the manifests again."""
+        manifests = [load_manifest(directory) for directory in self.directories]
+        shortest = min(manifests, key=lambda manifest: len(manifest.shards))
+        self.shards: list[ShardEntry] = shortest.of_split("train")
+        self.ends = list(accumulate(shard.kept for shard in self.shards))
+        self.exhausted = shortest.exhausted
+        self.next_shard = len(shortest.shards)
+
+    @property
+    def rows(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def holding(self, row: int) -> int:
+        """Which of the training shards (counted from 0) has this row of the stream."""
+        return bisect_right(self.ends, row)
+
+    def trained(self, position: int) -> int:
+        """Training shards with a smaller number are not needed once a run has got to `position`.
+
+        The shard of the last row trained on is: thresholds are calibrated on it if the run ends there.
+        """
+        return number_of(self.shards[self.holding(position - 1)]) if position else 0
+
+    def parts(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Training shard, first row and end row in it, of each part of rows first..last of the stream."""
+        while first < last:
+            shard = self.holding(first)
+            begins, end = self.ends[shard] - self.shards[shard].kept, min(last, self.ends[shard])
+            yield shard, first - begins, end - begins
+            first = end
+
+    def open(self, shard: int) -> Store:
+        """The store, with that of the target, of one training shard alone."""
+        name = self.shards[shard].name
+        source, *target = (only(open_store(directory), name) for directory in self.directories)
+        return replace(source, target=target[0]) if target else source
+
+
+def only(store: Store, name: str) -> Store:
+    """A store as if it had this one shard. ValueError when it has not, or has it no longer."""
+    entries = tuple(entry for entry in store.manifest.shards if entry.name == name)
+    if not entries:
+        raise ValueError(f"{store.directory} no longer has {name}: it was deleted after another run had trained on it")
+    return replace(store, manifest=store.manifest.model_copy(update={"shards": entries}))
+
+
+def follow(
+    ledger: Ledger, rows: int, *, view: ViewName, sites: tuple[str, str], device: torch.device, cursor: int, stop: int,
+    wait: Callable[[int], None], rank: int = 0, world: int = 1,
+) -> Generator[Batch, None, None]:  # fmt: skip
+    """Batches of `rows` rows (per rank) of the stream, in order; ends before `stop` when the text ended.
+
+    `wait(position)` is called as long as the batch that begins there is not whole yet; it sleeps, and may raise.
+    """
+    opened: dict[int, tuple[Windows, Store]] = {}
+    try:
+        for position in range(cursor, stop, rows * world):
+            end = position + rows * world
+            while ledger.rows < end:
+                if ledger.exhausted:
+                    return
+                wait(position)
+                ledger.look()
+            first = position + rank * rows
+            yield _batch(ledger, opened, (first, first + rows), sites, view, device, end)
+    finally:
+        for windows, _ in opened.values():
+            windows.close()
+
+
+def _batch(
+    ledger: Ledger, opened: dict[int, tuple[Windows, Store]], rows: tuple[int, int], sites: tuple[str, str],
+    view: ViewName, device: torch.device, cursor: int,
+) -> Batch:  # fmt: skip
+    """One batch; opens the shards that it needs and closes those that no later one does."""
+    for passed in [shard for shard in opened if shard < ledger.holding(rows[0])]:
+        opened.pop(passed)[0].close()
+    found: list[list[torch.Tensor]] = []
+    norm = None
+    for shard, first, last in ledger.parts(*rows):
+        if shard not in opened:
+            alone = ledger.open(shard)
+            opened[shard] = _windows(alone, sites, device, first), alone
+        windows, store = opened[shard]
+        norm = store.norm.to(device)
+        found.append(windows.rows(first, last))
+    source, target = (torch.cat(parts) for parts in zip(*found, strict=True))
+    assert norm is not None
+    return Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=cursor)
+
+
+def _windows(store: Store, sites: tuple[str, str], device: torch.device, start: int) -> Windows:
+    """The rows of one shard from `start` on, as they lie on disk, read ahead by threads."""
+    reader = Reader((store, store.target_side), "train", sites)
+    rows = max(1, WINDOW_BYTES // sum(reader.row_bytes))
+    schedule = Schedule(reader.kept, 0, Mix(piece_rows=rows, window_rows=rows), shuffle=False)
+    dtype = getattr(torch, store.manifest.recipe.dtype)
+    return Windows(reader, schedule, dtype, device, start, reader.kept[0])

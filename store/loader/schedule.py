@@ -1,0 +1,123 @@
+"""Which row of which shard comes when: an epoch is a sequence of windows, each a piece of every shard, in random order.
+
+A window is what the loader holds in memory: contiguous pieces, read at the disk's own speed, whose rows are then served
+in random order. Because every shard has its share in every window, a batch mixes documents as a shuffle of all rows would.
+Everything is computed from (seed, epoch, number of the window): a position in the stream is one integer.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PIECE_BYTES = 1 << 23
+"""Bytes of a site that are read at a time, where windows have room for as much of every shard: each window costs its
+threads a wake-up, which less would not repay."""
+
+LEAST_PIECE_BYTES = 1 << 17
+"""Smaller reads than this lose speed: with more shards than fit, a window has pieces of some of them only."""
+
+WINDOW_BYTES = 1 << 29
+"""The most that a window takes, both sites together; the loader holds two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """How much is read at a time, and how much is mixed."""
+
+    piece_rows: int
+    window_rows: int
+
+    @classmethod
+    def of(cls, n_shards: int, row_bytes: Sequence[int]) -> "Mix":
+        """The mix for rows of these sizes, one for each site read: as small a window as mixes all shards, within bounds."""
+        most = max(1, WINDOW_BYTES // sum(row_bytes))
+        least, wanted = (max(1, size // max(row_bytes)) for size in (LEAST_PIECE_BYTES, PIECE_BYTES))
+        piece = min(most, max(least, min(wanted, most // n_shards)))
+        return cls(piece_rows=piece, window_rows=min(most, n_shards * piece))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Pieces of shards, one after the other, and the order in which their rows are served."""
+
+    start: int
+    """Row of the stream with which it begins."""
+    shard: np.ndarray
+    """Of each piece; likewise the next two."""
+    first: np.ndarray
+    rows: np.ndarray
+    order: np.ndarray | None
+    """Place in the window of each row served; None where that is the order of the places."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + int(self.rows.sum())
+
+
+class Schedule:
+    """The endless stream of rows: epoch after epoch, every one of the `kept` rows of each shard once in each.
+
+    With `shuffle=False` rows come as they lie on disk. Takes memory in proportion to the number of shards alone.
+    """
+
+    def __init__(self, kept: Sequence[int], seed: int, mix: Mix, shuffle: bool = True) -> None:
+        self.kept = np.asarray(kept, dtype=np.int64)
+        self.n_rows = int(self.kept.sum())
+        self.seed, self.shuffle = seed, shuffle
+        self.groups = -(-len(self.kept) * mix.piece_rows // mix.window_rows) if shuffle else 1
+        self.cuts = max(1, -(-self.n_rows // (mix.window_rows * self.groups)))
+
+    @property
+    def largest_window(self) -> int:
+        """Rows that the largest window can have."""
+        if not self.shuffle:
+            return -(-self.n_rows // self.cuts)
+        return -(-len(self.kept) // self.groups) * int(-(-self.kept.max() // self.cuts))
+
+    def windows(self, start: int) -> Iterator[Window]:
+        """The windows from the one that holds row `start` of the stream on, without end."""
+        epoch, offset = divmod(start, self.n_rows)
+        cut = bisect_right(range(self.cuts), offset, key=lambda number: int(self._before(number).sum())) - 1
+        while True:
+            for window in self._of_cut(epoch, cut):
+                if window.stop > max(start, window.start):
+                    yield window
+            epoch, cut = (epoch, cut + 1) if cut + 1 < self.cuts else (epoch + 1, 0)
+
+    def _before(self, cut: int) -> np.ndarray:
+        """Rows of each shard that come before a cut of the epoch."""
+        return self.kept * cut // self.cuts if self.shuffle else self._in_order(cut)
+
+    def _in_order(self, cut: int) -> np.ndarray:
+        begins = np.cumsum(self.kept) - self.kept
+        return np.clip(self.n_rows * cut // self.cuts - begins, 0, self.kept)
+
+    def _of_cut(self, epoch: int, cut: int) -> Iterator[Window]:
+        before, after = self._before(cut), self._before(cut + 1)
+        start = epoch * self.n_rows + int(before.sum())
+        for number, shards in enumerate(self._shards_of(epoch, cut)):
+            shard, first, rows = self._pieces(epoch, shards, before[shards], after[shards] - before[shards])
+            n_rows = int(rows.sum())
+            order = np.random.default_rng((self.seed, epoch, cut, number)).permutation(n_rows) if self.shuffle else None
+            yield Window(start=start, shard=shard, first=first, rows=rows, order=order)
+            start += n_rows
+
+    def _shards_of(self, epoch: int, cut: int) -> list[np.ndarray]:
+        """The shards of each window of a cut: all of them, where they fit into one."""
+        if self.groups == 1:
+            return [np.arange(len(self.kept))]
+        return np.array_split(np.random.default_rng((self.seed, epoch, cut)).permutation(len(self.kept)), self.groups)
+
+    def _pieces(
+        self, epoch: int, shards: np.ndarray, first: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shard, first row and rows of each piece; a piece that runs over its shard's end goes on at the beginning."""
+        kept = np.maximum(self.kept[shards], 1)
+        if self.shuffle:  # another rotation of each shard in each epoch, so that other rows meet
+            first = (first + np.random.default_rng((self.seed, epoch)).integers(0, np.maximum(self.kept, 1))[shards]) % kept
+        over = np.maximum(first + rows - kept, 0)
+        pieces = np.concatenate([[shards, first, rows - over], [shards, np.zeros_like(over), over]], axis=1)
+        shard, first, rows = pieces[:, pieces[2] > 0]
+        return shard, first, rows

@@ -1,0 +1,181 @@
+"""The manifest: what a store holds and how it was made; replaced atomically, refused when it does not fit its schema."""
+
+import json
+from typing import Literal
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from store.disk.files import write_text
+from store.disk.remote import Place
+
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+
+PREVIOUS = "manifest.previous.json"
+"""The manifest before the last change, should the manifest itself be damaged."""
+
+NORM_FILE = "norm.safetensors"
+
+Split = Literal["train", "heldout"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _hash_of(fields: dict) -> str:
+    """32 hex digits of XXH3-128 over canonical JSON."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
+
+
+class Recipe(_Strict):
+    """Everything that decides which numbers a store holds; its hash is the store's fingerprint.
+
+    The number of tokens is not in it: a store can be extended. FORMAT.md says what each field means.
+    """
+
+    model: str
+    model_revision: str
+    """Commit on the hub, or a hash of the weight files."""
+    tokenizer_hash: str
+    layer: int
+    sites: tuple[str, ...]
+    dataset: str
+    dataset_revision: str
+    dataset_split: str
+    text_column: str
+    context: int
+    packing: str
+    excluded_tokens: tuple[int, ...]
+    shard_sequences: int
+    heldout_every: int
+    seed: int
+    format: str
+    dtype: Literal["bfloat16", "float32"]
+    """Of the rows on disk."""
+    compute_dtype: Literal["bfloat16", "float32"]
+    """Of the language model while it ran."""
+    libraries: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of XXH3-128 over the recipe's canonical JSON."""
+        return _hash_of(self.model_dump(mode="json"))
+
+    @property
+    def stream(self) -> str:
+        """The fingerprint without layer and sites: stores of one stream hold the same tokens, in the same rows.
+
+        Row i of shard n is then the same token in both, so that one's source can be read beside the other's target.
+        """
+        return _hash_of(self.model_dump(mode="json", exclude={"layer", "sites"}))
+
+    def split_of(self, shard: int) -> Split:
+        """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
+        return "heldout" if shard % self.heldout_every == 1 else "train"
+
+    def differences(self, other: "Recipe") -> str:
+        """The fields in which two recipes differ, as `name: mine != theirs`."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return "; ".join(f"{key}: {mine[key]!r} != {theirs[key]!r}" for key in mine if mine[key] != theirs[key])
+
+
+class NormInfo(_Strict):
+    kind: Literal["rms", "layernorm"]
+    eps: float
+
+
+class Moments(_Strict):
+    """Per-dimension first and second moments over the kept rows of the training shards, in float64."""
+
+    rows: int
+    mean: tuple[float, ...]
+    mean_square: tuple[float, ...]
+
+    @property
+    def mean_squared_norm(self) -> float:
+        return sum(self.mean_square)
+
+
+class ShardEntry(_Strict):
+    name: str
+    split: Split
+    rows: int
+    kept: int
+    """Rows at tokens that are not excluded; they come first."""
+    bytes: int
+    xxh3_128: str
+    first_sequence: int
+    n_sequences: int
+    first_document: int
+    next_document: int
+    """The document with which the next shard begins."""
+
+
+class Manifest(_Strict):
+    format_version: Literal[1]
+    fingerprint: str
+    recipe: Recipe
+    norm: NormInfo
+    widths: dict[str, int]
+    statistics: dict[str, Moments]
+    """Keys: each site, and `resid_mid.rms` for the normalised view of resid_mid."""
+    shards: tuple[ShardEntry, ...]
+    exhausted: bool = False
+    """True when the text ended before the tokens that were asked for."""
+
+    def of_split(self, split: Split) -> list[ShardEntry]:
+        return [shard for shard in self.shards if shard.split == split]
+
+    def n_rows(self, split: Split) -> int:
+        """Kept rows of a split."""
+        return sum(shard.kept for shard in self.of_split(split))
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+class Pending(_Strict):
+    """A shard that is whole on disk, beside it, until the manifest reaches its number."""
+
+    fingerprint: str
+    widths: dict[str, int]
+    entry: ShardEntry
+
+
+def save_manifest(directory: Place, manifest: Manifest) -> None:
+    path = directory / MANIFEST
+    if path.exists():
+        write_text(directory / PREVIOUS, path.read_text())
+    write_text(path, manifest.model_dump_json(indent=1) + "\n")
+
+
+def load_manifest(directory: Place) -> Manifest:
+    """The manifest of a store. ValueError when there is none, or when it is damaged or of another version."""
+    path = directory / MANIFEST
+    if not path.exists():
+        raise ValueError(f"{directory} is not an activation store: it has no {MANIFEST}; make one with `make harvest`")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(
+            f"{path} does not fit format {FORMAT_VERSION} at {where}: {first['msg']}; {cure_of_manifest(directory)}"
+        ) from None
+    if manifest.fingerprint != manifest.recipe.fingerprint:
+        raise ValueError(
+            f"{path} was edited: its recipe hashes to {manifest.recipe.fingerprint}, "
+            f"its fingerprint says {manifest.fingerprint}; {cure_of_manifest(directory)}"
+        )
+    return manifest
+
+
+def cure_of_manifest(directory: Place) -> str:
+    """What to do about a manifest that is damaged or gone."""
+    if (directory / PREVIOUS).exists():
+        return f"copy {directory / PREVIOUS} over it: `make harvest` then goes on from there, with the last shard again"
+    return "restore it from a copy, or delete the store and harvest again"

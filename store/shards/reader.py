@@ -1,0 +1,107 @@
+"""Reading a store: manifest, norm, single arrays, checksums. The fast path for training is batches.py."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import xxhash
+from torch import Tensor
+from tqdm import tqdm
+
+from store.disk.files import hash_file, sizes_in
+from store.disk.remote import Place, parse_place
+from store.shards.arrays import ArrayPlace, read_array
+from store.shards.formats import FORMATS
+from store.shards.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
+from store.shards.ring import present
+from store.views import Norm
+
+
+@dataclass(frozen=True)
+class Store:
+    """An activation store on disk, opened for reading: sizes checked, checksums not (that is `verify`)."""
+
+    directory: Place
+    manifest: Manifest
+    norm: Norm
+    target: "Store | None" = None
+    """Where targets are read, when that is another layer's store (pair.py)."""
+
+    @property
+    def target_side(self) -> "Store":
+        return self.target or self
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def places(self, shard: ShardEntry) -> dict[str, ArrayPlace]:
+        """Where the arrays of a shard lie, by name. ValueError when its header is damaged."""
+        return FORMATS[self.manifest.recipe.format].places(self.directory / shard.name)
+
+    def array(self, shard: ShardEntry, name: str) -> Tensor:
+        return read_array(self.directory / shard.name, self.places(shard)[name])
+
+
+def open_store(directory: Place | str) -> Store:
+    """The store in a directory. ValueError naming the shard when one is missing or has another size than recorded."""
+    directory = parse_place(directory) if isinstance(directory, str) else directory
+    manifest = present(directory, load_manifest(directory))
+    if not manifest.shards:
+        raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
+    check_sizes(directory, manifest)
+    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
+    return Store(directory=directory, manifest=manifest, norm=norm)
+
+
+def check_sizes(directory: Place, manifest: Manifest) -> None:
+    """ValueError naming the first shard that is missing or has another size than recorded; a ring's deleted ones may be."""
+    sizes = sizes_in(directory)
+    for shard in present(directory, manifest).shards:
+        size = sizes.get(shard.name)
+        if size != shard.bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise ValueError(f"{directory / shard.name} {found}, the manifest says {shard.bytes}; {_CURE}")
+
+
+_CURE = "run `make repair` to harvest damaged shards again, or restore them from a copy"
+
+HASHERS = 4
+"""Threads that read and hash; hashing leaves Python free."""
+
+
+def find_damage(directory: Place, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
+    """What is wrong with each damaged shard (of a split), by name: missing, of another size, or of another checksum."""
+    shards = manifest.shards if split is None else manifest.of_split(split)
+    with (
+        ThreadPoolExecutor(max_workers=HASHERS) as pool,
+        tqdm(desc="checksums", total=sum(shard.bytes for shard in shards), unit="B", unit_scale=True, leave=False) as bar,
+    ):
+
+        def check(shard: ShardEntry) -> str | None:
+            found = _damage_of(directory / shard.name, shard)
+            bar.update(shard.bytes)
+            return found
+
+        found = zip(shards, pool.map(check, shards), strict=True)
+        return {shard.name: damage for shard, damage in found if damage is not None}
+
+
+def _damage_of(path: Place, shard: ShardEntry) -> str | None:
+    if not path.exists():
+        return "is missing"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"has {size} bytes, the manifest says {shard.bytes}"
+    digest = xxhash.xxh3_128()
+    hash_file(digest, path)
+    return None if digest.hexdigest() == shard.xxh3_128 else "has another checksum: its bytes changed on disk"
+
+
+def check_shards(store: Store, split: Split | None = None) -> None:
+    """ValueError naming every damaged shard and its damage."""
+    if store.target is not None:
+        check_shards(store.target, split)
+    damage = find_damage(store.directory, store.manifest, split)
+    if damage:
+        named = "; ".join(f"{name} {what}" for name, what in damage.items())
+        raise ValueError(f"{store.directory} is damaged: {named}; {_CURE}")

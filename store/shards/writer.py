@@ -1,0 +1,282 @@
+"""Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from store.disk.files import appearing_whole, refuse_unwritable, write_tensors, write_text
+from store.disk.lock import WRITER_LOCK, lock_of
+from store.disk.remote import Place
+from store.shards.arrays import read_array
+from store.shards.formats import FORMATS
+from store.shards.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    NORM_FILE,
+    Manifest,
+    Moments,
+    NormInfo,
+    Pending,
+    Recipe,
+    ShardEntry,
+    cure_of_manifest,
+    load_manifest,
+    save_manifest,
+)
+from store.shards.reader import check_sizes
+from store.shards.ring import Ring, from_shard, load_ring, number_of, save
+from store.views import Norm, rms
+
+RMS = "resid_mid.rms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """What the harvester hands over: rows in the order of the tokens."""
+
+    tokens: Tensor
+    """int32 [n_sequences, context]."""
+    sites: dict[str, Tensor]
+    """Each [n_sequences * context, width]."""
+    first_document: int
+    next_document: int
+
+
+def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int) -> tuple[Tensor, int]:
+    """The order in which a shard's rows are written (int64), and how many of them are kept: those come first, shuffled."""
+    flat = tokens.flatten()
+    dropped = torch.isin(flat, torch.tensor(excluded, dtype=flat.dtype)) if excluded else torch.zeros_like(flat).bool()
+    kept = (~dropped).nonzero().squeeze(1)
+    shuffle = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([kept[shuffle], dropped.nonzero().squeeze(1)]), len(kept)
+
+
+def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tuple[dict[str, Tensor], int]:
+    """The arrays of a shard's file, in their order, and the number of rows kept: they depend on nothing else."""
+    order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number)
+    dtype = getattr(torch, recipe.dtype)
+    sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
+    return {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm), kept
+
+
+def _lock_path(directory: Place, rank: int) -> Place:
+    return directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK)
+
+
+def refuse_what_cannot_be_written(directory: Place, rank: int = 0) -> None:
+    """ValueError when another process writes the store, or its folder could not be made; nothing is written to know."""
+    if isinstance(directory, Path):
+        refuse_unwritable(directory, "store", "STORE")
+    lock = _lock_path(directory, rank)
+    if lock.exists():
+        lock_of(lock).release()
+
+
+def holds_shards(directory: Place, manifest: Manifest) -> bool:
+    """Whether a store has anything that another harvest in its place would lose."""
+    return bool(manifest.shards) or any(directory.glob("shard-*"))
+
+
+class StoreWriter:
+    """Appends shards to a store, continuing one that the same recipe began; the only writer of its rank.
+
+    Of several processes, each publishes shards of its own numbers (number mod world is its rank), and rank 0 enters them
+    in the manifest in order. ValueError when the directory holds a store of another recipe (both are shown), or when
+    another process is writing it.
+    """
+
+    def __init__(self, directory: Place, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
+        self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
+        self.format = FORMATS[recipe.format]
+        directory.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_of(_lock_path(directory, rank))
+        try:
+            self.manifest = self._open_or_create()
+            self._clear_leftovers()
+            self.sums = self._sums_on_disk() if rank == 0 else {}
+            if rank == 0:
+                self.commit()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.lock.release()
+
+    def _open_or_create(self) -> Manifest:
+        directory, recipe, norm = self.directory, self.recipe, self.norm
+        if (directory / MANIFEST).exists() and holds_shards(directory, manifest := load_manifest(directory)):
+            if manifest.recipe != recipe:
+                raise ValueError(
+                    f"{directory} holds another harvest ({manifest.fingerprint}, this one is {recipe.fingerprint}): "
+                    f"{manifest.recipe.differences(recipe)}; choose another STORE, or delete that one"
+                )
+            if self.rank == 0:
+                check_sizes(directory, manifest)
+            return manifest
+        if self.rank == 0 and self._path(0).exists():
+            raise ValueError(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
+        manifest = Manifest(
+            format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe,
+            norm=NormInfo(kind=norm.kind, eps=norm.eps), widths={}, statistics={}, shards=(),
+        )  # fmt: skip
+        if self.rank == 0:
+            arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
+            write_tensors(directory / NORM_FILE, arrays)
+            save_manifest(directory, manifest)
+        return manifest
+
+    def _clear_leftovers(self) -> None:
+        """Removes what killed writers left of this rank's files: another rank may be at its own."""
+        for leftover in self.directory.glob("*.partial"):
+            number = re.match(r"shard-(\d+)", leftover.name)
+            if (int(number[1]) % self.world if number else 0) == self.rank:
+                leftover.unlink()
+        if self.rank == 0:
+            entered = {self._pending_path(number).name for number in range(len(self.manifest.shards))}
+            for pending in self.directory.glob("shard-*.entry.json"):
+                if pending.name in entered:
+                    pending.unlink()
+
+    def _sums_on_disk(self) -> dict[str, Tensor]:
+        """Running sums over the training shards, added up in the order in which they were written."""
+        ring = load_ring(self.directory)
+        sums = ring.tensors() if ring else {}
+        for shard in from_shard(self.manifest, ring.deleted if ring else 0).of_split("train"):
+            sums = _added(sums, self._sums_of(shard))
+        return sums
+
+    def finished(self, number: int) -> bool:
+        """Whether a shard is in the manifest, or whole and waiting for its turn."""
+        return number < len(self.manifest.shards) or self._pending(number) is not None
+
+    def append(self, rows: ShardRows, number: int | None = None) -> ShardEntry:
+        """The entry of the shard written, the next one if no number is given.
+
+        OSError when the disk is full: finished shards stay, nothing half-written.
+        """
+        number, recipe = len(self.manifest.shards) if number is None else number, self.recipe
+        arrays, kept = shard_arrays(rows, number, recipe, self.norm)
+        sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
+        entry_bytes, checksum = self._publish(self._path(number), arrays)
+        entry = ShardEntry(
+            name=self._path(number).name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept,
+            bytes=entry_bytes, xxh3_128=checksum, first_sequence=number * recipe.shard_sequences,
+            n_sequences=len(rows.tokens), first_document=rows.first_document, next_document=rows.next_document,
+        )  # fmt: skip
+        pending = Pending(
+            fingerprint=recipe.fingerprint,
+            widths={site: values.shape[1] for site, values in rows.sites.items()},
+            entry=entry,
+        )
+        if self.rank == 0 and number == len(self.manifest.shards):
+            self._enter(pending, sums)
+        else:
+            write_text(self._pending_path(number), pending.model_dump_json(indent=1) + "\n")
+        if self.rank == 0:
+            self.commit()
+        return entry
+
+    def commit(self) -> None:
+        """Enters the shards, of any rank, that are whole and next in order."""
+        while (pending := self._pending(number := len(self.manifest.shards))) is not None:
+            self._enter(pending, self._sums_of(pending.entry))
+            self._pending_path(number).unlink()
+
+    def _path(self, number: int) -> Place:
+        return self.directory / f"shard-{number:05d}{self.format.suffix}"
+
+    def _pending_path(self, number: int) -> Place:
+        return self.directory / f"shard-{number:05d}.entry.json"
+
+    def _pending(self, number: int) -> Pending | None:
+        path = self._pending_path(number)
+        if not path.exists():
+            return None
+        try:
+            pending = Pending.model_validate_json(path.read_bytes())
+        except ValidationError:
+            raise ValueError(f"{path} is damaged; delete it: its shard is then harvested again") from None
+        return pending if pending.fingerprint == self.recipe.fingerprint else None
+
+    def _sums_of(self, shard: ShardEntry) -> dict[str, Tensor]:
+        path = self.directory / shard.name
+        places = self.format.places(path)
+        names = (name for name in places if name.startswith(("sum.", "sum_of_squares.")))
+        return {name: read_array(path, places[name]) for name in names}
+
+    def _publish(self, path: Place, arrays: dict[str, Tensor]) -> tuple[int, str]:
+        needed = sum(array.numel() * array.element_size() for array in arrays.values())
+        with appearing_whole(path, needed) as partial:
+            return self.format.write(partial, arrays)
+
+    def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:
+        entry = pending.entry
+        if entry.split == "train":
+            self.sums = _added(self.sums, sums)
+        shards = (*self.manifest.shards, entry)
+        rows = sum(shard.kept for shard in shards if shard.split == "train")
+        statistics = {
+            key.removeprefix("sum."): Moments(
+                rows=rows,
+                mean=tuple((value / rows).tolist()),
+                mean_square=tuple((self.sums["sum_of_squares." + key.removeprefix("sum.")] / rows).tolist()),
+            )
+            for key, value in self.sums.items()
+            if key.startswith("sum.")
+        }
+        self._replace(widths=pending.widths, statistics=statistics, shards=shards)
+
+    def keep_ring(self, keep: int, trained: int) -> None:
+        """Makes this a ring of `keep` training shards, and deletes those numbered below `trained`, their sums kept."""
+        before = load_ring(self.directory) or Ring(keep_shards=keep)
+        sums = before.tensors()
+        for shard in from_shard(self.manifest, before.deleted).of_split("train"):
+            if number_of(shard) < trained:
+                sums = _added(sums, self._sums_of(shard))
+        deleted = max(trained, before.deleted)
+        sums_kept = {name: tuple(values.tolist()) for name, values in sums.items()}
+        save(self.directory, Ring(keep_shards=keep, deleted=deleted, sums=sums_kept))
+        for shard in self.manifest.of_split("train"):
+            if number_of(shard) < deleted:
+                (self.directory / shard.name).unlink(missing_ok=True)
+
+    def mark_exhausted(self) -> None:
+        """Records that the text ended before the tokens asked for were reached."""
+        self._replace(exhausted=True)
+
+    def _replace(self, **changes: object) -> None:
+        self.manifest = self.manifest.model_copy(update=changes)
+        save_manifest(self.directory, self.manifest)
+
+
+def _added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: sums[key] + more[key] if key in sums else more[key] for key in more}
+
+
+def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:
+    """float64 sums and sums of squares by dimension over the kept rows, for each site and for resid_mid's rms view."""
+    sums: dict[str, Tensor] = {}
+    for site, values in sites.items():
+        _add_moments(sums, site, values[:kept], lambda block: block.double())
+    if "resid_mid" in sites:
+        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
+    return sums
+
+
+def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare) -> None:
+    total = torch.zeros(values.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for block in values.split(4096):
+        wide = prepare(block)
+        total += wide.sum(0)
+        squares += wide.square().sum(0)
+    sums["sum." + name], sums["sum_of_squares." + name] = total, squares

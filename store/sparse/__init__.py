@@ -1,0 +1,1 @@
+"""Search for active latents on any device."""

@@ -1,0 +1,130 @@
+"""Loops that PyTorch has no operator for, compiled for the CPU by numba.
+
+Each releases the interpreter's lock and works on a range, so that `in_parallel` runs it on as many threads as PyTorch uses.
+"""
+
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+FLOAT_RULES = {"reassoc", "contract", "nsz"}
+"""Sums may be reordered, so that they are vectorised; NaN and infinity stay what they are."""
+
+LINE = 16
+"""float32 numbers in a cache line."""
+
+PARTS_A_THREAD = 8
+"""A thread that is done takes another part: parts differ in work, and cores in what else they do."""
+
+
+def compiled(function: Callable) -> Callable:
+    """The function in machine code, made at its first call and kept beside the source."""
+    return numba.njit(inspect.unwrap(function), nogil=True, cache=True, error_model="numpy", fastmath=FLOAT_RULES)
+
+
+def in_parallel(function: Callable, n: int, *arguments: object) -> list:
+    """What function(first, last, *arguments) gives for each part of range(n), in order, on as many threads as PyTorch uses.
+
+    PyTorch's own operators run on one thread inside a part.
+    """
+    threads = torch.get_num_threads()
+    parts = min(n, threads * PARTS_A_THREAD)
+    if threads == 1 or parts <= 1:
+        return [function(0, n, *arguments)]
+    bounds = pairwise(n * i // parts for i in range(parts + 1))
+    try:
+        return list(_pool(threads).map(lambda part: function(*part, *arguments), bounds))
+    finally:
+        torch.set_num_threads(threads)  # threads begin with what was set last, and a new one of the pool sets 1
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # its first call in a thread takes over what was set last elsewhere
+    torch.set_num_threads(1)
+
+
+@intrinsic
+def prefetch(typing_context, matrix, row, column):
+    """Asks memory for the cache line of matrix[row, column]: the rows that entries point to follow no pattern that the
+    processor could guess."""
+
+    def generate(context, builder, signature, arguments):
+        array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, arguments[1:])
+        bytes_pointer, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        address = builder.bitcast(pointer, bytes_pointer)
+        shape = ir.FunctionType(ir.VoidType(), [bytes_pointer, number, number, number])
+        instruction = builder.module.declare_intrinsic("llvm.prefetch", [bytes_pointer], shape)
+        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(instruction, [address, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.int64, types.int64), generate
+
+
+@compiled
+def listed(marks, place) -> int:
+    """Lists where marks, one byte each and a multiple of 8 of them, are not 0, ascending; returns how many there are.
+
+    `place` is as long as marks.
+    """
+    words, n = marks.view(np.uint64), 0
+    for word in range(len(words)):
+        if words[word]:
+            for j in range(8 * word, 8 * word + 8):
+                place[n] = j
+                n += int(marks[j])
+    return n
+
+
+@compiled
+def above(scores, cutoff, base: int, value, row, latent) -> int:
+    """Lists the scores [latents, rows] above their latent's cutoff: each one's value, row, and latent + base.
+
+    Returns how many there are.
+    """
+    latents, rows = scores.shape
+    marks = np.zeros(-(-rows // 8) * 8, np.uint8)
+    places = np.empty(len(marks), np.int64)
+    place = 0
+    for i in range(latents):
+        its, limit = scores[i], cutoff[i]
+        for j in range(rows):
+            marks[j] = its[j] > limit
+        for h in range(listed(marks, places)):
+            value[place], row[place], latent[place] = its[places[h]], places[h], base + i
+            place += 1
+    return place
+
+
+class Found:
+    """Grows by what `above` finds in one block of scores after the other."""
+
+    def __init__(self, latents: int, rows: int) -> None:
+        self.room = tuple(np.empty(latents * rows, dtype) for dtype in (np.float32, np.int64, np.int64))
+        self.parts: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, scores: torch.Tensor, cutoff: torch.Tensor, base: int) -> None:
+        """float32 scores [latents, rows], and a cutoff for each of those latents, which begin at `base`."""
+        n = above(scores.numpy(), cutoff.numpy(), base, *self.room)
+        self.parts.append(tuple(column[:n].copy() for column in self.room))
+
+    def take(self) -> list[torch.Tensor]:
+        """Values, rows and latents, ordered by (latent, row)."""
+        return [torch.from_numpy(np.concatenate(column)) for column in zip(*self.parts, strict=True)]

@@ -1,0 +1,173 @@
+"""Active latents as a list instead of a matrix: the one scan that training, metrics and features share.
+
+A dense [rows, d_sae] tensor never exists: pre-activations are made a few latents at a time and only those above a
+cutoff survive (the entries), in the order in which they are found: by latent, then by row.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from store.sparse import int8
+from store.sparse.kernels import Found, in_parallel
+
+Candidates = Literal["float32", "bfloat16", "int8"]
+"""In what products are computed to find those above a cutoff; what is found is computed in float32 always."""
+
+SCAN_LATENTS = 512
+"""Latents that a thread scores at once on a CPU: their pre-activations stay in its cache."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Pre-activations above the cutoff, ordered by (latent, row)."""
+
+    value: Float[Tensor, " n"]
+    row: Int[Tensor, " n"]
+    latent: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def where(self, mask: Tensor) -> "Entries":
+        return self._at(mask.nonzero().squeeze(1))
+
+    def largest(self, n: int) -> "Entries":
+        """The n largest, put in order."""
+        index = self.value.topk(n, sorted=False).indices
+        place = (self.latent * (self.row.max() + 1) + self.row).index_select(0, index)
+        return self._at(index.index_select(0, place.argsort()))
+
+    def _at(self, index: Tensor) -> "Entries":
+        return Entries(*(part.index_select(0, index) for part in (self.value, self.row, self.latent)))
+
+
+def scan(
+    x: Float[Tensor, "rows d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    cutoff: Float[Tensor, " d_sae"] | float,
+    candidates: Candidates = "float32",
+) -> Entries:
+    """Every pre-activation above its latent's cutoff, in float32.
+
+    Candidates that are found by a bfloat16 product are scored again: an entry can be missed only if bfloat16's rounding
+    takes it below the cutoff, so give a cutoff with some slack. int8 (store/int8.py) takes its slack itself.
+    """
+    on_cpu, limit = x.device.type == "cpu", cutoff - b_enc
+    chunk = min(SCAN_LATENTS if on_cpu else len(encoder), len(encoder))
+    chunks = -(-len(encoder) // chunk)
+    if candidates == "int8":
+        parts = in_parallel(int8.above, int8.blocks(encoder), x, encoder, limit, int8.round_rows(x))
+    elif on_cpu and x.dtype == torch.float32 and candidates == "float32":
+        parts = in_parallel(_search, chunks, x, encoder, limit, chunk, Found)
+    else:
+        low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
+        parts = [_search(0, chunks, *low, limit, chunk, Compacted)]
+    value, row, latent = (torch.cat(column) for column in zip(*parts, strict=True))
+    if candidates == "bfloat16":
+        value = sampled_dots(encoder, x, row, latent)
+    return Entries(value.add_(b_enc.index_select(0, latent)), row, latent)
+
+
+def scan_to(
+    x: Float[Tensor, "rows d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    cutoff: Tensor,
+    candidates: Candidates,
+    room: int,
+) -> Entries:
+    """What `scan` finds as a list of `room` entries, so that a device need not be waited for to learn how many there are.
+
+    Where fewer are found it ends in zeros; they lie all over the matrix, so that no row and no latent has many of them, and
+    out of order. Where more are found those of the last latents are missing: leave enough room for the last entry to be 0.
+    """
+    low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
+    scores = low[1] @ low[0].T
+    above = scores > (cutoff - b_enc)[:, None].to(scores.dtype)
+    found = torch.nonzero_static(above.view(-1), size=room, fill_value=-1).squeeze(1)
+    spread = torch.arange(room, device=x.device) * (scores.numel() // room | 1) % scores.numel()
+    flat = torch.where(found < 0, spread, found)
+    latent = flat // len(x)
+    row = flat - latent * len(x)
+    value = sampled_dots(encoder, x, row, latent) if candidates == "bfloat16" else scores.view(-1).index_select(0, flat)
+    return Entries(value.add_(b_enc.index_select(0, latent)).masked_fill_(found < 0, 0), row, latent)
+
+
+def _search(first: int, last: int, x: Tensor, encoder: Tensor, limit: Tensor, chunk: int, method: type) -> list[Tensor]:
+    """Values, rows and latents of the products above their latent's limit, of the chunks `first` to `last` of latents."""
+    found = method(chunk, len(x))
+    scores = torch.empty(chunk, len(x), dtype=x.dtype, device=x.device)
+    for start in range(first * chunk, min(last * chunk, len(encoder)), chunk):
+        block = encoder[start : start + chunk]
+        found.add(torch.mm(block, x.T, out=scores[: len(block)]), limit[start : start + chunk], start)
+    return found.take()
+
+
+class Compacted:
+    """What `kernels.Found` does, by PyTorch's operators: for any device and dtype."""
+
+    def __init__(self, latents: int, rows: int) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, scores: Tensor, cutoff: Tensor, base: int) -> None:
+        flat = compact(scores > cutoff[:, None].to(scores.dtype))
+        latent = flat // scores.shape[1]
+        row = flat - latent * scores.shape[1]
+        self.parts.append((scores.view(-1).index_select(0, flat), row, latent.add_(base)))
+
+    def take(self) -> list[Tensor]:
+        return [torch.cat(column) for column in zip(*self.parts, strict=True)]
+
+
+def compact(mask: Tensor) -> Int[Tensor, " n"]:
+    """Positions of the true elements of a boolean tensor, flattened.
+
+    Few are true, so eight are tested at a time, as one 64-bit word; only words with a true element are looked into.
+    """
+    flat = mask.view(-1)
+    if len(flat) % 8:
+        return flat.nonzero().squeeze(1)
+    words = flat.view(torch.int64).nonzero().squeeze(1)
+    inside = flat.view(-1, 8).index_select(0, words).view(-1).nonzero().squeeze(1)
+    return words.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
+
+
+def sampled_dots(left: Tensor, right: Tensor, right_index: Tensor, left_index: Tensor) -> Tensor:
+    """left[left_index] . right[right_index] of each pair, without making either gathered matrix.
+
+    This is the gradient of embedding_bag by its weights; the public way to it would compute the bags first. It reads no
+    offsets where it is given the bag of each entry.
+    """
+    offsets = left_index[:0]
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, right, right_index, offsets, left_index, 0, -1)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The entries again, cut into bags: a bag holds one row's latents of one group; bag = group * rows + row."""
+
+    order: Int[Tensor, " n"]
+    """Position in Entries of each entry, bag by bag; within a bag latents ascend."""
+    bag: Int[Tensor, " n"]
+    """The bag of each entry, in the order of Entries."""
+    starts: Int[Tensor, " bags"]
+    """Where each bag begins in `order`."""
+
+
+def cut_into_bags(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: int, rows: int) -> Bags:
+    """The bags of a batch."""
+    bag = group_of.index_select(0, entries.latent).mul_(rows).add_(entries.row)
+    in_order, order = torch.sort(bag.int(), stable=True)
+    starts = torch.searchsorted(in_order, torch.arange(rows * n_groups, dtype=torch.int32, device=bag.device))
+    return Bags(order, bag, starts)
+
+
+def bag_sums(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    """For each bag the sum of values * weight[index]."""
+    return F.embedding_bag(index, weight, starts, mode="sum", per_sample_weights=values)

@@ -1,0 +1,1 @@
+"""The transcoder artefact, run densely and sparsely, and other projects' layouts."""

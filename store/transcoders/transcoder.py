@@ -1,0 +1,186 @@
+"""The artefact: one class for every trained transcoder, ours and others', always in raw units.
+
+`recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember (DESIGN of the files: FORMAT.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from store.disk.files import write_tensors, write_text
+from store.layout import CONFIG, WEIGHTS
+from store.transcoders.files import check_arrays, read_arrays, read_config
+from store.views import VIEWS, Norm, ViewName
+
+
+class TranscoderConfig(BaseModel):
+    """What the weights are for. Written beside them as config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: Literal[1] = 1
+    name: str
+    architecture: str
+    """How it was trained, for people: `matryoshka_batchtopk`, `jumprelu`, ..."""
+    activation: Literal["threshold", "topk"] = "threshold"
+    """`threshold`: relu(pre) * (pre > threshold); `topk`: the k largest positive pre-activations of each row."""
+    model: str
+    layer: int
+    source_site: str = "resid_mid"
+    target_site: str = "mlp_out"
+    target_layer: int | None = None
+    """None where it is `layer`."""
+    view: ViewName
+    standardised: bool = False
+    """Each row is brought to mean 0 and deviation 1 on the way in, and the output scaled back by the SOURCE row's mean and
+    deviation: a mistake of earlier runs, kept so that they can be judged as they are. x then ends with those two."""
+    d_in: int
+    d_sae: int
+    d_out: int
+    k: int | None
+    """Intended L0; None where the maker states none."""
+    prefix_sizes: tuple[int, ...]
+    """Cumulative; the last is d_sae. One entry when the dictionary is not nested."""
+    store_fingerprint: str | None = None
+    """Of the shards it was trained on; None for transcoders made elsewhere."""
+    target_store_fingerprint: str | None = None
+    """Likewise, of the target's shards where target_layer is another one."""
+    units: Literal["raw"] = "raw"
+    source: str = ""
+    """Where the weights came from: a run, a hub repository and revision, a folder."""
+
+
+def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None:
+    """Prefix sizes from a list of prefix sizes (they increase and end at d_sae) or group sizes (they sum to it)."""
+    if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
+        return tuple(sizes)
+    return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None
+
+
+def check_prefix_sizes(sizes: tuple[int, ...], d_sae: int) -> None:
+    """ValueError unless the sizes are positive, increasing and end at d_sae."""
+    if not sizes or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+        raise ValueError(f"prefix_sizes {list(sizes)} must be positive and increasing")
+    if sizes[-1] != d_sae:
+        raise ValueError(
+            f"prefix_sizes end at {sizes[-1]}, but d_sae is {d_sae}; make the last prefix the whole dictionary"
+        )
+
+
+@dataclass(frozen=True)
+class Transcoder:
+    """A trained transcoder for inference; float32, on one device."""
+
+    config: TranscoderConfig
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    threshold: Float[Tensor, " d_sae"]
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+
+    def __post_init__(self) -> None:
+        c = self.config
+        check_prefix_sizes(c.prefix_sizes, c.d_sae)
+        if c.k is not None and not 0 < c.k <= c.d_sae:
+            raise ValueError(f"k is {c.k}, but the dictionary has {c.d_sae} latents; choose 0 < k <= d_sae")
+        for name, shape in _shapes(c).items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"{c.name}: {name} has shape {list(found)}, its config asks for {list(shape)}")
+        if self.W_skip is not None and tuple(self.W_skip.shape) != (c.d_out, c.d_in):
+            raise ValueError(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
+
+    def view(self, resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d_in"]:
+        """What this transcoder reads, from resid_mid as stored; with `standardised`, two columns more than the site has."""
+        x = VIEWS[self.config.view](resid, norm)
+        if not self.config.standardised:
+            return x
+        deviation, mean = torch.std_mean(x, dim=1, keepdim=True)
+        return torch.cat([(x - mean) / (deviation + 1e-5), mean, deviation], dim=1)
+
+    def scaled_back(self, recon: Tensor, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
+        """The reconstruction in the target's units, which it is in already unless `standardised`."""
+        if not self.config.standardised:
+            return recon
+        if x is None:
+            raise ValueError(f"{self.config.name} scales its output by its input: decode needs x")
+        return recon * x[:, -1:] + x[:, -2:-1]
+
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """Latents of x; zero where the pre-activation is not above the threshold (arXiv 2407.14435)."""
+        pre_acts = torch.addmm(self.b_enc, x, self.W_enc)
+        if self.config.activation == "threshold":
+            return pre_acts.relu_().mul_(pre_acts > self.threshold)
+        top = pre_acts.topk(self.config.k or self.config.d_sae, dim=1)
+        return torch.zeros_like(pre_acts).scatter_(1, top.indices, top.values.relu())
+
+    def decode(
+        self, latents: Float[Tensor, "rows d_sae"], x: Float[Tensor, "rows d_in"] | None = None
+    ) -> Float[Tensor, "rows d_out"]:
+        """Reconstruction of the target. ValueError when there is a skip connection and x is not given."""
+        return self.scaled_back(torch.addmm(self.offset(x), latents, self.W_dec), x)
+
+    def offset(self, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
+        """What is added to the latents' sum: b_dec, and the skip connection's x @ W_skip.T where there is one."""
+        if self.W_skip is None:
+            return self.b_dec
+        if x is None:
+            raise ValueError(f"{self.config.name} has a skip connection: decode needs x")
+        return torch.addmm(self.b_dec, x, self.W_skip.T)
+
+    def __call__(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+        return self.decode(self.encode(x), x)
+
+    def prefix(self, m: int) -> "Transcoder":
+        """The transcoder cut to its first m latents, of which topk keeps its own k largest.
+
+        ValueError unless m is one of its prefix sizes.
+        """
+        sizes = self.config.prefix_sizes
+        if m not in sizes:
+            raise ValueError(f"{m} is not a prefix of {self.config.name}; its prefixes are {list(sizes)}")
+        k = None if self.config.k is None else min(self.config.k, m)
+        config = self.config.model_copy(update={"d_sae": m, "prefix_sizes": sizes[: sizes.index(m) + 1], "k": k})
+        return replace(
+            self, config=config, W_enc=self.W_enc[:, :m], b_enc=self.b_enc[:m], W_dec=self.W_dec[:m],
+            threshold=self.threshold[:m],
+        )  # fmt: skip
+
+    def to(self, device: torch.device | str) -> "Transcoder":
+        moved = {name: array.to(device) for name, array in self.arrays().items()}
+        return replace(self, **moved)
+
+    def arrays(self) -> dict[str, Tensor]:
+        names = (*_shapes(self.config), *(() if self.W_skip is None else ("W_skip",)))
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, directory: Path) -> None:
+        """Writes config.json and transcoder.safetensors, each whole or not at all; weights last."""
+        write_text(directory / CONFIG, self.config.model_dump_json(indent=1) + "\n")
+        write_tensors(directory / WEIGHTS, self.arrays())
+
+    @classmethod
+    def load(cls, directory: Path | str, device: torch.device | str = "cpu") -> "Transcoder":
+        """The transcoder in a directory. ValueError for a missing file, a missing or unknown key, or a wrong shape."""
+        directory = Path(directory)
+        for name in (CONFIG, WEIGHTS):
+            if not (directory / name).exists():
+                raise ValueError(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
+        config = read_config(directory / CONFIG, TranscoderConfig)
+        arrays = read_arrays(directory / WEIGHTS)
+        check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
+        return cls(config, **arrays).to(device)
+
+
+def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+    d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out
+    return {
+        "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "threshold": (d_sae,),
+    }  # fmt: skip

@@ -1,0 +1,169 @@
+"""."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evaluate.compare.commands import compare_runs, evaluate_run
+from evaluate.compare.frontier import Dial
+from evaluate.compare.measure import measure
+from evaluate.compare.verdict import judge, winner
+from evaluate.config import EvaluateConfig
+from store.shards.reader import Store, open_store
+from store.transcoders.gemma_scope import save_scope2
+from store.transcoders.transcoder import Transcoder
+from tests.conftest import make_store
+from tests.store.transcoders.test_transcoder import make_transcoder
+
+
+@pytest.fixture
+def store(trained) -> Store:
+    return open_store(trained.store)
+
+
+def test_a_comparison_has_both_on_the_same_rows_and_writes_every_file(trained, store, capsys):
+    folder = compare_runs(trained)
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["rows"] == comparison["ours"]["n_rows"] == comparison["google"]["n_rows"]
+    assert comparison["rows"] == store.manifest.n_rows("heldout")
+    assert comparison["store_fingerprint"] == store.fingerprint
+    assert comparison["google"]["name"] == "a baseline"
+    assert comparison["google"]["source"] == str(trained.baseline[0])
+    assert json.loads((folder / "ours_metrics.json").read_text()) == comparison["ours"]
+    assert json.loads((folder / "google_metrics.json").read_text()) == comparison["google"]
+    assert "a baseline" in (folder / "summary.txt").read_text()
+    assert (folder / "summary.txt").read_text() in capsys.readouterr().out
+    assert "<title>Matryoshka BatchTopK, k 4 against a baseline</title>" in (folder / "report.html").read_text()
+
+
+def test_measuring_alone_and_beside_another_gives_the_same(trained, compared):
+    alone = json.loads((evaluate_run(trained) / "metrics.json").read_text())
+    beside = json.loads((compared / "ours_metrics.json").read_text())
+    alone.pop("key")
+    beside.pop("frontier")
+    assert alone == beside
+
+
+def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
+    compare_runs(trained)
+    evaluate_run(trained)
+    monkeypatch.setattr("evaluate.compare.commands.measure", None)
+    compare_runs(trained)
+    evaluate_run(trained)
+    with pytest.raises(TypeError):
+        evaluate_run(replace(trained, force=True))
+
+
+def test_a_store_of_another_harvest_is_refused_and_both_are_shown(trained, tmp_path):
+    other = make_store(tmp_path / "other", seed=7)
+    with pytest.raises(ValueError, match="was trained on store") as refusal:
+        evaluate_run(replace(trained, store=other.directory))
+    assert other.fingerprint in str(refusal.value)
+
+
+def test_a_baseline_of_another_layer_or_width_is_refused(trained, tmp_path):
+    save_scope2(make_transcoder(view="normed", prefix_sizes=(10,)), tmp_path / "narrow")
+    with pytest.raises(ValueError, match=r"widths 6 -> 5, but .* 12 -> 10"):
+        compare_runs(replace(trained, baseline=(tmp_path / "narrow",)))
+
+
+def test_reconstruction_is_judged_at_equal_l0_only(trained, store):
+    ours = Transcoder.load(trained.run)
+    sparser = replace(ours, threshold=ours.threshold * 1.3)
+    unlabelled = Transcoder(sparser.config.model_copy(update={"k": None}), **sparser.arrays())
+    measured = measure(trained, store, [ours, unlabelled])
+    assert measured[0]["l0_mean"] > 1.1 * measured[1]["l0_mean"]
+    at_equal_l0 = measured[1]["matched"]
+    assert at_equal_l0["l0"][0] == pytest.approx(measured[1]["l0_mean"], rel=0.05)
+    assert at_equal_l0["fvu"][0] == pytest.approx(measured[1]["fvu"], rel=0.02)  # the same transcoder, moved back
+    at_equal_l0["l0"] = [96.0, 6.0]
+    assert set(judge(measured, store)["winners"].values()) == {"not judged: no equal L0 could be reached"}
+
+
+def test_a_threshold_is_moved_only_where_that_brings_the_l0s_nearer(trained, store, monkeypatch):
+    ours = Transcoder.load(trained.run)
+    right = Dial.at
+    monkeypatch.setattr(Dial, "at", lambda dial, l0: right(dial, 1.5 * l0))
+    matched = measure(replace(trained, frontier=False), store, [ours, ours])[1]["matched"]
+    assert matched["l0"][0] == matched["l0"][1]
+    assert matched["minus_ours"]["fvu"] == {"value": 0, "ci95": [0, 0]}
+
+
+def test_the_frontier_has_both_at_their_own_and_other_l0s(compared):
+    comparison = json.loads((compared / "comparison.json").read_text())
+    for side in ("ours", "google"):
+        l0s = [point["l0"] for point in comparison[side]["frontier"]]
+        assert l0s == sorted(l0s)
+        assert len(l0s) >= 4
+        assert l0s[-1] > 1.5 * l0s[0]
+        near_own = min(comparison[side]["frontier"], key=lambda point: abs(point["l0"] - comparison[side]["l0_mean"]))
+        assert near_own["fvu"] == pytest.approx(comparison[side]["fvu"])
+
+
+def test_trivial_predictors_put_every_figure_in_place(compared):
+    comparison = json.loads((compared / "comparison.json").read_text())
+    mean, ranked, linear = comparison["trivial"]
+    assert mean["fvu"] == pytest.approx(1, abs=0.05)
+    assert linear["fvu"] < ranked["fvu"] < mean["fvu"]
+    assert ranked["l0_mean"] == round(comparison["ours"]["l0_mean"])
+    assert comparison["others"] == []
+    assert "dead_features" not in linear
+    assert "l0_mean" not in linear  # no latents, but every dimension of the input
+    ranks = [point["l0"] for point in ranked["frontier"]]
+    assert ranks == sorted(set(ranks))
+    line = next(line for line in (compared / "report.md").read_text().splitlines() if line.startswith("| FVU |"))
+    assert f"{linear['fvu']:.4f}" in line
+    assert "FVU" in (compared / "report.html").read_text()
+
+
+def test_the_frontiers_are_read_off_at_both_own_l0s(compared):
+    comparison = json.loads((compared / "comparison.json").read_text())
+    own = [comparison[side]["l0_mean"] for side in ("ours", "google")]
+    assert set(comparison["google"]["at_equal_l0"]) == set(comparison["winners"])  # each can be contradicted
+    for read in comparison["google"]["at_equal_l0"].values():
+        assert {each["l0"] for each in read} <= set(own)
+        for each in read:
+            assert each["minus_ours"]["value"] == pytest.approx(each["google"] - each["ours"])
+
+
+def test_no_winner_where_the_frontiers_say_the_contrary(trained, store):
+    ours = Transcoder.load(trained.run)
+    measured = measure(trained, store, [ours, ours])
+    matched = measured[1]["matched"]["minus_ours"]
+    matched["fvu"]["ci95"] = [0.01, 0.02]
+    measured[1]["at_equal_l0"]["fvu"] = [{"l0": 4.0, "minus_ours": {"value": -0.1, "ci95": [-0.2, -0.1]}}]
+    assert judge(measured, store)["winners"]["fvu"].startswith("not judged: read off the frontiers")
+    measured[1]["at_equal_l0"]["fvu"][0]["minus_ours"]["ci95"] = [0.1, 0.2]
+    assert judge(measured, store)["winners"]["fvu"] == "ours"
+
+
+def test_several_folders_are_measured_and_the_first_is_judged(trained, store):
+    folder = compare_runs(replace(trained, baseline=(*trained.baseline, trained.run.parent / "jump")))
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["google"]["name"] == "a baseline"
+    [other] = comparison["others"]
+    assert other["source"].endswith("jump")
+    assert other["fvu"] == pytest.approx(comparison["google"]["fvu"], rel=1e-5)  # the same weights in another layout
+
+
+def test_a_winner_is_named_only_where_the_interval_excludes_zero():
+    assert winner([0.01, 0.02], lower_is_better=True) == "ours"
+    assert winner([-0.02, -0.01], lower_is_better=True) == "google"
+    assert winner([0.01, 0.02], lower_is_better=False) == "google"
+    assert winner([-0.01, 0.02], lower_is_better=True) == "tie"
+    assert winner(None, lower_is_better=True).startswith("not judged")
+
+
+def test_a_transcoder_ties_with_itself(trained, store):
+    ours = Transcoder.load(trained.run)
+    judged = judge(measure(trained, store, [ours, ours]), store)
+    assert set(judged["winners"].values()) == {"tie"}
+
+
+def test_a_run_that_is_not_there_says_how_to_make_it(store, tmp_path):
+    config = EvaluateConfig(model="tiny", layer=1, store=store.directory, run=tmp_path / "nothing")
+    with pytest.raises(ValueError, match="holds no transcoder: config.json is missing; train one with `make train`"):
+        evaluate_run(config)
+    assert not Path(tmp_path / "nothing").exists()

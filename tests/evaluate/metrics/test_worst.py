@@ -1,0 +1,41 @@
+"""The worst rows against every row's error computed at once, and their contexts against the tokens on disk."""
+
+import torch
+
+from evaluate.metrics.accumulate import measure_rows
+from evaluate.metrics.worst import WORST, in_words, one_each, worst_rows
+from tests.store.transcoders.test_transcoder import make_transcoder
+
+
+def test_worst_rows_are_the_largest_errors_with_their_own_context(store):
+    t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(4, 20))
+    [a], facts = measure_rows([t], store, "heldout", 64, torch.device("cpu"), quiet=True)
+    found = worst_rows(a, facts, store)
+    errors, at = [], []
+    for shard in store.manifest.of_split("heldout"):
+        kept = shard.kept
+        x = t.view(store.array(shard, "resid_mid")[:kept], store.norm)
+        errors.append((t(x) - store.array(shard, "mlp_out")[:kept].float()).square().sum(1))
+        at += [(shard.name, int(index)) for index in store.array(shard, "token_index")[:kept]]
+    errors = torch.cat(errors)
+    best = int(errors.argmax())
+    context = store.manifest.recipe.context
+    assert (found[0]["shard"], found[0]["sequence"] * context + found[0]["position"]) == at[best]
+    assert abs(found[0]["share"] - float(errors[best] / errors.sum())) < 1e-6
+    assert [row["share"] for row in found] == sorted((row["share"] for row in found), reverse=True)
+    assert len({row["document"] for row in found}) == len(found) <= WORST
+    for row in found:
+        shard = next(each for each in store.manifest.shards if each.name == row["shard"])
+        tokens = store.array(shard, "tokens")[row["sequence"]].tolist()
+        assert row["before"] + [row["token"]] + row["after"] == tokens
+        assert len(row["before"]) == row["position"]
+
+
+def test_no_two_of_one_document():
+    assert one_each(torch.tensor([1.0, 9.0, 8.0, 7.0]), torch.tensor([0, 1, 1, 2])) == [1, 3, 0]
+
+
+def test_ids_become_text():
+    row = {"before": [1, 2], "token": 3, "after": [], "share": 0.5}
+    [found] = in_words([row], lambda ids: [f"<{number}>" for number in ids])
+    assert (found["before"], found["token"], found["after"], found["share"]) == ("<1><2>", "<3>", "", 0.5)

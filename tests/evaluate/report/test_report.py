@@ -1,0 +1,222 @@
+"""The report in a real headless browser: nothing on the console, nothing from outside, nothing cut off."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluate.compare.commands import publish
+from evaluate.compare.verdict import judge
+from evaluate.metrics.results import METRICS
+from evaluate.report.comparison import verdict
+from store.shards.reader import Store
+from tests.conftest import make_store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+
+PATIENCE = 300_000
+"""Milliseconds that a browser may take for anything, on a busy machine."""
+
+
+def launched(playwright):
+    """Chromium, without a window."""
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split(), timeout=PATIENCE)
+
+
+def measured(name: str, fvu: float, store: Store, prefixes: int = 3) -> dict:
+    sizes = [10, 20, 40][-prefixes:]
+    return {
+        "fvu": fvu, "fvu_per_prefix": {str(size): fvu * (1 + 1 / size) for size in sizes}, "fvu_without_outliers": fvu,
+        "mse": 1.5, "cosine_similarity": 0.9, "l0_mean": 4.1, "l0_per_prefix": {str(s): 4.1 * s / 40 for s in sizes},
+        "per_prefix": {str(s): {"fvu": fvu, "l0_mean": 4.1 * s / 40, "ci95": {"fvu": [fvu, fvu]}} for s in sizes},
+        "l0_median": 4.0, "l0_percentiles": {"50": 4.0}, "dead_features": 1, "dead_fraction": 0.025,
+        "density_histogram": {"log10_edges": [-3, -2, -1, 0], "features": [1, 30, 8]}, "redundancy": 0.001,
+        "mean_max_cosine": 0.4, "fvu_scalar_variance": fvu / 2, "d_sae": 40, "k": 4,
+        "n_rows": store.manifest.n_rows("heldout"), "rows_digest": "d" * 32, "n_outliers": 1,
+        "fvu_by_position": {"1-3": {"rows": 3, "fvu": fvu, "l0": 4.0}, "4+": {"rows": 9, "fvu": fvu, "l0": 4.0}},
+        "fvu_by_token_rank": {"1-10": {"rows": 12, "fvu": fvu, "l0": 4.0}},
+        "explained_variance_by_dimension": [0.1, -0.2, 0.9],
+        "store_fingerprint": store.fingerprint, "name": name, "source": "somewhere", "architecture": "test", "view": "rms",
+        "trained_on": None,
+        "warnings": [], "best_scale": 0.98, "split": "heldout", "n_documents": 40,
+        "worst_rows": [{
+            "before": [5, 6], "token": 7, "after": [8], "share": 0.25, "fvu": 1.5, "outlier": True, "shard": "s",
+            "sequence": 0, "position": 2, "document": 3,
+        }],
+        "max_cosine_histogram": {"edges": [0, 0.5, 1], "features": [30, 10]},
+        "ci95": {name: [0.9 * fvu, 1.1 * fvu] for name in METRICS},
+        "matched": {"l0": [4.1, 4.1], "fvu": [0.2, 0.25], "minus_ours": {
+            name: {"value": 0.05, "ci95": [-0.1, 0.1] if name == "mse" else [0.04, 0.06]} for name in METRICS
+        }},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    store = make_store(folder / "store", model_revision="sha256:" + 64 * "f")
+    run = folder / "run"
+    run.mkdir()
+    record = {"step": 1, "tokens": 32, "fvu": 0.5, "fvu_max": 0.7, "fvu_mean": 0.6}
+    lines = [json.dumps(record | {"tokens": 32 * n, "fvu": 1 / n}) + "\n" for n in range(1, 20)]
+    (run / "training_log.jsonl").write_text("".join(lines))
+    both = [measured("ours <script>alert(1)</script>", 0.2, store), measured("the other", 0.25, store, prefixes=1)]
+    (folder / "out").mkdir()
+    publish(folder / "out", both, store, run, judge(both, store))
+    return folder / "out" / "report.html"
+
+
+def test_text_from_the_data_is_escaped_and_figures_are_those_measured(report):
+    html = report.read_text()
+    body = html[: html.index("<script>")]
+    assert "alert(1)" in body
+    assert "<script>alert(1)" not in html
+    assert "0.2000" in body
+    assert "20.0% of the variance unexplained" in body
+    assert "by threshold and by rank: on the first 8,192 rows" in body
+    assert "holds: L0 is near its label (the other: measured L0 is 4.1, its label says 4)" in body
+
+
+def test_the_winner_is_marked_only_where_one_is_named(report):
+    body = report.read_text()
+    row = body[body.index("FVU<small>") :]
+    assert row.index('class="best"') < row.index("0.2000") < row.index("0.2500")
+    summary = (report.parent / "summary.txt").read_text()
+    assert "better at equal L0: ours" in next(line for line in summary.splitlines() if line.startswith("FVU "))
+    assert "better" not in next(line for line in summary.splitlines() if line.startswith("MSE"))
+
+
+def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
+    store = make_store(tmp_path / "store")
+    both = [measured("ours", 0.2, store), measured("theirs", 0.2, store)]
+    both[1]["matched"]["l0"] = [4.3, 4.1]
+    said = verdict(both, {"fvu": "tie", "delta_ce": "google", "kl": "google"})
+    assert said.startswith(
+        "ours leaves 20.0% of the variance unexplained at a mean L0 of 4.1; theirs leaves 20.0% at 4.1. "
+    )
+    assert "At equal L0 (4.3 against 4.1)" in said
+    assert said.endswith("FVU: a tie; delta CE and KL: theirs is better.")
+    assert "FVU and KL: ours is better (FVU by 0.0400 to 0.0600)" in verdict(both, {"fvu": "ours", "kl": "ours"})
+    refused = "not judged: it does not hold that all saw the same rows"
+    assert verdict(both, {"fvu": refused, "kl": refused}).endswith(f"No winner is named ({refused}).")
+
+
+def test_the_markdown_table_has_the_same_figures_and_names_the_winner(report):
+    lines = (report.parent / "report.md").read_text().splitlines()
+    fvu = next(line for line in lines if line.startswith("| FVU |"))
+    assert "0.2000" in fvu
+    assert "0.2500" in fvu
+    assert fvu.count("ours <script>") == 1
+    assert lines[0].startswith("ours <script>")
+
+
+def test_every_figure_is_a_png_too(report):
+    for path in sorted((report.parent / "figures").iterdir()):
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert path.stat().st_size > 5000
+    names = {path.stem for path in (report.parent / "figures").iterdir()}
+    assert names == {
+        "fvu_by_prefix", "fvu_by_l0", "fvu_by_position", "fvu_by_token_rank", "explained_by_dimension", "density",
+        "decoder_cosines", "training",
+    }  # fmt: skip
+    assert all(f"figures/{name}.png" in report.read_text() for name in names)
+
+
+def test_worst_tokens_are_shown_in_their_context_and_escaped(tmp_path, monkeypatch):
+    from evaluate.report import comparison as reporting
+
+    store = make_store(tmp_path / "store")
+    monkeypatch.setattr("harvest.text.load_tokenizer", lambda recipe: None)
+    monkeypatch.setattr("harvest.text.token_texts", lambda tokenizer, ids: [f"<b>{number}</b>" for number in ids])
+    shown, reason = reporting.worded([measured("ours", 0.2, store)], store)
+    assert reason == ""
+    assert shown[0]["worst_rows"][0]["before"] == "<b>5</b><b>6</b>"
+    publish(tmp_path, [measured("ours", 0.2, store)], store, tmp_path, {})
+    html = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;5&lt;/b&gt;&lt;b&gt;6&lt;/b&gt;<mark>&lt;b&gt;7&lt;/b&gt;</mark>&lt;b&gt;8&lt;/b&gt;" in html
+    assert "25.00%" in html
+
+
+def test_without_a_tokenizer_tokens_are_numbers_and_the_page_says_why(report):
+    html = report.read_text()
+    assert "#5 #6 <mark>#7 </mark>#8 " in html
+    assert "the tokenizer of tiny cannot be loaded" in html
+
+
+@pytest.fixture
+def open_page(report):
+    """The report in a browser: complaints on the console and requests are gathered."""
+    from playwright.sync_api import sync_playwright
+
+    complaints, requests = [], []
+    with sync_playwright() as playwright:
+        browser = launched(playwright)
+
+        def opened(width: int, scheme: str = "light"):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.set_default_timeout(PATIENCE)
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: requests.append(request.url))
+            page.goto(report.as_uri())
+            page.wait_for_function("[...places].every(place => place.querySelector('.main-svg'))")
+            return page
+
+        yield opened
+        browser.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(360, "light"), pytest.param(768, "dark", marks=pytest.mark.slow), (1280, "light")]
+)
+def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, scheme):
+    page = open_page(width, scheme)
+    assert page.locator(".plot").count() == page.locator(".plot .plot-container").count() == 8
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#metrics tbody tr").count() == 14
+    assert page.locator(".prefixes thead th").all_inner_texts() == ["held-out metric", "10", "20", "40"]
+    assert page.locator(".worst mark").count() == 2
+    ticks = [float(text) for text in page.locator(".plot").last.locator(".ytick text").all_text_contents()]
+    assert ticks == sorted(ticks)
+    assert ticks[-1] <= 1
+    for summary in page.locator("summary").all():
+        summary.click(position={"x": 3, "y": 3})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_it_can_be_read_by_keyboard_and_by_ear(open_page):
+    page = open_page(1280)
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.activeElement.textContent === 'Skip to the content'")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.id === 'main'")
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'Metrics'")
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("details[open] tbody tr").first.wait_for()
+    unnamed = "[...document.querySelectorAll('[role=img],[role=region]')].filter(e => !e.getAttribute('aria-label')).length"
+    assert page.evaluate(unnamed) == 0
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => +e.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert page.locator("td.best .spoken").count() > 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_in_print_it_is_dark_on_white_and_nothing_is_cut_off(open_page):
+    page = open_page(794, "dark")  # the width of A4
+    page.emulate_media(media="print", color_scheme="dark")
+    colours = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    assert page.evaluate(colours) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+    page.wait_for_function("getComputedStyle(document.querySelector('.plot text')).fill === 'rgb(0, 0, 0)'")
+    assert page.locator("details").first.is_visible() is False
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
+    assert page.pdf().startswith(b"%PDF")

@@ -1,0 +1,104 @@
+"""."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harvest import repair as care
+from harvest.config import HarvestConfig
+from harvest.corpus import steadily
+from harvest.loop import harvest
+from store.disk.lock import WriterLock
+from tests.conftest import make_store
+from tests.test_commands import run
+
+
+@pytest.fixture
+def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(text_file.read_bytes())
+    return HarvestConfig(
+        model=str(tiny_models["gemma2"]), layer=1, dataset=str(text), tokens=3 * 512, shard_tokens=512, context=32,
+        heldout_every=2, batch_sequences=5, store=tmp_path / "store", device="cpu", compute_dtype="float32",
+    )  # fmt: skip
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def shards_of(directory: Path) -> list[Path]:
+    return sorted(directory.glob("shard-*"))
+
+
+def damage(directory: Path) -> None:
+    first, second, third = shards_of(directory)
+    content = bytearray(first.read_bytes())
+    content[-100] ^= 1
+    first.write_bytes(content)
+    os.truncate(second, 1000)
+    third.unlink()
+
+
+REPAIR = ("harvest", "repair", "--device", "cpu", "--batch-sequences", "5", "--store")
+
+
+@pytest.mark.parametrize(("kind", "compression"), [("safetensors", "none"), ("zarr", "none"), ("zarr", "blosc")])
+def test_repaired_shards_are_what_they_were_byte_for_byte(config, monkeypatch, capsys, kind, compression):
+    config = replace(config, format=kind, compression=compression)
+    harvest(config)
+    before = files_of(config.store)
+    damage(config.store)
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert files_of(config.store) == before
+
+
+def test_a_shard_that_comes_out_otherwise_is_not_replaced(config, monkeypatch, capsys):
+    harvest(config)
+    text = Path(config.dataset)
+    damage(config.store)
+    damaged = files_of(config.store)
+    text.write_text(text.read_text().replace("words", "birds"))
+    code, errors = run(monkeypatch, capsys, *REPAIR, str(config.store))
+    assert code == 1
+    assert "cannot be repaired here, its harvest differs: dataset_revision" in errors
+    assert files_of(config.store) == damaged
+
+
+def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again(config, monkeypatch, capsys):
+    harvest(config)
+    before = files_of(config.store)
+    damage(config.store)
+    damaged = files_of(config.store)
+    with WriterLock(config.store / "writer.lock"):
+        code, errors = run(monkeypatch, capsys, *REPAIR, str(config.store))
+        assert code == 1
+        assert f"pid {os.getpid()} on" in errors
+    assert files_of(config.store) == damaged
+    failures, opened = [1, 1], care.open_corpus
+
+    def breaks(wanted):
+        corpus = opened(wanted)
+
+        def documents(start):
+            for number, text in enumerate(corpus.documents(start)):
+                if number == 2 and failures:
+                    failures.pop()
+                    raise ConnectionError("reset by peer")
+                yield text
+
+        return replace(corpus, documents=documents)
+
+    monkeypatch.setattr(care, "open_corpus", breaks)
+    monkeypatch.setattr(care, "steadily", lambda corpus, start: steadily(corpus, start, lambda seconds: None))
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert not failures
+    assert files_of(config.store) == before
+
+
+def test_a_repair_reads_the_data_set_and_commit_that_the_manifest_records(tmp_path):
+    store = make_store(tmp_path, dataset="wikimedia/wikipedia:20231101.en", dataset_revision="b04c8d1")
+    asked = care.harvest_config(care.RepairConfig(store=tmp_path), store.manifest)
+    assert (asked.dataset, asked.subset, asked.dataset_revision) == ("wikimedia/wikipedia", "20231101.en", "b04c8d1")

@@ -1,0 +1,54 @@
+"""Recipes as files: `--preset NAME` stands for the options in train/presets/NAME.toml; options given beside it win."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from train.config import TrainConfig
+
+FOLDER = Path(__file__).parent
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """The command line with the options of its preset, if it names one, put before all others.
+
+    ValueError for a preset that does not exist or holds a field that TrainConfig lacks.
+    """
+    rest, name = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == "--preset" or word.startswith("--preset="):
+            name = word.partition("=")[2] or next(words, "")
+        else:
+            rest.append(word)
+    return rest if name is None else [*options_of(name), *rest]
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def options_of(name: str) -> list[str]:
+    """A preset as options of the command line."""
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise ValueError(f"there is no preset {name!r}; there are {', '.join(names())}, or give a .toml file")
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"preset {path} is not TOML: {error}") from None
+    known = [field.name for field in fields(TrainConfig)]
+    for key in recipe.keys() - set(known):
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"preset {path} sets {key!r}, which is no option of train{hint}")
+    return [word for key, value in recipe.items() for word in _option(key, value)]
+
+
+def _option(key: str, value: object) -> list[str]:
+    flag = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]

@@ -1,0 +1,27 @@
+"""The part of a dictionary that is held here, run as `evaluate` runs a whole one: held-out metrics in training."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from store.sparse.scan import Entries
+from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
+from train.parallel import Latents
+from train.sparse import largest_in_rows
+
+
+class Part(Forward):
+    """The transcoder of the latents that are held here; the whole one where nothing is shared."""
+
+    def __init__(self, transcoder: Transcoder, shared: Latents, k: int) -> None:
+        super().__init__(transcoder)
+        self.shared, self.k = shared, k
+
+    def entries(self, x: Float[Tensor, "rows d_in"]) -> Entries:
+        """The active latents that are held here."""
+        if self.transcoder.config.activation == "threshold":
+            return super().entries(x)
+        return largest_in_rows(x, self.encoder, self.transcoder.b_enc, self.k, self.shared)
+
+    def over_all(self, sums: Tensor) -> Tensor:
+        return self.shared.sum(sums)
