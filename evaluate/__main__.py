@@ -9,14 +9,14 @@ from evaluate.config import EvaluateConfig
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
-from store.cli import command, parse_subcommand
+from store.cli import one_line_errors, parse_subcommand
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "metrics": (EvaluateConfig, "evaluate.compare.commands", "evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare.commands", "compare_runs"),
     "features": (FeaturesConfig, "evaluate.features.samples", "collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze", "analyze"),
-    "compare-layers": (CompareLayersConfig, "evaluate.features.partners", "compare_layers"),
+    "compare-layers": (CompareLayersConfig, "evaluate.features.partners", "match_features"),
     "browse": (BrowseConfig, "evaluate.browse.server", "browse"),
     "browse-export": (ExportConfig, "evaluate.browse.export", "export"),
     "intervene": (InterveneConfig, "evaluate.model.intervene", "intervene"),
@@ -41,7 +41,7 @@ SHOWN = (
 
 
 def main() -> None:
-    with command("evaluate"):
+    with one_line_errors("evaluate"):
         name, config = parse_subcommand({name: kind for name, (kind, *_) in COMMANDS.items()}, "python -m evaluate")
         _, module, function = COMMANDS[name]
         folder: Path | None = getattr(import_module(module), function)(config)

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from store.cli import Layers, StorePlace
-from store.disk.remote import Place
+from store.cli import Layers, StorePathOption
+from store.disk.remote import StorePath
 from store.layout import CONFIG, default_run, default_store
 
 
@@ -17,10 +17,10 @@ class EvaluateConfig:
     """Names the store and the run when --store and --run are not given."""
     layer: int = 8
     """Likewise."""
-    store: StorePlace | None = None
+    store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given, of the model and layer
     that the run names itself."""
-    target_store: StorePlace | None = None
+    target_store: StorePathOption | None = None
     """Where the run predicts another layer: that layer's store; data/MODEL/layerT when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/matryoshka_batchtopk when not given."""
@@ -34,7 +34,7 @@ class EvaluateConfig:
     """Measure again even when the results are there."""
 
     @property
-    def store_directory(self) -> Place:
+    def store_directory(self) -> StorePath:
         return self.store or default_store(*self.model_and_layer)
 
     @property

@@ -80,7 +80,7 @@ def places(store: Store, split: Split, limit: int | None = None) -> Places:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RowStatistics:
     """What every transcoder's figures are measured against; float64, by row."""
 
     places: Places

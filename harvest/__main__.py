@@ -2,11 +2,11 @@
 
 import sys
 
-from store.cli import command, parse
+from store.cli import one_line_errors, parse
 
 
 def main() -> None:
-    with command("harvest"):
+    with one_line_errors("harvest"):
         if sys.argv[1:2] in (["info"], ["repair"]):
             from harvest import repair as care
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, Layers, StorePlace, check_at_least
-from store.disk.remote import Place, Remote
+from store.cli import Count, Layers, StorePathOption, check_at_least
+from store.disk.remote import Remote, StorePath
 from store.layout import default_store
 
 SITES = {
@@ -59,7 +59,7 @@ class HarvestConfig:
     """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
     context: int = 128
     """Tokens in one row of the model's input, BOS included."""
-    store: StorePlace | None = None
+    store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. Of several layers, the folder of
     their layerL."""
     shard_tokens: Count = 65_536
@@ -127,13 +127,13 @@ class HarvestConfig:
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
     @property
-    def directory(self) -> Place:
+    def directory(self) -> StorePath:
         """The store of the only layer."""
         (directory,) = self.directories.values()
         return directory
 
     @property
-    def directories(self) -> dict[int, Place]:
+    def directories(self) -> dict[int, StorePath]:
         """The store of each layer."""
         if self.store is None:
             return {layer: default_store(self.model, layer) for layer in self.layers}

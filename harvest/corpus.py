@@ -56,7 +56,7 @@ def open_corpus(config: HarvestConfig) -> Corpus:
     return _open_hub(config)
 
 
-def steadily(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
+def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
     """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
 
     ValueError after RETRIES attempts in a row without a document, or naming a document that is no text.

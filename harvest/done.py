@@ -2,7 +2,7 @@
 
 from harvest.config import HarvestConfig
 from harvest.corpus import is_on_this_machine, open_corpus
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.manifest import MANIFEST, Manifest, load_manifest
 from store.shards.reader import check_sizes
 from store.shards.writer import holds_shards
@@ -21,7 +21,7 @@ def already_done(config: HarvestConfig) -> list[Manifest] | None:
     return finished if len(finished) == len(manifests) else None
 
 
-def _refuse_another(config: HarvestConfig, layer: int, directory: Place, manifest: Manifest) -> None:
+def _refuse_another(config: HarvestConfig, layer: int, directory: StorePath, manifest: Manifest) -> None:
     """ValueError when a store was made with other options, as far as they tell without a model."""
     asked: dict[str, object] = {
         name: getattr(config, name)

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, open_corpus, steadily
+from harvest.corpus import Corpus, open_corpus, resuming
 from harvest.done import already_done
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
@@ -107,7 +107,7 @@ def _fill(
     start = shortest.shards[-1].next_document if shortest.shards else 0
     if first:
         log.info("continuing after %d finished shards of %d", first, config.n_shards)
-    documents = tokenize(steadily(corpus, start), model.tokenizer)
+    documents = tokenize(resuming(corpus, start), model.tokenizer)
     stream = pack(documents, start, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
     mine, done = (len(range(rank.index, shards, rank.world)) for shards in (config.n_shards, first))
     bar = tqdm(
@@ -176,7 +176,7 @@ def plan(config: HarvestConfig) -> str:
     already_done(config)  # refuses what the harvest would: stores of another one
     corpus, model, _ = open_all(config, Rank())
     sequences = config.batch_sequences * PROBE_BATCHES
-    documents = tokenize(steadily(corpus, 0), model.tokenizer)
+    documents = tokenize(resuming(corpus, 0), model.tokenizer)
     packed = next(pack(documents, 0, SpecialTokens.of(model.tokenizer), sequences, config.context), None)
     if packed is None:
         raise ValueError(

@@ -16,7 +16,7 @@ from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.tokens import PackedShard
 from store.disk.files import nearest_there
-from store.disk.remote import Place, Remote
+from store.disk.remote import Remote, StorePath
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
@@ -31,7 +31,7 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
     return config.shard_tokens * row + sums + HEADER
 
 
-def disk_of(directory: Place) -> Path:
+def disk_of(directory: StorePath) -> Path:
     """The nearest folder that exists. What is uploaded lies in TMPDIR first."""
     return Path(tempfile.gettempdir()) if isinstance(directory, Remote) else nearest_there(directory)
 
@@ -87,7 +87,7 @@ def gigabytes(n_bytes: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class SpeedProbe:
     """What was measured here and now."""
 
     tokens_per_second: float
@@ -96,7 +96,7 @@ class Probe:
     """Of the disk, flushed."""
 
 
-def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> Probe:
+def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> SpeedProbe:
     """Runs a few batches of the shard, after one to warm up, and writes PROBE_BYTES beside the store."""
     batch, lanes = config.batch_sequences, Lanes(model)
 
@@ -111,10 +111,10 @@ def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> P
     n_tokens = run(PROBE_BATCHES)
     seconds = time.perf_counter() - start
     place = next(iter(config.directories.values()))
-    return Probe(tokens_per_second=n_tokens / seconds, bytes_per_second=PROBE_BYTES / write_seconds(place))
+    return SpeedProbe(tokens_per_second=n_tokens / seconds, bytes_per_second=PROBE_BYTES / write_seconds(place))
 
 
-def write_seconds(place: Place) -> float:
+def write_seconds(place: StorePath) -> float:
     """How long PROBE_BYTES take to be written where the store will be; they are removed again."""
     with tempfile.NamedTemporaryFile(dir=disk_of(place)) as file:
         block = os.urandom(PROBE_BYTES)
@@ -130,7 +130,7 @@ def write_seconds(place: Place) -> float:
         return time.perf_counter() - start
 
 
-def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: Probe) -> str:
+def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: SpeedProbe) -> str:
     """The plan, as a person reads it."""
     one, layers = shard_bytes(config, d_model), len(config.layers)
     lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, is_on_this_machine, open_corpus, steadily
+from harvest.corpus import Corpus, is_on_this_machine, open_corpus, resuming
 from harvest.info import info
 from harvest.loop import recipe_of
 from harvest.model import load_model
@@ -21,7 +21,7 @@ from store.cli import StoreOptions, parse
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.formats import FORMATS
 from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import find_damage
@@ -99,7 +99,7 @@ def revision_on_hub(manifest: Manifest) -> str | None:
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:
     """Harvests one shard again. ValueError when it comes out otherwise than recorded; the damaged one stays then."""
     shard, recipe, model = manifest.shards[number], manifest.recipe, lanes.models[0]
-    texts = islice(steadily(corpus, shard.first_document), shard.next_document - shard.first_document)
+    texts = islice(resuming(corpus, shard.first_document), shard.next_document - shard.first_document)
     special = SpecialTokens.of(model.tokenizer)
     packed = next(pack(tokenize(texts, model.tokenizer), shard.first_document, special, shard.n_sequences, recipe.context))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
@@ -111,7 +111,7 @@ def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus
         check_bytes(path, partial, shard, written)
 
 
-def check_bytes(path: Place, partial: Path, shard: ShardEntry, written: tuple[int, str]) -> None:
+def check_bytes(path: StorePath, partial: Path, shard: ShardEntry, written: tuple[int, str]) -> None:
     if written != (shard.bytes, shard.xxh3_128):
         partial.unlink()
         raise ValueError(

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 
-from store.cli import StoreOptions, command, parse
+from store.cli import StoreOptions, one_line_errors, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class VerifyConfig(StoreOptions):
 
 
 def main() -> None:
-    with command("store"):
+    with one_line_errors("store"):
         asked, *options = sys.argv[1:] or [""]
         if asked not in ("verify", "-h", "--help"):
             raise ValueError(f"unknown command {asked!r}; it is `python -m store verify`")

@@ -17,7 +17,7 @@ import tyro
 from docstring_parser import parse_from_object
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.disk.remote import Place, Remote, parse_place
+from store.disk.remote import Remote, StorePath, parse_store_path
 from store.layout import default_store
 
 INTERRUPTED = 130
@@ -47,10 +47,10 @@ Count = Annotated[
 ]  # fmt: skip
 """An integer that may be written with a suffix: 300K, 16.4M."""
 
-StorePlace = Annotated[
+StorePathOption = Annotated[
     Path | Remote,
     PrimitiveConstructorSpec(
-        nargs=1, metavar="FOLDER|URL", instance_from_str=lambda args: parse_place(args[0]),
+        nargs=1, metavar="FOLDER|URL", instance_from_str=lambda args: parse_store_path(args[0]),
         is_instance=lambda value: isinstance(value, Path | Remote), str_from_instance=lambda value: [str(value)],
     ),
 ]  # fmt: skip
@@ -84,11 +84,11 @@ class StoreOptions:
     """Names the store when --store is not given."""
     layer: int = 8
     """Likewise."""
-    store: StorePlace | None = None
+    store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
 
     @property
-    def store_directory(self) -> Place:
+    def store_directory(self) -> StorePath:
         return self.store or default_store(self.model, self.layer)
 
 
@@ -123,7 +123,7 @@ def _checked(kind: type[T], options: Any) -> T:
 
 
 @contextlib.contextmanager
-def command(name: str) -> Iterator[None]:
+def one_line_errors(name: str) -> Iterator[None]:
     """Runs a command's body: a bad input ends it with one line and exit code 1, Ctrl-C with one line and 130.
 
     `MATRYOSHKA_TRACEBACK=1` shows where an error came from.

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 
 ViewName = Literal["raw", "rms", "normed"]
 NormKind = Literal["rms", "layernorm"]
@@ -32,7 +32,7 @@ class Norm:
         return Norm(kind=self.kind, eps=self.eps, gain=self.gain.to(device), bias=bias)
 
     @classmethod
-    def load(cls, path: Place, kind: NormKind, eps: float) -> "Norm":
+    def load(cls, path: StorePath, kind: NormKind, eps: float) -> "Norm":
         """The norm whose gain (and bias) lie in a safetensors file. ValueError when it is damaged."""
         try:
             arrays = load(path.read_bytes())

@@ -22,7 +22,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from store.disk.remote import Place  # noqa: E402
+from store.disk.remote import StorePath  # noqa: E402
 from store.shards.manifest import Recipe  # noqa: E402
 from store.shards.reader import (  # noqa: E402
     Store,
@@ -69,7 +69,7 @@ def make_norm(d: int = 12) -> Norm:
     return Norm(kind="rms", eps=1e-6, gain=torch.linspace(0.5, 2, d))
 
 
-def make_store(directory: Place, n_shards: int = 4, **changes) -> Store:
+def make_store(directory: StorePath, n_shards: int = 4, **changes) -> Store:
     recipe = make_recipe(**changes)
     with StoreWriter(directory, recipe, make_norm()) as writer:
         for number in range(len(writer.manifest.shards), n_shards):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from store.cli import command as command_of_a_room
+from store.cli import one_line_errors as command_of_a_room
 from store.cli import parse, parse_count
 from tests.child import ROOT, python
 from tests.conftest import make_store

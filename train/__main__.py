@@ -3,11 +3,11 @@
 import os
 import sys
 
-from store.cli import command, parse
+from store.cli import one_line_errors, parse
 
 
 def main() -> None:
-    with command("train"):
+    with one_line_errors("train"):
         from train.config import SweepConfig, TrainConfig
         from train.presets import expand
 

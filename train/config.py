@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, StorePlace, check_at_least
-from store.disk.remote import Place
+from store.cli import Count, StorePathOption, check_at_least
+from store.disk.remote import StorePath
 from store.layout import default_run, default_store
 from store.transcoders.transcoder import cumulative_sizes
 from store.views import ViewName
@@ -33,7 +33,7 @@ class TrainConfig:
     """Names the store and the run when --store and --run are not given."""
     layer: int = 8
     """Likewise."""
-    store: StorePlace | None = None
+    store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/ARCHITECTURE when not given (matryoshka_batchtopk, jumprelu_skip, ...)."""
@@ -56,7 +56,7 @@ class TrainConfig:
     """What is predicted."""
     target_layer: int | None = None
     """Predict the target site of this layer instead, from a store harvested in the same run: harvest --layer 8,12."""
-    target_store: StorePlace | None = None
+    target_store: StorePathOption | None = None
     """Folder of that layer's store; data/MODEL/layerTARGET when not given."""
     skip: bool = False
     """Add a linear connection from source to target beside the dictionary (arXiv 2501.18823)."""
@@ -192,11 +192,11 @@ class TrainConfig:
         return nested + self.activation + sae + skip + across
 
     @property
-    def store_directory(self) -> Place:
+    def store_directory(self) -> StorePath:
         return self.store or default_store(self.model, self.layer)
 
     @property
-    def target_directory(self) -> Place | None:
+    def target_directory(self) -> StorePath | None:
         """The store of the target's layer, where that is another one."""
         if self.target_layer is None:
             return None

@@ -139,14 +139,14 @@ class Following:
         """The batches from row `cursor` on; `wait(position)` is called again and again while the next one is not whole."""
         config = self.config
 
-        def patiently(position: int) -> None:
+        def with_retries(position: int) -> None:
             wait(position)
             time.sleep(PAUSE)
 
         return follow(
             self.ledger, config.batch_rows // self.ranks.world, view=config.input_view,
             sites=(config.source_site, config.target_site), device=device, cursor=cursor,
-            stop=config.n_steps * config.batch_rows, wait=patiently, rank=self.ranks.rank, world=self.ranks.world,
+            stop=config.n_steps * config.batch_rows, wait=with_retries, rank=self.ranks.rank, world=self.ranks.world,
         )  # fmt: skip
 
     @property

@@ -19,7 +19,7 @@ from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
 from train.sparse import decode_nested, weight_gradients
-from train.watch import Watch
+from train.watch import LossMonitor
 
 CHUNK = 1024
 """Decoder rows touched at once on a CPU, so that they are read from memory once."""
@@ -119,7 +119,7 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("tokens_since_fired", torch.zeros(len(self.encoder), dtype=torch.int64))
         self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
         self.activation = ACTIVATIONS[config.activation](config, candidates, ranks)
-        self.watch = Watch()
+        self.watch = LossMonitor()
         self.listed_dead: Tensor | None = None
         self.requires_grad_(False)
 
@@ -156,12 +156,12 @@ class TrainingTranscoder(nn.Module):
         x, y = self.normalise(source, target)
         rows = len(x) * self.ranks.rows.world
         unit = 1 / (rows * y.shape[1])
-        may_wait = self.may_wait(step)
-        selection = self.activation.select(x, self.encoder, self.b_enc, may_wait)
+        may_sync = self.may_sync(step)
+        selection = self.activation.select(x, self.encoder, self.b_enc, may_sync)
         entries, latents = selection.entries, selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
-        dead = self._listed_dead(step, may_wait, rows)
+        dead = self._listed_dead(step, may_sync, rows)
         n_dead = self.ranks.latents.total(len(dead))
         decoded = decode_nested(
             entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=n_dead > 0, shared=self.ranks.latents
@@ -180,7 +180,7 @@ class TrainingTranscoder(nn.Module):
         self.watch.note(result.loss, selection.missed)
         return result
 
-    def may_wait(self, step: int) -> bool:
+    def may_sync(self, step: int) -> bool:
         """Whether this step may wait for the device to learn how long its lists are: any step on a CPU, or of several
         processes, which wait for each other.
 
@@ -192,13 +192,13 @@ class TrainingTranscoder(nn.Module):
         alone_on_a_device = self.encoder.device.type != "cpu" and self.ranks.world == 1
         return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
-    def _listed_dead(self, step: int, may_wait: bool, rows: int) -> Tensor:
+    def _listed_dead(self, step: int, may_sync: bool, rows: int) -> Tensor:
         """Which latents AuxK helps: those dead at the last step to wait. A run that is continued lists them again,
         as those that were silent long enough by then."""
         if not self.config.aux_weight:
             return self.group_of[:0]
-        if may_wait or self.listed_dead is None:
-            seen = 0 if may_wait else step % WAIT_EVERY * rows
+        if may_sync or self.listed_dead is None:
+            seen = 0 if may_sync else step % WAIT_EVERY * rows
             self.listed_dead = (self.tokens_since_fired >= self.config.dead_after + seen).nonzero().squeeze(1)
         return self.listed_dead
 

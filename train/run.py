@@ -28,7 +28,7 @@ from train.config import TrainConfig
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
-from train.sharded import Part
+from train.sharded import ShardedForward
 from train.watch import SPIKE
 
 TRAIN_CONFIG = "train_config.json"
@@ -188,7 +188,7 @@ class Run:
     def _heldout(self) -> dict[str, float | int | list[float]]:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
         now, limit = self._export("", gather=False), self.config.heldout_rows
-        forward = partial(Part, shared=self.ranks.latents, k=self.config.k)
+        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k)
         [measured], facts = measure_rows(
             [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
         )

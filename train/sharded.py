@@ -10,7 +10,7 @@ from train.parallel import Latents
 from train.sparse import largest_in_rows
 
 
-class Part(Forward):
+class ShardedForward(Forward):
     """The transcoder of the latents that are held here; the whole one where nothing is shared."""
 
     def __init__(self, transcoder: Transcoder, shared: Latents, k: int) -> None:
@@ -23,5 +23,5 @@ class Part(Forward):
             return super().entries(x)
         return largest_in_rows(x, self.encoder, self.transcoder.b_enc, self.k, self.shared)
 
-    def over_all(self, sums: Tensor) -> Tensor:
+    def all_reduce(self, sums: Tensor) -> Tensor:
         return self.shared.sum(sums)

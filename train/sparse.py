@@ -67,7 +67,7 @@ def largest_in_rows(
     b_enc: Float[Tensor, " d_sae"],
     k: int,
     shared: Latents = Latents(),  # noqa: B008  # frozen
-    may_wait: bool = True,
+    may_sync: bool = True,
 ) -> Entries:
     """Of the k largest pre-activations of each row, over all that share the latents, the positive ones here: TopK.
 
@@ -83,7 +83,7 @@ def largest_in_rows(
     value, (place, order) = torch.cat(values), torch.sort(torch.cat(flat))
     latent = place // len(x)
     entries = Entries(value.index_select(0, order), place - latent * len(x), latent)
-    return entries.where(entries.value > 0) if may_wait else replace(entries, value=entries.value.relu())
+    return entries.where(entries.value > 0) if may_sync else replace(entries, value=entries.value.relu())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from evaluate.metrics.results import evaluate
-from evaluate.report.figures import sweep as frontier
+from evaluate.report.figures import sweep_frontier
 from evaluate.report.images import write_images
 from store.devices import resolve_device
 from store.disk.files import write_text
@@ -37,7 +37,7 @@ def sweep(config: SweepConfig) -> str:
     write_text(folder / "summary.json", json.dumps(measured, indent=1) + "\n")
     text = summary(measured, store)
     write_text(folder / "summary.txt", text)
-    [plot] = write_images(folder, {"frontier": frontier(measured)})
+    [plot] = write_images(folder, {"frontier": sweep_frontier(measured)})
     return "\n".join([text, str(folder / "summary.txt"), str(folder / "summary.json"), f"{plot}\n"])
 
 

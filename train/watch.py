@@ -12,7 +12,7 @@ WINDOW = 50
 """Steps that the recent mean looks back on, roughly."""
 
 
-class Watch(nn.Module):
+class LossMonitor(nn.Module):
     """Saved with the run, so that a resumed one reports the same."""
 
     steps: Tensor

@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict | None:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run's folder. Whatever is missing or damaged in it is None or in `problems`, never an exception."""
 
     name: str
@@ -75,19 +75,19 @@ def run_folders(results: Path) -> dict[str, Path]:
     return found
 
 
-def find_runs(results: Path) -> dict[str, Run]:
+def find_runs(results: Path) -> dict[str, RunFolder]:
     """Every run under a folder."""
     return {name: open_run(name, folder) for name, folder in run_folders(results).items()}
 
 
-def open_run(name: str, folder: Path) -> Run:
+def open_run(name: str, folder: Path) -> RunFolder:
     """The run as it is now; read again only when a file of it has changed."""
     changed = tuple((folder / file).stat().st_mtime_ns if (folder / file).exists() else 0 for file in FILES)
     return read_run(name, folder, changed)
 
 
 @functools.lru_cache(maxsize=256)
-def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> Run:
+def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
     problems: list[str] = []
 
     def read(name: str) -> dict | None:
@@ -105,7 +105,7 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> Run:
             log = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError, TypeError) as error:
             problems.append(f"{path} cannot be read ({error})")
-    return Run(
+    return RunFolder(
         name=name, folder=folder, config=config,
         metrics=metrics, log=log,
         summary=read(f"activation_samples/{SUMMARY}"), problems=tuple(problems),

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from evaluate.browse.charts import bars, lines
-from evaluate.browse.folder import Run, find_runs, open_run, read_json, run_folders
+from evaluate.browse.folder import RunFolder, find_runs, open_run, read_json, run_folders
 from evaluate.browse.links import Links
 from evaluate.features.reader import SORTS, Features, NotFound
 from evaluate.text import brief, share, visible
@@ -47,7 +47,7 @@ class Pages:
     def render(self, template: str, **values: object) -> str:
         return self.environment.get_template(template).render(**values)
 
-    def run_named(self, name: str) -> Run:
+    def run_named(self, name: str) -> RunFolder:
         """The run; NotFound unless it is one of those that a scan of the results folder finds."""
         folders = run_folders(self.results)
         if name not in folders:
@@ -58,7 +58,7 @@ class Pages:
         words, by, descending = query.get("q", "").lower(), query.get("sort", "name"), query.get("desc") == "1"
         found = [run for run in find_runs(self.results).values() if words in f"{run.name} {run.title}".lower()]
 
-        def key(run: Run) -> tuple:
+        def key(run: RunFolder) -> tuple:
             value = run.name if by == "name" else (run.metrics or {}).get(by)
             return (value is None, value if value is not None else 0)
 
@@ -200,12 +200,12 @@ def shaded(context: dict, most: float) -> list[tuple[str, int, str, bool]]:
     return out
 
 
-def spark(run: Run) -> str | None:
+def spark(run: RunFolder) -> str | None:
     chart = lines({"fvu": [(r["tokens"], r["fvu"]) for r in run.log if "fvu" in r]}, log_y=True)
     return chart["lines"]["fvu"] if chart else None
 
 
-def curves_of(runs: list[Run]) -> dict | None:
+def curves_of(runs: list[RunFolder]) -> dict | None:
     """Training curves: of one run its best and worst prefix too."""
     if len(runs) == 1:
         names = {"all latents": "fvu", "worst prefix": "fvu_max", "mean of prefixes": "fvu_mean"}
@@ -213,14 +213,14 @@ def curves_of(runs: list[Run]) -> dict | None:
     return lines({n: [(r["tokens"], r["fvu"]) for r in run.log if "fvu" in r] for n, run in named(runs)}, log_y=True)
 
 
-def named(runs: list[Run]) -> Iterator[tuple[str, Run]]:
+def named(runs: list[RunFolder]) -> Iterator[tuple[str, RunFolder]]:
     """Runs by what tells their names apart: the folders that all of them lie in are left out."""
     parts = [run.name.split("/") for run in runs]
     shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), min(map(len, parts)) - 1)
     return (("/".join(part[shared:]), run) for part, run in zip(parts, runs, strict=True))
 
 
-def prefixes_of(runs: list[Run]) -> dict | None:
+def prefixes_of(runs: list[RunFolder]) -> dict | None:
     """FVU by prefix, where there is more than one."""
     measured = {name: (run.metrics or {}).get("fvu_per_prefix", {}) for name, run in named(runs)}
     series = {name: [(int(size), fvu) for size, fvu in each.items()] for name, each in measured.items() if each}

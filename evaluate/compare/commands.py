@@ -10,7 +10,7 @@ import xxhash
 from evaluate.baselines import find_baselines, in_folders
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.measure import measure
-from evaluate.compare.verdict import judge
+from evaluate.compare.verdict import name_winners
 from evaluate.config import EvaluateConfig
 from evaluate.report.comparison import markdown, summary, write_report
 from evaluate.runs import check_fits, open_both
@@ -38,9 +38,9 @@ def compare_runs(config: CompareConfig) -> Path:
     ValueError when store, run or baseline do not fit together.
     """
     if len(config.layers) > 1:
-        from evaluate.compare.layers import compare_layers
+        from evaluate.compare.layers import report_over_layers
 
-        return compare_layers(config)
+        return report_over_layers(config)
     config = config.for_layer(next(iter(config.layers)))
     folder = config.run_directory / "comparison"
     ours, store = open_both(config)
@@ -57,7 +57,7 @@ def compare_runs(config: CompareConfig) -> Path:
     for other in others:
         check_fits(other, store)
     measured = measure(config, store, [ours, *others])
-    comparison = judge(measured, store) | {"key": key}
+    comparison = name_winners(measured, store) | {"key": key}
     write_json(folder / "ours_metrics.json", measured[0])
     write_json(folder / "google_metrics.json", measured[1])
     write_json(folder / "comparison.json", comparison)

@@ -33,7 +33,7 @@ SAME = 0.02
 """An L0 this near, as a share, is left as it is."""
 
 
-class Dial:
+class ThresholdTuner:
     """Turns one transcoder's threshold: how far each activation is above it, on training rows (endlessly above 0)."""
 
     def __init__(self, transcoder: Transcoder, store: Store, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class Variant:
     transcoder: Transcoder
 
 
-def sweep(dials: Sequence[Dial]) -> list[list[Variant]]:
+def variants(dials: Sequence[ThresholdTuner]) -> list[list[Variant]]:
     """For each transcoder itself, then its variants at the same L0s, multiples of the first one's."""
     found = []
     for dial in dials:

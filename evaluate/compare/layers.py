@@ -9,7 +9,7 @@ from evaluate.compare.config import CompareConfig
 from evaluate.metrics.overlap import Firing, decoder_overlap, firing_of, overlap
 from evaluate.report.comparison import cell
 from evaluate.report.figures import by_layer
-from evaluate.report.page import Shown, write_page
+from evaluate.report.page import Figure, write_page
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.shards.pair import check_same_rows
@@ -35,7 +35,7 @@ OVERLAPS = (
 )
 
 
-def compare_layers(config: CompareConfig) -> Path:
+def report_over_layers(config: CompareConfig) -> Path:
     """The folder of one report over several layers, each of which is compared (or taken as it was compared before).
 
     ValueError when layers were not harvested together: their features could not be matched on the same tokens.
@@ -110,7 +110,7 @@ def publish_layers(folder: Path, comparisons: dict[int, dict], found: dict[str, 
     write_text(folder / "report.md", "\n".join(listed))
     first = stores[layers[0]].manifest.recipe
     figures = [
-        Shown(key, f"{label}, by layer", "Of ours and of what it is compared with.", by_layer(comparisons, key, label))
+        Figure(key, f"{label}, by layer", "Of ours and of what it is compared with.", by_layer(comparisons, key, label))
         for key, label, _ in ROWS
     ]
     write_page(

@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from evaluate.compare.checks import checks_of, fvu_by_view
 from evaluate.compare.config import CompareConfig
-from evaluate.compare.frontier import CE_FACTORS, FACTORS, Dial, Point, at_equal_l0, sweep
+from evaluate.compare.frontier import CE_FACTORS, FACTORS, Point, ThresholdTuner, at_equal_l0, variants
 from evaluate.compare.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
 from evaluate.config import EvaluateConfig
 from evaluate.metrics.accumulate import Accumulator, measure_rows
 from evaluate.metrics.results import JUDGED_BY_ROW, ByDocument, result_of, sums_of, with_intervals
 from evaluate.metrics.semantics import semantics
 from evaluate.metrics.worst import worst_rows
-from evaluate.rows import FRONTIER_ROWS, Facts
+from evaluate.rows import FRONTIER_ROWS, RowStatistics
 from store.devices import resolve_device
 from store.shards.reader import Store, check_shards
 from store.transcoders.transcoder import Transcoder
@@ -65,7 +65,7 @@ def measure(config: EvaluateConfig, store: Store, transcoders: Sequence[Transcod
     return results
 
 
-def results_of(accumulators: Sequence[Accumulator], facts: Facts, store: Store, table: ByDocument) -> list[dict]:
+def results_of(accumulators: Sequence[Accumulator], facts: RowStatistics, store: Store, table: ByDocument) -> list[dict]:
     """The figures of each with intervals, and the rows that it reconstructs worst."""
     results = [
         result_of(a, facts, store) | {"split": "heldout", "worst_rows": worst_rows(a, facts, store)} for a in accumulators
@@ -104,12 +104,12 @@ class _Comparison:
         model: "LanguageModel | None",
     ) -> None:  # fmt: skip
         self.config, self.store, self.device, self.model = config, store, device, model
-        self.dials = [Dial(transcoder, store, device) for transcoder in transcoders[:2]]
+        self.dials = [ThresholdTuner(transcoder, store, device) for transcoder in transcoders[:2]]
         self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
         self.moved = self.dials[0].at(self.dials[1].l0)
         """Ours at the L0 of the second; itself where that is as near, None where it cannot be reached."""
         like = transcoders[0].config
-        self.variants = sweep(self.dials) if config.frontier else [[], []]
+        self.variants = variants(self.dials) if config.frontier else [[], []]
         self.l0s: list[float] = []
         """Of every variant, on the rows of the frontier."""
         self.linear = fit(store, like, device) if config.trivial else None
@@ -228,7 +228,7 @@ def by_l0(points: list[dict]) -> list[dict]:
     return sorted(points, key=lambda point: point["l0"])
 
 
-def trivial_predictors(linear: Linear, ours: Dial, store: Store, device: torch.device) -> list[Transcoder]:
+def trivial_predictors(linear: Linear, ours: ThresholdTuner, store: Store, device: torch.device) -> list[Transcoder]:
     """The mean (first: splicing measures it as an ablation), the best linear map of as many dimensions as ours has active
     latents, and of all dimensions."""
     like = ours.transcoder.config

@@ -16,7 +16,7 @@ MATCHED = 0.05
 """Two L0s this near, as a share, are equal."""
 
 
-def judge(measured: Sequence[dict], store: Store) -> dict:
+def name_winners(measured: Sequence[dict], store: Store) -> dict:
     """comparison.json: both metrics, the checks, and a winner by metric where the data supports one."""
     ours, google = measured[0], measured[1]
     found = checks(measured, store)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from evaluate.features.config import FeaturesConfig
-from evaluate.features.contexts import Contexts, best_of_documents, lottery
+from evaluate.features.contexts import Contexts, best_of_documents, sampling_key
 from evaluate.features.firings import Firings, firings_of
 from store.devices import resolve_device
 from store.disk.files import hash_file, write_tensors
@@ -89,7 +89,7 @@ class Collection:
             token_pair=pairs[0], token_count=pairs[1], token_total=pairs[2], pruned=self.pruned or pruned,
             **paired(self, firings, config.coactivation_rows),
             top=self.top.merged(firings, self.shards, top, firings.value[top].astype(np.float64), config.contexts),
-            sample=self.sample.merged(firings, self.shards, everything, lottery(firings, self.shards), config.samples),
+            sample=self.sample.merged(firings, self.shards, everything, sampling_key(firings, self.shards), config.samples),
         )  # fmt: skip
 
     def save(self, path: Path) -> None:

@@ -83,7 +83,7 @@ def best_of_documents(firings: Firings) -> np.ndarray:
     return top[np.unique(group[top], return_index=True)[1]]
 
 
-def lottery(firings: Firings, shard: int) -> np.ndarray:
+def sampling_key(firings: Firings, shard: int) -> np.ndarray:
     """A fixed pseudo-random number in [0, 1) for each firing: the largest of each latent are a uniform sample of it."""
     key = (np.uint64(shard) << np.uint64(32)) + firings.position.astype(np.uint64)
     key += firings.latent.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -45,7 +45,7 @@ class Side:
         return int(np.searchsorted(self.transcoder.config.prefix_sizes, latent, side="right"))
 
 
-def compare_layers(config: CompareLayersConfig) -> Path:
+def match_features(config: CompareLayersConfig) -> Path:
     """The folder with report.md, report.html and the pairs. ValueError when layers were not harvested together."""
     if len(config.layers) < 2:
         raise ValueError(f"layer is {config.layer}; give two or more, like 8,17")

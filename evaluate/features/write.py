@@ -93,7 +93,7 @@ def write_samples(
     with appearing_whole(folder / PARQUET) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for start in tqdm(range(0, d_sae, CHUNK), desc="writing", unit="latent", unit_scale=CHUNK):
             latents = np.arange(start, min(start + CHUNK, d_sae))
-            shown = Shown.of(collection, latents, text)
+            shown = ContextTable.of(collection, latents, text)
             plain = [
                 plain_record(collection, relations, pairs, prefix_sizes, int(latent)) | {"example": shown.example(index)}
                 for index, latent in enumerate(latents)
@@ -149,7 +149,7 @@ def top_tokens(collection: Collection, text: Text) -> dict[int, list[dict]]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ContextTable:
     """The contexts of some latents as flat arrays: a latent's contexts, and a context's tokens, lie between offsets."""
 
     of_latent: np.ndarray
@@ -159,7 +159,7 @@ class Shown:
     activations: np.ndarray
 
     @classmethod
-    def of(cls, collection: Collection, latents: np.ndarray, text: Text) -> "Shown":
+    def of(cls, collection: Collection, latents: np.ndarray, text: Text) -> "ContextTable":
         """The strongest contexts of each latent, then its samples from the highest quantile to the lowest."""
         tops, samples = (part(kept, latents) for kept in (collection.top, collection.sample))
         quantile = np.concatenate([np.zeros(len(tops.latent), int), quantiles(samples)])
@@ -214,7 +214,7 @@ def quantiles(samples: Contexts) -> np.ndarray:
     return out
 
 
-def chunk_table(plain: list[dict], shown: Shown) -> pa.Table:
+def chunk_table(plain: list[dict], shown: ContextTable) -> pa.Table:
     """Rows of features.parquet."""
     lists = {
         "tokens": pa.ListArray.from_arrays(pa.array(shown.of_context, pa.int32()), pa.array(shown.words, pa.string())),
@@ -232,7 +232,7 @@ def chunk_table(plain: list[dict], shown: Shown) -> pa.Table:
     return table.append_column("contexts", contexts).append_column("text", pa.array(text, pa.string()))
 
 
-def write_json(folder: Path, plain: list[dict], shown: Shown) -> None:
+def write_json(folder: Path, plain: list[dict], shown: ContextTable) -> None:
     """The same, a file a latent; activations to five digits, null on tokens that are not measured."""
     rounded = round_digits(shown.activations).astype(object)
     rounded[np.isnan(shown.activations)] = None

@@ -113,7 +113,7 @@ def explain(config: JudgeConfig, shown: Sequence[dict]) -> dict[int, str]:
         return [] if text is None else [{"latent": record["latent"], "explanation": text}]
 
     rest = [record for record in shown if record["latent"] not in found]
-    for record in in_parallel(config, path, "explanations", [(1, lambda r=record: ask_about(r)) for record in rest]):
+    for record in append_in_parallel(config, path, "explanations", [(1, lambda r=record: ask_about(r)) for record in rest]):
         found[record["latent"]] = record["explanation"]
     return found
 
@@ -132,7 +132,7 @@ def answer(config: JudgeConfig, items: Sequence[dict], explanations: dict[int, s
         mine = list(group)
         batches += [mine[start : start + config.at_once] for start in range(0, len(mine), config.at_once)]
     work = [(len(batch), lambda b=batch: ask_about(b)) for batch in batches]
-    answered = len(in_parallel(config, config.folder / ANSWERS, "answers", work))
+    answered = len(append_in_parallel(config, config.folder / ANSWERS, "answers", work))
     if answered < len(items):
         log.warning("%d of %d answers could not be read; the same command asks again", len(items) - answered, len(items))
 
@@ -144,7 +144,7 @@ def read_list(reply: str, n: int) -> list[bool] | None:
     return [digit == "1" for digit in fitting[-1]] if fitting else None
 
 
-def in_parallel(
+def append_in_parallel(
     config: JudgeConfig, path: Path, what: str, work: Sequence[tuple[int, Callable[[], list[dict]]]]
 ) -> list[dict]:
     """What the calls return, each appended to the file when it comes; a failure or Ctrl-C keeps what there is, and what is

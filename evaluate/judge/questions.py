@@ -42,7 +42,7 @@ DRAWN = 4
 
 
 @dataclass(frozen=True)
-class Window:
+class Excerpt:
     """Some tokens of a sequence, with the activations of a latent on them; NaN where it is not measured."""
 
     shard: int
@@ -54,13 +54,13 @@ class Window:
     quantile: int = 0
 
     @classmethod
-    def of(cls, context: dict, kind: str) -> "Window":
+    def of(cls, context: dict, kind: str) -> "Excerpt":
         """A context of features.parquet."""
         activations = np.array([np.nan if a is None else a for a in context["activations"]], np.float32)
         place = {name: context[name] for name in ("shard", "sequence", "start", "quantile")}
         return cls(words=context["tokens"], activations=activations, kind=kind, **place)
 
-    def cut(self, middle: int, width: int, random: np.random.Generator) -> "Window":
+    def cut(self, middle: int, width: int, random: np.random.Generator) -> "Excerpt":
         """`width` tokens of it, with a token of the sequence somewhere among them."""
         centre, spare = middle - self.start, len(self.words) - width
         if spare <= 0:
@@ -69,7 +69,7 @@ class Window:
         chosen = slice(low, low + width)
         return replace(self, start=self.start + low, words=self.words[chosen], activations=self.activations[chosen])
 
-    def overlaps(self, others: Sequence["Window"]) -> bool:
+    def overlaps(self, others: Sequence["Excerpt"]) -> bool:
         return any(
             (self.shard, self.sequence) == (other.shard, other.sequence)
             and self.start < other.start + len(other.words)
@@ -103,12 +103,12 @@ class Quiz:
     """What is gathered about one latent."""
 
     latent: int
-    explained: list[Window]
-    positives: list[Window]
-    spare: list[Window]
+    explained: list[Excerpt]
+    positives: list[Excerpt]
+    spare: list[Excerpt]
     """Further texts in which it fires, for marks in the wrong places."""
-    near: list[Window] = field(default_factory=list)
-    random: list[Window] = field(default_factory=list)
+    near: list[Excerpt] = field(default_factory=list)
+    random: list[Excerpt] = field(default_factory=list)
 
 
 def export_questions(config: JudgeExportConfig) -> Path:
@@ -164,14 +164,14 @@ def choose(features: Features, config: JudgeExportConfig, random: np.random.Gene
 
 def begin(latent: int, contexts: Sequence[dict], config: JudgeExportConfig, random: np.random.Generator) -> Quiz | None:
     """A latent's positives, from every quantile, none overlapping another or what is explained; None if it has too few."""
-    shown = [Window.of(context, "explained") for context in contexts if context["quantile"] == 0][: config.explained]
-    positives: list[Window] = []
-    spare: list[Window] = []
+    shown = [Excerpt.of(context, "explained") for context in contexts if context["quantile"] == 0][: config.explained]
+    positives: list[Excerpt] = []
+    spare: list[Excerpt] = []
     for quantile in range(1, QUANTILES + 1):
         mine = [context for context in contexts if context["quantile"] == quantile]
         taken = 0
         for index in random.permutation(len(mine)):
-            window = Window.of(mine[index], "positive").cut(mine[index]["token"], config.context, random)
+            window = Excerpt.of(mine[index], "positive").cut(mine[index]["token"], config.context, random)
             if not window.plain or window.overlaps([*shown, *positives, *spare]):
                 continue
             (positives if taken < config.per_quantile else spare).append(window)
@@ -181,7 +181,7 @@ def begin(latent: int, contexts: Sequence[dict], config: JudgeExportConfig, rand
     return Quiz(latent, shown, positives, spare)
 
 
-Candidate = tuple[int, Window]
+Candidate = tuple[int, Excerpt]
 """Place in the list of quizzes, and a text that is a negative if the latent is silent in it."""
 
 
@@ -197,7 +197,7 @@ def nearby(
         turns = itertools.zip_longest(*([c[i] for i in random.permutation(len(c))] for c in of_each))
         mixed = [context for turn in turns for context in turn if context]
         for context in mixed[: DRAWN * len(quiz.positives)]:
-            yield number, Window.of(context, "near").cut(context["token"], config.context, random)
+            yield number, Excerpt.of(context, "near").cut(context["token"], config.context, random)
 
 
 def anywhere(
@@ -212,7 +212,7 @@ def anywhere(
         for _ in range(DRAWN * len(quiz.positives)):
             shard = int(random.choice(len(shards), p=sequences / sequences.sum()))
             place = int(random.integers(sequences[shard])), int(random.integers(recipe.context - width + 1))
-            yield number, Window(shards[shard], *place, [""] * width, np.full(width, np.nan, np.float32), "random")
+            yield number, Excerpt(shards[shard], *place, [""] * width, np.full(width, np.nan, np.float32), "random")
 
 
 @torch.no_grad()
@@ -222,7 +222,7 @@ def keep_silent(
 ) -> None:  # fmt: skip
     """Gives each latent the candidates in which it is silent and that overlap no other text of it; shards are read once."""
     device, norm = transcoder.W_dec.device, store.norm.to(transcoder.W_dec.device)
-    silent: dict[int, Window] = {}
+    silent: dict[int, Excerpt] = {}
     by_shard = sorted(range(len(candidates)), key=lambda index: candidates[index][1].shard)
     groups = itertools.groupby(by_shard, key=lambda index: candidates[index][1].shard)
     with tqdm(total=len(candidates), desc="silence checked", unit="text") as bar:
@@ -255,7 +255,7 @@ def latent_on(transcoder: Transcoder, x: Float[Tensor, "rows d_in"], latent: int
     return pre_acts.relu() * (pre_acts > transcoder.threshold[latent])
 
 
-def with_words(window: Window, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Window:
+def with_words(window: Excerpt, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Excerpt:
     if window.kind != "random":
         return window
     return replace(window, words=token_texts(tokenizer, tokens[window.start : window.start + len(window.words)]))
@@ -289,7 +289,7 @@ def items_of(quiz: Quiz, mark: str, random: np.random.Generator) -> list[dict]:
     return items
 
 
-def anywhere_silent(window: Window, count: int, random: np.random.Generator) -> np.ndarray:
+def anywhere_silent(window: Excerpt, count: int, random: np.random.Generator) -> np.ndarray:
     """Marks on `count` tokens drawn from those where the latent is silent."""
     marked = np.zeros(len(window.words), bool)
     silent = np.flatnonzero(np.nan_to_num(window.activations) == 0)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluate.rows import OUTLIER, Facts, places, rows_in_order
+from evaluate.rows import OUTLIER, RowStatistics, places, rows_in_order
 from store.shards.manifest import Split
 from store.shards.reader import Store
 from store.sparse.scan import Entries
-from store.transcoders.forward import Family, Forward, kinship
+from store.transcoders.forward import Forward, SharedEncoder, encoder_key
 from store.transcoders.transcoder import Transcoder
 
 
@@ -56,17 +56,17 @@ class Accumulator:
 class Ratio(NamedTuple):
     """A metric that is one sum over rows divided by another."""
 
-    over: Callable[[Accumulator, Facts], Tensor]
-    under: Callable[[Accumulator, Facts], Tensor]
+    over: Callable[[Accumulator, RowStatistics], Tensor]
+    under: Callable[[Accumulator, RowStatistics], Tensor]
     lower_is_better: bool | None
     """None where no winner is to be named."""
 
 
-def _entries(a: Accumulator, f: Facts) -> Tensor:
+def _entries(a: Accumulator, f: RowStatistics) -> Tensor:
     return torch.full_like(f.variation, a.transcoder.config.d_out)
 
 
-def _ones(a: Accumulator, f: Facts) -> Tensor:
+def _ones(a: Accumulator, f: RowStatistics) -> Tensor:
     return torch.ones_like(f.variation)
 
 
@@ -80,7 +80,7 @@ def measure_rows(
     limit: int | None = None,
     quiet: bool = False,
     forward: Callable[[Transcoder], Forward] = Forward,
-) -> tuple[list[Accumulator], Facts]:
+) -> tuple[list[Accumulator], RowStatistics]:
     """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
 
     A first pass without transcoders finds the mean of the target and the outliers. ValueError when the transcoders do not
@@ -99,7 +99,7 @@ def measure_rows(
     by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
     accumulators = [Accumulator(transcoder.to(device), n, forward) for transcoder in transcoders]
     norm = store.norm.to(device)
-    families = [(members, Family([a.forward for a in members])) for members in relatives(accumulators)]
+    families = [(members, SharedEncoder([a.forward for a in members])) for members in by_encoder(accumulators)]
     for batch in in_order("evaluate"):
         here = slice(start, start + len(batch.source))
         centred = batch.target - mean
@@ -120,17 +120,17 @@ def measure_rows(
         )
     kept = variation * inlier
     exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
-    facts = Facts(
+    facts = RowStatistics(
         places(store, split, n), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares
     )
     return accumulators, facts
 
 
-def relatives(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:
+def by_encoder(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:
     """Those whose active latents one scan can find, together."""
     found: dict[tuple, list[Accumulator]] = {}
     for a in accumulators:
-        found.setdefault(kinship(a.transcoder), []).append(a)
+        found.setdefault(encoder_key(a.transcoder), []).append(a)
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
 from evaluate.metrics.accumulate import Accumulator, Ratio, _entries, _ones, measure_rows
 from evaluate.metrics.redundancy import Redundancy, redundancy_by_prefix
-from evaluate.rows import POSITION_EDGES, RANK_EDGES, Facts, bands, token_rank
+from evaluate.rows import POSITION_EDGES, RANK_EDGES, RowStatistics, bands, token_rank
 from store.shards.manifest import Split
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -62,7 +62,7 @@ JUDGED_BY_ROW = {name: metric.lower_is_better for name, metric in METRICS.items(
 """Those in which a winner may be named, and whether lower is better."""
 
 
-def sums_of(a: Accumulator, facts: Facts) -> dict:
+def sums_of(a: Accumulator, facts: RowStatistics) -> dict:
     """What sums over rows give: METRICS, and FVU and L0 by prefix."""
     sizes = [str(size) for size in a.transcoder.config.prefix_sizes]
     return values_of(a, facts) | {
@@ -71,12 +71,12 @@ def sums_of(a: Accumulator, facts: Facts) -> dict:
     }
 
 
-def values_of(a: Accumulator, facts: Facts) -> dict[str, float]:
+def values_of(a: Accumulator, facts: RowStatistics) -> dict[str, float]:
     """METRICS, without intervals."""
     return {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
 
 
-def per_prefix(a: Accumulator, facts: Facts, alike: Sequence[Redundancy]) -> dict[str, dict]:
+def per_prefix(a: Accumulator, facts: RowStatistics, alike: Sequence[Redundancy]) -> dict[str, dict]:
     """Each prefix as a transcoder by itself: METRICS with intervals, dead latents, density, likeness of decoder rows."""
     found = {}
     for size, cut, redundant in zip(a.transcoder.config.prefix_sizes, a.prefixes(), alike, strict=True):
@@ -95,7 +95,7 @@ def _median(density: Tensor) -> float | None:
     return float(density[density > 0].median()) if density.any() else None
 
 
-def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
+def result_of(a: Accumulator, facts: RowStatistics, store: Store) -> dict:
     """The metrics as they are written to metrics.json, without intervals."""
     config, rows = a.transcoder.config, a.filled
     density = a.fired.cpu().double() / rows
@@ -132,7 +132,7 @@ def result_of(a: Accumulator, facts: Facts, store: Store) -> dict:
     }  # fmt: skip
 
 
-def saebench_explained_variance(a: Accumulator, facts: Facts) -> float:
+def saebench_explained_variance(a: Accumulator, facts: RowStatistics) -> float:
     """Explained variance as SAEBench 0.6 and SAELens calculate it, for placing older numbers only.
 
     Their denominator subtracts the square of the mean SQUARE of all entries, one number, from the mean squared norm, so
@@ -142,7 +142,7 @@ def saebench_explained_variance(a: Accumulator, facts: Facts) -> float:
     return float(1 - a.sse[:, -1].mean() / (mean_square - (mean_square / a.transcoder.config.d_out) ** 2))
 
 
-def _by_band(a: Accumulator, facts: Facts, found: dict[str, Tensor]) -> dict[str, dict[str, float | int]]:
+def _by_band(a: Accumulator, facts: RowStatistics, found: dict[str, Tensor]) -> dict[str, dict[str, float | int]]:
     return {
         name: {
             "rows": int(inside.sum()),
@@ -161,7 +161,7 @@ class ByDocument:
     resampled: Tensor | None
 
     @classmethod
-    def of(cls, accumulators: Sequence[Accumulator], facts: Facts) -> "ByDocument":
+    def of(cls, accumulators: Sequence[Accumulator], facts: RowStatistics) -> "ByDocument":
         columns = [side(a, facts) for a in accumulators for m in METRICS.values() for side in (m.over, m.under)]
         sums = by_document(facts.places.document, torch.stack(columns, dim=1))
         return cls(sums, resample(sums))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluate.metrics.accumulate import Accumulator
-from evaluate.rows import Facts
+from evaluate.rows import RowStatistics
 from store.shards.reader import Store
 
 WORST = 12
@@ -16,7 +16,7 @@ SIDE = 16
 """Tokens shown either side."""
 
 
-def worst_rows(a: Accumulator, facts: Facts, store: Store) -> list[dict]:
+def worst_rows(a: Accumulator, facts: RowStatistics, store: Store) -> list[dict]:
     """The rows with the largest squared error, one a document: where they stand, and their share of all that is left.
 
     `fvu` is the row's own: its squared error over its squared distance from the mean. `before`, `token` and `after` are

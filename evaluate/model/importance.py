@@ -10,11 +10,11 @@ from evaluate.intervals import MIN_DOCUMENTS, by_document, estimate, ratio, resa
 from evaluate.model.config import ImportanceConfig
 from evaluate.model.intervene import (
     Edit,
-    Spliced,
+    SplicedRows,
     check_latents,
 )
-from evaluate.model.splice import Place, check_restart, hidden_states, open_model, places_of, sample, sequences_of
-from evaluate.model.unembed import Unembedding, judge
+from evaluate.model.splice import SequencePlace, check_restart, hidden_states, open_model, places_of, sample, sequences_of
+from evaluate.model.unembed import Unembedding, ce_and_kl
 from evaluate.runs import open_both
 from harvest.model import LanguageModel
 from store.devices import resolve_device
@@ -51,14 +51,14 @@ def most_active(transcoder: Transcoder, store: Store, config: ImportanceConfig) 
     """The latents that fire most, or have the largest sum of activations, on these sequences."""
     score = torch.zeros(transcoder.config.d_sae, dtype=torch.float64)
     for part in sample(store, config.sequences):
-        spliced = Spliced.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error=True)
+        spliced = SplicedRows.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error=True)
         active = spliced.latents[~spliced.excluded].double()
         score += ((active > 0).double() if config.by == "density" else active).sum(0).cpu()
     return score.topk(min(config.count, len(score))).indices.tolist()
 
 
 def rank(
-    transcoder: Transcoder, store: Store, model: LanguageModel, latents: Sequence[int], places: Sequence[Place],
+    transcoder: Transcoder, store: Store, model: LanguageModel, latents: Sequence[int], places: Sequence[SequencePlace],
     keep_error: bool,
 ) -> list[dict]:  # fmt: skip
     """Each latent's delta CE when it alone is ablated, with its interval over documents; the costliest first."""
@@ -69,7 +69,7 @@ def rank(
             part = sequences_of(store, *place)
             if number == 0:
                 check_restart(model, unembedding, part)
-            spliced = Spliced.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error)
+            spliced = SplicedRows.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error)
             on = (spliced.latents[:, latents] > 0) & ~spliced.excluded[:, None]
             fired += on.sum(0).cpu()
             firing = on.any(0).nonzero().flatten().tolist()
@@ -79,7 +79,7 @@ def rank(
                 hidden_states(model, part.tokens, part.source.to(o.device) + o.view_as(part.target))[:, :-1][counted]
                 for o in outputs
             ])  # fmt: skip
-            surprise = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))[0].cpu()
+            surprise = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))[0].cpu()
             delta = torch.zeros(surprise.shape[1], len(latents), dtype=torch.float64)
             delta[:, firing] = (surprise[1:] - surprise[0]).T
             documents.append(part.document[:, :-1][counted])

@@ -73,7 +73,7 @@ def check_latents(latents: Sequence[int], d_sae: int) -> None:
 
 
 @dataclass(frozen=True)
-class Spliced:
+class SplicedRows:
     """The rows of some sequences as the transcoder sees them, and what stands in the MLP's place."""
 
     x: Float[Tensor, "rows d_in"]
@@ -85,7 +85,7 @@ class Spliced:
     @classmethod
     def of(
         cls, transcoder: Transcoder, norm: Norm, source: Tensor, target: Tensor, excluded: Tensor, keep_error: bool
-    ) -> "Spliced":
+    ) -> "SplicedRows":
         device = transcoder.W_dec.device
         source, target, excluded = source.flatten(0, 1).to(device), target.flatten(0, 1).to(device), excluded.flatten()
         x = transcoder.view(source, norm.to(device))
@@ -146,7 +146,7 @@ def effects(
     sites = model.run_layers(tokens, (recipe.layer,), (transcoder.config.source_site, transcoder.config.target_site))
     source, target = sites[recipe.layer].values()
     excluded = torch.isin(tokens, torch.tensor(recipe.excluded_tokens))
-    spliced = Spliced.of(transcoder, store.norm, source.float(), target.float(), excluded, config.keep_error)
+    spliced = SplicedRows.of(transcoder, store.norm, source.float(), target.float(), excluded, config.keep_error)
     resid, d_out = source.float(), target.shape[-1]
     put_in = (target.float(), spliced.output.view(1, -1, d_out), spliced.changed(transcoder, edits).view(1, -1, d_out))
     hidden = torch.stack([hidden_states(model, tokens, resid + output.to(resid.device))[0] for output in put_in])

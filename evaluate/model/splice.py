@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
-from evaluate.model.unembed import Unembedding, judge
+from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model import LanguageModel, load_model
 from harvest.pool import Lanes
 from store.shards.manifest import ShardEntry
@@ -62,10 +62,10 @@ def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequenc
     return (sequences_of(store, *place) for place in places_of(store, n_sequences, at_once))
 
 
-Place = tuple[ShardEntry, Int[Tensor, " sequences"]]
+SequencePlace = tuple[ShardEntry, Int[Tensor, " sequences"]]
 
 
-def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[Place]:
+def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[SequencePlace]:
     """Where those of `sample` lie."""
     shards = store.manifest.of_split("heldout")
     for number, shard in enumerate(shards):
@@ -132,7 +132,7 @@ def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequence
     logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
-    again = judge(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()
+    again = ce_and_kl(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()
     if abs(whole - again) > RESTART_TOLERANCE:
         raise ValueError(
             f"restarted from the cache, {model.name} has a cross-entropy of {again:.3f} nats where the whole model has "
@@ -143,7 +143,7 @@ def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequence
 @torch.no_grad()
 def splice(
     transcoders: Sequence[Transcoder], store: Store, model: LanguageModel, n_sequences: int, all_prefixes: bool
-) -> "Spliced":
+) -> "SpliceTable":
     """Every transcoder's output put in the MLP's place, on the same held-out sequences.
 
     Judged are predictions of a token that is not excluded at a token that is not.
@@ -163,7 +163,7 @@ def splice(
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
         hidden = torch.cat([_after(lane, part, outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
-        judged = judge(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
+        judged = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
         return part.document[:, :-1][counted], torch.cat(judged).T.cpu()
 
     def take(found: tuple[Tensor, Tensor]) -> None:
@@ -176,7 +176,7 @@ def splice(
     document = torch.unique(torch.cat(documents), return_inverse=True)[1]
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))
-    return Spliced([t.config.prefix_sizes for t in prepared], sums, resample(sums))
+    return SpliceTable([t.config.prefix_sizes for t in prepared], sums, resample(sums))
 
 
 def _after(
@@ -211,7 +211,7 @@ CLEAN, ZERO, MEAN, FIRST = range(4)
 
 
 @dataclass(frozen=True)
-class Spliced:
+class SpliceTable:
     """What splicing found, as sums by document: every figure in nats, with its interval."""
 
     prefix_sizes: Sequence[tuple[int, ...]]

@@ -50,7 +50,7 @@ class Unembedding:
 
 
 @torch.no_grad()
-def judge(
+def ce_and_kl(
     unembedding: Unembedding, hidden: Float[Tensor, "variants rows d"], following: Int[Tensor, " rows"]
 ) -> tuple[Float[Tensor, "variants rows"], Float[Tensor, "variants rows"]]:
     """Cross-entropy of the tokens that follow, and KL(first variant || variant), in nats, float64.

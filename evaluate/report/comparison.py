@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evaluate.metrics.worst import in_words
 from evaluate.report.figures import by_band, by_dimension, by_prefix, cosines, curves, densities, frontier, frontier_ce
-from evaluate.report.page import Shown, write_page
+from evaluate.report.page import Figure, write_page
 from evaluate.rows import FRONTIER_ROWS
 from store.shards.reader import Store
 
@@ -168,43 +168,43 @@ def write_report(path: Path, measured: Sequence[dict], store: Store, run: Path, 
     """Writes the page: verdict, table, figures, worst tokens, what was measured and what was checked."""
     winners = comparison.get("winners", {})
     figures = [
-        Shown(
+        Figure(
             "fvu_by_prefix", "FVU by prefix",
             "Each prefix is a transcoder by itself; a longer one should never be worse.", by_prefix(measured),
         ),
-        Shown(
+        Figure(
             "fvu_by_l0", "FVU against L0",
             f"Down and to the left is better. Lines, by threshold and by rank: on the first {FRONTIER_ROWS:,} rows. Dotted "
             "(prefixes) and level (trivial predictors): on all.",
             frontier(measured),
         ),
-        Shown(
+        Figure(
             "delta_ce_by_l0", "Delta CE against L0",
             "What its output in the MLP's place costs the model, threshold moved; bars: 95% intervals.",
             frontier_ce(measured),
         ),
-        Shown(
+        Figure(
             "fvu_by_position", "FVU by position", "Of the token in the model's context.",
             by_band(measured, "fvu_by_position", "position"),
         ),
-        Shown(
+        Figure(
             "fvu_by_token_rank", "FVU by frequency", "Tokens by how common they are in these rows; 1 is the commonest.",
             by_band(measured, "fvu_by_token_rank", "rank of the token"),
         ),
-        Shown(
+        Figure(
             "explained_by_dimension", "Explained variance by output dimension",
             "Of each dimension by itself, the best first; below 0 its mean would be the better prediction.",
             by_dimension(measured),
         ),
-        Shown(
+        Figure(
             "density", "How often features fire",
             "Share of the held-out rows, on a log scale; those that never fire are left out.", densities(measured),
         ),
-        Shown(
+        Figure(
             "decoder_cosines", "How alike decoder rows are", "Each latent's largest |cosine| with another.",
             cosines(measured),
         ),
-        Shown("training", "Training", "FVU of training batches.", curves(run)),
+        Figure("training", "Training", "FVU of training batches.", curves(run)),
     ]  # fmt: skip
     rows = [
         (label, note, [cell(m, key, form) for m in measured], winners.get(key))

@@ -61,7 +61,7 @@ def frontier(measured: Sequence[dict]) -> go.Figure:
     return figure
 
 
-def sweep(measured: Sequence[dict]) -> go.Figure:
+def sweep_frontier(measured: Sequence[dict]) -> go.Figure:
     """FVU against L0 of dictionaries trained alike: a line for each kind and width, a point for each run."""
     figure = _figure("mean L0", "FVU", xaxis={"rangemode": "tozero"}, yaxis={"rangemode": "tozero"})
     for line, colour in zip(dict.fromkeys(m["line"] for m in measured), cycle(COLOURS)):

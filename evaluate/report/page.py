@@ -20,7 +20,7 @@ MOST_POINTS = 40
 
 
 @dataclass(frozen=True)
-class Shown:
+class Figure:
     """A figure with what is said of it."""
 
     name: str
@@ -41,7 +41,7 @@ class Shown:
         return found
 
 
-def write_page(path: Path, template: str, figures: Sequence[Shown], **values: object) -> None:
+def write_page(path: Path, template: str, figures: Sequence[Figure], **values: object) -> None:
     """Writes a page that opens without a network, and beside it `figures/NAME.png` of each figure that has data."""
     drawn = [shown for shown in figures if shown.figure.data]
     environment = jinja2.Environment(

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from store.disk.remote import Place, Remote
+from store.disk.remote import Remote, StorePath
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """A full disk, and a user's full share of one."""
 
 
-def hash_file(digest: xxhash.xxh3_128, path: Place) -> None:
+def hash_file(digest: xxhash.xxh3_128, path: StorePath) -> None:
     """Adds a file's bytes to a digest, a piece at a time."""
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -36,7 +36,7 @@ def allow_open_files(n_files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def sizes_in(directory: Place) -> dict[str, int]:
+def sizes_in(directory: StorePath) -> dict[str, int]:
     """Bytes of each file of a folder, by name."""
     if isinstance(directory, Remote):
         return directory.sizes()
@@ -68,7 +68,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing_whole(path: Place, n_bytes: int | None = None) -> Iterator[Path]:
+def appearing_whole(path: StorePath, n_bytes: int | None = None) -> Iterator[Path]:
     """A name to write to; the file takes its place when the block ends, and leaves nothing behind when it fails.
 
     What goes to a remote place is written to a local temporary folder (TMPDIR) first. OSError when the disk is full,
@@ -112,7 +112,7 @@ def _renamed(path: Path) -> Iterator[Path]:
     fsync_directory(path.parent)
 
 
-def write_text(path: Place, text: str) -> None:
+def write_text(path: StorePath, text: str) -> None:
     """Replaces a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
@@ -121,7 +121,7 @@ def write_text(path: Place, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def write_tensors(path: Place, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: StorePath, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Replaces a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as partial:

@@ -12,7 +12,7 @@ from threading import Event, Thread
 
 import xxhash
 
-from store.disk.remote import Place, Remote
+from store.disk.remote import Remote, StorePath
 
 WRITER_LOCK = "writer.lock"
 
@@ -29,7 +29,7 @@ class WriterLock:
     been silent for SILENT seconds, by the file system's own clock; its holder gives a sign of life every BEAT seconds.
     """
 
-    def __init__(self, path: Path, store: Place | None = None) -> None:
+    def __init__(self, path: Path, store: StorePath | None = None) -> None:
         self.path, self.store = path, store or path.parent
         self.descriptor = self._locked()
         released = Event()
@@ -119,7 +119,7 @@ class RemoteLock:
         self.local.release()
 
 
-def lock_of(path: Place) -> WriterLock | RemoteLock:
+def lock_of(path: StorePath) -> WriterLock | RemoteLock:
     return RemoteLock(path) if isinstance(path, Remote) else WriterLock(path)
 
 
@@ -144,7 +144,7 @@ def _age(path: Path) -> float:
         probe.unlink()
 
 
-def writer_of(directory: Place) -> str | None:
+def writer_of(directory: StorePath) -> str | None:
     """Who writes a store, as far as its lock says; None where nobody does, or who did is gone."""
     try:
         words = (directory / WRITER_LOCK).read_text().split()

@@ -52,7 +52,7 @@ def filesystem(protocol: str) -> fsspec.AbstractFileSystem:
     except (ImportError, ValueError) as error:
         raise ValueError(f"{protocol}:// cannot be opened ({error}); install what it names into .venv") from None
     if protocol == "s3":
-        found.retries = 2  # of one part of an upload; `patiently` does the rest
+        found.retries = 2  # of one part of an upload; `with_retries` does the rest
     return found
 
 
@@ -88,7 +88,7 @@ class Remote:
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Makes the folder where that is more than a way of speaking, as it is with objects."""
         if self.protocol not in WHOLE_UPLOADS:
-            patiently(self, "made", lambda fs: fs.makedirs(self.path, exist_ok=True))
+            with_retries(self, "made", lambda fs: fs.makedirs(self.path, exist_ok=True))
 
     def exists(self) -> bool:
         try:
@@ -98,12 +98,12 @@ class Remote:
         return True
 
     def stat(self) -> Stat:
-        return Stat(patiently(self, "looked at", lambda fs: _fresh(fs, self).info(self.path))["size"])
+        return Stat(with_retries(self, "looked at", lambda fs: _fresh(fs, self).info(self.path))["size"])
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each object in this folder, by name, from one listing."""
         try:
-            found = patiently(self, "listed", lambda fs: _fresh(fs, self).ls(self.path, detail=True))
+            found = with_retries(self, "listed", lambda fs: _fresh(fs, self).ls(self.path, detail=True))
         except FileNotFoundError:
             return {}
         return {item["name"].rpartition("/")[2]: item["size"] for item in found if item["type"] == "file"}
@@ -113,19 +113,19 @@ class Remote:
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
-            patiently(self, "deleted", lambda fs: fs.rm_file(self.path))
+            with_retries(self, "deleted", lambda fs: fs.rm_file(self.path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def read_bytes(self) -> bytes:
-        return patiently(self, "read", lambda fs: _fresh(fs, self).cat_file(self.path))
+        return with_retries(self, "read", lambda fs: _fresh(fs, self).cat_file(self.path))
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
     def read_range(self, start: int, stop: int) -> bytes:
-        return patiently(self, "read", lambda fs: fs.cat_file(self.path, start=start, end=stop)) if stop > start else b""
+        return with_retries(self, "read", lambda fs: fs.cat_file(self.path, start=start, end=stop)) if stop > start else b""
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         assert mode == "rb"
@@ -135,7 +135,7 @@ class Remote:
         """Writes a small object that must not be there yet. FileExistsError when it is, with other content: our own is
         there when the answer to an earlier attempt was lost. hf:// only looks first, so two may both come through."""
         try:
-            patiently(self, "written", lambda fs: _fresh(fs, self).pipe_file(self.path, content, mode="create"))
+            with_retries(self, "written", lambda fs: _fresh(fs, self).pipe_file(self.path, content, mode="create"))
         except FileExistsError:
             if self.read_bytes() != content:
                 raise
@@ -154,7 +154,7 @@ class Remote:
             if found != size:
                 raise OSError(errno.EIO, f"{found} of {size} bytes arrived")
 
-        patiently(self, "written", put)
+        with_retries(self, "written", put)
 
 
 def _fresh(fs: fsspec.AbstractFileSystem, place: Remote) -> fsspec.AbstractFileSystem:
@@ -163,7 +163,7 @@ def _fresh(fs: fsspec.AbstractFileSystem, place: Remote) -> fsspec.AbstractFileS
     return fs
 
 
-def patiently(place: Remote, what: str, action: Callable[[fsspec.AbstractFileSystem], Any]) -> Any:
+def with_retries(place: Remote, what: str, action: Callable[[fsspec.AbstractFileSystem], Any]) -> Any:
     """What the action gives, after as many attempts as it takes. OSError naming the URL when they are used up."""
     fs, last = filesystem(place.protocol), None
     for attempt in range(ATTEMPTS):
@@ -239,9 +239,9 @@ class RemoteFile:
         """Nothing is held."""
 
 
-Place = Path | Remote
+StorePath = Path | Remote
 """Where a store, or a file of it, lies."""
 
 
-def parse_place(text: str) -> Place:
+def parse_store_path(text: str) -> StorePath:
     return Remote(text) if "://" in text else Path(text)

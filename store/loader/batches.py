@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from store.disk.files import allow_open_files
-from store.disk.remote import Place, Remote, RemoteFile
+from store.disk.remote import Remote, RemoteFile, StorePath
 from store.loader.schedule import Mix, Schedule, Window
 from store.shards.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
 from store.shards.manifest import Split
@@ -55,7 +55,7 @@ class Reader:
         self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
         item = [getattr(torch, store.manifest.recipe.dtype).itemsize for store in stores]
         self.row_bytes = [size * width for size, width in zip(item, self.widths, strict=True)]
-        self.files: dict[Place, LocalFile | RemoteFile] = {}
+        self.files: dict[StorePath, LocalFile | RemoteFile] = {}
         self.places: dict[tuple[int, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
         self.opening = Lock()
         allow_open_files(sum(map(len, self.shards)))

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.loader.batches import Batch, Reader, Windows
 from store.loader.schedule import Mix, Schedule
 from store.shards.manifest import ShardEntry, load_manifest
@@ -26,7 +26,7 @@ WINDOW_BYTES = 1 << 25
 class Ledger:
     """The training shards that a source store, and a target store, have had so far, gone ones included."""
 
-    def __init__(self, source: Place, target: Place | None = None) -> None:
+    def __init__(self, source: StorePath, target: StorePath | None = None) -> None:
         self.directories = [source] if target is None else [source, target]
         self.look()
 

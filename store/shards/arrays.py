@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from store.disk.remote import Place, Remote, RemoteFile
+from store.disk.remote import Remote, RemoteFile, StorePath
 
 CRC_BYTES = 4
 """A CRC32C that follows each chunk."""
@@ -74,12 +74,12 @@ def bytes_of(array: Tensor) -> memoryview:
     return array.view(-1).view(torch.uint8).numpy().data
 
 
-def open_file(path: Place) -> LocalFile | RemoteFile:
+def open_file(path: StorePath) -> LocalFile | RemoteFile:
     """A file to be read at positions, wherever it lies."""
     return RemoteFile(path) if isinstance(path, Remote) else LocalFile(path)
 
 
-def read_array(path: Place, place: ArrayPlace) -> Tensor:
+def read_array(path: StorePath, place: ArrayPlace) -> Tensor:
     """One whole array of a shard."""
     out = torch.empty(place.shape, dtype=place.dtype)
     file = open_file(path)

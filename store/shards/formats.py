@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.arrays import ArrayPlace
 from store.shards.safetensors_files import safetensors_places, write_safetensors
 from store.shards.zarr_files import COMPRESSIONS, write_zarr, zarr_places
@@ -20,7 +20,7 @@ class ShardFormat:
     suffix: str
     write: Callable[[Path, dict[str, Tensor]], tuple[int, str]]
     """Writes a new file; returns its bytes and its XXH3-128."""
-    places: Callable[[Place], dict[str, ArrayPlace]]
+    places: Callable[[StorePath], dict[str, ArrayPlace]]
     libraries: tuple[str, ...] = ()
     """What else decides the bytes, and so belongs in the recipe."""
 

@@ -7,7 +7,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from store.disk.files import write_text
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 
 FORMAT_VERSION = 1
 
@@ -146,14 +146,14 @@ class Pending(_Strict):
     entry: ShardEntry
 
 
-def save_manifest(directory: Place, manifest: Manifest) -> None:
+def save_manifest(directory: StorePath, manifest: Manifest) -> None:
     path = directory / MANIFEST
     if path.exists():
         write_text(directory / PREVIOUS, path.read_text())
     write_text(path, manifest.model_dump_json(indent=1) + "\n")
 
 
-def load_manifest(directory: Place) -> Manifest:
+def load_manifest(directory: StorePath) -> Manifest:
     """The manifest of a store. ValueError when there is none, or when it is damaged or of another version."""
     path = directory / MANIFEST
     if not path.exists():
@@ -174,7 +174,7 @@ def load_manifest(directory: Place) -> Manifest:
     return manifest
 
 
-def cure_of_manifest(directory: Place) -> str:
+def cure_of_manifest(directory: StorePath) -> str:
     """What to do about a manifest that is damaged or gone."""
     if (directory / PREVIOUS).exists():
         return f"copy {directory / PREVIOUS} over it: `make harvest` then goes on from there, with the last shard again"

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.manifest import Split
 from store.shards.reader import Store, open_store
 
 
-def open_pair(source: Place, target: Place | None) -> Store:
+def open_pair(source: StorePath, target: StorePath | None) -> Store:
     """The source's store with the target's beside it; the source's alone without a target.
 
     ValueError, with both fingerprints, when they were not harvested together, or not as far as each other.

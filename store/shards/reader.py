@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from store.disk.files import hash_file, sizes_in
-from store.disk.remote import Place, parse_place
+from store.disk.remote import StorePath, parse_store_path
 from store.shards.arrays import ArrayPlace, read_array
 from store.shards.formats import FORMATS
 from store.shards.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
@@ -20,7 +20,7 @@ from store.views import Norm
 class Store:
     """An activation store on disk, opened for reading: sizes checked, checksums not (that is `verify`)."""
 
-    directory: Place
+    directory: StorePath
     manifest: Manifest
     norm: Norm
     target: "Store | None" = None
@@ -42,9 +42,9 @@ class Store:
         return read_array(self.directory / shard.name, self.places(shard)[name])
 
 
-def open_store(directory: Place | str) -> Store:
+def open_store(directory: StorePath | str) -> Store:
     """The store in a directory. ValueError naming the shard when one is missing or has another size than recorded."""
-    directory = parse_place(directory) if isinstance(directory, str) else directory
+    directory = parse_store_path(directory) if isinstance(directory, str) else directory
     manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
@@ -53,7 +53,7 @@ def open_store(directory: Place | str) -> Store:
     return Store(directory=directory, manifest=manifest, norm=norm)
 
 
-def check_sizes(directory: Place, manifest: Manifest) -> None:
+def check_sizes(directory: StorePath, manifest: Manifest) -> None:
     """ValueError naming the first shard that is missing or has another size than recorded; a ring's deleted ones may be."""
     sizes = sizes_in(directory)
     for shard in present(directory, manifest).shards:
@@ -69,7 +69,7 @@ HASHERS = 4
 """Threads that read and hash; hashing leaves Python free."""
 
 
-def find_damage(directory: Place, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
+def find_damage(directory: StorePath, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
     """What is wrong with each damaged shard (of a split), by name: missing, of another size, or of another checksum."""
     shards = manifest.shards if split is None else manifest.of_split(split)
     with (
@@ -86,7 +86,7 @@ def find_damage(directory: Place, manifest: Manifest, split: Split | None = None
         return {shard.name: damage for shard, damage in found if damage is not None}
 
 
-def _damage_of(path: Place, shard: ShardEntry) -> str | None:
+def _damage_of(path: StorePath, shard: ShardEntry) -> str | None:
     if not path.exists():
         return "is missing"
     size = path.stat().st_size

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from store.disk.files import write_text
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.manifest import Manifest, Recipe, ShardEntry
 
 RING, TRAINED = "ring.json", "trained.json"
@@ -42,17 +42,17 @@ class Trained(BaseModel):
     """No further shard is needed."""
 
 
-def load_ring(directory: Place) -> Ring | None:
+def load_ring(directory: StorePath) -> Ring | None:
     """None where the store is no ring."""
     return _load(directory / RING, Ring)
 
 
-def load_trained(directory: Place) -> Trained | None:
+def load_trained(directory: StorePath) -> Trained | None:
     """None where no trainer has come yet."""
     return _load(directory / TRAINED, Trained)
 
 
-def _load(path: Place, kind):
+def _load(path: StorePath, kind):
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def _load(path: Place, kind):
         raise ValueError(f"{path} is damaged ({error.errors()[0]['msg']}); restore it, or delete the store") from None
 
 
-def save(directory: Place, state: Ring | Trained) -> None:
+def save(directory: StorePath, state: Ring | Trained) -> None:
     write_text(directory / (RING if isinstance(state, Ring) else TRAINED), state.model_dump_json() + "\n")
 
 
@@ -69,7 +69,7 @@ def number_of(shard: ShardEntry) -> int:
     return shard.first_sequence // shard.n_sequences
 
 
-def present(directory: Place, manifest: Manifest) -> Manifest:
+def present(directory: StorePath, manifest: Manifest) -> Manifest:
     """The manifest without the training shards that the harvester has deleted, or may delete at any moment."""
     ring = load_ring(directory)
     if ring is None:

@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.arrays import ArrayPlace, bytes_of
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I32": torch.int32}
@@ -52,7 +52,7 @@ def reserve(descriptor: int, n_bytes: int) -> None:
             raise
 
 
-def safetensors_places(path: Place) -> dict[str, ArrayPlace]:
+def safetensors_places(path: StorePath) -> dict[str, ArrayPlace]:
     """Each array's place. ValueError naming the file when its header is damaged or it is shorter than it says."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from store.disk.files import appearing_whole, refuse_unwritable, write_tensors, write_text
 from store.disk.lock import WRITER_LOCK, lock_of
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.arrays import read_array
 from store.shards.formats import FORMATS
 from store.shards.manifest import (
@@ -64,11 +64,11 @@ def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tu
     return {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm), kept
 
 
-def _lock_path(directory: Place, rank: int) -> Place:
+def _lock_path(directory: StorePath, rank: int) -> StorePath:
     return directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK)
 
 
-def refuse_what_cannot_be_written(directory: Place, rank: int = 0) -> None:
+def refuse_what_cannot_be_written(directory: StorePath, rank: int = 0) -> None:
     """ValueError when another process writes the store, or its folder could not be made; nothing is written to know."""
     if isinstance(directory, Path):
         refuse_unwritable(directory, "store", "STORE")
@@ -77,7 +77,7 @@ def refuse_what_cannot_be_written(directory: Place, rank: int = 0) -> None:
         lock_of(lock).release()
 
 
-def holds_shards(directory: Place, manifest: Manifest) -> bool:
+def holds_shards(directory: StorePath, manifest: Manifest) -> bool:
     """Whether a store has anything that another harvest in its place would lose."""
     return bool(manifest.shards) or any(directory.glob("shard-*"))
 
@@ -90,7 +90,7 @@ class StoreWriter:
     another process is writing it.
     """
 
-    def __init__(self, directory: Place, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, directory: StorePath, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
         self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
         self.format = FORMATS[recipe.format]
         directory.mkdir(parents=True, exist_ok=True)
@@ -191,10 +191,10 @@ class StoreWriter:
             self._enter(pending, self._sums_of(pending.entry))
             self._pending_path(number).unlink()
 
-    def _path(self, number: int) -> Place:
+    def _path(self, number: int) -> StorePath:
         return self.directory / f"shard-{number:05d}{self.format.suffix}"
 
-    def _pending_path(self, number: int) -> Place:
+    def _pending_path(self, number: int) -> StorePath:
         return self.directory / f"shard-{number:05d}.entry.json"
 
     def _pending(self, number: int) -> Pending | None:
@@ -213,7 +213,7 @@ class StoreWriter:
         names = (name for name in places if name.startswith(("sum.", "sum_of_squares.")))
         return {name: read_array(path, places[name]) for name in names}
 
-    def _publish(self, path: Place, arrays: dict[str, Tensor]) -> tuple[int, str]:
+    def _publish(self, path: StorePath, arrays: dict[str, Tensor]) -> tuple[int, str]:
         needed = sum(array.numel() * array.element_size() for array in arrays.values())
         with appearing_whole(path, needed) as partial:
             return self.format.write(partial, arrays)

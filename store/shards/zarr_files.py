@@ -21,7 +21,7 @@ import xxhash
 from torch import Tensor
 
 from store.disk.files import hash_file
-from store.disk.remote import Place
+from store.disk.remote import StorePath
 from store.shards.arrays import CRC_BYTES, INDEX_BYTES, ArrayPlace, Chunks
 
 ZARR_TYPES = {torch.bfloat16: "uint16", torch.float32: "float32", torch.float64: "float64", torch.int32: "int32"}
@@ -158,7 +158,7 @@ def _crc(content: bytes) -> bytes:
     return google_crc32c.value(content).to_bytes(CRC_BYTES, "little")
 
 
-def zarr_places(path: Place) -> dict[str, ArrayPlace]:
+def zarr_places(path: StorePath) -> dict[str, ArrayPlace]:
     """Each array's place. ValueError naming the file when it is cut short or not laid out as FORMAT.md says."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:

@@ -35,20 +35,20 @@ class Forward:
         rows, groups = len(x), len(self.transcoder.config.prefix_sizes)
         bags = cut_into_bags(entries, self.group_of, groups, rows)
         latent, value = (part.index_select(0, bags.order) for part in (entries.latent, entries.value))
-        recon = self.over_all(bag_sums(self.transcoder.W_dec, latent, bags.starts, value)).view(groups, rows, -1)
+        recon = self.all_reduce(bag_sums(self.transcoder.W_dec, latent, bags.starts, value)).view(groups, rows, -1)
         recon[0] += self.transcoder.offset(x)
         for group in range(1, groups):
             recon[group] += recon[group - 1]
         if self.transcoder.config.standardised:
             recon = torch.stack([self.transcoder.scaled_back(part, x) for part in recon])
-        return recon, self.over_all(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows).cumsum(0)
+        return recon, self.all_reduce(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows).cumsum(0)
 
-    def over_all(self, sums: Tensor) -> Tensor:
+    def all_reduce(self, sums: Tensor) -> Tensor:
         """The sums over all latents; these are all, unless the transcoder is part of one."""
         return sums
 
 
-class Family:
+class SharedEncoder:
     """Forwards of one encoder at several thresholds: one scan above the lowest of them serves all."""
 
     def __init__(self, members: Sequence[Forward]) -> None:
@@ -66,7 +66,7 @@ class Family:
             yield found.where(found.value > member.cutoff.index_select(0, found.latent))
 
 
-def kinship(t: Transcoder) -> tuple:
+def encoder_key(t: Transcoder) -> tuple:
     """Equal for transcoders whose entries differ by their thresholds alone."""
     same = (t.W_enc.data_ptr(), t.b_enc.data_ptr(), t.config.view, t.config.standardised)
     return same if t.config.activation == "threshold" else (id(t),)

@@ -16,7 +16,7 @@ import torch
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import result_of
-from store.cli import command, parse, parse_count
+from store.cli import one_line_errors, parse, parse_count
 from store.disk.files import write_text
 from store.loader.batches import batches
 from store.shards.reader import Store, open_store
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/ablation"))
     parser.add_argument("--only", nargs="*", choices=[*VARIANTS, MOVING], default=[*VARIANTS, MOVING])
     options = parser.parse_args()
-    with command("ablation"):
+    with one_line_errors("ablation"):
         store = open_store(options.store)
         base = parse(TrainConfig, "ablation", expand(["--preset", "demo", "--tokens", str(options.tokens)]))
         base = replace(base, lr=options.lr or base.lr)

@@ -16,7 +16,7 @@ import torch
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.model.splice import hidden_states, sample
-from evaluate.model.unembed import Unembedding, judge
+from evaluate.model.unembed import Unembedding, ce_and_kl
 from evaluate.rows import rows_in_order
 from harvest.model import LanguageModel, load_model
 from store.shards.reader import Store, open_store
@@ -62,7 +62,7 @@ def sliced(
     clean: torch.Tensor,
 ) -> None:
     hidden = [hidden_states(model, tokens, resid_post)[0, :-1] for _ in range(VARIANTS)]
-    judge(unembedding, torch.stack([clean, *hidden]), tokens[0, 1:])
+    ce_and_kl(unembedding, torch.stack([clean, *hidden]), tokens[0, 1:])
 
 
 def restarts(store: Store, layers: list[int], rounds: int, clock: Callable[[], float]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from store.cli import command
+from store.cli import one_line_errors
 from store.devices import native_bfloat16, resolve_device
 from store.loader.batches import batches
 from store.shards.reader import Store, open_store
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=200, help="that are timed from the store")
     options = parser.parse_args()
-    with command("bench-gpu"), tempfile.TemporaryDirectory() as folder:
+    with one_line_errors("bench-gpu"), tempfile.TemporaryDirectory() as folder:
         device = resolve_device(options.device)
         sizes = Sizes(options.d, options.d_sae, options.k, options.batch, options.steps)
         print(report(sizes, device, Path(folder)))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import result_of
-from store.cli import command, parse, parse_count
+from store.cli import one_line_errors, parse, parse_count
 from store.loader.batches import batches
 from store.shards.manifest import Split
 from store.shards.reader import Store, open_store
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--quality-batch", type=int, default=512)
     parser.add_argument("--only", nargs="*", choices=PEERS, default=list(PEERS))
     options = parser.parse_args()
-    with command("bench-peers"), tempfile.TemporaryDirectory() as folder:
+    with one_line_errors("bench-peers"), tempfile.TemporaryDirectory() as folder:
         store = open_store(options.store)
         if options.rounds:
             speed(store, options.python, Path(folder), options.batch, options.rounds)

@@ -7,7 +7,7 @@ from datasets import IterableDataset
 
 from harvest import corpus
 from harvest.config import HarvestConfig
-from harvest.corpus import docstrings, documented_versions, open_corpus, steadily
+from harvest.corpus import docstrings, documented_versions, open_corpus, resuming
 
 
 def first(config: HarvestConfig, n: int, start: int = 0) -> list[str]:
@@ -91,4 +91,4 @@ def test_a_document_that_is_no_text_is_named(tmp_path, record):
     path = tmp_path / "odd.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n' + record + "\n")
     with pytest.raises(ValueError, match=r"(document 2 of|data set) \S*odd\.jsonl cannot be read.*mend the file"):
-        list(steadily(open_corpus(HarvestConfig(dataset=str(path))), 0))
+        list(resuming(open_corpus(HarvestConfig(dataset=str(path))), 0))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harvest.config import SITES
-from harvest.corpus import RETRIES, Corpus, steadily
+from harvest.corpus import RETRIES, Corpus, resuming
 from harvest.loop import harvest
 from store.cli import parse_layers
 from store.shards.reader import open_store
@@ -113,7 +113,7 @@ def broken(failures: int) -> Corpus:
 def test_a_broken_stream_is_opened_again_where_it_broke(caplog):
     waits = []
     with caplog.at_level(logging.WARNING):
-        assert list(steadily(broken(3), 2, waits.append)) == [str(number) for number in range(2, 10)]
+        assert list(resuming(broken(3), 2, waits.append)) == [str(number) for number in range(2, 10)]
     assert waits == [1, 2, 4]
     assert "broke off at document 5 (ConnectionError: reset by peer)" in caplog.text
 
@@ -122,7 +122,7 @@ def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(conf
     from harvest import corpus
 
     with pytest.raises(ValueError, match=f"broke off at document 5 and {RETRIES} retries failed"):
-        list(steadily(broken(RETRIES + 1), 0, lambda seconds: None))
+        list(resuming(broken(RETRIES + 1), 0, lambda seconds: None))
     harvest(replace(config, tokens=2 * 512))
     opened = corpus.open_corpus(config)
 
@@ -132,7 +132,7 @@ def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(conf
 
     monkeypatch.setattr("harvest.loop.open_corpus", lambda config: Corpus(opened.name, opened.revision, fails))
     monkeypatch.setattr("harvest.corpus.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("harvest.loop.steadily", lambda c, start: steadily(c, start, lambda seconds: None))
+    monkeypatch.setattr("harvest.loop.resuming", lambda c, start: resuming(c, start, lambda seconds: None))
     with pytest.raises(ValueError, match="finished shards are kept"):
         harvest(config)
     assert len(open_store(config.directory).manifest.shards) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from harvest import repair as care
 from harvest.config import HarvestConfig
-from harvest.corpus import steadily
+from harvest.corpus import resuming
 from harvest.loop import harvest
 from store.disk.lock import WriterLock
 from tests.conftest import make_store
@@ -92,7 +92,7 @@ def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again
         return replace(corpus, documents=documents)
 
     monkeypatch.setattr(care, "open_corpus", breaks)
-    monkeypatch.setattr(care, "steadily", lambda corpus, start: steadily(corpus, start, lambda seconds: None))
+    monkeypatch.setattr(care, "resuming", lambda corpus, start: resuming(corpus, start, lambda seconds: None))
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert not failures
     assert files_of(config.store) == before

@@ -27,7 +27,7 @@ class OnDevice(TorchDispatchMode):
 
 @pytest.fixture
 def never_waiting(monkeypatch):
-    monkeypatch.setattr(TrainingTranscoder, "may_wait", lambda self, step: False)
+    monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: False)
 
 
 def steps_without_values(store, monkeypatch, steps: range, n_dead: int = 7, **changes) -> None:
@@ -73,7 +73,7 @@ def test_a_step_that_does_not_wait_equals_one_that_does_and_the_dense_reference(
     x, y = waiting.normalise(batch.source, batch.target)
     loss, expected = reference.step(waiting, x, y, waiting.dead, [5, 13, 40])
     result = waiting.step_gradients(batch.source, batch.target)
-    monkeypatch.setattr(TrainingTranscoder, "may_wait", lambda self, step: False)
+    monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: False)
     other.listed_dead = None
     found = other.step_gradients(batch.source, batch.target)
     assert not other.watch.missed
@@ -150,7 +150,7 @@ def test_listed_latents_that_live_again_are_left_alone_and_others_wait_for_the_n
 
 
 def test_a_run_that_is_continued_between_two_lists_helps_the_latents_of_the_last_one(store, monkeypatch):
-    monkeypatch.setattr(TrainingTranscoder, "may_wait", lambda self, step: step % WAIT_EVERY == 0)
+    monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: step % WAIT_EVERY == 0)
     config = make_config(aux_weight=1.0)
     whole, continued = make_module(store, config), make_module(store, config)
     batch = first_batch(store, config)

@@ -38,9 +38,9 @@ class BatchTopK(Activation):
         self.register_buffer("last", torch.full((), -1.0))
         self.register_buffer("weight", torch.zeros(()))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
         wanted = self.k * len(x) * self.ranks.rows.world
-        if not may_wait:
+        if not may_sync:
             return self._select_uncounted(x, encoder, b_enc, wanted)
         cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))
         entries = scan(x, encoder, b_enc, cutoff, self.candidates)

@@ -21,7 +21,7 @@ class JumpReLU(Activation):
         self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
         self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
         if torch.isinf(self.log_threshold[0]):
             self.log_threshold.data.fill_(self.kth_of_sample(x, encoder, b_enc).log())
         threshold = self.log_threshold.detach().exp()

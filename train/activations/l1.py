@@ -61,7 +61,7 @@ class L1(Activation):
 class ReLU(L1):
     """All positive pre-activations."""
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
         entries = self.positive(x, encoder, b_enc)
         return Selection(entries, entries.value)
 
@@ -84,7 +84,7 @@ class Gated(L1):
         self.r_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
         self.b_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_wait: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
         entries = self.positive(x, encoder, b_enc)
         self.projected = entries.value - b_enc.index_select(0, entries.latent)
         self.scale = self.r_mag.exp().index_select(0, entries.latent)

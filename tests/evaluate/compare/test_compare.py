@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evaluate.compare.commands import compare_runs, evaluate_run
-from evaluate.compare.frontier import Dial
+from evaluate.compare.frontier import ThresholdTuner
 from evaluate.compare.measure import measure
-from evaluate.compare.verdict import judge, winner
+from evaluate.compare.verdict import name_winners, winner
 from evaluate.config import EvaluateConfig
 from store.shards.reader import Store, open_store
 from store.transcoders.gemma_scope import save_scope2
@@ -79,13 +79,13 @@ def test_reconstruction_is_judged_at_equal_l0_only(trained, store):
     assert at_equal_l0["l0"][0] == pytest.approx(measured[1]["l0_mean"], rel=0.05)
     assert at_equal_l0["fvu"][0] == pytest.approx(measured[1]["fvu"], rel=0.02)  # the same transcoder, moved back
     at_equal_l0["l0"] = [96.0, 6.0]
-    assert set(judge(measured, store)["winners"].values()) == {"not judged: no equal L0 could be reached"}
+    assert set(name_winners(measured, store)["winners"].values()) == {"not judged: no equal L0 could be reached"}
 
 
 def test_a_threshold_is_moved_only_where_that_brings_the_l0s_nearer(trained, store, monkeypatch):
     ours = Transcoder.load(trained.run)
-    right = Dial.at
-    monkeypatch.setattr(Dial, "at", lambda dial, l0: right(dial, 1.5 * l0))
+    right = ThresholdTuner.at
+    monkeypatch.setattr(ThresholdTuner, "at", lambda dial, l0: right(dial, 1.5 * l0))
     matched = measure(replace(trained, frontier=False), store, [ours, ours])[1]["matched"]
     assert matched["l0"][0] == matched["l0"][1]
     assert matched["minus_ours"]["fvu"] == {"value": 0, "ci95": [0, 0]}
@@ -134,9 +134,9 @@ def test_no_winner_where_the_frontiers_say_the_contrary(trained, store):
     matched = measured[1]["matched"]["minus_ours"]
     matched["fvu"]["ci95"] = [0.01, 0.02]
     measured[1]["at_equal_l0"]["fvu"] = [{"l0": 4.0, "minus_ours": {"value": -0.1, "ci95": [-0.2, -0.1]}}]
-    assert judge(measured, store)["winners"]["fvu"].startswith("not judged: read off the frontiers")
+    assert name_winners(measured, store)["winners"]["fvu"].startswith("not judged: read off the frontiers")
     measured[1]["at_equal_l0"]["fvu"][0]["minus_ours"]["ci95"] = [0.1, 0.2]
-    assert judge(measured, store)["winners"]["fvu"] == "ours"
+    assert name_winners(measured, store)["winners"]["fvu"] == "ours"
 
 
 def test_several_folders_are_measured_and_the_first_is_judged(trained, store):
@@ -158,7 +158,7 @@ def test_a_winner_is_named_only_where_the_interval_excludes_zero():
 
 def test_a_transcoder_ties_with_itself(trained, store):
     ours = Transcoder.load(trained.run)
-    judged = judge(measure(trained, store, [ours, ours]), store)
+    judged = name_winners(measure(trained, store, [ours, ours]), store)
     assert set(judged["winners"].values()) == {"tie"}
 
 

@@ -13,7 +13,7 @@ import torch
 from evaluate.compare.commands import compare_runs
 from evaluate.compare.layers import verdict_of
 from evaluate.features.config import CompareLayersConfig
-from evaluate.features.partners import compare_layers
+from evaluate.features.partners import match_features
 from evaluate.metrics.overlap import LEAST, Firing, decoder_overlap, decoder_partners, firing_of, largest_cosines, overlap
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
@@ -116,7 +116,7 @@ def test_one_folder_for_several_layers_is_refused(layers):
 
 def test_every_feature_gets_the_partner_that_a_dense_count_gives(layers):
     config = CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device="cpu")
-    folder = compare_layers(config)
+    folder = match_features(config)
     pairs = pq.read_table(folder / "pairs-1-2.parquet").to_pylist()
     fired = []
     for layer in (1, 2):
@@ -154,4 +154,4 @@ def test_decoder_partners_are_the_nearest_rows_with_their_sign():
 
 def test_one_layer_is_not_compared_with_itself():
     with pytest.raises(ValueError, match="two or more"):
-        compare_layers(CompareLayersConfig(layer=8))
+        match_features(CompareLayersConfig(layer=8))

@@ -10,7 +10,7 @@ from evaluate.compare.measure import measure
 from evaluate.compare.trivial import fit, least_squares, low_rank, predict_mean
 from evaluate.model import splice as splicing
 from evaluate.model.splice import hidden_states, sample, splice
-from evaluate.model.unembed import Unembedding, judge
+from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model import LanguageModel, load_model
@@ -77,7 +77,7 @@ def test_slices_of_the_vocabulary_give_what_the_whole_gives(monkeypatch, softcap
     if softcap:
         logits = torch.tanh(logits / softcap) * softcap
     log_p = logits.log_softmax(-1)
-    surprise, divergence = judge(Unembedding(weight, softcap), hidden, following)
+    surprise, divergence = ce_and_kl(Unembedding(weight, softcap), hidden, following)
     expected = -log_p.gather(2, following.expand(3, 5)[..., None]).squeeze(2)
     torch.testing.assert_close(surprise, expected, rtol=1e-5, atol=1e-5)
     apart = (log_p[0].exp() * (log_p[0] - log_p)).sum(-1)
@@ -184,7 +184,7 @@ def test_the_sample_is_spread_over_the_heldout_shards(cached):
 def test_kl_and_cross_entropy_by_hand():
     """Two tokens at even odds against 1 : 3."""
     odds = torch.tensor([[1.0], [3.0]]).log()
-    surprise, divergence = judge(Unembedding(odds, None), torch.tensor([[[0.0]], [[1.0]]]), torch.tensor([1]))
+    surprise, divergence = ce_and_kl(Unembedding(odds, None), torch.tensor([[[0.0]], [[1.0]]]), torch.tensor([1]))
     assert surprise[:, 0].tolist() == pytest.approx([torch.tensor(2.0).log().item(), torch.tensor(4 / 3).log().item()])
     assert divergence[:, 0].tolist() == pytest.approx([0, 0.5 * torch.tensor(4 / 3).log().item()], abs=1e-6)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.compare.commands import publish
-from evaluate.compare.verdict import judge
+from evaluate.compare.verdict import name_winners
 from evaluate.metrics.results import METRICS
 from evaluate.report.comparison import verdict
 from store.shards.reader import Store
@@ -65,7 +65,7 @@ def report(tmp_path_factory) -> Path:
     (run / "training_log.jsonl").write_text("".join(lines))
     both = [measured("ours <script>alert(1)</script>", 0.2, store), measured("the other", 0.25, store, prefixes=1)]
     (folder / "out").mkdir()
-    publish(folder / "out", both, store, run, judge(both, store))
+    publish(folder / "out", both, store, run, name_winners(both, store))
     return folder / "out" / "report.html"
 
 

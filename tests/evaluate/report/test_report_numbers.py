@@ -10,7 +10,7 @@ import pytest
 
 from evaluate.features.analyze import analyze
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig
-from evaluate.features.partners import compare_layers
+from evaluate.features.partners import match_features
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.browse.test_browse import (
@@ -214,7 +214,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):  # noqa: F811
-    folder = compare_layers(CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device="cpu"))
+    folder = match_features(CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device="cpu"))
     report = tables((folder / "report.md").read_text())
     a, b = (firing(layers.store / f"layer{n}", layers.store / f"run{n}") for n in (1, 2))
     writes = [Transcoder.load(layers.store / f"run{n}").W_dec.double().numpy() for n in (1, 2)]

@@ -16,7 +16,7 @@ import torch
 from harvest.plan import write_seconds
 from store.disk import remote
 from store.disk.lock import RemoteLock
-from store.disk.remote import Remote, parse_place
+from store.disk.remote import Remote, parse_store_path
 from store.loader.batches import batches
 from store.shards.arrays import LocalFile
 from store.shards.manifest import load_manifest
@@ -111,8 +111,8 @@ def on_disk(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_url_is_told_from_a_folder():
-    assert parse_place("data/x") == Path("data/x")
-    store = parse_place("s3://bucket/a/store/")
+    assert parse_store_path("data/x") == Path("data/x")
+    store = parse_store_path("s3://bucket/a/store/")
     assert (str(store), store.name, str(store.parent), str(store / "b")) == (
         "s3://bucket/a/store", "store", "s3://bucket/a", "s3://bucket/a/store/b",
     )  # fmt: skip
@@ -191,7 +191,7 @@ def test_what_does_not_pass_is_one_error_that_names_the_object(monkeypatch):
 
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.001)
     with pytest.raises(OSError, match=r"memory://a/b could not be read in 7 attempts \(OSError\('it rains'\)\)"):
-        remote.patiently(Remote("memory://a/b"), "read", fails)
+        remote.with_retries(Remote("memory://a/b"), "read", fails)
     assert len(calls) == remote.ATTEMPTS
 
 
