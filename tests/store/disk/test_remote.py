@@ -85,7 +85,7 @@ def trouble():
             patch.setenv(key, value)
         patch.setattr(remote, "FIRST_PAUSE", 0.01)
         remote.filesystem.cache_clear()
-        remote.filesystem("s3").mkdir("bucket")
+        remote.filesystem("s3").makedirs("bucket", exist_ok=True)  # moto keeps buckets while the process lives
         yield proxied
         fsspec.filesystem("s3").clear_instance_cache()
         remote.filesystem.cache_clear()
