@@ -10,6 +10,7 @@ from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, Feature
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
 from store.cli import one_line_errors, parse_subcommand
+from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "metrics": (EvaluateConfig, "evaluate.compare.commands", "evaluate_run"),
@@ -28,15 +29,15 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 """By name: its options, and the function that does it (imported only when it is asked for)."""
 SHOWN = (
     "index.html",
-    "report.html",
-    "summary.txt",
-    "report.md",
-    "metrics.json",
-    "comparison.json",
-    "features.parquet",
-    "collection_summary.json",
-    "items.jsonl",
-    "scores.json",
+    REPORT,
+    SUMMARY,
+    REPORT_MARKDOWN,
+    METRICS,
+    COMPARISON,
+    FEATURES,
+    COLLECTION_SUMMARY,
+    ITEMS,
+    SCORES,
 )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
@@ -63,8 +62,8 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
     harvest = harvest_config(config, manifest)
     corpus = open_corpus(harvest)
     model = load_model(recipe.model, recipe.layer, resolve_device(config.device),
-                       getattr(torch, recipe.compute_dtype), revision_on_hub(manifest))  # fmt: skip
-    now = recipe_of(harvest, recipe.layer, corpus, model, getattr(torch, recipe.compute_dtype))
+                       recipe.torch_compute_dtype, revision_on_hub(manifest))  # fmt: skip
+    now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
     if now != recipe:
         raise ValueError(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
     lanes = Lanes(model)

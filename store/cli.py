@@ -6,7 +6,6 @@ import errno
 import inspect
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,25 +16,14 @@ import tyro
 from docstring_parser import parse_from_object
 from tyro.constructors import PrimitiveConstructorSpec
 
+from store.counts import parse_count
 from store.disk.remote import Remote, StorePath, parse_store_path
 from store.layout import default_store
 
 INTERRUPTED = 130
 
-MOST = 10**15
 
 T = TypeVar("T")
-
-
-def parse_count(text: str) -> int:
-    """The number in `300000`, `300_000`, `300K`, `16.4M` or `1B`. ValueError for anything else."""
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMbB]?)", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a count; write it like 300000, 300K or 16.4M")
-    count = float(match[1].replace("_", "")) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
-    if count > MOST:
-        raise ValueError(f"{text!r} is more than {MOST:,}, the largest count")
-    return round(count)
 
 
 Count = Annotated[

@@ -1,10 +1,50 @@
-"""Where things lie by default, and the names of a run's files."""
+"""Where things lie: the default folders, and the name of every file of a run (FORMAT.md describes them)."""
 
 import re
 from pathlib import Path
 
-CONFIG, WEIGHTS = "config.json", "transcoder.safetensors"
-"""The files of a transcoder."""
+CONFIG = "config.json"
+"""The transcoder: what it is."""
+WEIGHTS = "transcoder.safetensors"
+"""The transcoder: its arrays."""
+TRAIN_CONFIG = "train_config.json"
+"""The options that it is trained with; there from the first step on."""
+TRAINING_LOG = "training_log.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+TRAIN_LOCK = "train.lock"
+
+EVALUATION = "evaluation"
+"""Folder of `evaluate metrics`."""
+METRICS = "metrics.json"
+COMPARISON_FOLDER = "comparison"
+"""Folder of `evaluate compare`."""
+COMPARISON = "comparison.json"
+OURS_METRICS = "ours_metrics.json"
+GOOGLE_METRICS = "google_metrics.json"
+"""Figures of the first baseline, whoever made it."""
+SUMMARY = "summary.txt"
+REPORT = "report.html"
+REPORT_MARKDOWN = "report.md"
+FIGURES = "figures"
+"""Folder of a report's figures as PNG files."""
+
+SAMPLES = "activation_samples"
+"""Folder of `evaluate features`."""
+FEATURES = "features.parquet"
+COLLECTION_SUMMARY = "collection_summary.json"
+ANALYSIS = "analysis"
+"""Folder of `evaluate analyze`."""
+
+INTERVENTION = "intervention.json"
+IMPORTANCE = "importance.json"
+
+JUDGE = "judge"
+"""Folder of `evaluate judge-export`, `judge` and `judge-score`."""
+EXPLAIN = "explain.jsonl"
+ITEMS = "items.jsonl"
+EXPLANATIONS = "explanations.jsonl"
+ANSWERS = "answers.jsonl"
+SCORES = "scores.json"
 
 
 def model_slug(model: str) -> str:

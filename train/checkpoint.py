@@ -16,7 +16,6 @@ from train.config import TrainConfig
 from train.module import TrainingTranscoder
 from train.optimizer import load_state, state_of
 
-CHECKPOINT = "checkpoint.safetensors"
 NOT_PART_OF_THE_RUN = (
     "store", "target_store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
     "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "shard_dictionary", "check",

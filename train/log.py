@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from store.disk.files import write_text
 from store.disk.remote import Remote
-from store.layout import CONFIG, WEIGHTS
+from store.layout import CONFIG, TRAINING_LOG, WEIGHTS
 from train.config import TrainConfig
 
-LOG = "training_log.jsonl"
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -42,7 +41,7 @@ class TrainingLog:
     """One line of JSON, one wandb step and one state of the bar for each record; a silent one writes nothing."""
 
     def __init__(self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False) -> None:
-        self.config, self.path = config, config.run_directory / LOG
+        self.config, self.path = config, config.run_directory / TRAINING_LOG
         mode = "disabled" if silent else wandb_mode()
         self.wandb: Any = None if mode == "disabled" else _wandb_run(config, mode)
         if not silent:

@@ -11,6 +11,7 @@ import torch
 
 from store.devices import native_bfloat16, resolve_device
 from store.disk.lock import WriterLock
+from store.layout import TRAIN_LOCK
 from store.loader.batches import Batch, batches
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
@@ -25,8 +26,6 @@ from train.follow import Following
 from train.module import TrainingTranscoder
 from train.parallel import Ranks, join
 from train.run import Run, already_trained
-
-TRAIN_LOCK = "train.lock"
 
 log = logging.getLogger(__name__)
 

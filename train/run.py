@@ -16,7 +16,7 @@ from evaluate.features.config import FeaturesConfig
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import sums_of
 from store.disk.files import write_text
-from store.layout import CONFIG, WEIGHTS
+from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
 from store.sparse.scan import scan
@@ -31,7 +31,6 @@ from train.optimizer import make_optimizer, update
 from train.sharded import ShardedForward
 from train.watch import SPIKE
 
-TRAIN_CONFIG = "train_config.json"
 NONFINITE = "nonfinite.safetensors"
 MISSED = (
     "because the threshold moved too far in one step to find the k * rows largest latents; try a lower --lr or a warm-up"
@@ -83,7 +82,7 @@ class Run:
     def __init__(self, config: TrainConfig, store: Store, module: TrainingTranscoder, identity: dict) -> None:
         self.config, self.store, self.module, self.identity = config, store, module, identity
         self.folder, self.ranks = config.run_directory, module.ranks
-        self.path = self.folder / checkpoint.CHECKPOINT
+        self.path = self.folder / CHECKPOINT
         self.optimizer = make_optimizer(module, config.lr)
         self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
         if self.done:

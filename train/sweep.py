@@ -8,6 +8,7 @@ from evaluate.report.figures import sweep_frontier
 from evaluate.report.images import write_images
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.layout import SUMMARY
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from train.config import SweepConfig, TrainConfig
@@ -36,9 +37,9 @@ def sweep(config: SweepConfig) -> str:
     folder = config.run_directory
     write_text(folder / "summary.json", json.dumps(measured, indent=1) + "\n")
     text = summary(measured, store)
-    write_text(folder / "summary.txt", text)
+    write_text(folder / SUMMARY, text)
     [plot] = write_images(folder, {"frontier": sweep_frontier(measured)})
-    return "\n".join([text, str(folder / "summary.txt"), str(folder / "summary.json"), f"{plot}\n"])
+    return "\n".join([text, str(folder / SUMMARY), str(folder / "summary.json"), f"{plot}\n"])
 
 
 def _heldout(config: TrainConfig) -> Store:

@@ -15,6 +15,7 @@ from evaluate.browse.pages import Pages
 from evaluate.browse.server import STATIC
 from evaluate.features.reader import Damaged
 from store.disk.files import write_text
+from store.layout import REPORT
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def export(config: ExportConfig) -> Path:
         write(lambda run=run: pages.run(run.name), "run", run.name)
         for kind in run.reports:
             (out / "report" / run.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(run.folder / kind / "report.html", out / "report" / run.name / f"{kind}.html")
+            shutil.copy(run.folder / kind / REPORT, out / "report" / run.name / f"{kind}.html")
         if run.has_features:
             write(lambda run=run: pages.features(run.name, {}), "features", run.name)
             write(lambda run=run: pages.tree(run.name, {}), "tree", run.name)

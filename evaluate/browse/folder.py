@@ -6,15 +6,28 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluate.features.config import PARQUET, SUMMARY
 from evaluate.features.reader import Damaged, Features, NotFound, open_features
-from store.layout import CONFIG, WEIGHTS
+from store.layout import (
+    ANALYSIS,
+    COLLECTION_SUMMARY,
+    COMPARISON_FOLDER,
+    CONFIG,
+    EVALUATION,
+    FEATURES,
+    METRICS,
+    OURS_METRICS,
+    REPORT,
+    SAMPLES,
+    TRAIN_CONFIG,
+    TRAINING_LOG,
+    WEIGHTS,
+)
 
-REPORTS = ("evaluation", "comparison", "analysis")
+REPORTS = (EVALUATION, COMPARISON_FOLDER, ANALYSIS)
 
 FILES = (
-    CONFIG, "train_config.json", "training_log.jsonl", "evaluation/metrics.json", "comparison/ours_metrics.json",
-    f"activation_samples/{SUMMARY}", *(f"{kind}/report.html" for kind in REPORTS),
+    CONFIG, TRAIN_CONFIG, TRAINING_LOG, f"{EVALUATION}/{METRICS}", f"{COMPARISON_FOLDER}/{OURS_METRICS}",
+    f"activation_samples/{COLLECTION_SUMMARY}", *(f"{kind}/report.html" for kind in REPORTS),
 )  # fmt: skip
 
 
@@ -50,15 +63,15 @@ class RunFolder:
 
     @property
     def has_features(self) -> bool:
-        return self.summary is not None and (self.folder / "activation_samples" / PARQUET).exists()
+        return self.summary is not None and (self.folder / SAMPLES / FEATURES).exists()
 
     @property
     def reports(self) -> list[str]:
-        return [kind for kind in REPORTS if (self.folder / kind / "report.html").exists()]
+        return [kind for kind in REPORTS if (self.folder / kind / REPORT).exists()]
 
     def features(self) -> "Features":
         """NotFound before they are collected, Damaged when the samples cannot be read."""
-        path = self.folder / "activation_samples" / PARQUET
+        path = self.folder / SAMPLES / FEATURES
         if not path.exists():
             raise NotFound(f"{self.name} has no features yet; collect them with make features RUN={self.folder}")
         return open_features(path, path.stat().st_mtime_ns)
@@ -68,8 +81,8 @@ def run_folders(results: Path) -> dict[str, Path]:
     """Every folder that holds a run, finished or not, by its name: the only names that a URL can ask for."""
     found = {}
     for folder, inside, files in os.walk(results):
-        inside[:] = sorted(name for name in inside if name not in (*REPORTS, "activation_samples"))
-        if WEIGHTS in files or "train_config.json" in files:
+        inside[:] = sorted(name for name in inside if name not in (*REPORTS, SAMPLES))
+        if WEIGHTS in files or TRAIN_CONFIG in files:
             place = Path(folder).relative_to(results)
             found[str(place) if place.parts else results.resolve().name] = Path(folder)  # "." is no name in a URL
     return found
@@ -97,9 +110,9 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
             problems.append(str(damaged))
             return None
 
-    config = read(CONFIG) or read("train_config.json") or {}
-    metrics = read("evaluation/metrics.json") or read("comparison/ours_metrics.json")
-    log, path = [], folder / "training_log.jsonl"
+    config = read(CONFIG) or read(TRAIN_CONFIG) or {}
+    metrics = read(f"{EVALUATION}/{METRICS}") or read(f"{COMPARISON_FOLDER}/{OURS_METRICS}")
+    log, path = [], folder / TRAINING_LOG
     if path.exists():
         try:
             log = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -108,5 +121,5 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
     return RunFolder(
         name=name, folder=folder, config=config,
         metrics=metrics, log=log,
-        summary=read(f"activation_samples/{SUMMARY}"), problems=tuple(problems),
+        summary=read(f"activation_samples/{COLLECTION_SUMMARY}"), problems=tuple(problems),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from evaluate.browse.folder import RunFolder, find_runs, open_run, read_json, ru
 from evaluate.browse.links import Links
 from evaluate.features.reader import SORTS, Features, NotFound
 from evaluate.text import brief, share, visible
+from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS
 
 TREE_ROWS = 20
 
@@ -138,7 +139,7 @@ class Pages:
             return {"run": run, "kind": "feature", **feature_view(run.features(), whole(number, missing=-1))}
         metrics, itself = run.metrics or {}, None
         if mark == "@" and number == BASELINE:
-            metrics = read_json(run.folder / "comparison" / "google_metrics.json")
+            metrics = read_json(run.folder / COMPARISON_FOLDER / GOOGLE_METRICS)
             if metrics is None:
                 raise NotFound(f"{name} has not been compared yet; make compare RUN={run.folder}")
             others = (other for other in find_runs(self.results).values() if other.has_features)

@@ -22,6 +22,7 @@ from evaluate.browse.folder import find_runs
 from evaluate.browse.links import Links
 from evaluate.browse.pages import Pages
 from evaluate.features.reader import Damaged, NotFound
+from store.layout import REPORT
 
 STATIC = Path(__file__).parent / "static"
 
@@ -58,7 +59,7 @@ def make_app(results: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"))
         run = find_runs(results).get(request.path_params["run"])
         if run is None or request.path_params["kind"] not in run.reports:
             return HTMLResponse(pages.message("Not here", "there is no such report"), 404, POLICY)
-        return FileResponse(run.folder / request.path_params["kind"] / "report.html", headers=REPORT_POLICY)
+        return FileResponse(run.folder / request.path_params["kind"] / REPORT, headers=REPORT_POLICY)
 
     def named(request: Request) -> str:
         return request.path_params["run"]

@@ -15,19 +15,30 @@ from evaluate.config import EvaluateConfig
 from evaluate.report.comparison import markdown, summary, write_report
 from evaluate.runs import check_fits, open_both
 from store.disk.files import write_text
-from store.layout import WEIGHTS
+from store.layout import (
+    COMPARISON,
+    COMPARISON_FOLDER,
+    EVALUATION,
+    GOOGLE_METRICS,
+    METRICS,
+    OURS_METRICS,
+    REPORT,
+    REPORT_MARKDOWN,
+    SUMMARY,
+    WEIGHTS,
+)
 from store.shards.reader import Store
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
     """The folder with metrics.json, summary.txt and report.html of a run. ValueError when store and run do not fit."""
-    folder = config.run_directory / "evaluation"
+    folder = config.run_directory / EVALUATION
     ours, store = open_both(config)
     key = _key(config.run_directory, store, None)
-    if not config.force and _is_done(folder / "metrics.json", key):
+    if not config.force and _is_done(folder / METRICS, key):
         return show(folder)
     [metrics] = measure(config, store, [ours])
-    write_json(folder / "metrics.json", metrics | {"key": key})
+    write_json(folder / METRICS, metrics | {"key": key})
     publish(folder, [metrics], store, config.run_directory, {})
     return show(folder)
 
@@ -42,7 +53,7 @@ def compare_runs(config: CompareConfig) -> Path:
 
         return report_over_layers(config)
     config = config.for_layer(next(iter(config.layers)))
-    folder = config.run_directory / "comparison"
+    folder = config.run_directory / COMPARISON_FOLDER
     ours, store = open_both(config)
     if store.target is not None and config.sequences:
         raise ValueError(
@@ -51,16 +62,16 @@ def compare_runs(config: CompareConfig) -> Path:
         )
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
     key = _key(config.run_directory, store, config)
-    if not config.force and _is_done(folder / "comparison.json", key):
+    if not config.force and _is_done(folder / COMPARISON, key):
         return show(folder)
     others = find_baselines(config.baseline, config.baseline_name, config.l0, store, ours)
     for other in others:
         check_fits(other, store)
     measured = measure(config, store, [ours, *others])
     comparison = name_winners(measured, store) | {"key": key}
-    write_json(folder / "ours_metrics.json", measured[0])
-    write_json(folder / "google_metrics.json", measured[1])
-    write_json(folder / "comparison.json", comparison)
+    write_json(folder / OURS_METRICS, measured[0])
+    write_json(folder / GOOGLE_METRICS, measured[1])
+    write_json(folder / COMPARISON, comparison)
     publish(folder, measured, store, config.run_directory, comparison)
     return show(folder)
 
@@ -68,14 +79,14 @@ def compare_runs(config: CompareConfig) -> Path:
 def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
     """Writes summary.txt, report.md and report.html."""
     winners = comparison.get("winners", {})
-    write_text(folder / "summary.txt", summary(measured, store, winners))
-    write_text(folder / "report.md", markdown(measured, store, winners))
-    write_report(folder / "report.html", measured, store, run, comparison)
+    write_text(folder / SUMMARY, summary(measured, store, winners))
+    write_text(folder / REPORT_MARKDOWN, markdown(measured, store, winners))
+    write_report(folder / REPORT, measured, store, run, comparison)
 
 
 def show(folder: Path) -> Path:
     """Prints the table in a folder."""
-    print((folder / "summary.txt").read_text())
+    print((folder / SUMMARY).read_text())
     return folder
 
 
@@ -107,4 +118,4 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
 
 
 def _is_done(path: Path, key: str) -> bool:
-    return path.exists() and path.with_name("report.html").exists() and json.loads(path.read_text()).get("key") == key
+    return path.exists() and path.with_name(REPORT).exists() and json.loads(path.read_text()).get("key") == key

@@ -12,6 +12,7 @@ from evaluate.report.figures import by_layer
 from evaluate.report.page import Figure, write_page
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
@@ -45,7 +46,7 @@ def report_over_layers(config: CompareConfig) -> Path:
     stores = {layer: open_store(each[layer].store_directory) for layer in layers}
     for a, b in pairwise(layers):
         check_same_rows(stores[a], stores[b], "heldout")
-    comparisons = {layer: json.loads((compare_runs(each[layer]) / "comparison.json").read_text()) for layer in layers}
+    comparisons = {layer: json.loads((compare_runs(each[layer]) / COMPARISON).read_text()) for layer in layers}
     device = resolve_device(config.device)
     found: dict[str, dict] = {}
     before: tuple[Transcoder, Firing] | None = None
@@ -59,7 +60,7 @@ def report_over_layers(config: CompareConfig) -> Path:
     folder = config.layers_directory
     write_json(folder / "layers.json", {"layers": comparisons, "overlap": found})
     publish_layers(folder, comparisons, found, stores)
-    print((folder / "summary.txt").read_text())
+    print((folder / SUMMARY).read_text())
     return folder
 
 
@@ -103,18 +104,18 @@ def publish_layers(folder: Path, comparisons: dict[int, dict], found: dict[str, 
     verdict = verdict_of(comparisons)
     text = [verdict, *names, ""]
     text += [label.ljust(36) + "  ".join(value.rjust(24) for value in cells) for label, cells in [("", heads), *rows]]
-    write_text(folder / "summary.txt", "\n".join([*text, "", *seen]) + "\n")
+    write_text(folder / SUMMARY, "\n".join([*text, "", *seen]) + "\n")
     lines = ["| " + " | ".join(["", *heads]) + " |", "|" + " --- |" * (len(heads) + 1)]
     lines += ["| " + " | ".join([label, *cells]) + " |" for label, cells in rows]
     listed = [verdict, "", *(f"- {name}" for name in names), "", *lines, "", *(f"- {each}" for each in seen)]
-    write_text(folder / "report.md", "\n".join(listed))
+    write_text(folder / REPORT_MARKDOWN, "\n".join(listed))
     first = stores[layers[0]].manifest.recipe
     figures = [
         Figure(key, f"{label}, by layer", "Of ours and of what it is compared with.", by_layer(comparisons, key, label))
         for key, label, _ in ROWS
     ]
     write_page(
-        folder / "report.html", "layers.html", figures, title=f"Layers {', '.join(map(str, layers))} of {first.model}",
+        folder / REPORT, "layers.html", figures, title=f"Layers {', '.join(map(str, layers))} of {first.model}",
         verdict=verdict, names=names, layers=layers, rows=table_of(comparisons), overlap=found, overlaps=OVERLAPS,
         recipe=first,
         links=[f"../layer{layer}" for layer in layers],

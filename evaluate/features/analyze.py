@@ -14,11 +14,12 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from evaluate.features.config import PARQUET, AnalyzeConfig
+from evaluate.features.config import AnalyzeConfig
 from evaluate.features.maps import by_directions, by_firing, coactive, communities, spread
 from evaluate.features.reader import read_summary
 from evaluate.text import visible
 from store.disk.files import write_text
+from store.layout import ANALYSIS, FEATURES, REPORT, REPORT_MARKDOWN, SAMPLES
 from store.transcoders.transcoder import Transcoder
 
 SHOWN = 10
@@ -59,12 +60,12 @@ class Map:
 
 def analyze(config: AnalyzeConfig) -> Path:
     """The folder with report.md and report.html. ValueError when the run's features have not been collected."""
-    samples = config.run_directory / "activation_samples"
+    samples = config.run_directory / SAMPLES
     summary = read_summary(samples)
     if summary is None:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder = Transcoder.load(config.run_directory)
-    rows = read_rows(samples / PARQUET)
+    rows = read_rows(samples / FEATURES)
     with tqdm(total=3, desc="communities and two maps", unit="part") as bar:
         graph = coactive(rows)
         found, modularity = communities(graph)
@@ -78,7 +79,7 @@ def analyze(config: AnalyzeConfig) -> Path:
         groups(rows, "near_coactive", config.together, "firing patterns"),
         firing_communities(found, modularity, rows), hierarchy(rows), *interpretable(rows),
     ]  # fmt: skip
-    return write_analysis(config.run_directory / "analysis", summary, sections, maps)
+    return write_analysis(config.run_directory / ANALYSIS, summary, sections, maps)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -118,7 +119,7 @@ def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], map
         autoescape=lambda name: str(name).endswith(".html"), trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
-    for name in ("report.md", "report.html"):
+    for name in (REPORT_MARKDOWN, REPORT):
         text = environment.get_template(f"analysis{Path(name).suffix}").render(
             summary=summary, sections=sections, maps=maps
         )

@@ -6,9 +6,7 @@ from typing import Literal
 
 from evaluate.config import EvaluateConfig, LayersConfig
 from store.cli import Count, Layers, check_at_least
-
-SUMMARY, PARQUET = "collection_summary.json", "features.parquet"
-"""What `features` writes of all features together."""
+from store.layout import SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ class FeaturesConfig(EvaluateConfig):
 
     @property
     def folder(self) -> Path:
-        return self.run_directory / "activation_samples"
+        return self.run_directory / SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)

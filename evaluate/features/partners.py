@@ -12,12 +12,13 @@ import torch
 
 from evaluate.config import LayersConfig
 from evaluate.features.analyze import ENOUGH, Map, Section, named, prefix_colours, read_rows, write_analysis
-from evaluate.features.config import PARQUET, CompareLayersConfig
+from evaluate.features.config import CompareLayersConfig
 from evaluate.metrics.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
 from evaluate.metrics.redundancy import redundancy
 from evaluate.runs import open_both
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
+from store.layout import FEATURES, SAMPLES
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, check_shards, open_store
 from store.transcoders.transcoder import Transcoder
@@ -79,7 +80,7 @@ def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
     if config.check:
         check_shards(store, "heldout")
     device = resolve_device(config.device)
-    samples = config.run_directory / "activation_samples" / PARQUET
+    samples = config.run_directory / SAMPLES / FEATURES
     rows = read_rows(samples) if samples.exists() else None
     return Side(layer, transcoder, store, firing_of(transcoder.to(device), store, device, rows_wanted), rows)
 

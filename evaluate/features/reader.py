@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from evaluate.features.config import SUMMARY
+from store.layout import COLLECTION_SUMMARY
 
 SCALARS = (
     "feature", "prefix", "fired", "density", "mean_activation", "max_activation", "max_cosine", "top_token", "example",
@@ -109,5 +109,5 @@ class Features:
 
 
 def read_summary(folder: Path) -> dict | None:
-    path = folder / SUMMARY
+    path = folder / COLLECTION_SUMMARY
     return json.loads(path.read_text()) if path.exists() else None

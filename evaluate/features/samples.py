@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluate.baselines import find_baselines
 from evaluate.features.collect import STATE, Collection, collect, key_of
-from evaluate.features.config import SUMMARY, FeaturesConfig
+from evaluate.features.config import FeaturesConfig
 from evaluate.features.contexts import SIDE
 from evaluate.features.neighbours import by_coactivation, by_decoder
 from evaluate.features.reader import read_summary
@@ -23,7 +23,7 @@ from evaluate.features.write import (
 from evaluate.runs import check_fits, open_both
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
-from store.layout import CONFIG, model_slug
+from store.layout import COLLECTION_SUMMARY, CONFIG, model_slug
 from store.shards.reader import Store, check_shards
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 
@@ -65,7 +65,8 @@ def collect_samples(config: FeaturesConfig) -> Path:
     collection = collect(transcoder, store, config, key, len(text.word))
     relations = relate(transcoder, collection, config.neighbours, logits)
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
-    write_text(config.folder / SUMMARY, json.dumps(summary_of(transcoder, store, collection, config), indent=1) + "\n")
+    summary = summary_of(transcoder, store, collection, config)
+    write_text(config.folder / COLLECTION_SUMMARY, json.dumps(summary, indent=1) + "\n")
     (config.folder / STATE).unlink(missing_ok=True)
     return config.folder
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from evaluate.features.collect import Collection, bin_edge, most_active
-from evaluate.features.config import PARQUET, SUMMARY
 from evaluate.features.contexts import SIDE, Contexts
 from evaluate.features.neighbours import Related
 from harvest.text import token_texts
 from store.disk.files import appearing_whole
+from store.layout import COLLECTION_SUMMARY, FEATURES
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
@@ -87,10 +87,10 @@ def write_samples(
     """Writes features.parquet and, if asked for, feature_NNNNN.json, a few latents at a time; stale files go first."""
     d_sae = prefix_sizes[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("feature_*.json"), folder / SUMMARY):
+    for stale in (*folder.glob("feature_*.json"), folder / COLLECTION_SUMMARY):
         stale.unlink(missing_ok=True)
     pairs = top_tokens(collection, text)
-    with appearing_whole(folder / PARQUET) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+    with appearing_whole(folder / FEATURES) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for start in tqdm(range(0, d_sae, CHUNK), desc="writing", unit="latent", unit_scale=CHUNK):
             latents = np.arange(start, min(start + CHUNK, d_sae))
             shown = ContextTable.of(collection, latents, text)

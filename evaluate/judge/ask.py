@@ -20,8 +20,7 @@ from tqdm import tqdm
 from evaluate.judge.config import JudgeConfig
 from evaluate.judge.questions import CLOSE, EXPLAIN, ITEMS, OPEN, write_lines
 from evaluate.judge.score import read_answers, read_lines, write_scores
-
-EXPLANATIONS, ANSWERS = "explanations.jsonl", "answers.jsonl"
+from store.layout import ANSWERS, EXPLANATIONS
 
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 """HTTP statuses after which the same request may succeed."""

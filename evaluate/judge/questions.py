@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from evaluate.features.config import PARQUET
 from evaluate.features.reader import Features, open_features, read_summary
 from evaluate.features.write import QUANTILES
 from evaluate.judge.config import JudgeExportConfig
@@ -25,10 +24,9 @@ from evaluate.runs import open_both
 from harvest.text import load_tokenizer, token_texts
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.layout import EXPLAIN, FEATURES, ITEMS, SAMPLES
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
-
-EXPLAIN, ITEMS = "explain.jsonl", "items.jsonl"
 
 OPEN, CLOSE = "<<", ">>"
 
@@ -113,14 +111,14 @@ class Quiz:
 
 def export_questions(config: JudgeExportConfig) -> Path:
     """The folder with explain.jsonl and items.jsonl. ValueError when too few features have been collected."""
-    samples = config.run_directory / "activation_samples"
+    samples = config.run_directory / SAMPLES
     summary = read_summary(samples)
     if summary is None:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder, store = open_both(config)
     if summary["store_fingerprint"] != store.fingerprint:
         raise ValueError(f"the features in {samples} are of store {summary['store_fingerprint']}; collect them again")
-    features = open_features(samples / PARQUET, (samples / PARQUET).stat().st_mtime_ns)
+    features = open_features(samples / FEATURES, (samples / FEATURES).stat().st_mtime_ns)
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     random = np.random.default_rng(config.seed)
     quizzes = choose(features, config, random)

@@ -10,8 +10,7 @@ from evaluate.intervals import estimate, ratio, resample
 from evaluate.judge.config import JudgeScoreConfig
 from evaluate.judge.questions import ITEMS
 from store.disk.files import write_text
-
-SCORES, SUMMARY = "scores.json", "summary.txt"
+from store.layout import SCORES, SUMMARY
 
 CONSTANTS = {"always yes": True, "always no": False}
 

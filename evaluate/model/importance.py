@@ -19,6 +19,7 @@ from evaluate.runs import open_both
 from harvest.model import LanguageModel
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.layout import IMPORTANCE
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 
@@ -36,7 +37,7 @@ def importance(config: ImportanceConfig) -> None:
     result = {
         "run": str(config.run_directory), "keep_error": config.keep_error, "sequences": len(places), "latents": ranked,
     }  # fmt: skip
-    path = config.run_directory / "importance.json"
+    path = config.run_directory / IMPORTANCE
     write_text(path, json.dumps(result, indent=1) + "\n")
     print(f"delta CE in nats over {len(places)} held-out sequences; above 0: worse without the latent")
     print(f"{'latent':>8} {'fires':>8} {'delta CE':>10}  95% interval")

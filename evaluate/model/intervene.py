@@ -24,6 +24,7 @@ from harvest.text import token_texts
 from harvest.tokens import tokenize
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.layout import INTERVENTION
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from store.views import Norm
@@ -122,7 +123,7 @@ def intervene(config: InterveneConfig) -> None:
         "run": str(config.run_directory), "keep_error": config.keep_error,
         "edits": [vars(edit) for edit in edits], **totals(parts), "tokens": parts,
     }  # fmt: skip
-    path = config.out or config.run_directory / "intervention.json"
+    path = config.out or config.run_directory / INTERVENTION
     write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(table(result), path, sep="\n")
 

@@ -116,7 +116,7 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
     recipe = store.manifest.recipe
     local = recipe.model.startswith("pip:") or Path(recipe.model).is_dir()
     revision = None if local else recipe.model_revision
-    model = load_model(recipe.model, recipe.layer, device, getattr(torch, recipe.compute_dtype), revision)
+    model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision)
     found, wanted = (model.revision, model.tokenizer_hash), (recipe.model_revision, recipe.tokenizer_hash)
     if found != wanted:
         raise ValueError(

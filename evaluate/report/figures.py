@@ -7,11 +7,11 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from store.layout import TRAINING_LOG
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 GREY = "#7f7f7f"
-
-LOG = "training_log.jsonl"
 
 
 def _figure(x: str, y: str, **axes: dict) -> go.Figure:
@@ -163,7 +163,7 @@ def curves(run: Path) -> go.Figure:
     ticks = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
     axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     figure = _figure("rows trained on", "FVU", yaxis=axis)
-    path = run / LOG
+    path = run / TRAINING_LOG
     if path.exists():
         records = [json.loads(line) for line in path.read_text().splitlines()]
         tokens = [record["tokens"] for record in records]

@@ -53,7 +53,7 @@ class Reader:
         self.shards = [store.manifest.of_split(split) for store in stores]
         self.kept = [shard.kept for shard in self.shards[0]]
         self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
-        item = [getattr(torch, store.manifest.recipe.dtype).itemsize for store in stores]
+        item = [store.manifest.recipe.torch_dtype.itemsize for store in stores]
         self.row_bytes = [size * width for size, width in zip(item, self.widths, strict=True)]
         self.files: dict[StorePath, LocalFile | RemoteFile] = {}
         self.places: dict[tuple[int, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
@@ -122,7 +122,7 @@ def batches(
         raise ValueError(f"{store.directory} has no {split} rows yet; harvest more tokens")
     reader = Reader((store, store.target_side), split, sites)
     schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
-    windows = Windows(reader, schedule, getattr(torch, store.manifest.recipe.dtype), torch.device(device), cursor, stop)
+    windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop)
     norm = store.norm.to(device)
     try:
         position = cursor

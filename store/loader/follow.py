@@ -127,5 +127,5 @@ def _windows(store: Store, sites: tuple[str, str], device: torch.device, start: 
     reader = Reader((store, store.target_side), "train", sites)
     rows = max(1, WINDOW_BYTES // sum(reader.row_bytes))
     schedule = Schedule(reader.kept, 0, Mix(piece_rows=rows, window_rows=rows), shuffle=False)
-    dtype = getattr(torch, store.manifest.recipe.dtype)
+    dtype = store.manifest.recipe.torch_dtype
     return Windows(reader, schedule, dtype, device, start, reader.kept[0])

@@ -1,13 +1,16 @@
 """The manifest: what a store holds and how it was made; replaced atomically, refused when it does not fit its schema."""
 
 import json
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from store.disk.files import write_text
 from store.disk.remote import StorePath
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 1
 
@@ -58,6 +61,20 @@ class Recipe(_Strict):
     compute_dtype: Literal["bfloat16", "float32"]
     """Of the language model while it ran."""
     libraries: dict[str, str]
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """Of the rows on disk."""
+        import torch  # commands that only look at a manifest start without it
+
+        return getattr(torch, self.dtype)
+
+    @property
+    def torch_compute_dtype(self) -> "torch.dtype":
+        """Of the language model."""
+        import torch
+
+        return getattr(torch, self.compute_dtype)
 
     @property
     def fingerprint(self) -> str:

@@ -59,7 +59,7 @@ def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int) -> tuple[Ten
 def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tuple[dict[str, Tensor], int]:
     """The arrays of a shard's file, in their order, and the number of rows kept: they depend on nothing else."""
     order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number)
-    dtype = getattr(torch, recipe.dtype)
+    dtype = recipe.torch_dtype
     sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
     return {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm), kept
 

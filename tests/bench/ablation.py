@@ -16,7 +16,8 @@ import torch
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import result_of
-from store.cli import one_line_errors, parse, parse_count
+from store.cli import one_line_errors, parse
+from store.counts import parse_count
 from store.disk.files import write_text
 from store.loader.batches import batches
 from store.shards.reader import Store, open_store

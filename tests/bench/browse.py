@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from starlette.testclient import TestClient
 
 from evaluate.browse.server import make_app
-from evaluate.features.config import PARQUET, SUMMARY
+from evaluate.features.config import COLLECTION_SUMMARY, FEATURES
 from evaluate.features.write import CHUNK
 from store.layout import CONFIG
 
@@ -28,9 +28,9 @@ def repeat(run: Path, folder: Path, features: int) -> None:
     (folder / SAMPLES).mkdir(parents=True)
     shutil.copy(run / CONFIG, folder / CONFIG)
     shutil.copy(run / "train_config.json", folder)
-    shutil.copy(run / SAMPLES / SUMMARY, folder / SAMPLES / SUMMARY)
-    source = pq.ParquetFile(run / SAMPLES / PARQUET)
-    with pq.ParquetWriter(folder / SAMPLES / PARQUET, source.schema_arrow, compression="zstd") as writer:
+    shutil.copy(run / SAMPLES / COLLECTION_SUMMARY, folder / SAMPLES / COLLECTION_SUMMARY)
+    source = pq.ParquetFile(run / SAMPLES / FEATURES)
+    with pq.ParquetWriter(folder / SAMPLES / FEATURES, source.schema_arrow, compression="zstd") as writer:
         for start in range(0, features, CHUNK):
             chunk = source.read_row_group(start // CHUNK % source.num_row_groups)
             numbers = pa.array(range(start, start + len(chunk)), pa.int32())

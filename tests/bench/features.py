@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from evaluate.features.collect import collect
-from evaluate.features.config import PARQUET, FeaturesConfig
+from evaluate.features.config import FeaturesConfig
 from evaluate.features.reader import read_summary
 from evaluate.features.samples import collect_samples
 from evaluate.metrics.results import evaluate
+from store.layout import FEATURES
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
 
@@ -39,7 +40,7 @@ def whole_command(store: Store, run: Transcoder, d_sae: int) -> None:
         widened(run, store, d_sae).save(Path(folder))
         start = time.perf_counter()
         samples = collect_samples(FeaturesConfig(store=store.directory, run=Path(folder), device="cpu", json=False))
-        seconds, size = time.perf_counter() - start, (samples / PARQUET).stat().st_size
+        seconds, size = time.perf_counter() - start, (samples / FEATURES).stat().st_size
         summary = read_summary(samples)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
     print(f"d_sae {d_sae:,}: {summary['rows']:,} rows at L0 {summary['l0_mean']:.1f} in {seconds:.0f} s")

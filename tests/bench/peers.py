@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import result_of
-from store.cli import one_line_errors, parse, parse_count
+from store.cli import one_line_errors, parse
+from store.counts import parse_count
 from store.loader.batches import batches
 from store.shards.manifest import Split
 from store.shards.reader import Store, open_store

@@ -22,9 +22,10 @@ from evaluate.browse.config import ExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.server import make_app
 from evaluate.features import samples, write
-from evaluate.features.config import PARQUET, FeaturesConfig
+from evaluate.features.config import FeaturesConfig
 from harvest.text import vocabulary_hash
 from store.disk.files import write_text
+from store.layout import FEATURES
 from tests.child import python
 from tests.conftest import make_store
 from tests.evaluate.report.test_report import CHROMIUM, PATIENCE, launched, measured
@@ -70,7 +71,7 @@ def results(tmp_path_factory, tiny_models) -> Path:
     write_text(folder / "results" / "tiny" / "layer1" / "empty" / "train_config.json", "{}")
     damaged = folder / "results" / "tiny" / "layer1" / "damaged"
     shutil.copytree(run, damaged)
-    (damaged / "activation_samples" / PARQUET).write_bytes(b"PAR1 is not all of it")
+    (damaged / "activation_samples" / FEATURES).write_bytes(b"PAR1 is not all of it")
     (damaged / "evaluation" / "metrics.json").write_text("{")
     write_text(folder / "secret" / "report.html", "outside")
     return folder / "results"

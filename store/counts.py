@@ -1,0 +1,29 @@
+"""Whole numbers: as people write them (16.4M), checked, and divided up."""
+
+import re
+
+from store.errors import Refused
+
+MOST = 10**15
+"""The largest count that is read."""
+
+
+def parse_count(text: str) -> int:
+    """The number in `300000`, `300_000`, `300K`, `16.4M` or `1B`. Refused for anything else."""
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([kKmMbB]?)", text)
+    if match is None:
+        raise Refused(f"{text!r} is not a count; write it like 300000, 300K or 16.4M")
+    count = float(match[1].replace("_", "")) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2].lower()]
+    if count > MOST:
+        raise Refused(f"{text!r} is more than {MOST:,}, the largest count")
+    return round(count)
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many groups of `size` hold `count`: count / size, rounded up."""
+    return -(-count // size)
+
+
+def share(count: int, rank: int, world: int) -> int:
+    """How many of `count` items fall to one of `world` ranks, when they are dealt out in turn."""
+    return len(range(rank, count, world))
