@@ -6,13 +6,13 @@ import pytest
 
 from store.shards.writer import StoreWriter
 from tests.child import python
-from tests.conftest import make_norm, make_recipe, make_rows
+from tests.making import make_norm, make_recipe, make_rows
 
 D, D_SAE, ROWS = 640, 8192, 2048
 STEPS = """
 import sys
-from pathlib import Path  # noqa: E402
-import torch  # noqa: E402
+from pathlib import Path
+import torch
 from store.loader.batches import batches
 from store.shards.reader import open_store
 from train.config import TrainConfig

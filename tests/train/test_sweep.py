@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from store.shards.reader import Store
-from tests.conftest import make_store
-from tests.test_commands import run as command
-from tests.train.test_loop import assert_same_run
+from tests.command import run as command
+from tests.making import make_store
+from tests.train.making import assert_same_run
 from train import loop
 from train.config import SweepConfig
 from train.loop import train

@@ -6,8 +6,7 @@ import pytest
 
 from store.shards.manifest import MANIFEST, PREVIOUS, load_manifest
 from store.shards.reader import Store
-from tests.conftest import make_recipe, make_store
-from tests.store.shards.test_writer import files_of
+from tests.making import files_of, make_recipe, make_store
 
 
 def test_fingerprint_depends_on_the_recipe_alone():
