@@ -211,9 +211,7 @@ for n in (1, 2, 3):
 """
 
 
-def test_killed_by_sigkill_at_many_points_and_begun_again_a_harvest_and_a_repair_end_whole(
-    tiny_models, text_file, tmp_path
-):
+def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(tiny_models, text_file, tmp_path):
     places = map(str, (tiny_models["gemma2"], text_file, tmp_path))
     python("-c", KILLER, *places, TOKENIZERS_PARALLELISM="false")
     for layer in ("layer0", "layer1"):

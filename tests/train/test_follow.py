@@ -249,7 +249,7 @@ print(killed)
 
 
 @pytest.mark.slow
-def test_both_sides_killed_by_sigkill_and_started_again_end_as_a_run_over_a_whole_store(tmp_path, config):
+def test_both_sides_killed_by_sigkill_end_as_a_run_over_a_whole_store(tmp_path, config):
     killed = ast.literal_eval(python("-c", KILLER, str(tmp_path), "8"))
     assert min(killed.values()) >= 2
     assert_same_run(config, replace(config, run=tmp_path / "followed"))

@@ -52,7 +52,7 @@ def wide(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", pytest.param("jumprelu", marks=pytest.mark.slow)])
-def test_the_peak_stays_under_weights_and_adam_and_three_batches_of_dense_pre_activations(wide, activation):
+def test_the_peak_stays_under_weights_adam_and_three_batches_of_pre_activations(wide, activation):
     found = int(python("-c", STEPS, str(wide), activation))
     weights = 2 * D * D_SAE + D_SAE + D
     assert 12 * weights < found < 16 * weights + 3 * 4 * ROWS * D_SAE

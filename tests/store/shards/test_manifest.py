@@ -33,7 +33,7 @@ def test_heldout_membership_is_fixed_by_the_shards_number():
     assert [number for number, split in enumerate(splits) if split == "heldout"] == [1, 5, 9]
 
 
-def test_a_manifest_cut_in_half_is_named_and_the_one_before_it_leads_to_the_same_store(store: Store):
+def test_a_manifest_cut_in_half_is_named_and_the_one_before_leads_to_the_same_store(store: Store):
     path, whole = store.directory / MANIFEST, files_of(store.directory)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"manifest\.json does not fit format 1.*copy \S*manifest\.previous\.json over it"):
