@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PATIENCE = 1200
 """Seconds after which a process counts as hung: a busy machine may be tens of times slower than this suite's usual one."""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def python(*words: str, **environment: str) -> str:

@@ -1,6 +1,11 @@
 """Shapes are checked in every test; fixtures are tiny models and small stores, made without a network."""
 
+import json
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -14,78 +19,12 @@ install_import_hook(["store", "harvest", "train", "evaluate"], "beartype.beartyp
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-import contextlib  # noqa: E402
-import json  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from store.disk.remote import StorePath  # noqa: E402
-from store.shards.manifest import Recipe  # noqa: E402
-from store.shards.reader import (  # noqa: E402
-    Store,
-    open_store,
-)
-from store.shards.writer import (  # noqa: E402
-    ShardRows,
-    StoreWriter,
-)
-from store.views import Norm  # noqa: E402
+from store.shards.reader import Store  # noqa: E402
+from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
 
-BOS, EOS, PAD = 2, 1, 0
-FAMILIES = ("gemma2", "gemma3", "gpt2")
-
-
-def make_recipe(**changes) -> Recipe:
-    fields = dict(
-        model="tiny", model_revision="r", tokenizer_hash="t", layer=1, sites=("resid_mid", "mlp_out"), dataset="made up",
-        dataset_revision="1", dataset_split="train", text_column="text", context=8, packing="p",
-        excluded_tokens=(PAD, EOS, BOS), shard_sequences=16, heldout_every=3, seed=0, format="safetensors",
-        dtype="bfloat16", compute_dtype="float32", libraries={},
-    )  # fmt: skip
-    return Recipe(**(fields | changes))
-
-
-def make_rows(seed: int, recipe: Recipe, d_in: int = 12, d_out: int = 10) -> ShardRows:
-    """Targets are a fixed nonlinear function of the sources, so that there is something to learn."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, 50, (recipe.shard_sequences, recipe.context), generator=generator, dtype=torch.int32)
-    tokens[:, 0] = BOS
-    tokens[::3, 4] = EOS
-    source = torch.randn(tokens.numel(), d_in, generator=generator) * 3 + 1
-    weight = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(99))
-    target = (source @ weight).relu() + 0.5
-    return ShardRows(
-        tokens=tokens,
-        sites={"resid_mid": source, "mlp_out": target},
-        first_document=seed * 5,
-        next_document=seed * 5 + 5,
-    )
-
-
-def make_norm(d: int = 12) -> Norm:
-    return Norm(kind="rms", eps=1e-6, gain=torch.linspace(0.5, 2, d))
-
-
-def make_store(directory: StorePath, n_shards: int = 4, **changes) -> Store:
-    recipe = make_recipe(**changes)
-    with StoreWriter(directory, recipe, make_norm()) as writer:
-        for number in range(len(writer.manifest.shards), n_shards):
-            writer.append(make_rows(number, recipe))
-    return open_store(directory)
-
-
-@contextlib.contextmanager
-def on_threads(n: int) -> Iterator[None]:
-    """PyTorch on so many threads, on any machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+pytest.register_assert_rewrite("tests.train.making")  # so that its assertions show values, as those of tests do
 
 
 @pytest.fixture(autouse=True)

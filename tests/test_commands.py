@@ -2,9 +2,7 @@
 
 import errno
 import os
-import runpy
 import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -12,18 +10,9 @@ import pytest
 from store.cli import one_line_errors as command_of_a_room
 from store.cli import parse, parse_count
 from tests.child import ROOT, python
-from tests.conftest import make_store
+from tests.command import run
+from tests.making import make_store
 from train.config import TrainConfig
-
-
-def run(monkeypatch, capsys, *command: str) -> tuple[int, str]:
-    """The exit code and standard error of `python -m ...`."""
-    monkeypatch.setattr(sys, "argv", list(command))
-    try:
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-    except SystemExit as exit_:
-        return int(exit_.code or 0), capsys.readouterr().err
-    return 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 import ast
-from pathlib import Path
 from textwrap import dedent
 
 import torch
 
 from store.shards.reader import Store
+from tests.child import ROOT
 from train.config import TrainConfig
 from train.loop import train
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_the_map_has_a_row_for_every_package():

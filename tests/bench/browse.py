@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 from starlette.testclient import TestClient
 
 from evaluate.browse.server import make_app
-from evaluate.features.config import COLLECTION_SUMMARY, FEATURES
 from evaluate.features.write import CHUNK
-from store.layout import CONFIG
+from store.layout import COLLECTION_SUMMARY, CONFIG, FEATURES
 
 SAMPLES = "activation_samples"
 

@@ -29,7 +29,7 @@ MATMUL = "one float32 encoder matmul"
 def synthetic(directory: Path, d: int) -> Path:
     from store.shards.writer import ShardRows, StoreWriter
     from store.views import Norm
-    from tests.conftest import make_recipe
+    from tests.making import make_recipe
 
     recipe = make_recipe(model="bench", layer=0, context=128, shard_sequences=64, excluded_tokens=())
     writer = StoreWriter(directory, recipe, Norm(kind="rms", eps=1e-6, gain=torch.ones(d)))

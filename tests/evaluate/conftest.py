@@ -1,13 +1,14 @@
 """A store, a run on it and a baseline in Google's layout, trained once."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evaluate.compare.commands import compare_runs
 from evaluate.compare.config import CompareConfig
-from tests.conftest import make_store
+from tests.making import make_store
 from train.config import TrainConfig
 from train.loop import train
 
@@ -43,3 +44,20 @@ def trained(trained_once, tmp_path) -> CompareConfig:
 def compared(trained_once, tmp_path_factory) -> Path:
     """The folder of a comparison, to be read only."""
     return compare_runs(comparison_in(shutil.copytree(trained_once, tmp_path_factory.mktemp("compared") / "copy")))
+
+
+@pytest.fixture
+def layers(trained, tmp_path) -> CompareConfig:
+    """Layers 1 and 2 of one harvest, each with a run and a baseline."""
+    second = make_store(tmp_path / "copy" / "layer2", 24, heldout_every=8, layer=2)
+    common = dict(
+        model="tiny", layer=2, store=second.directory, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3,
+        warmup_steps=5, device="cpu",
+    )  # fmt: skip
+    folder = tmp_path / "copy"
+    train(TrainConfig(**common, run=folder / "run2"))
+    for old, new in (("store", "layer1"), ("run", "run1")):
+        shutil.move(folder / old, folder / new)
+    return replace(
+        trained, layer=(1, 2), store=folder, run=folder / "run{layer}", baseline=(folder / "run{layer}",), trivial=False
+    )

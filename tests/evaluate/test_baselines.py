@@ -3,10 +3,7 @@ import pytest
 from evaluate import baselines
 from evaluate.baselines import HubUnreachable, Published, check_hub, choose, in_folders, published
 from store.transcoders.layouts import load_folder
-from tests.store.transcoders.test_gemma_scope import write_scope1, write_scope2
-from tests.store.transcoders.test_legacy import write_legacy
-from tests.store.transcoders.test_saelens import SAELENS
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
 
 
 class FakeHub:

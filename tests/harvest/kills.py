@@ -69,6 +69,10 @@ class Model:
         return {layer: {site: made[site] * 2.0**layer for site in sites} for layer in layers}
 
 
+def corpus_of(texts: list[str]) -> Corpus:
+    return Corpus("c", "1", lambda start: iter(texts[start:]))
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """All but the lock that a death in the last moment leaves."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
@@ -79,7 +83,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     life, draw, model = Life(), random.Random(seed), Model()
     texts = [f"document {number} " * (number % 7 + 1) for number in range(200)]
     harvest.loop.load_model = lambda *args: model  # type: ignore[assignment]
-    harvest.loop.open_corpus = lambda config: Corpus("c", "1", lambda start: iter(texts[start:]))
+    harvest.loop.open_corpus = lambda config: corpus_of(texts)
     os.fsync = life.mortal(lambda descriptor: None)
     Path.replace, Path.unlink = life.mortal(Path.replace), life.mortal(Path.unlink)
     store.shards.safetensors_files.reserve = life.mortal(store.shards.safetensors_files.reserve)

@@ -1,6 +1,5 @@
 """."""
 
-import os
 from collections import Counter
 from itertools import combinations
 
@@ -10,8 +9,9 @@ import pytest
 from harvest.info import describe, document_of_rows, same_document_shares
 from store.loader.batches import batches
 from store.shards.reader import Store, find_damage
-from tests.conftest import EOS, make_store
-from tests.test_commands import run
+from tests.command import run
+from tests.harvest.making import damage
+from tests.making import EOS, make_store
 
 
 def test_documents_are_counted_between_eos(store: Store):
@@ -69,12 +69,8 @@ def test_a_description_says_what_how_much_and_shows_text(store: Store):
 
 
 def damage_three(store: Store) -> None:
-    flipped = store.directory / "shard-00002.safetensors"
-    content = bytearray(flipped.read_bytes())
-    content[-100] ^= 1
-    flipped.write_bytes(content)
-    os.truncate(store.directory / "shard-00001.safetensors", 1000)
-    (store.directory / "shard-00003.safetensors").unlink()
+    cut, flipped, lost = (store.directory / f"shard-0000{number}.safetensors" for number in (1, 2, 3))
+    damage(flipped, cut, lost)
 
 
 def test_every_damaged_shard_is_named_with_its_damage(store: Store):

@@ -17,18 +17,16 @@ from harvest.loop import harvest
 from store.cli import parse_layers
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
-from tests.child import PATIENCE
-from tests.harvest.test_loop import (
-    config,  # noqa: F401
-    files_of,
-)
+from tests.child import PATIENCE, TORCHRUN
+from tests.command import words
+from tests.harvest.making import store_files
 
 
-def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, tmp_path):  # noqa: F811
+def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, tmp_path):
     both = replace(config, layer=(0, 1), sites=tuple(reversed(SITES)), store=tmp_path / "both")
     harvest(both)
     harvest(replace(both, layer=1, store=tmp_path / "alone"))
-    assert files_of(tmp_path / "both" / "layer1") == files_of(tmp_path / "alone")
+    assert store_files(tmp_path / "both" / "layer1") == store_files(tmp_path / "alone")
     low, high = (open_store(both.directories[layer]) for layer in (0, 1))
     assert low.manifest.recipe.stream == high.manifest.recipe.stream
     assert low.manifest.recipe.sites == tuple(SITES)
@@ -37,7 +35,7 @@ def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, t
         assert torch.equal(low.array(shard, "resid_post"), high.array(other, "resid_pre"))
 
 
-def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, tmp_path, monkeypatch):  # noqa: F811
+def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, tmp_path, monkeypatch):
     whole = replace(config, layer=(0, 1), tokens=5 * 512, store=tmp_path / "whole")
     harvest(whole)
     cut = replace(whole, tokens=3 * 512, store=tmp_path / "cut")
@@ -55,25 +53,23 @@ def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, t
     harvest(cut)
     harvest(replace(cut, tokens=5 * 512))
     for layer in (0, 1):
-        assert files_of(cut.directories[layer]) == files_of(whole.directories[layer])
+        assert store_files(cut.directories[layer]) == store_files(whole.directories[layer])
 
 
-def options_of(config) -> list[str]:  # noqa: F811
-    options = dict(
+def options_of(config) -> list[str]:
+    return words(
         model=config.model, layer="0,1", dataset=config.dataset, tokens=config.tokens, shard_tokens=512, context=32,
         heldout_every=2, batch_sequences=5, store=config.store, device="cpu", compute_dtype="float32",
     )  # fmt: skip
-    return [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
 
 
-def torchrun(config) -> subprocess.Popen:  # noqa: F811
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harvest"]
-    command = [sys.executable, "-W", "ignore", *launcher, *options_of(config)]
+def torchrun(config) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", *TORCHRUN, "-m", "harvest", *options_of(config)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
-def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(config, tmp_path):  # noqa: F811
+def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(config, tmp_path):
     asked = replace(config, layer=(0, 1), tokens=40 * 512)
     one = replace(asked, store=tmp_path / "one")
     harvest(one)
@@ -92,7 +88,7 @@ def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(con
     assert again.returncode == 0, errors[-1000:]
     assert said.count("40 shards") == 2
     for layer in (0, 1):
-        assert files_of(asked.directories[layer]) == files_of(one.directories[layer])
+        assert store_files(asked.directories[layer]) == store_files(one.directories[layer])
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards were made again"
 
 
@@ -118,7 +114,7 @@ def test_a_broken_stream_is_opened_again_where_it_broke(caplog):
     assert "broke off at document 5 (ConnectionError: reset by peer)" in caplog.text
 
 
-def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(config, monkeypatch):  # noqa: F811
+def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(config, monkeypatch):
     from harvest import corpus
 
     with pytest.raises(ValueError, match=f"broke off at document 5 and {RETRIES} retries failed"):
@@ -149,7 +145,7 @@ def test_what_are_not_layers_is_refused(text):
         parse_layers(text)
 
 
-def test_layers_given_twice_and_unknown_sites_are_refused(config):  # noqa: F811
+def test_layers_given_twice_and_unknown_sites_are_refused(config):
     with pytest.raises(ValueError, match="each layer once"):
         replace(config, layer=(1, 1))
     with pytest.raises(ValueError, match="choose from resid_pre"):

@@ -15,21 +15,13 @@ from store.disk.lock import WRITER_LOCK, WriterLock
 from store.shards.reader import check_shards, open_store
 from store.shards.writer import StoreWriter
 from tests.child import python
-from tests.conftest import BOS, EOS, PAD
-from tests.train.test_follow import asked  # noqa: F401
+from tests.harvest.making import instant_harvest, store_files
+from tests.making import BOS, EOS, PAD
 
 
 @pytest.fixture
-def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
-    return HarvestConfig(
-        model=str(tiny_models["gemma2"]), layer=1, dataset=str(text_file), tokens=3 * 512, shard_tokens=512, context=32,
-        heldout_every=2, batch_sequences=5, store=tmp_path / "store", device="cpu", compute_dtype="float32",
-    )  # fmt: skip
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    """A store's files; a lock that a killed writer left is no part of it."""
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix != ".lock"}
+def asked(tiny_models, tmp_path, monkeypatch) -> HarvestConfig:
+    return instant_harvest(tiny_models["gemma2"], tmp_path / "whole", monkeypatch)
 
 
 def test_stored_rows_are_the_models_sites_at_their_tokens(config):
@@ -64,13 +56,13 @@ def test_a_model_run_in_bfloat16_gives_nearly_the_rows_of_float32(config, tmp_pa
 
 def test_extending_continues_the_same_store(config, tmp_path):
     harvest(config)
-    before = files_of(config.directory)
+    before = store_files(config.directory)
     longer = replace(config, tokens=5 * 512)
     harvest(longer)
     whole = replace(longer, store=tmp_path / "whole")
     harvest(whole)
-    assert files_of(config.directory) == files_of(whole.directory)
-    assert all(files_of(config.directory)[name] == data for name, data in before.items() if "manifest" not in name)
+    assert store_files(config.directory) == store_files(whole.directory)
+    assert all(store_files(config.directory)[name] == data for name, data in before.items() if "manifest" not in name)
 
 
 def test_finished_harvest_does_nothing(config, monkeypatch):
@@ -94,7 +86,7 @@ def test_a_harvest_that_got_nowhere_may_be_begun_otherwise(config, tmp_path):
         harvest(replace(config, shard_tokens=1 << 20))
     harvest(config)
     harvest(replace(config, store=tmp_path / "whole"))
-    assert files_of(config.directory) == files_of(tmp_path / "whole")
+    assert store_files(config.directory) == store_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("tokens", [3 * 512, 5 * 512])
@@ -109,19 +101,19 @@ def test_a_store_that_lacks_a_shard_is_neither_called_finished_nor_extended(conf
 @pytest.mark.parametrize("change", [{"layer": 2}, {"sites": ("mlp_out",)}, {"dtype": "float32"}])
 def test_store_of_another_harvest_is_refused(config, change):
     harvest(config)
-    before = files_of(config.directory)
+    before = store_files(config.directory)
     with pytest.raises(ValueError, match="holds another harvest"):
         harvest(replace(config, **change))
-    assert files_of(config.directory) == before
+    assert store_files(config.directory) == before
 
 
 def test_a_store_that_another_process_writes_is_refused_before_the_model_is_loaded(config, monkeypatch):
     harvest(config)
-    before = files_of(config.directory)
+    before = store_files(config.directory)
     monkeypatch.setattr("harvest.loop.load_model", lambda *args: pytest.fail("loaded"))
     with WriterLock(config.directory / WRITER_LOCK), pytest.raises(ValueError, match=f"pid {os.getpid()} on .* is writing"):
         harvest(replace(config, tokens=4 * 512))
-    assert files_of(config.directory) == before
+    assert store_files(config.directory) == before
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(config, monkeypatch, tmp_path):
@@ -132,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(c
     assert not (tmp_path / "a").exists()
 
 
-def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait(asked, tmp_path, monkeypatch):  # noqa: F811
+def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait(asked, tmp_path, monkeypatch):
     harvest(asked)  # on a CPU one is written, then the next computed
     computed, written, append, compute = [Event() for _ in range(16)], [], StoreWriter.append, loop.run_shard
 
@@ -151,7 +143,7 @@ def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait
     monkeypatch.setattr(StoreWriter, "append", write)
     harvest(replace(asked, store=tmp_path / "gpu"))
     assert len(written) == 16
-    assert files_of(tmp_path / "gpu") == files_of(asked.directory)
+    assert store_files(tmp_path / "gpu") == store_files(asked.directory)
 
 
 def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
@@ -172,11 +164,11 @@ def test_text_that_ends_early_keeps_what_there_is(config, caplog):
 KILLER = """
 import os, shutil, signal, sys
 from dataclasses import replace
-from pathlib import Path  # noqa: E402
-import torch  # noqa: E402
+from pathlib import Path
+import torch
 from harvest.config import HarvestConfig
 import harvest.corpus, harvest.loop, harvest.model, harvest.repair
-from tests.harvest.test_repair import REPAIR, damage
+from tests.harvest.making import REPAIR, damage, shards_of
 from tests.killed import dies_at
 
 config = HarvestConfig(
@@ -213,24 +205,22 @@ for number, point in enumerate(points):
     assert (last := child(store, [])) == 0, (point, last)
 for n in (1, 2, 3):
     store = f"{sys.argv[3]}/repaired{n}"
-    damage(Path(shutil.copytree(sys.argv[3] + "/whole/layer1", store)))
+    damage(*shards_of(Path(shutil.copytree(sys.argv[3] + "/whole/layer1", store))))
     assert (first := child(store, [(os, "fsync", n)], repairs=True)) == signal.SIGKILL, (n, first)
     assert (last := child(store, [], repairs=True)) == 0, (n, last)
 """
 
 
-def test_killed_by_sigkill_at_many_points_and_begun_again_a_harvest_and_a_repair_end_whole(
-    tiny_models, text_file, tmp_path
-):
+def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(tiny_models, text_file, tmp_path):
     places = map(str, (tiny_models["gemma2"], text_file, tmp_path))
     python("-c", KILLER, *places, TOKENIZERS_PARALLELISM="false")
     for layer in ("layer0", "layer1"):
-        whole = files_of(tmp_path / "whole" / layer)
+        whole = store_files(tmp_path / "whole" / layer)
         assert len([name for name in whole if name.startswith("shard-")]) == 3
         for number in range(20):
-            assert files_of(tmp_path / f"killed{number}" / layer) == whole
+            assert store_files(tmp_path / f"killed{number}" / layer) == whole
     for number in (1, 2, 3):
-        assert files_of(tmp_path / f"repaired{number}") == whole
+        assert store_files(tmp_path / f"repaired{number}") == whole
 
 
 @pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])

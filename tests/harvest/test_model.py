@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from harvest.model import load_model
 from harvest.shard import check_finite, check_identity
 from store.views import normed, rms
-from tests.conftest import BOS, FAMILIES
+from tests.making import BOS, FAMILIES
 
 CPU = torch.device("cpu")
 

@@ -8,24 +8,23 @@ from hypothesis import strategies as st
 from harvest.config import HarvestConfig
 from harvest.loop import harvest, plan
 from harvest.plan import shard_bytes, shards_on_disk
-from tests.conftest import make_recipe
-from tests.harvest.test_loop import config  # noqa: F401
+from tests.making import make_recipe
 
 
-def test_planned_bytes_are_those_written(config):  # noqa: F811
+def test_planned_bytes_are_those_written(config):
     (manifest,) = harvest(config)
     for shard in manifest.shards:
         assert 0 <= shard_bytes(config, 16) - shard.bytes < 4096
 
 
-def test_a_plan_measures_and_writes_nothing(config):  # noqa: F811
+def test_a_plan_measures_and_writes_nothing(config):
     text = plan(replace(config, layer=(0, 1), tokens=100_000_000))
     assert "195,313 a layer, 2 layers" in text
     assert "tokens/s measured" in text
     assert not (config.store / "layer0").exists()
 
 
-def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):  # noqa: F811
+def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("harvest.plan.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))
     asked = replace(config, tokens=3000 * 512)
@@ -36,7 +35,7 @@ def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):  # noqa: F
     assert "will refuse to start" in plan(asked)
 
 
-def test_a_ring_needs_room_for_its_shards_and_the_held_out_ones(config):  # noqa: F811
+def test_a_ring_needs_room_for_its_shards_and_the_held_out_ones(config):
     ring = replace(config, tokens=100 * 512, heldout_every=10, keep_shards=4)
     assert shards_on_disk(ring, 0) == 4 + 10
     assert shards_on_disk(ring, 98) == 2
@@ -50,7 +49,7 @@ def test_the_shards_of_a_ring_are_counted_as_they_are_written(shards, finished, 
     assert shards_on_disk(ring, finished) == splits["heldout"] + min(keep, splits["train"])
 
 
-def test_a_plan_for_another_harvest_s_store_is_refused(config):  # noqa: F811
+def test_a_plan_for_another_harvest_s_store_is_refused(config):
     harvest(config)
     with pytest.raises(ValueError, match="holds another harvest .*layer: 1 != 2"):
         plan(replace(config, layer=2))

@@ -11,38 +11,17 @@ from harvest.config import HarvestConfig
 from harvest.corpus import resuming
 from harvest.loop import harvest
 from store.disk.lock import WriterLock
-from tests.conftest import make_store
-from tests.test_commands import run
+from tests.command import run
+from tests.harvest.making import REPAIR, damage, shards_of
+from tests.making import files_of, make_store
 
 
 @pytest.fixture
-def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
+def config(config, text_file, tmp_path) -> HarvestConfig:
+    """Of a text of its own, which a test may change."""
     text = tmp_path / "text.jsonl"
     text.write_bytes(text_file.read_bytes())
-    return HarvestConfig(
-        model=str(tiny_models["gemma2"]), layer=1, dataset=str(text), tokens=3 * 512, shard_tokens=512, context=32,
-        heldout_every=2, batch_sequences=5, store=tmp_path / "store", device="cpu", compute_dtype="float32",
-    )  # fmt: skip
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def shards_of(directory: Path) -> list[Path]:
-    return sorted(directory.glob("shard-*"))
-
-
-def damage(directory: Path) -> None:
-    first, second, third = shards_of(directory)
-    content = bytearray(first.read_bytes())
-    content[-100] ^= 1
-    first.write_bytes(content)
-    os.truncate(second, 1000)
-    third.unlink()
-
-
-REPAIR = ("harvest", "repair", "--device", "cpu", "--batch-sequences", "5", "--store")
+    return replace(config, dataset=str(text))
 
 
 @pytest.mark.parametrize(("kind", "compression"), [("safetensors", "none"), ("zarr", "none"), ("zarr", "blosc")])
@@ -50,7 +29,7 @@ def test_repaired_shards_are_what_they_were_byte_for_byte(config, monkeypatch, c
     config = replace(config, format=kind, compression=compression)
     harvest(config)
     before = files_of(config.store)
-    damage(config.store)
+    damage(*shards_of(config.store))
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert files_of(config.store) == before
 
@@ -58,7 +37,7 @@ def test_repaired_shards_are_what_they_were_byte_for_byte(config, monkeypatch, c
 def test_a_shard_that_comes_out_otherwise_is_not_replaced(config, monkeypatch, capsys):
     harvest(config)
     text = Path(config.dataset)
-    damage(config.store)
+    damage(*shards_of(config.store))
     damaged = files_of(config.store)
     text.write_text(text.read_text().replace("words", "birds"))
     code, errors = run(monkeypatch, capsys, *REPAIR, str(config.store))
@@ -70,7 +49,7 @@ def test_a_shard_that_comes_out_otherwise_is_not_replaced(config, monkeypatch, c
 def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again(config, monkeypatch, capsys):
     harvest(config)
     before = files_of(config.store)
-    damage(config.store)
+    damage(*shards_of(config.store))
     damaged = files_of(config.store)
     with WriterLock(config.store / "writer.lock"):
         code, errors = run(monkeypatch, capsys, *REPAIR, str(config.store))

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvest.tokens import SpecialTokens, pack, tokenize
-from tests.conftest import BOS, EOS
+from tests.making import BOS, EOS
 
 SPECIAL = SpecialTokens(bos=BOS, eos=EOS, excluded=(0, 1, 2))
 DOCUMENTS = st.lists(st.lists(st.integers(3, 99), max_size=40), max_size=30)

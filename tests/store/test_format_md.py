@@ -11,7 +11,7 @@ import xxhash
 from store.shards.reader import open_store
 from store.shards.ring import Trained, save
 from store.shards.writer import StoreWriter
-from tests.conftest import make_norm, make_recipe, make_store
+from tests.making import make_norm, make_recipe, make_store
 
 DTYPES = {"I32": np.int32, "F64": np.float64, "F32": np.float32, "BF16": np.uint16}
 

@@ -1,30 +1,16 @@
 """From one layer to another, at the command line: two stores of one harvest, trained on, measured and compared."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from store.shards.reader import Store, open_store
-from store.shards.writer import StoreWriter
+from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_norm, make_recipe, make_rows, make_store
-from tests.test_commands import run
-
-
-def store_of(folder: Path, layer: int, n_shards: int = 6, **changes) -> Store:
-    """Another layer's targets are another function of layer 8's sources."""
-    recipe = make_recipe(layer=layer, shard_sequences=64, **changes)
-    with StoreWriter(folder, recipe, make_norm()) as writer:
-        for number in range(n_shards):
-            rows = make_rows(number, recipe)
-            mixed = rows.sites["resid_mid"].tanh() @ torch.randn(12, 10, generator=torch.Generator().manual_seed(layer))
-            writer.append(
-                rows if layer == 8 else replace(rows, sites={"resid_mid": -rows.sites["mlp_out"], "mlp_out": mixed})
-            )
-    return open_store(folder)
+from tests.command import run
+from tests.making import make_store
+from tests.train.making import store_of
 
 
 @pytest.fixture

@@ -12,11 +12,9 @@ import torch
 from store.loader.batches import Batch, batches
 from store.shards.pair import open_pair
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_store
+from tests.making import make_store
 from tests.train import reference
-from tests.train.test_across import store_of
-from tests.train.test_loop import assert_same_run, results_of
-from tests.train.test_module import assert_close, in_raw_units, make_module, perturb
+from tests.train.making import assert_close, assert_same_run, in_raw_units, make_module, perturb, results_of, store_of
 from train.config import Activation, TrainConfig
 from train.loop import train
 from train.module import TrainingTranscoder, draw_prefixes

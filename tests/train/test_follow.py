@@ -10,47 +10,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 import harvest.loop
 import harvest.ring
 import store.shards.safetensors_files
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus
-from harvest.model import LanguageModel
 from store.loader.batches import batches
 from store.shards.manifest import load_manifest
 from store.shards.reader import check_shards, open_store
 from store.shards.ring import load_ring, load_trained
 from store.shards.writer import StoreWriter
 from tests.child import python
-from tests.harvest.kills import Killed, Life, Model
-from tests.train.test_loop import assert_same_run
+from tests.harvest.kills import Killed, Life, corpus_of
+from tests.harvest.making import TEXTS, instant_harvest
+from tests.train.making import assert_same_run
 from train import follow
 from train.config import TrainConfig
 from train.loop import train
 
-TEXTS = [f"document {number} " * (number * 7 % 11 + 1) for number in range(200)]
-
-
-class Instant(Model, LanguageModel):
-    """The model that needs no time, for those who insist on a LanguageModel and its tokenizer."""
-
-    def __init__(self, folder: Path) -> None:
-        self.__dict__["tokenizer"] = AutoTokenizer.from_pretrained(folder)
-
-    __repr__ = object.__repr__
-
 
 @pytest.fixture
 def asked(tiny_models, tmp_path, monkeypatch) -> HarvestConfig:
-    model = Instant(tiny_models["gemma2"])
-    monkeypatch.setattr(harvest.loop, "load_model", lambda *args: model)
-    monkeypatch.setattr(harvest.loop, "open_corpus", lambda config: Corpus("c", "1", lambda start: iter(TEXTS[start:])))
-    return HarvestConfig(
-        model="m", layer=1, dataset="c", tokens=16 * 64, shard_tokens=64, context=8, heldout_every=4, device="cpu",
-        compute_dtype="float32", store=tmp_path / "whole",
-    )  # fmt: skip
+    return instant_harvest(tiny_models["gemma2"], tmp_path / "whole", monkeypatch)
 
 
 @pytest.fixture
@@ -193,7 +174,7 @@ def test_a_batch_that_no_ring_of_this_size_can_hold_is_refused(asked, config, tm
 
 
 def test_text_that_ends_early_ends_the_training_with_a_warning(asked, config, monkeypatch, caplog):
-    monkeypatch.setitem(globals(), "TEXTS", TEXTS[:20])
+    monkeypatch.setattr(harvest.loop, "open_corpus", lambda config: corpus_of(TEXTS[:20]))
     harvest.loop.harvest(replace(asked, shard_tokens=256, tokens=256 * 1000))
     rows = open_store(asked.directory).manifest.n_rows("train")
     train(replace(config, tokens=10 * rows))
@@ -202,11 +183,10 @@ def test_text_that_ends_early_ends_the_training_with_a_warning(asked, config, mo
 
 KILLER = """
 import os, random, signal, sys, threading, time
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 import harvest.loop
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus
-from tests.harvest.kills import Model
+from tests.harvest.kills import Model, corpus_of
 from tqdm import tqdm
 from train.config import TrainConfig
 from train.loop import train
@@ -215,7 +195,7 @@ folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 texts = [f"document {number} " * (number * 7 % 11 + 1) for number in range(600)]
 model = Model()
 harvest.loop.load_model = lambda *args: model
-harvest.loop.open_corpus = lambda config: Corpus("c", "1", lambda start: iter(texts[start:]))
+harvest.loop.open_corpus = lambda config: corpus_of(texts)
 tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
 
 
@@ -269,7 +249,7 @@ print(killed)
 
 
 @pytest.mark.slow
-def test_both_sides_killed_by_sigkill_and_started_again_end_as_a_run_over_a_whole_store(tmp_path, config):
+def test_both_sides_killed_by_sigkill_end_as_a_run_over_a_whole_store(tmp_path, config):
     killed = ast.literal_eval(python("-c", KILLER, str(tmp_path), "8"))
     assert min(killed.values()) >= 2
     assert_same_run(config, replace(config, run=tmp_path / "followed"))

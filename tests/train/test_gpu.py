@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from store.loader.batches import batches
-from tests.train.test_module import make_config, make_module
+from tests.train.making import make_config, make_module
 from train.module import WAIT_EVERY
 from train.optimizer import make_optimizer
 from train.run import train_step

@@ -3,27 +3,20 @@
 from dataclasses import replace
 
 from tests.child import python
-from tests.train.test_loop import (
-    assert_same_run,
-    config,  # noqa: F401
-)
+from tests.train.making import assert_same_run
 
 KILLER = """
 import os, signal, sys
 from dataclasses import replace
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 from tqdm import tqdm
 from tests.killed import dies_at
+from tests.train.making import run_config
 from train import run
-from train.config import TrainConfig
 from train.loop import train
 
 store, folder = Path(sys.argv[1]), Path(sys.argv[2])
-base = TrainConfig(
-    model="tiny", layer=1, store=store, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3, warmup_steps=5,
-    checkpoint_every=10, log_every=5, heldout_every=20, heldout_rows=100, dead_after=200, aux_k=4, device="cpu",
-    run=folder / "whole",
-)
+base = replace(run_config(store, folder / "whole"), heldout_every=20, heldout_rows=100)
 
 
 def child(config, owner, name, n):
@@ -47,6 +40,6 @@ print(len(points))
 """
 
 
-def test_killed_by_sigkill_at_sixteen_points_and_resumed_equals_uninterrupted(config, tmp_path):  # noqa: F811
+def test_killed_by_sigkill_at_sixteen_points_and_resumed_equals_uninterrupted(config, tmp_path):
     for number in range(int(python("-c", KILLER, str(config.store), str(tmp_path)))):
         assert_same_run(replace(config, run=tmp_path / "whole"), replace(config, run=tmp_path / f"killed{number}"))

@@ -9,39 +9,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
-from harvest.text import vocabulary_hash
 from store.disk.lock import WriterLock
 from store.loader.batches import batches
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_store
+from tests.making import hash_of, make_store
+from tests.train.making import assert_same_run, results_of
 from train import loop, run
 from train.config import TrainConfig
 from train.log import wandb_mode
 from train.loop import train
 from train.run import learning_rate
-
-
-@pytest.fixture
-def config(store: Store, tmp_path) -> TrainConfig:
-    return TrainConfig(
-        model="tiny", layer=1, store=store.directory, run=tmp_path / "run", d_sae=40, k=4, tokens=32 * 40, batch_rows=32,
-        lr=5e-3, warmup_steps=5, checkpoint_every=10, log_every=5, dead_after=200, aux_k=4, device="cpu",
-    )  # fmt: skip
-
-
-def results_of(config: TrainConfig) -> tuple[dict, list[dict]]:
-    weights = load_file(config.run_directory / "transcoder.safetensors")
-    log = [json.loads(line) for line in (config.run_directory / "training_log.jsonl").read_text().splitlines()]
-    return weights, [{k: v for k, v in record.items() if k not in ("rows_per_second", "data_wait_share")} for record in log]
-
-
-def assert_same_run(config: TrainConfig, other: TrainConfig) -> None:
-    (weights, log), (others, other_log) = results_of(config), results_of(other)
-    assert all(torch.equal(array, others[name]) for name, array in weights.items())
-    assert log == other_log
 
 
 class Killed(BaseException):
@@ -163,7 +142,8 @@ def test_a_checkpoint_without_its_dead_counter_is_refused(config, monkeypatch):
     die_before_calibrating(config, monkeypatch)
     path = config.run_directory / "checkpoint.safetensors"
     with safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors = load_file(path)
     del tensors["module.tokens_since_fired"]
     save_file(tensors, path, metadata)
     with pytest.raises(ValueError, match="tokens_since_fired"):
@@ -415,8 +395,7 @@ def wandb_records(path) -> list:
 
 
 def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(config, tmp_path, tiny_models):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
-    store = make_store(tmp_path / "words", context=32, shard_sequences=8, tokenizer_hash=vocabulary_hash(tokenizer))
+    store = make_store(tmp_path / "words", context=32, shard_sequences=8, tokenizer_hash=hash_of(tiny_models["gpt2"]))
     config = replace(config, store=store.directory)
     looked = replace(config, features_every=20, tokenizer=tiny_models["gpt2"], run=tmp_path / "looked")
     train(config)

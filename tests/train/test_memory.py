@@ -6,13 +6,13 @@ import pytest
 
 from store.shards.writer import StoreWriter
 from tests.child import python
-from tests.conftest import make_norm, make_recipe, make_rows
+from tests.making import make_norm, make_recipe, make_rows
 
 D, D_SAE, ROWS = 640, 8192, 2048
 STEPS = """
 import sys
-from pathlib import Path  # noqa: E402
-import torch  # noqa: E402
+from pathlib import Path
+import torch
 from store.loader.batches import batches
 from store.shards.reader import open_store
 from train.config import TrainConfig
@@ -52,7 +52,7 @@ def wide(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", pytest.param("jumprelu", marks=pytest.mark.slow)])
-def test_the_peak_stays_under_weights_and_adam_and_three_batches_of_dense_pre_activations(wide, activation):
+def test_the_peak_stays_under_weights_adam_and_three_batches_of_pre_activations(wide, activation):
     found = int(python("-c", STEPS, str(wide), activation))
     weights = 2 * D * D_SAE + D_SAE + D
     assert 12 * weights < found < 16 * weights + 3 * 4 * ROWS * D_SAE

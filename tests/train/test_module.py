@@ -4,45 +4,15 @@ import pytest
 import torch
 
 from store.loader.batches import batches
-from store.shards.reader import Store
 from store.sparse import int8
 from store.sparse import scan as sparse
 from tests.train import reference
-from train.config import TrainConfig
-from train.loop import candidates
-from train.module import TrainingTranscoder, view_moments
+from tests.train.making import assert_close, first_batch, in_raw_units, make_config, make_module, perturb
+from train.module import view_moments
 from train.optimizer import make_optimizer
 from train.run import train_step
 
 needs_avx2 = pytest.mark.skipif(not int8.available(), reason="this CPU has no AVX2")
-
-
-def make_config(**changes) -> TrainConfig:
-    fields = dict(
-        model="tiny", layer=1, d_sae=40, k=4, tokens=3200, batch_rows=32, lr=3e-3, warmup_steps=5, aux_k=3,
-        dead_after=10_000, device="cpu", candidates="float32",
-    )  # fmt: skip
-    return TrainConfig(**(fields | changes))
-
-
-def make_module(store: Store, config: TrainConfig) -> TrainingTranscoder:
-    return TrainingTranscoder(config, store.manifest, store.norm, candidates(config, torch.device("cpu")))
-
-
-def first_batch(store: Store, config: TrainConfig):
-    return next(batches(store, "train", config.batch_rows, view=config.input_view))
-
-
-def perturb(module: TrainingTranscoder) -> None:
-    """A module in the midst of training: biases are not zero."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in (module.b_enc, module.b_dec):
-        parameter.data.normal_(0, 0.2, generator=generator)
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    error = (found.double() - expected).norm() / expected.norm().clamp_min(1e-12)
-    assert error < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "relu", "gated"])
@@ -148,24 +118,6 @@ def test_the_artefact_in_raw_units_computes_what_the_module_does(store, activati
     latents, recon = in_raw_units(module, batch.source, batch.target)
     torch.testing.assert_close(transcoder.encode(batch.source).double(), latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(transcoder(batch.source).double(), recon, rtol=1e-4, atol=1e-3)
-
-
-def in_raw_units(module: TrainingTranscoder, source: torch.Tensor, target: torch.Tensor):
-    """Latents and reconstruction by the module's own weights in float64, as inference should have them."""
-    x, _ = module.normalise(source, target)
-    x, w = x.double(), {name: p.double() for name, p in module.named_parameters()}
-    name, pre = module.config.activation, x @ w["encoder"].T + w["b_enc"]
-    if name == "topk":
-        latents = reference.top(pre, module.config.k)
-    elif name == "gated":
-        magnitude = w["activation.r_mag"].exp() * (x @ w["encoder"].T) + w["activation.b_mag"]
-        latents = magnitude.relu() * (pre > 0)
-    else:
-        threshold = {"relu": lambda: 0.0, "batchtopk": lambda: module.activation.threshold.double(),
-                     "jumprelu": lambda: w["activation.log_threshold"].exp()}[name]()  # fmt: skip
-        latents = pre.relu() * (pre > threshold)
-    recon = latents @ w["decoder"] + w["b_dec"] + (x @ w["skip"].T if "skip" in w else 0)
-    return latents, recon / module.target_scale.double() + module.target_mean.double()
 
 
 def test_a_step_far_below_the_spacing_of_bfloat16_is_not_lost(store):

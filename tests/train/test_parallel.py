@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from store.shards.ring import Ring, load_trained, save
 from tests.child import python
-from tests.conftest import make_store
-from tests.train.test_loop import results_of
-from tests.train.test_module import make_config
+from tests.making import make_store
+from tests.train.making import make_config, results_of
 from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begin, configs, poison, save_again
 from train.checks import check_one_stream
 from train.config import TrainConfig

@@ -16,13 +16,14 @@ from harvest.ring import RingKeeper
 from store.shards.reader import check_shards, open_store
 from store.shards.ring import Trained, load_trained, save
 from store.shards.writer import StoreWriter
-from tests.conftest import make_norm, make_recipe, make_rows
-from tests.train.test_loop import assert_same_run
+from tests.child import TORCHRUN
+from tests.command import words
+from tests.making import make_norm, make_recipe, make_rows
+from tests.train.making import assert_same_run
 from train.config import TrainConfig
 from train.loop import train
 
 KEEP, HELDOUT_EVERY = 3, 4
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @dataclass
@@ -66,10 +67,6 @@ def both(tmp_path) -> Iterator[Both]:
 def kill(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
-
-
-def words(**options: object) -> list[str]:
-    return [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from store.sparse.scan import Entries, cut_into_bags
-from tests.conftest import on_threads
+from tests.making import on_threads
 from train import sparse
 from train.sparse import decode_nested
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from store.shards.reader import Store
-from tests.conftest import make_store
-from tests.test_commands import run as command
-from tests.train.test_loop import assert_same_run
+from tests.command import run as command
+from tests.making import make_store
+from tests.train.making import assert_same_run
 from train import loop
 from train.config import SweepConfig
 from train.loop import train
@@ -68,9 +68,7 @@ def test_a_sweep_reads_every_row_as_often_as_one_run_does(shared, tmp_path, monk
     assert 0 < bytes_of_steps((4,)) == bytes_of_steps((2, 3, 4))
 
 
-def test_an_interrupted_sweep_saves_all_and_goes_on_and_a_grown_one_trains_only_what_is_new(
-    shared, tmp_path, monkeypatch, capsys
-):
+def test_an_interrupted_sweep_goes_on_and_a_grown_one_trains_only_what_is_new(shared, tmp_path, monkeypatch, capsys):
     stepped = []
 
     def step(run, batch, waited, real=Run.step):

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from store.sparse.scan import scan_to
 from tests.train import reference
-from tests.train.test_module import assert_close, first_batch, make_config, make_module, perturb
+from tests.train.making import assert_close, first_batch, make_config, make_module, perturb
 from train.module import WAIT_EVERY, TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step
@@ -137,7 +137,7 @@ def test_a_list_of_known_length_holds_what_is_above_the_cutoff_and_zeros(candida
     assert torch.equal(place, place.sort().values)
 
 
-def test_listed_latents_that_live_again_are_left_alone_and_others_wait_for_the_next_list(store, never_waiting):
+def test_listed_latents_that_live_again_are_left_alone_and_others_wait_for_a_list(store, never_waiting):
     plain, aux = (make_module(store, make_config(aux_weight=w)) for w in (0.0, 1.0))
     batch = first_batch(store, aux.config)
     for module in (plain, aux):
@@ -149,7 +149,7 @@ def test_listed_latents_that_live_again_are_left_alone_and_others_wait_for_the_n
     assert set(difference.nonzero().squeeze(1).tolist()) == {30}
 
 
-def test_a_run_that_is_continued_between_two_lists_helps_the_latents_of_the_last_one(store, monkeypatch):
+def test_a_run_continued_between_two_lists_helps_the_latents_of_the_last_one(store, monkeypatch):
     monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: step % WAIT_EVERY == 0)
     config = make_config(aux_weight=1.0)
     whole, continued = make_module(store, config), make_module(store, config)

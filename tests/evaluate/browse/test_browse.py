@@ -1,19 +1,15 @@
 """The browser's pages: numbers from the raw shards, hostile text and URLs, and a real headless browser."""
 
 import contextlib
-import dataclasses
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.client import HTTPConnection
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
-import torch
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -21,65 +17,10 @@ from evaluate.browse.charts import bars, lines
 from evaluate.browse.config import ExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.server import make_app
-from evaluate.features import samples, write
-from evaluate.features.config import FeaturesConfig
-from harvest.text import vocabulary_hash
 from store.disk.files import write_text
-from store.layout import FEATURES
 from tests.child import python
-from tests.conftest import make_store
-from tests.evaluate.report.test_report import CHROMIUM, PATIENCE, launched, measured
-from tests.store.transcoders.test_transcoder import make_transcoder
-
-SCRIPT, HEBREW = "<script>alert(1)</script>", "שלום"
-
-RUN = "tiny/layer1/ours"
-
-WORDS = (SCRIPT, HEBREW, " alpha", " beta")
-"""What every fourth token says."""
-
-UNEMBEDDING = torch.randn(98, 10, generator=torch.Generator().manual_seed(0))
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_models) -> Path:
-    """A measured run with features in which every fourth token is hostile, an empty run, and one with damaged files."""
-    import json
-
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("site")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
-    store = make_store(
-        folder / "store", n_shards=8, context=64, shard_sequences=4, tokenizer_hash=vocabulary_hash(tokenizer)
-    )
-    run = folder / "results" / RUN
-    make_transcoder(d_in=12, d_out=10, d_sae=80, prefix_sizes=(10, 40, 80), name="ours").save(run)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (samples, write):
-            patch.setattr(module, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
-        patch.setattr(samples, "load_unembedding", lambda model: UNEMBEDDING)
-        config = FeaturesConfig(store=store.directory, run=run, tokenizer=tiny_models["gpt2"], device="cpu")
-        samples.collect_samples(dataclasses.replace(config, promoted_tokens=True))
-    write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))
-    write_text(run / "comparison" / "google_metrics.json", json.dumps(measured("theirs", 0.4321, store)))
-    write_text(run / "evaluation" / "report.html", "<p>the report</p>")
-    log = [{"tokens": n * 100, "fvu": 1 / n, "fvu_max": 2 / n, "fvu_mean": 1.5 / n} for n in range(1, 9)]
-    write_text(run / "training_log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
-    write_text(folder / "results" / "tiny" / "layer1" / "empty" / "train_config.json", "{}")
-    damaged = folder / "results" / "tiny" / "layer1" / "damaged"
-    shutil.copytree(run, damaged)
-    (damaged / "activation_samples" / FEATURES).write_bytes(b"PAR1 is not all of it")
-    (damaged / "evaluation" / "metrics.json").write_text("{")
-    write_text(folder / "secret" / "report.html", "outside")
-    return folder / "results"
-
-
-@pytest.fixture(scope="module")
-def client(results) -> TestClient:
-    return TestClient(make_app(results), base_url="http://127.0.0.1")
+from tests.evaluate.browse.making import HEBREW, RUN, SCRIPT
+from tests.evaluate.making import PATIENCE, launched, needs_chromium
 
 
 def test_the_table_sorts_filters_and_searches(client):

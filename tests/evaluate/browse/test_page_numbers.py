@@ -5,64 +5,13 @@ Nothing of the product is used but what opens the shards and the weights.
 
 import math
 import re
-from dataclasses import dataclass
 from html import unescape
 
 import numpy as np
 import pytest
 
-from store.shards.reader import open_store
-from store.transcoders.transcoder import Transcoder
-from tests.evaluate.browse.test_browse import (
-    RUN,
-    UNEMBEDDING,
-    WORDS,
-    client,  # noqa: F401
-    results,  # noqa: F401
-)
-from tests.evaluate.dense import Dense, dense
-
-SIZES, D_SAE, LEAST = (10, 40, 80), 80, 5
-
-
-@dataclass
-class Truth:
-    """What the shards and the weights say."""
-
-    d: Dense
-    cosine: np.ndarray
-    both: np.ndarray
-    fired: np.ndarray
-    n_rows: int
-    logits: np.ndarray
-
-    def together(self, a: int, b: int) -> float:
-        return self.both[a, b] / math.sqrt(self.fired[a] * self.fired[b]) if self.both[a, b] >= LEAST else 0.0
-
-    def refines(self, coarse: int, fine: int) -> float:
-        """P(coarse | fine) - P(coarse), of latents of later prefixes."""
-        if prefix_of(fine) <= prefix_of(coarse) or self.both[coarse, fine] < LEAST:
-            return 0.0
-        return self.both[coarse, fine] / self.fired[fine] - self.fired[coarse] / self.n_rows
-
-
-def prefix_of(latent: int) -> int:
-    return min(size for size in SIZES if size > latent)
-
-
-@pytest.fixture(scope="module")
-def truth(results) -> Truth:  # noqa: F811
-    store, transcoder = open_store(results.parent / "store"), Transcoder.load(results / RUN)
-    d = dense(store, transcoder)
-    weights = transcoder.W_dec.double().numpy()
-    cosine = np.array([[w @ v / math.sqrt((w @ w) * (v @ v)) for v in weights] for w in weights])
-    fires = d.fired[~np.isnan(d.latents[:, 0])]
-    both = np.zeros((D_SAE, D_SAE), int)
-    for row in fires:
-        on = np.flatnonzero(row)
-        for latent in on:
-            both[latent, on] += 1
-    return Truth(d, cosine, both, both.diagonal().copy(), len(fires), weights @ UNEMBEDDING.double().numpy().T)
+from tests.evaluate.browse.making import D_SAE, RUN, SIZES, UNEMBEDDING, WORDS, Truth, prefix_of
+from tests.evaluate.dense import Dense
 
 
 def near(text: str, value: float) -> bool:
@@ -214,13 +163,13 @@ def check_neighbours(html: str, truth: Truth, latent: int) -> None:
 
 
 @pytest.mark.parametrize("latent", range(0, D_SAE, 7))
-def test_every_number_of_a_feature_page_equals_one_from_the_raw_shards(client, truth, latent):  # noqa: F811
+def test_every_number_of_a_feature_page_equals_one_from_the_raw_shards(client, truth, latent):
     html = client.get(f"/feature/{RUN}/{latent}").text
     for check in (check_facts, check_tokens, check_promoted, check_histogram, check_contexts, check_neighbours):
         check(html, truth, latent)
 
 
-def test_every_number_of_the_table_equals_one_from_the_raw_shards(client, truth):  # noqa: F811
+def test_every_number_of_the_table_equals_one_from_the_raw_shards(client, truth):
     html = client.get(f"/features/{RUN}").text + client.get(f"/features/{RUN}?page=2").text
     cells = r'data-label="{}"[^>]*>([^<]*)<'
     rows = re.findall(r'<tr><th scope="row">.*?</tr>', html, re.DOTALL)
@@ -243,7 +192,7 @@ def test_every_number_of_the_table_equals_one_from_the_raw_shards(client, truth)
             assert unescape(re.search(r"<mark>(.*?)</mark>", row)[1]) == WORDS[top % 4]
 
 
-def test_every_number_of_the_tree_equals_one_from_the_raw_shards(client, truth):  # noqa: F811
+def test_every_number_of_the_tree_equals_one_from_the_raw_shards(client, truth):
     for prefix in SIZES[:2]:
         html = client.get(f"/tree/{RUN}?prefix={prefix}").text
         branches = html.split('<div class="root">')[1:]
@@ -261,7 +210,7 @@ def test_every_number_of_the_tree_equals_one_from_the_raw_shards(client, truth):
             assert same_order(shown, [score for score in best if score >= 0.1])
 
 
-def test_a_page_of_two_prefixes_counts_the_dead_ones_of_each(client, truth):  # noqa: F811
+def test_a_page_of_two_prefixes_counts_the_dead_ones_of_each(client, truth):
     html = client.get(f"/compare?a={RUN}@10&b={RUN}@40").text
     dead = [float(text) for text in re.findall(r"<dt>dead</dt><dd>([\d.]+)%", html)]
     assert dead == [pytest.approx(100 * (truth.fired[:size] == 0).mean(), abs=0.006) for size in (10, 40)]

@@ -9,17 +9,7 @@ import pytest
 
 from evaluate.features.reader import Features
 from evaluate.features.write import SCHEMA
-from tests.evaluate.browse.test_browse import (
-    RUN,
-    WORDS,
-    client,  # noqa: F401
-    results,  # noqa: F401
-)
-from tests.evaluate.browse.test_page_numbers import (
-    D_SAE,
-    Truth,
-    truth,  # noqa: F401
-)
+from tests.evaluate.browse.making import D_SAE, RUN, WORDS, Truth
 
 
 def feature(latent: int, top: str, strongest: str, text: str) -> dict:
@@ -61,7 +51,7 @@ def test_a_number_finds_its_feature_and_signs_are_no_patterns(found):
 
 
 @pytest.fixture(scope="module")
-def contexts(client, truth: Truth) -> list[list[str]]:  # noqa: F811
+def contexts(client, truth: Truth) -> list[list[str]]:
     """By latent the text around each firing that its page names, from the tokens in the shards."""
     d = truth.d
     place = {key: i for i, key in enumerate(zip(d.shard, d.sequence, d.token, strict=True))}
@@ -77,7 +67,7 @@ def contexts(client, truth: Truth) -> list[list[str]]:  # noqa: F811
 
 
 @pytest.mark.parametrize("words", ["alpha", "ALPHA beta beta alpha", "beta beta"])
-def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, contexts, words):  # noqa: F811
+def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, contexts, words):
     d, wanted = truth.d, words.lower()
     keys = {}
     for latent in range(D_SAE):

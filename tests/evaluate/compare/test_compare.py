@@ -14,8 +14,8 @@ from evaluate.config import EvaluateConfig
 from store.shards.reader import Store, open_store
 from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_store
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.making import make_store
+from tests.store.transcoders.making import make_transcoder
 
 
 @pytest.fixture

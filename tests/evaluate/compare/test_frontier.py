@@ -7,7 +7,7 @@ import torch
 
 from evaluate.compare.frontier import ThresholdTuner, variants
 from evaluate.metrics.results import evaluate
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 

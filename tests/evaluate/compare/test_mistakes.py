@@ -16,7 +16,7 @@ from evaluate.metrics.results import evaluate
 from store.loader.batches import Batch
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
-from tests.evaluate.metrics.test_metrics import dense
+from tests.evaluate.metrics.making import dense_metrics
 
 CPU = torch.device("cpu")
 
@@ -160,7 +160,7 @@ IMPOSTORS = {
 def test_fvu_by_another_definition_is_not_fvu(trained, store, monkeypatch, impostor):
     """The dense float64 computation that the metric is tested against tells each of them apart."""
     ours = Transcoder.load(trained.run)
-    expected = dense(store, ours)["fvu"]
+    expected = dense_metrics(store, ours)["fvu"]
     assert evaluate([ours], store, "heldout", 64, CPU)[0]["fvu"] == pytest.approx(expected, rel=1e-5)
     monkeypatch.setitem(metrics.METRICS, "fvu", IMPOSTORS[impostor])
     assert evaluate([ours], store, "heldout", 64, CPU)[0]["fvu"] != pytest.approx(expected, rel=1e-5)

@@ -7,7 +7,7 @@ import torch
 from evaluate.compare.trivial import fit, least_squares, low_rank, predict_mean, ranks_near
 from evaluate.metrics.results import evaluate
 from store.shards.reader import Store
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 

@@ -21,10 +21,9 @@ from evaluate.features.analyze import (
 from evaluate.features.config import AnalyzeConfig, FeaturesConfig
 from evaluate.features.maps import by_directions, by_firing, coactive, communities
 from evaluate.features.samples import collect_samples
-from harvest.text import vocabulary_hash
-from tests.conftest import make_store
 from tests.evaluate.dense import dense
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.making import hash_of, make_store
+from tests.store.transcoders.making import make_transcoder
 
 CONTEXTS = pa.list_(pa.struct({
     "quantile": pa.int8(), "token": pa.int32(), "start": pa.int32(), "tokens": pa.list_(pa.string()),
@@ -174,10 +173,7 @@ def test_weights_by_prefix_are_the_norms_and_cosines_of_its_latents():
 
 @pytest.fixture
 def run(tmp_path, tiny_models) -> tuple[Path, object, object]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
-    store = make_store(tmp_path / "s", n_shards=8, tokenizer_hash=vocabulary_hash(tokenizer))
+    store = make_store(tmp_path / "s", n_shards=8, tokenizer_hash=hash_of(tiny_models["gpt2"]))
     transcoder = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(4, 20))
     transcoder.save(tmp_path / "run")
     config = FeaturesConfig(store=store.directory, run=tmp_path / "run", tokenizer=tiny_models["gpt2"], device="cpu")

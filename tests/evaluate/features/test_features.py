@@ -20,13 +20,13 @@ from evaluate.features.contexts import SIDE, best
 from evaluate.features.neighbours import by_coactivation, by_decoder
 from evaluate.features.samples import collect_samples, logit_effects
 from evaluate.features.write import QUANTILES
-from harvest.text import load_unembedding, token_texts, vocabulary_hash
+from harvest.text import load_unembedding, token_texts
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from tests.child import python
-from tests.conftest import make_store
 from tests.evaluate.dense import Dense, dense
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.making import hash_of, make_store
+from tests.store.transcoders.making import make_transcoder
 
 VOCABULARY = 98
 
@@ -207,10 +207,8 @@ def test_decoder_neighbours_equal_a_dense_product(transcoder):
 
 @pytest.fixture
 def written(tmp_path, transcoder, tiny_models) -> tuple[Path, Store, Transcoder]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
-    store = make_store(tmp_path / "s", n_shards=8, context=64, shard_sequences=4, tokenizer_hash=vocabulary_hash(tokenizer))
+    tokenizer_hash = hash_of(tiny_models["gpt2"])
+    store = make_store(tmp_path / "s", n_shards=8, context=64, shard_sequences=4, tokenizer_hash=tokenizer_hash)
     transcoder.save(tmp_path / "run")
     folder = collect_samples(
         FeaturesConfig(store=store.directory, run=tmp_path / "run", tokenizer=tiny_models["gpt2"], device="cpu")
@@ -283,9 +281,9 @@ def test_another_number_of_neighbours_is_collected_anew(written, tiny_models, tm
 KILLER = """
 import os, signal, sys
 from dataclasses import replace
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 from tqdm import tqdm
-from evaluate.features import collect as features, samples
+from evaluate.features import collect as features, samples, write
 from evaluate.browse.folder import find_runs
 from evaluate.features.config import FeaturesConfig
 from store.transcoders.transcoder import Transcoder
@@ -303,7 +301,7 @@ def child(config, owner, name, n):
     return os.waitpid(pid, 0)[1]
 
 
-points = [(features, "firings_of", n) for n in (1, 3)] + [(samples, "write_json", 1), (samples, "write_text", 1)]
+points = [(features, "firings_of", n) for n in (1, 3)] + [(write, "write_json", 1), (samples, "write_text", 1)]
 points += [(os, "fsync", n) for n in (2, 4)] + [(Path, "replace", n) for n in (1, 4)]
 for number, point in enumerate(points):
     killed = folder / f"killed{number}"

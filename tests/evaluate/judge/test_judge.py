@@ -24,21 +24,18 @@ from evaluate.judge.ask import address, complete, judge, read_list
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.judge.questions import export_questions, write_lines
 from evaluate.judge.score import read_lines, score_answers, scores
-from harvest.text import vocabulary_hash
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_store
 from tests.evaluate.dense import dense
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.making import hash_of, make_store
+from tests.store.transcoders.making import make_transcoder
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tiny_models) -> JudgeExportConfig:
     folder = tmp_path_factory.mktemp("judge")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
-    store = make_store(
-        folder / "store", n_shards=8, context=64, shard_sequences=16, tokenizer_hash=vocabulary_hash(tokenizer)
-    )
+    tokenizer_hash = hash_of(tiny_models["gpt2"])
+    store = make_store(folder / "store", n_shards=8, context=64, shard_sequences=16, tokenizer_hash=tokenizer_hash)
     transcoder = make_transcoder(d_in=12, d_out=10, d_sae=60, prefix_sizes=(10, 30, 60))
     # rare enough to be silent in whole texts
     rarer = dataclasses.replace(transcoder, threshold=transcoder.threshold + 3 * transcoder.W_enc.norm(dim=0).sqrt())

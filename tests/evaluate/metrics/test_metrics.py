@@ -8,11 +8,13 @@ import torch
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.redundancy import redundancy
 from evaluate.metrics.results import METRICS, density_histogram, evaluate, percentiles
-from evaluate.rows import OUTLIER, places, rows_in_order
-from store.shards.reader import Store
+from evaluate.rows import places, rows_in_order
+from store.shards.reader import Store, open_store
+from store.shards.writer import ShardRows, StoreWriter
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import BOS, EOS, make_store
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.evaluate.metrics.making import dense_metrics
+from tests.making import BOS, EOS, make_norm, make_recipe, make_rows, make_store
+from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 
@@ -25,43 +27,10 @@ def transcoders() -> list[Transcoder]:
     ]
 
 
-def dense(store: Store, t: Transcoder) -> dict:
-    """Everything at once, in float64, from the rows on disk."""
-    shards = store.manifest.of_split("heldout")
-    resid = torch.cat([store.array(s, "resid_mid")[: s.kept] for s in shards])
-    y = torch.cat([store.array(s, "mlp_out")[: s.kept] for s in shards]).double()
-    x = t.view(resid, store.norm).double()
-    pre = x @ t.W_enc.double() + t.b_enc.double()
-    latents = pre * (pre > t.threshold.double()) * (pre > 0)
-    skip = x @ t.W_skip.double().T if t.W_skip is not None else 0
-    error = latents @ t.W_dec.double() + t.b_dec.double() + skip - y
-    centred = y - y.mean(0)
-    first = t.config.prefix_sizes[0]
-    first_error = latents[:, :first] @ t.W_dec[:first].double() + t.b_dec.double() + skip - y
-    norms = resid.float().norm(dim=1)
-    inlier = norms <= OUTLIER * norms.median()
-    kept = y[inlier] - y[inlier].mean(0)
-    recon = error + y
-    return {
-        "fvu": (error.square().sum() / centred.square().sum()).item(),
-        "first": (first_error.square().sum() / centred.square().sum()).item(),
-        "fvu_without_outliers": (error[inlier].square().sum() / kept.square().sum()).item(),
-        "mse": error.square().mean().item(),
-        "mse_without_outliers": error[inlier].square().mean().item(),
-        "cosine_similarity_without_outliers": torch.cosine_similarity(recon, y)[inlier].mean().item(),
-        "cosine_similarity": ((recon * y).sum(1) / recon.norm(dim=1) / y.norm(dim=1)).mean().item(),
-        "l0_mean": (latents > 0).sum(1).double().mean().item(),
-        "dead_features": int(((latents > 0).sum(0) == 0).sum()),
-        "fvu_scalar_variance": (error.square().sum() / (y - y.mean()).square().sum()).item(),
-        "best_scale": ((recon - y.mean(0)) * centred).sum().item() / (recon - y.mean(0)).square().sum().item(),
-        "explained_variance_saelens_legacy": (1 - error.square().sum(1) / centred.square().sum(1)).mean().item(),
-    }
-
-
 @pytest.mark.parametrize("rows", [7, 64, 5000])
 def test_streamed_metrics_equal_a_dense_float64_computation(store, transcoders, rows):
     for found, t in zip(evaluate(transcoders, store, "heldout", rows, CPU), transcoders, strict=True):
-        expected = dense(store, t)
+        expected = dense_metrics(store, t)
         first = expected.pop("first")
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-5), name
@@ -76,7 +45,7 @@ def test_each_prefix_is_measured_as_a_transcoder_by_itself(tmp_path, transcoders
     [found] = evaluate([nested], store, "heldout", 64, CPU)
     assert list(found["per_prefix"]) == ["4", "9", "20"]
     for size, figures in found["per_prefix"].items():
-        expected = dense(store, nested.prefix(int(size)))
+        expected = dense_metrics(store, nested.prefix(int(size)))
         assert {name: figures[name] for name in METRICS} == pytest.approx(
             {name: expected[name] for name in METRICS}, rel=1e-6
         )
@@ -107,7 +76,7 @@ def test_every_metric_is_the_same_in_any_batch_size(store, transcoders, name):
         return [found[name] for found in evaluate([wide(t) for t in transcoders], store, "heldout", rows, CPU)]
 
     assert values(7) == pytest.approx(values(5000), rel=1e-9)
-    assert values(7) == pytest.approx([dense(store, t)[name] for t in transcoders], rel=1e-6)
+    assert values(7) == pytest.approx([dense_metrics(store, t)[name] for t in transcoders], rel=1e-6)
 
 
 def test_every_metric_by_hand(tmp_path):
@@ -133,10 +102,6 @@ def test_every_metric_by_hand(tmp_path):
 
 def hand_store(directory, targets: list[list[float]]) -> Store:
     """A store whose held-out rows are those given, two documents, and whose training shard is alike."""
-    from store.shards.reader import open_store
-    from store.shards.writer import ShardRows, StoreWriter
-    from tests.conftest import make_norm, make_recipe
-
     writer = StoreWriter(directory, make_recipe(shard_sequences=1, context=6), make_norm(2))
     place = torch.tensor([1, 2, 4, 5])  # BOS at 0, EOS at 3
     for number in range(2):
@@ -179,10 +144,6 @@ def test_figures_by_band_add_up_to_the_whole(store, transcoders):
 
 
 def test_outlier_rows_are_counted_and_left_out(tmp_path, transcoders):
-    from store.shards.reader import open_store
-    from store.shards.writer import StoreWriter
-    from tests.conftest import make_norm, make_recipe, make_rows
-
     writer = StoreWriter(tmp_path, make_recipe(), make_norm())
     for number in range(2):
         rows = make_rows(number, make_recipe())
@@ -192,7 +153,7 @@ def test_outlier_rows_are_counted_and_left_out(tmp_path, transcoders):
     [found] = evaluate(transcoders[:1], open_store(tmp_path), "heldout", 64, CPU)
     assert found["n_outliers"] == 1
     assert found["fvu_without_outliers"] == pytest.approx(
-        dense(open_store(tmp_path), transcoders[0])["fvu_without_outliers"]
+        dense_metrics(open_store(tmp_path), transcoders[0])["fvu_without_outliers"]
     )
     assert abs(found["fvu"] - found["fvu_without_outliers"]) > 0.1
 

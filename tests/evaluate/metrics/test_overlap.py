@@ -17,11 +17,9 @@ from evaluate.features.partners import match_features
 from evaluate.metrics.overlap import LEAST, Firing, decoder_overlap, decoder_partners, firing_of, largest_cosines, overlap
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_store
 from tests.evaluate.dense import dense
-from tests.store.transcoders.test_transcoder import make_transcoder
-from train.config import TrainConfig
-from train.loop import train
+from tests.making import make_store
+from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 
@@ -59,23 +57,6 @@ def test_firing_is_where_a_dense_encoder_fires(store):
 def test_decoders_are_compared_by_their_directions():
     a, b = torch.eye(3), torch.tensor([[0.0, -5.0, 0.0], [3.0, 4.0, 0.0]])
     assert decoder_overlap(a, b)["decoder"] == pytest.approx((0.6 + 1.0 + 0.0) / 3)
-
-
-@pytest.fixture
-def layers(trained, tmp_path):
-    """Layers 1 and 2 of one harvest, each with a run and a baseline."""
-    second = make_store(tmp_path / "copy" / "layer2", 24, heldout_every=8, layer=2)
-    common = dict(
-        model="tiny", layer=2, store=second.directory, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3,
-        warmup_steps=5, device="cpu",
-    )  # fmt: skip
-    folder = tmp_path / "copy"
-    train(TrainConfig(**common, run=folder / "run2"))
-    for old, new in (("store", "layer1"), ("run", "run1")):
-        shutil.move(folder / old, folder / new)
-    return replace(
-        trained, layer=(1, 2), store=folder, run=folder / "run{layer}", baseline=(folder / "run{layer}",), trivial=False
-    )
 
 
 def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layers, capsys):

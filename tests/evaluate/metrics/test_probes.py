@@ -19,7 +19,7 @@ from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
 from store.views import Norm
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder
 
 D = 12
 

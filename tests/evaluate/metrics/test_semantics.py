@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evaluate.metrics.semantics import Activity, activity_of, coactivation, monosemanticity, semantics, token_purity
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import torch
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.worst import WORST, in_words, one_each, worst_rows
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder
 
 
 def test_worst_rows_are_the_largest_errors_with_their_own_context(store):

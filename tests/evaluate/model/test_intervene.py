@@ -16,7 +16,7 @@ from harvest.loop import harvest
 from harvest.model import LanguageModel, load_model
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder
 
 TEXT = "The quick brown fox jumps over it."
 

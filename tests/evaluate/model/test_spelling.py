@@ -7,7 +7,7 @@ from evaluate.metrics.tasks import Examples
 from evaluate.model.spelling import in_prompts, letter_gradients, read
 from evaluate.model.unembed import Unembedding
 from harvest.model import LanguageModel, load_model
-from tests.conftest import BOS, FAMILIES
+from tests.making import BOS, FAMILIES
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from harvest.loop import harvest
 from harvest.model import LanguageModel, load_model
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import FAMILIES
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.making import FAMILIES
+from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 

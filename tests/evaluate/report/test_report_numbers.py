@@ -13,20 +13,8 @@ from evaluate.features.config import AnalyzeConfig, CompareLayersConfig
 from evaluate.features.partners import match_features
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.evaluate.browse.test_browse import (
-    RUN,
-    WORDS,
-    results,  # noqa: F401
-)
-from tests.evaluate.browse.test_page_numbers import (
-    D_SAE,
-    SIZES,
-    Truth,
-    prefix_of,
-    truth,  # noqa: F401
-)
+from tests.evaluate.browse.making import D_SAE, RUN, SIZES, WORDS, Truth, make_results, prefix_of, truth_of
 from tests.evaluate.dense import dense
-from tests.evaluate.metrics.test_overlap import layers  # noqa: F401
 
 ALIKE, TOGETHER, KEPT, LEAST, FEW = 0.6, 0.5, 10, 5, 3
 
@@ -44,7 +32,17 @@ def tables(markdown: str) -> Tables:
 
 
 @pytest.fixture(scope="module")
-def page(results) -> Path:  # noqa: F811
+def results(tmp_path_factory, tiny_models) -> Path:
+    return make_results(tmp_path_factory.mktemp("site"), tiny_models["gpt2"])
+
+
+@pytest.fixture(scope="module")
+def truth(results) -> Truth:
+    return truth_of(results)
+
+
+@pytest.fixture(scope="module")
+def page(results) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluate.features.analyze.ENOUGH", FEW)  # this store has few documents
         return analyze(AnalyzeConfig(run=results / RUN, alike=ALIKE, together=TOGETHER))
@@ -55,18 +53,18 @@ def report(page) -> Tables:
     return tables((page / "report.md").read_text())
 
 
-def columns(truth: Truth) -> np.ndarray:  # noqa: F811
+def columns(truth: Truth) -> np.ndarray:
     return np.nan_to_num(truth.d.latents)
 
 
-def top_token(truth: Truth, latent: int) -> str:  # noqa: F811
+def top_token(truth: Truth, latent: int) -> str:
     sums = Counter()
     for token, value in zip(truth.d.tokens.tolist(), columns(truth)[:, latent].tolist(), strict=True):
         sums[token] += value
     return WORDS[sums.most_common(1)[0][0] % 4] if truth.fired[latent] else ""
 
 
-def strongest_words(truth: Truth, latent: int) -> list[str]:  # noqa: F811
+def strongest_words(truth: Truth, latent: int) -> list[str]:
     """The word of the strongest firing of each document, the 20 strongest."""
     best: dict[int, tuple[float, int]] = {}
     for i, (document, value) in enumerate(zip(truth.d.document.tolist(), columns(truth)[:, latent].tolist(), strict=True)):
@@ -75,7 +73,7 @@ def strongest_words(truth: Truth, latent: int) -> list[str]:  # noqa: F811
     return [WORDS[truth.d.tokens[i] % 4].strip().lower() for _, i in sorted(best.values(), reverse=True)[:20]]
 
 
-def consistency(truth: Truth, latent: int) -> float:  # noqa: F811
+def consistency(truth: Truth, latent: int) -> float:
     words = strongest_words(truth, latent)
     return max(Counter(words).values()) / len(words) if words else float("nan")
 
@@ -104,7 +102,7 @@ def ids(cell: str) -> list[int]:
     return [int(number) for number in re.findall(r"#(\d+)", cell)]
 
 
-def test_how_often_features_fire(report, truth):  # noqa: F811
+def test_how_often_features_fire(report, truth):
     _, rows = report["How often features fire"]
     density = truth.fired / truth.n_rows
     dense_ones = [i for i in range(D_SAE) if density[i] > 0.1]
@@ -115,7 +113,7 @@ def test_how_often_features_fire(report, truth):  # noqa: F811
     assert float(re.search(r"([\d.]+)%", rows[2][2])[1]) == pytest.approx(100 * np.median(density), abs=6e-4)
 
 
-def test_weights_by_prefix(report, truth, results):  # noqa: F811
+def test_weights_by_prefix(report, truth, results):
     weights = {name: a.double().numpy() for name, a in Transcoder.load(results / RUN).arrays().items()}
     for row, size in zip(report["Weights by prefix"][1], SIZES, strict=True):
         mine = [i for i in range(D_SAE) if prefix_of(i) == size]
@@ -128,7 +126,7 @@ def test_weights_by_prefix(report, truth, results):  # noqa: F811
         assert float(row[6].rstrip("%")) == pytest.approx(consistent, abs=0.51)
 
 
-def test_groups(report, truth):  # noqa: F811
+def test_groups(report, truth):
     for title, score, least in (
         ("Groups by decoder rows", lambda a, b: truth.cosine[a, b], ALIKE),
         ("Groups by firing patterns", truth.together, TOGETHER),
@@ -143,7 +141,7 @@ def test_groups(report, truth):  # noqa: F811
             assert shown == sorted(group)[:10] or len(group) in [len(g) for g in expected if shown == sorted(g)[:10]]
 
 
-def test_communities(report, truth):  # noqa: F811
+def test_communities(report, truth):
     note, rows = report["Communities of features that fire together"]
     weight = np.zeros((D_SAE, D_SAE))
     for (a, b), score in nearest(truth.together).items():
@@ -162,7 +160,7 @@ def test_communities(report, truth):  # noqa: F811
     assert float(re.search(r"modularity ([\d.]+)", note)[1]) == pytest.approx(best, abs=0.03)
 
 
-def test_refinements(report, truth):  # noqa: F811
+def test_refinements(report, truth):
     note, rows = report["Which finer features refine which coarser ones"]
     pairs = nearest(truth.refines)
     assert note.startswith(f"{len(pairs)} pairs")
@@ -173,7 +171,7 @@ def test_refinements(report, truth):  # noqa: F811
         assert int(row[1]) == truth.both[coarse, fine]
 
 
-def test_most_and_least_consistent(report, truth):  # noqa: F811
+def test_most_and_least_consistent(report, truth):
     known = {i: consistency(truth, i) for i in range(D_SAE) if len(strongest_words(truth, i)) >= FEW}
     assert len(known) > 10
     for title, best in (("Most consistent", True), ("Least consistent", False)):
@@ -188,7 +186,7 @@ def test_most_and_least_consistent(report, truth):  # noqa: F811
             assert row[2].strip() == top_token(truth, latent).strip()
 
 
-def test_maps_have_a_dot_for_each_feature_in_its_colour(page, truth):  # noqa: F811
+def test_maps_have_a_dot_for_each_feature_in_its_colour(page, truth):
     by_writing, by_firing = (page / "report.html").read_text().split('class="map"')[1:]
     colour = {int(n): int(c) for c, n in re.findall(r'class="p(\d)"><title>#(\d+) ', by_writing)}
     assert colour == {latent: SIZES.index(prefix_of(latent)) for latent in range(D_SAE)}
@@ -213,7 +211,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(often, a.T @ b / np.sqrt(np.maximum(np.outer(a.sum(0), b.sum(0)), 1)), 0)
 
 
-def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):  # noqa: F811
+def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):
     folder = match_features(CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device="cpu"))
     report = tables((folder / "report.md").read_text())
     a, b = (firing(layers.store / f"layer{n}", layers.store / f"run{n}") for n in (1, 2))

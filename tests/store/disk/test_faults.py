@@ -12,13 +12,13 @@ from store.loader.schedule import Mix
 from store.shards.formats import FORMATS
 from store.shards.writer import StoreWriter
 from tests.child import python
-from tests.conftest import make_norm, make_recipe, make_rows, make_store
-from tests.test_commands import run
+from tests.command import run
+from tests.making import make_norm, make_recipe, make_rows, make_store
 from train.run import Run
 
 EPOCH = """
 import sys
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 from store.loader import schedule
 schedule.WINDOW_BYTES = 1 << 23
 from store.loader.batches import batches

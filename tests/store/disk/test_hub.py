@@ -20,7 +20,7 @@ from store.loader.batches import batches
 from store.shards.manifest import load_manifest
 from store.shards.reader import check_shards, find_damage, open_store
 from store.shards.writer import StoreWriter
-from tests.conftest import make_norm, make_recipe, make_rows, make_store
+from tests.making import make_norm, make_recipe, make_rows, make_store
 
 FOLDER = f"layer8-{os.getpid()}"
 """Locks on one URL would meet, in whichever process the tests run."""

@@ -14,11 +14,11 @@ import pytest
 from store.disk.lock import WriterLock
 from store.shards.writer import StoreWriter
 from tests.child import ROOT
-from tests.conftest import make_norm, make_recipe, make_store
+from tests.making import make_norm, make_recipe, make_store
 
 HOLDER = """
 import sys
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 from store.disk.lock import WriterLock
 lock = WriterLock(Path(sys.argv[1]))
 print("held", flush=True)

@@ -5,7 +5,6 @@ import os
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from store.shards.arrays import LocalFile
 from store.shards.manifest import load_manifest
 from store.shards.reader import check_shards, find_damage, open_store
 from store.shards.writer import StoreWriter
-from tests.conftest import make_norm, make_recipe, make_rows, make_store
+from tests.command import run
+from tests.making import files_of, make_norm, make_recipe, make_rows, make_store
 
 SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: 73\r\n\r\n"
@@ -102,12 +102,8 @@ def place(request, tmp_path) -> Remote:
     return Remote(f"{bucket}{os.getpid()}-{tmp_path.name}/store")  # locks on one URL would meet, whichever process tests
 
 
-def files_of(place: Remote) -> dict[str, bytes]:
+def objects_of(place: Remote) -> dict[str, bytes]:
     return {name: (place / name).read_bytes() for name in place.sizes()}
-
-
-def on_disk(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_url_is_told_from_a_folder():
@@ -126,7 +122,7 @@ def test_an_unknown_protocol_is_one_clear_error():
 @pytest.mark.parametrize("name", ["safetensors", "zarr", "zarr-zstd"])
 def test_a_store_is_the_same_bytes_and_batches_at_a_url(place: Remote, tmp_path, name):
     local, distant = make_store(tmp_path / "local", format=name), make_store(place, format=name)
-    assert files_of(place) == on_disk(tmp_path / "local")
+    assert objects_of(place) == files_of(tmp_path / "local")
     check_shards(distant)
     pairs = zip(batches(local, "train", 32, stop=400), batches(distant, "train", 32, stop=400), strict=True)
     assert all(torch.equal(a.source, b.source) and torch.equal(a.target, b.target) for a, b in pairs)
@@ -146,7 +142,7 @@ def test_a_store_is_continued_and_a_damaged_shard_named(place: Remote, tmp_path)
 
 def test_an_upload_that_dies_leaves_no_object_and_the_manifest_as_it_was(place: Remote, monkeypatch):
     make_store(place, 2)
-    before = files_of(place)
+    before = objects_of(place)
 
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
@@ -154,7 +150,7 @@ def test_an_upload_that_dies_leaves_no_object_and_the_manifest_as_it_was(place: 
     with StoreWriter(place, make_recipe(), make_norm()) as writer, pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr(Remote, "upload", dies)
         writer.append(make_rows(2, make_recipe()))
-    assert files_of(place) == before
+    assert objects_of(place) == before
 
 
 @pytest.mark.parametrize("kind", ["slow down", "drop", "half"])
@@ -167,7 +163,7 @@ def test_throttling_and_dropped_connections_are_waited_out(trouble: Trouble, tmp
             fresh_connections()
             trouble.plan[:] = [kind] * 5
             writer.append(make_rows(number, recipe))
-    assert files_of(place) == on_disk(tmp_path / "local")
+    assert objects_of(place) == files_of(tmp_path / "local")
     fresh_connections()
     trouble.plan[:] = [kind] * 5
     check_shards(open_store(place))
@@ -225,12 +221,12 @@ def test_local_shards_are_still_read_straight_into_the_buffer(tmp_path):
 def test_harvest_train_evaluate_verify_repair_and_info_take_a_url(
     trouble: Trouble, tiny_models, text_file, tmp_path, monkeypatch, capsys
 ):
-    from tests.test_commands import run
+    def done(*words: str) -> int:
+        return run(monkeypatch, capsys, *words)[0]
 
     trouble.plan.clear()
     store, folder = f"s3://bucket/{os.getpid()}-{tmp_path.name}/whole", str(tmp_path / "run")
     model = ("--model", str(tiny_models["gemma2"]), "--layer", "1", "--store", store)
-    done: Callable[..., tuple[int, str]] = lambda *words: run(monkeypatch, capsys, *words)  # noqa: E731
     harvest = (
         "harvest",
         *model,
@@ -243,17 +239,17 @@ def test_harvest_train_evaluate_verify_repair_and_info_take_a_url(
         "--context",
         "32",
     )
-    assert done(*harvest, "--heldout-every", "2", "--device", "cpu")[0] == 0
+    assert done(*harvest, "--heldout-every", "2", "--device", "cpu") == 0
     assert len(load_manifest(Remote(store)).shards) == 3
     train = ("train", *model, "--run", folder, "--d-sae", "32", "--k", "4", "--tokens", "2K", "--batch-rows", "64")
-    assert done(*train, "--device", "cpu", "--warmup-steps", "2")[0] == 0
-    assert done("evaluate", "metrics", *model, "--run", folder, "--device", "cpu")[0] == 0
-    assert done("store", "verify", "--store", store)[0] == 0
+    assert done(*train, "--device", "cpu", "--warmup-steps", "2") == 0
+    assert done("evaluate", "metrics", *model, "--run", folder, "--device", "cpu") == 0
+    assert done("store", "verify", "--store", store) == 0
     (Remote(store) / "shard-00001.safetensors").unlink()
-    assert done("store", "verify", "--store", store)[0] == 1
-    assert done("harvest", "repair", "--store", store, "--device", "cpu")[0] == 0
+    assert done("store", "verify", "--store", store) == 1
+    assert done("harvest", "repair", "--store", store, "--device", "cpu") == 0
     check_shards(open_store(Remote(store)))
-    assert done("harvest", "info", "--store", store)[0] == 0
+    assert done("harvest", "info", "--store", store) == 0
 
 
 def test_a_plan_measures_the_upload_and_leaves_nothing():

@@ -15,6 +15,7 @@ from store.loader.schedule import LEAST_PIECE_BYTES, WINDOW_BYTES, Mix, Schedule
 from store.shards.pair import paired
 from store.shards.reader import Store
 from store.views import VIEWS
+from tests.making import make_store
 
 KEPT = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
@@ -100,8 +101,6 @@ def test_batches_in_order_are_the_rows_on_disk_in_that_view(store: Store, view):
 @settings(max_examples=20)
 @given(rows=st.integers(1, 50), batch=st.integers(0, 12))
 def test_resuming_at_a_cursor_is_bit_equal(tmp_path_factory, rows, batch):
-    from tests.conftest import make_store
-
     store = make_store(tmp_path_factory.mktemp("s"), 3)
     stop = rows * 14
     whole = list(batches(store, "train", rows, stop=stop, seed=3, mix=SMALL))
@@ -119,8 +118,6 @@ def test_ranks_together_see_the_stream_of_one(store: Store, world):
 
 
 def test_a_batch_stays_as_it_is_when_the_next_ones_are_read(tmp_path):
-    from tests.conftest import make_store
-
     store = make_store(tmp_path, dtype="float32")
     stream = batches(store, "train", 16, view="raw", mix=SMALL)
     first = next(stream)
@@ -169,16 +166,12 @@ def test_a_batch_of_a_shuffled_stream_is_a_sample_of_all_shards():
 
 
 def test_a_split_without_rows_says_so(tmp_path):
-    from tests.conftest import make_store
-
     with pytest.raises(ValueError, match="no heldout rows"):
         next(batches(make_store(tmp_path, 1), "heldout", 8))
 
 
 @pytest.fixture
 def two_layers(tmp_path) -> tuple[Store, Store]:
-    from tests.conftest import make_store
-
     return make_store(tmp_path / "8", layer=8), make_store(tmp_path / "12", layer=12)
 
 
@@ -196,8 +189,6 @@ def test_a_target_may_come_from_another_layer_harvested_with_the_source(two_laye
 
 
 def test_layers_that_were_not_harvested_together_are_refused_with_both_fingerprints(two_layers, tmp_path):
-    from tests.conftest import make_store
-
     near, _ = two_layers
     other, shorter = make_store(tmp_path / "other", layer=12, seed=1), make_store(tmp_path / "short", 3, layer=12)
     with pytest.raises(ValueError, match="were not harvested together.*seed: 0 != 1") as refusal:

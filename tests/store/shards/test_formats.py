@@ -16,7 +16,7 @@ from store.loader.batches import batches
 from store.shards import safetensors_files
 from store.shards.arrays import LocalFile, bytes_of, read_array, read_rows
 from store.shards.formats import FORMATS
-from tests.conftest import make_store
+from tests.making import make_store
 
 ZARR = [name for name in FORMATS if name != "safetensors"]
 

@@ -6,8 +6,7 @@ import pytest
 
 from store.shards.manifest import MANIFEST, PREVIOUS, load_manifest
 from store.shards.reader import Store
-from tests.conftest import make_recipe, make_store
-from tests.store.shards.test_writer import files_of
+from tests.making import files_of, make_recipe, make_store
 
 
 def test_fingerprint_depends_on_the_recipe_alone():
@@ -34,7 +33,7 @@ def test_heldout_membership_is_fixed_by_the_shards_number():
     assert [number for number, split in enumerate(splits) if split == "heldout"] == [1, 5, 9]
 
 
-def test_a_manifest_cut_in_half_is_named_and_the_one_before_it_leads_to_the_same_store(store: Store):
+def test_a_manifest_cut_in_half_is_named_and_the_one_before_leads_to_the_same_store(store: Store):
     path, whole = store.directory / MANIFEST, files_of(store.directory)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"manifest\.json does not fit format 1.*copy \S*manifest\.previous\.json over it"):

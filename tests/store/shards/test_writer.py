@@ -11,7 +11,7 @@ from store.shards.manifest import load_manifest
 from store.shards.reader import Store, check_shards, open_store
 from store.shards.writer import StoreWriter, shard_order
 from store.views import rms
-from tests.conftest import BOS, EOS, PAD, make_norm, make_recipe, make_rows, make_store
+from tests.making import BOS, EOS, PAD, files_of, make_norm, make_recipe, make_rows, make_store
 
 
 def test_rows_are_shuffled_with_excluded_ones_last():
@@ -44,10 +44,6 @@ def test_statistics_are_the_moments_of_the_kept_training_rows(store: Store):
     normalised = torch.cat([rms(store.array(s, "resid_mid")[: s.kept], store.norm) for s in training]).double()
     found = torch.tensor(store.manifest.statistics["resid_mid.rms"].mean, dtype=torch.float64)
     torch.testing.assert_close(found, normalised.mean(0), rtol=1e-9, atol=1e-9)
-
-
-def files_of(directory) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_a_store_continued_by_a_new_writer_is_the_same_bytes(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from store.sparse import int8
 from store.sparse.scan import scan
-from tests.conftest import on_threads
+from tests.making import on_threads
 
 pytestmark = pytest.mark.skipif(not int8.available(), reason="this CPU has no AVX2")
 

@@ -1,15 +1,13 @@
 """Gemma Scope's layouts, against a plain NumPy forward written from the model cards."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from store.transcoders.gemma_scope import load_scope1, load_scope2, save_scope2
 from store.views import Norm
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import make_transcoder, scope_params, write_scope1, write_scope2
 
 RESID = np.random.default_rng(1).normal(0, 50, (9, 6)).astype(np.float32)
 
@@ -23,42 +21,10 @@ def jump_relu(x, w_enc, b_enc, threshold, w_dec, b_dec):
     return np.where(pre > threshold, np.maximum(pre, 0), 0) @ w_dec + b_dec
 
 
-def params(seed=0, d=6, d_sae=120) -> dict[str, np.ndarray]:
-    r = np.random.default_rng(seed)
-    return {
-        "w_enc": r.normal(size=(d, d_sae)), "w_dec": 7 * r.normal(size=(d_sae, d)), "b_enc": r.normal(size=d_sae),
-        "b_dec": r.normal(size=d), "threshold": r.uniform(0.5, 2, d_sae),
-    }  # fmt: skip
-
-
-def write_scope1(folder, drop=None, **extra):
-    arrays = {name.replace("w_", "W_"): value.astype(np.float32) for name, value in params().items()}
-    path = folder / "layer_8/width_16k/average_l0_92"
-    path.mkdir(parents=True)
-    np.savez(path / "params.npz", **{n: v for n, v in arrays.items() if n != drop}, **extra)
-    return path / "params.npz"
-
-
-def write_scope2(folder, affine=False, **changes):
-    arrays = {name: value.astype(np.float32) for name, value in params().items()}
-    if affine:
-        arrays["affine_skip_connection"] = np.random.default_rng(5).normal(size=(6, 6)).astype(np.float32)
-    config = {
-        "hf_hook_point_in": "model.layers.9.pre_feedforward_layernorm.output",
-        "hf_hook_point_out": "model.layers.9.post_feedforward_layernorm.output", "width": 120,
-        "model_name": "google/gemma-3-270m", "architecture": "jump_relu", "l0": 60.0, "affine_connection": affine,
-        "type": "transcoder", "a_key_of_a_later_release": 1,
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    save_file(arrays, folder / "params.safetensors")
-    return arrays
-
-
 def test_scope1_equals_numpy_and_reads_the_ungained_norm(tmp_path):
     t = load_scope1(write_scope1(tmp_path), layer=8)
     x = RESID / np.sqrt((RESID**2).mean(1, keepdims=True) + 1e-6)
-    p = {name: value.astype(np.float32) for name, value in params().items()}
+    p = {name: value.astype(np.float32) for name, value in scope_params().items()}
     expected = jump_relu(x, p["w_enc"], p["b_enc"], p["threshold"], p["w_dec"], p["b_dec"])
     np.testing.assert_allclose(t(t.view(torch.from_numpy(RESID), NORM)).numpy(), expected, rtol=1e-4, atol=1e-4)
     assert (t.config.k, t.config.view, t.config.layer) == (92, "rms", 8)

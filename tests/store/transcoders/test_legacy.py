@@ -1,6 +1,5 @@
 """Checkpoints of the earlier code, against its equations written again."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,27 +8,8 @@ import torch
 from store.transcoders.forward import Forward
 from store.transcoders.legacy import load_legacy
 from store.views import Norm
-from tests.conftest import make_norm
-
-D, D_SAE = 12, 20
-
-
-def write_legacy(folder: Path, name: str = "checkpoint.pt", **changes) -> Path:
-    generator = torch.Generator().manual_seed(3)
-    state = {
-        "W_enc": torch.randn(D, D_SAE, generator=generator), "b_enc": torch.randn(D_SAE, generator=generator),
-        "W_dec": torch.randn(D_SAE, D, generator=generator), "b_dec": torch.randn(D, generator=generator),
-        "threshold": torch.tensor(0.7),
-    }  # fmt: skip
-    config = {
-        "model_name": "gemma-2-2b", "layer": 8, "top_k": 4, "prefix_sizes": [4, 6, 10], "dtype": "torch.bfloat16",
-        "source_hook_point": "blocks.8.hook_resid_mid", "target_hook_point": "blocks.8.hook_mlp_out",
-        "input_unit_norm": False,
-    }  # fmt: skip
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(changes.pop("state", {n: a.bfloat16() for n, a in state.items()}), folder / name)
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
+from tests.making import make_norm
+from tests.store.transcoders.making import LEGACY_WIDTH, write_legacy
 
 
 def their_forward(folder: Path, x: torch.Tensor, unit_norm: bool) -> torch.Tensor:
@@ -46,9 +26,9 @@ def their_forward(folder: Path, x: torch.Tensor, unit_norm: bool) -> torch.Tenso
 
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_outputs_equal_the_earlier_code(tmp_path, unit_norm):
-    folder, resid = write_legacy(tmp_path, input_unit_norm=unit_norm), torch.randn(9, D) * 30 + 5
+    folder, resid = write_legacy(tmp_path, input_unit_norm=unit_norm), torch.randn(9, LEGACY_WIDTH) * 30 + 5
     t = load_legacy(folder)
-    x = t.view(resid, make_norm(D))
+    x = t.view(resid, make_norm(LEGACY_WIDTH))
     expected = their_forward(folder, resid, unit_norm)
     torch.testing.assert_close(t(x), expected, rtol=1e-4, atol=1e-4)
     forward = Forward(t)
@@ -105,6 +85,6 @@ def test_a_damaged_file_is_named(tmp_path, name, message, junk):
 
 def test_the_normalised_hook_is_the_ungained_view(tmp_path):
     folder = write_legacy(tmp_path, source_hook_point="blocks.8.ln2.hook_normalized")
-    t, resid = load_legacy(folder), torch.randn(3, D)
-    norm = Norm(kind="rms", eps=1e-6, gain=torch.full((D,), 9.0))
+    t, resid = load_legacy(folder), torch.randn(3, LEGACY_WIDTH)
+    norm = Norm(kind="rms", eps=1e-6, gain=torch.full((LEGACY_WIDTH,), 9.0))
     torch.testing.assert_close(t.view(resid, norm), resid * torch.rsqrt(resid.pow(2).mean(-1, keepdim=True) + 1e-6))

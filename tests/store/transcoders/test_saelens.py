@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from store.transcoders.saelens import load_saelens
-
-SAELENS = Path(__file__).parent / "saelens"
+from tests.store.transcoders.making import SAELENS
 
 
 @pytest.fixture

@@ -8,22 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
-
-
-def make_transcoder(d_in=6, d_sae=10, d_out=5, skip=False, **changes) -> Transcoder:
-    generator = torch.Generator().manual_seed(4)
-    fields = dict(
-        name="t", architecture="test", model="tiny", layer=1, view="rms", d_in=d_in, d_sae=d_sae, d_out=d_out, k=3,
-        prefix_sizes=(2, 5, d_sae),
-    )  # fmt: skip
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return Transcoder(
-        TranscoderConfig(**(fields | changes)), W_enc=normal(d_in, d_sae), b_enc=normal(d_sae), W_dec=normal(d_sae, d_out),
-        b_dec=normal(d_out), threshold=normal(d_sae).abs(), W_skip=normal(d_out, d_in) if skip else None,
-    )  # fmt: skip
+from tests.store.transcoders.making import make_transcoder
 
 
 def numpy_forward(t: Transcoder, x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""Small stores and what they are made of, for the tests of every room."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from store.disk.remote import StorePath
+from store.shards.manifest import Recipe
+from store.shards.reader import Store, open_store
+from store.shards.writer import ShardRows, StoreWriter
+from store.views import Norm
+
+BOS, EOS, PAD = 2, 1, 0
+FAMILIES = ("gemma2", "gemma3", "gpt2")
+
+
+def make_recipe(**changes) -> Recipe:
+    fields = dict(
+        model="tiny", model_revision="r", tokenizer_hash="t", layer=1, sites=("resid_mid", "mlp_out"), dataset="made up",
+        dataset_revision="1", dataset_split="train", text_column="text", context=8, packing="p",
+        excluded_tokens=(PAD, EOS, BOS), shard_sequences=16, heldout_every=3, seed=0, format="safetensors",
+        dtype="bfloat16", compute_dtype="float32", libraries={},
+    )  # fmt: skip
+    return Recipe(**(fields | changes))
+
+
+def make_rows(seed: int, recipe: Recipe, d_in: int = 12, d_out: int = 10) -> ShardRows:
+    """Targets are a fixed nonlinear function of the sources, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, 50, (recipe.shard_sequences, recipe.context), generator=generator, dtype=torch.int32)
+    tokens[:, 0] = BOS
+    tokens[::3, 4] = EOS
+    source = torch.randn(tokens.numel(), d_in, generator=generator) * 3 + 1
+    weight = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(99))
+    target = (source @ weight).relu() + 0.5
+    return ShardRows(
+        tokens=tokens,
+        sites={"resid_mid": source, "mlp_out": target},
+        first_document=seed * 5,
+        next_document=seed * 5 + 5,
+    )
+
+
+def make_norm(d: int = 12) -> Norm:
+    return Norm(kind="rms", eps=1e-6, gain=torch.linspace(0.5, 2, d))
+
+
+def make_store(directory: StorePath, n_shards: int = 4, **changes) -> Store:
+    recipe = make_recipe(**changes)
+    with StoreWriter(directory, recipe, make_norm()) as writer:
+        for number in range(len(writer.manifest.shards), n_shards):
+            writer.append(make_rows(number, recipe))
+    return open_store(directory)
+
+
+def hash_of(tokenizer: Path) -> str:
+    """What a store's recipe calls the tokenizer in a folder."""
+    from transformers import AutoTokenizer
+
+    from harvest.text import vocabulary_hash
+
+    return vocabulary_hash(AutoTokenizer.from_pretrained(tokenizer))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def on_threads(n: int) -> Iterator[None]:
+    """PyTorch on so many threads, on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

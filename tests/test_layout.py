@@ -1,0 +1,48 @@
+"""How the tests are laid out: what several files share lies in modules that hold no tests, and names stay short."""
+
+import ast
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.child import ROOT
+
+FILES = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def imported(source: str) -> Iterator[str]:
+    """The modules and names that a file imports, and those that scripts in its strings import."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+            with suppress(SyntaxError):  # of a string that is no script
+                yield from imported(node.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import a.b as c", ["a.b"]),
+        ("def f():\n    from a import (\n        b,\n        c as d,\n    )", ["a.b", "a.c"]),
+        ("SCRIPT = '''\nimport a\n'''\nTEXT = 'a text about import duties'", ["a"]),
+    ],
+)
+def test_imports_are_found_in_functions_and_in_scripts_too(source, names):
+    assert list(imported(source)) == names
+
+
+def test_no_file_imports_from_a_test_file():
+    for path in FILES:
+        parts = {part for name in imported(path.read_text()) for part in name.split(".")}
+        assert not [part for part in parts if part.startswith("test_")], path
+
+
+def test_names_of_tests_are_below_80_characters():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert len(node.name) < 80, path
