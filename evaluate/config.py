@@ -1,12 +1,11 @@
 """What to evaluate: the options of `python -m evaluate`."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from store.cli import Layers, StorePathOption
-from store.disk.remote import StorePath
-from store.layout import CONFIG, default_run, default_store
+from store.errors import Refused
+from store.layout import default_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +33,8 @@ class EvaluateConfig:
     """Measure again even when the results are there."""
 
     @property
-    def store_directory(self) -> StorePath:
-        return self.store or default_store(*self.model_and_layer)
-
-    @property
-    def model_and_layer(self) -> tuple[str, int]:
-        """What the run in --run was trained on, or the options where there is none."""
-        config = self.run and self.run / CONFIG
-        said = json.loads(config.read_text()) if config and config.exists() else {}
-        return said.get("model", self.model), said.get("layer", self.layer)
-
-    @property
     def run_directory(self) -> Path:
+        """--run, or the default run of model and layer."""
         return self.run or default_run(self.model, self.layer, "matryoshka_batchtopk")
 
 
@@ -55,7 +44,7 @@ LAYER = "{layer}"
 
 @dataclass(frozen=True, kw_only=True)
 class LayersConfig(EvaluateConfig):
-    """Options of what takes one layer or several."""
+    """Options of the commands that take one layer or several."""
 
     layer: Layers = 8  # type: ignore[assignment]  # one, as everywhere, or several
     """Several (8,12,17) give one report over layers, and features matched between neighbours. --store is then the folder of
@@ -64,11 +53,11 @@ class LayersConfig(EvaluateConfig):
     def __post_init__(self) -> None:
         plain = [str(path) for path in self.paths if path and LAYER not in str(path)]
         if len(self.layers) > 1 and plain:
-            raise ValueError(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")
+            raise Refused(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")
 
     @property
     def paths(self) -> tuple[Path | None, ...]:
-        """Those that are of one layer."""
+        """The paths that are of one layer."""
         return (self.run,)
 
     @property
@@ -77,11 +66,13 @@ class LayersConfig(EvaluateConfig):
 
     def for_layer(self, layer: int) -> "LayersConfig":
         """The options for one of the layers."""
-        store = self.store / f"layer{layer}" if self.store and len(self.layers) > 1 else self.store
+        store = self.store
+        if store is not None and len(self.layers) > 1:
+            store = store / f"layer{layer}"
         return replace(self, layer=layer, store=store, run=at_layer(self.run, layer))
 
     def beside_layers(self, kind: str) -> Path:
-        """Where a report over several layers goes: beside the folders of the layers."""
+        """The folder of a report over several layers: beside the folders of the layers."""
         name = f"{kind}-" + "-".join(map(str, self.layers))
         if self.run is not None:
             return Path(str(self.run).split(LAYER)[0]).parent / name
@@ -89,4 +80,5 @@ class LayersConfig(EvaluateConfig):
 
 
 def at_layer(path: Path | None, layer: int) -> Path | None:
-    return path and Path(str(path).replace(LAYER, str(layer)))
+    """The path with the layer's number in it; None for None."""
+    return None if path is None else Path(str(path).replace(LAYER, str(layer)))

@@ -13,7 +13,7 @@ from evaluate.compare.measure import measure
 from evaluate.compare.verdict import name_winners
 from evaluate.config import EvaluateConfig
 from evaluate.report.comparison import markdown, summary, write_report
-from evaluate.runs import check_fits, open_both
+from evaluate.runs import check_fits, open_run
 from store.disk.files import write_text
 from store.layout import (
     COMPARISON,
@@ -33,7 +33,8 @@ from store.shards.reader import Store
 def evaluate_run(config: EvaluateConfig) -> Path:
     """The folder with metrics.json, summary.txt and report.html of a run. ValueError when store and run do not fit."""
     folder = config.run_directory / EVALUATION
-    ours, store = open_both(config)
+    run = open_run(config)
+    ours, store = run.transcoder, run.store
     key = _key(config.run_directory, store, None)
     if not config.force and _is_done(folder / METRICS, key):
         return show(folder)
@@ -54,7 +55,8 @@ def compare_runs(config: CompareConfig) -> Path:
         return report_over_layers(config)
     config = config.for_layer(next(iter(config.layers)))
     folder = config.run_directory / COMPARISON_FOLDER
-    ours, store = open_both(config)
+    run = open_run(config)
+    ours, store = run.transcoder, run.store
     if store.target is not None and config.sequences:
         raise ValueError(
             f"{ours.config.name} predicts layer {ours.config.target_layer} from layer {ours.config.layer}: what that "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluate.config import LayersConfig, at_layer
+from store.errors import Refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class CompareConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         if self.sequences < 0:
-            raise ValueError(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
+            raise Refused(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
         super().__post_init__()
 
     @property

@@ -10,6 +10,7 @@ from evaluate.metrics.overlap import Firing, decoder_overlap, firing_of, overlap
 from evaluate.report.comparison import cell
 from evaluate.report.figures import by_layer
 from evaluate.report.page import Figure, write_page
+from evaluate.runs import store_of
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY
@@ -43,7 +44,7 @@ def report_over_layers(config: CompareConfig) -> Path:
     """
     layers = config.layers
     each = {layer: config.for_layer(layer) for layer in layers}
-    stores = {layer: open_store(each[layer].store_directory) for layer in layers}
+    stores = {layer: open_store(store_of(each[layer])) for layer in layers}
     for a, b in pairwise(layers):
         check_same_rows(stores[a], stores[b], "heldout")
     comparisons = {layer: json.loads((compare_runs(each[layer]) / COMPARISON).read_text()) for layer in layers}

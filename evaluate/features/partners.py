@@ -15,7 +15,7 @@ from evaluate.features.analyze import ENOUGH, Map, Section, named, prefix_colour
 from evaluate.features.config import CompareLayersConfig
 from evaluate.metrics.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
 from evaluate.metrics.redundancy import redundancy
-from evaluate.runs import open_both
+from evaluate.runs import open_run, store_of
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.layout import FEATURES, SAMPLES
@@ -51,7 +51,7 @@ def match_features(config: CompareLayersConfig) -> Path:
     if len(config.layers) < 2:
         raise ValueError(f"layer is {config.layer}; give two or more, like 8,17")
     each = [config.for_layer(layer) for layer in config.layers]
-    stores = [open_store(one.store_directory) for one in each]
+    stores = [open_store(store_of(one)) for one in each]
     for a, b in pairwise(stores):
         check_same_rows(a, b, "heldout")
     sides = [open_side(one, layer, config.rows) for one, layer in zip(each, config.layers, strict=True)]
@@ -76,11 +76,12 @@ def match_features(config: CompareLayersConfig) -> Path:
 
 def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
     """ValueError when run and store do not fit."""
-    transcoder, store = open_both(config)
+    run = open_run(config)
+    transcoder, store = run.transcoder, run.store
     if config.check:
         check_shards(store, "heldout")
     device = resolve_device(config.device)
-    samples = config.run_directory / SAMPLES / FEATURES
+    samples = run.folder / SAMPLES / FEATURES
     rows = read_rows(samples) if samples.exists() else None
     return Side(layer, transcoder, store, firing_of(transcoder.to(device), store, device, rows_wanted), rows)
 

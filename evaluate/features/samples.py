@@ -20,7 +20,7 @@ from evaluate.features.write import (
     Text,
     write_samples,
 )
-from evaluate.runs import check_fits, open_both
+from evaluate.runs import check_fits, open_run, store_of
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
 from store.layout import COLLECTION_SUMMARY, CONFIG, model_slug
@@ -31,11 +31,12 @@ from store.transcoders.transcoder import Transcoder, TranscoderConfig
 def baseline_run(config: FeaturesConfig) -> Path:
     """The folder, beside the run's, in which what it is compared with is a run like any other. ValueError where that folder
     is something else."""
-    ours, store = open_both(config)
+    run = open_run(config)
+    ours, store = run.transcoder, run.store
     l0 = None if config.l0 == "nearest" else config.l0
     [other] = find_baselines([config.baseline] if config.baseline else [], None, l0, store, ours)
     check_fits(other, store)
-    folder = config.run_directory.parent / model_slug(other.config.name).strip("-")
+    folder = run.folder.parent / model_slug(other.config.name).strip("-")
     # the store's name for the model: by it later commands find the store
     wanted = other.config.model_copy(update={"model": store.manifest.recipe.model})
     path = folder / CONFIG
@@ -48,8 +49,9 @@ def baseline_run(config: FeaturesConfig) -> Path:
 def collect_samples(config: FeaturesConfig) -> Path:
     """The folder of a run's activation samples, made now unless it is there. ValueError when run and store do not fit."""
     if config.baseline or config.l0:
-        config = replace(config, store=config.store_directory, run=baseline_run(config), baseline=None, l0=None)
-    transcoder, store = open_both(config)
+        config = replace(config, store=store_of(config), run=baseline_run(config), baseline=None, l0=None)
+    run = open_run(config)
+    transcoder, store = run.transcoder, run.store
     shards = store.manifest.of_split(config.split)
     key = key_of(config.run_directory, store, shards, config)
     done = read_summary(config.folder)

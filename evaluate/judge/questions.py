@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluate.features.reader import Features, open_features, read_summary
 from evaluate.features.write import QUANTILES
 from evaluate.judge.config import JudgeExportConfig
-from evaluate.runs import open_both
+from evaluate.runs import open_run
 from harvest.text import load_tokenizer, token_texts
 from store.devices import resolve_device
 from store.disk.files import write_text
@@ -115,7 +115,8 @@ def export_questions(config: JudgeExportConfig) -> Path:
     summary = read_summary(samples)
     if summary is None:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
-    transcoder, store = open_both(config)
+    run = open_run(config)
+    transcoder, store = run.transcoder, run.store
     if summary["store_fingerprint"] != store.fingerprint:
         raise ValueError(f"the features in {samples} are of store {summary['store_fingerprint']}; collect them again")
     features = open_features(samples / FEATURES, (samples / FEATURES).stat().st_mtime_ns)

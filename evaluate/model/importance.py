@@ -15,7 +15,7 @@ from evaluate.model.intervene import (
 )
 from evaluate.model.splice import SequencePlace, check_restart, hidden_states, open_model, places_of, sample, sequences_of
 from evaluate.model.unembed import Unembedding, ce_and_kl
-from evaluate.runs import open_both
+from evaluate.runs import open_run
 from harvest.model import LanguageModel
 from store.devices import resolve_device
 from store.disk.files import write_text
@@ -27,7 +27,8 @@ from store.transcoders.transcoder import Transcoder
 @torch.no_grad()
 def importance(config: ImportanceConfig) -> None:
     """Prints latents by what ablating each costs on held-out sequences, and writes RUN/importance.json."""
-    transcoder, store = open_both(config)
+    run = open_run(config)
+    transcoder, store = run.transcoder, run.store
     check_latents(config.latents, transcoder.config.d_sae)
     device = resolve_device(config.device)
     transcoder, model = transcoder.to(device), open_model(store, device)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from evaluate.model.config import InterveneConfig
 from evaluate.model.splice import hidden_states, open_model
 from evaluate.model.unembed import Unembedding
-from evaluate.runs import open_both
+from evaluate.runs import open_run
 from harvest.model import LanguageModel
 from harvest.text import token_texts
 from harvest.tokens import tokenize
@@ -109,7 +109,8 @@ class SplicedRows:
 @torch.no_grad()
 def intervene(config: InterveneConfig) -> None:
     """Prints what the changes do to each prediction of the text, and writes it as JSON."""
-    transcoder, store = open_both(config)
+    run = open_run(config)
+    transcoder, store = run.transcoder, run.store
     edits = edits_of(config, transcoder.config.d_sae)
     text = config.file.read_text(encoding="utf-8") if config.file else str(config.text)
     device = resolve_device(config.device)

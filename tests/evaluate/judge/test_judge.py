@@ -56,7 +56,7 @@ def items_of(config: JudgeExportConfig) -> list[dict]:
 
 
 def test_truths_equal_a_dense_computation_on_every_token(exported):
-    d = dense(open_store(exported.store_directory), Transcoder.load(exported.run_directory))
+    d = dense(open_store(exported.store), Transcoder.load(exported.run_directory))
     place = {(s, q, t): i for i, (s, q, t) in enumerate(zip(d.shard, d.sequence, d.token, strict=True))}
     tokenizer = AutoTokenizer.from_pretrained(exported.tokenizer)
     kinds = dict.fromkeys(("positive", "near", "random", "misplaced"), 0)
@@ -72,7 +72,7 @@ def test_truths_equal_a_dense_computation_on_every_token(exported):
 
 
 def test_marks_stand_where_the_latent_fires_and_nowhere_that_it_does_in_negatives(exported):
-    d = dense(open_store(exported.store_directory), Transcoder.load(exported.run_directory))
+    d = dense(open_store(exported.store), Transcoder.load(exported.run_directory))
     place = {(s, q, t): i for i, (s, q, t) in enumerate(zip(d.shard, d.sequence, d.token, strict=True))}
     fuzzing = [item for item in items_of(exported) if item["task"] == "fuzzing"]
     # without special tokens and single signs, every token is one character and every mark is ours

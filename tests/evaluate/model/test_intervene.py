@@ -40,7 +40,7 @@ def config(request, tiny_models, text_file, tmp_path_factory) -> InterveneConfig
 
 @pytest.fixture(scope="module")
 def model(config) -> LanguageModel:
-    return load_model(open_store(config.store_directory).manifest.recipe.model, 1, torch.device("cpu"), torch.float32)
+    return load_model(open_store(config.store).manifest.recipe.model, 1, torch.device("cpu"), torch.float32)
 
 
 def result(config: InterveneConfig, **changes) -> dict:
@@ -51,7 +51,7 @@ def result(config: InterveneConfig, **changes) -> dict:
 @torch.no_grad()
 def by_hand(config: InterveneConfig, model: LanguageModel, tokens: torch.Tensor, change, keep_error=False) -> torch.Tensor:
     """Log probabilities of the whole model where a hook puts in a dense reconstruction from changed latents."""
-    t, store = Transcoder.load(config.run_directory), open_store(config.store_directory)
+    t, store = Transcoder.load(config.run_directory), open_store(config.store)
     seen = {}
 
     def keep(value: torch.Tensor, hook: object) -> None:
@@ -139,7 +139,7 @@ def test_importance_equals_ablations_by_hand_and_is_ranked(config, model, keep_e
     importance(options)
     found = json.loads((options.run_directory / "importance.json").read_text())["latents"]
     assert [each["delta_ce"]["value"] for each in found] == sorted((e["delta_ce"]["value"] for e in found), reverse=True)
-    store = open_store(options.store_directory)
+    store = open_store(options.store)
     for each in found:
         costs = []
         for part in sample(store, 4):
@@ -162,7 +162,7 @@ def test_by_default_the_latents_that_fire_most_are_ranked(config):
     options = ImportanceConfig(store=config.store, run=config.run, device="cpu", count=3, sequences=4)
     importance(options)
     found = {e["latent"] for e in json.loads((options.run_directory / "importance.json").read_text())["latents"]}
-    t, store = Transcoder.load(options.run_directory), open_store(options.store_directory)
+    t, store = Transcoder.load(options.run_directory), open_store(options.store)
     fired = sum((t.encode(t.view(part.source[~part.excluded], store.norm)) > 0).sum(0) for part in sample(store, 4))
     assert fired[list(found)].min() >= fired.topk(4).values[3]
     assert len(found) == 3
@@ -171,7 +171,7 @@ def test_by_default_the_latents_that_fire_most_are_ranked(config):
 def test_importance_counts_the_sequences_that_there_are(config, capsys):
     options = ImportanceConfig(store=config.store, run=config.run, device="cpu", latents=(SILENT,), sequences=10_000)
     importance(options)
-    there = sum(shard.n_sequences for shard in open_store(options.store_directory).manifest.of_split("heldout"))
+    there = sum(shard.n_sequences for shard in open_store(options.store).manifest.of_split("heldout"))
     assert json.loads((options.run_directory / "importance.json").read_text())["sequences"] == there
     assert f"over {there} held-out sequences" in capsys.readouterr().out
 
