@@ -14,7 +14,7 @@ from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRIC
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "metrics": (EvaluateConfig, "evaluate.compare.commands", "evaluate_run"),
-    "compare": (CompareConfig, "evaluate.compare.commands", "compare_runs"),
+    "compare": (CompareConfig, "evaluate.compare.layers", "compare"),
     "features": (FeaturesConfig, "evaluate.features.samples", "collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze", "analyze"),
     "compare-layers": (CompareLayersConfig, "evaluate.features.partners", "match_features"),

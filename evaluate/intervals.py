@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evaluate.estimates import Estimate
+
 RESAMPLES = 1000
 MIN_DOCUMENTS = 10
 """With fewer documents no interval is given, and so no winner."""
@@ -42,13 +44,14 @@ Statistic = Callable[[Tensor], Tensor]
 """Column sums [..., columns] -> the statistic [...]."""
 
 
-def estimate(statistic: Statistic, sums: Tensor, resampled: Tensor | None) -> dict:
-    """`value`, and `ci95`: the 2.5th and 97.5th percentile of the resamples (null where there are none)."""
+def estimate(statistic: Statistic, sums: Tensor, resampled: Tensor | None) -> Estimate:
+    """The statistic of all documents, with the 2.5th and 97.5th percentile of the resamples where there are any."""
     value = float(statistic(sums.sum(0)))
     if resampled is None:
-        return {"value": value, "ci95": None}
+        return Estimate(value=value, ci95=None)
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    return {"value": value, "ci95": torch.quantile(statistic(resampled), levels).tolist()}
+    low, high = torch.quantile(statistic(resampled), levels).tolist()
+    return Estimate(value=value, ci95=(low, high))
 
 
 def ratio(over: int, under: int) -> Statistic:
@@ -57,4 +60,5 @@ def ratio(over: int, under: int) -> Statistic:
 
 
 def difference(mine: Statistic, theirs: Statistic) -> Statistic:
+    """`mine` minus `theirs`, in every resample."""
     return lambda sums: mine(sums) - theirs(sums)

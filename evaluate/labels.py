@@ -1,1 +1,237 @@
-"""Names of metrics as people read them."""
+"""Every metric as people read it: its label, its format, whether less is better, and where it is shown.
+
+A metric is added in two places: where it is measured, and here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Place = Literal["report", "headline", "layers", "runs", "run"]
+"""A table of the report; the report's verdict; the report over layers; the browser's list of runs; its page of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What is said of one metric."""
+
+    key: str
+    """In metrics.json."""
+    label: str
+    form: str
+    """A format for str.format."""
+    note: str = ""
+    short: str = ""
+    """Where there is little room; `label` when it is not given."""
+    better: Literal["lower", "higher"] | None = None
+    """None where neither direction is."""
+    judged: bool = False
+    """Whether a comparison may name a winner in it."""
+    shown: tuple[Place, ...] = ("report",)
+
+    @property
+    def brief(self) -> str:
+        return self.short or self.label
+
+    @property
+    def explained(self) -> str:
+        """The note, with the better direction."""
+        return "; ".join(part for part in (self.note, f"{self.better} is better" if self.better else "") if part)
+
+
+LABELS = (
+    Label(
+        key="fvu",
+        label="FVU",
+        form="{:.4f}",
+        note="fraction of variance unexplained",
+        better="lower",
+        judged=True,
+        shown=("report", "headline", "layers", "runs", "run"),
+    ),
+    Label(
+        key="fvu_without_outliers",
+        label="FVU without outlier rows",
+        form="{:.4f}",
+        note="rows above 5 times the median norm left out",
+        better="lower",
+        judged=True,
+    ),
+    Label(key="mse", label="MSE", form="{:.4g}", note="per entry, in raw units", better="lower", judged=True),
+    Label(
+        key="cosine_similarity",
+        label="cosine similarity",
+        form="{:.4f}",
+        note="mean over rows",
+        short="cosine",
+        better="higher",
+        judged=True,
+        shown=("report", "run"),
+    ),
+    Label(
+        key="delta_ce",
+        label="delta CE, nats",
+        form="{:+.4f}",
+        note="what its output in the MLP's place costs the model",
+        short="delta CE",
+        better="lower",
+        judged=True,
+        shown=("report", "headline", "layers"),
+    ),
+    Label(
+        key="kl",
+        label="KL, nats",
+        form="{:.4f}",
+        note="of the model's predictions from what they were",
+        short="KL",
+        better="lower",
+        judged=True,
+        shown=("report", "headline"),
+    ),
+    Label(
+        key="ce_recovered",
+        label="CE recovered",
+        form="{:.1%}",
+        note="share of what zero ablation costs; unstable, never to be read alone",
+    ),
+    Label(key="ce_clean", label="CE of the model, nats", form="{:.4f}", note="as it is, on the same predictions"),
+    Label(key="ce_mean_ablated", label="CE, MLP's mean put in", form="{:.4f}"),
+    Label(key="ce_zero_ablated", label="CE, MLP left out", form="{:.4f}"),
+    Label(
+        key="absorption",
+        label="first-letter absorption",
+        form="{:.3f}",
+        note="words whose letter another latent took over",
+        better="lower",
+        shown=("report", "layers"),
+    ),
+    Label(
+        key="absorption_chanin",
+        label="absorption, Chanin et al.",
+        form="{:.3f}",
+        note="the same by the stricter rule of arXiv 2409.14507",
+        better="lower",
+    ),
+    Label(key="splitting", label="splitting", form="{:.2f}", note="latents that share one letter; 1 is best"),
+    Label(
+        key="sparse_probing",
+        label="sparse probing, 1 latent",
+        form="{:.3f}",
+        note="balanced accuracy on properties of tokens",
+        better="higher",
+    ),
+    Label(
+        key="tpp",
+        label="targeted perturbation",
+        form="{:.3f}",
+        note="own accuracy lost beyond that of other properties",
+        better="higher",
+    ),
+    Label(
+        key="l0_mean",
+        label="L0, mean",
+        form="{:.1f}",
+        note="active latents per row",
+        short="mean L0",
+        shown=("report", "layers", "runs", "run"),
+    ),
+    Label(key="l0_median", label="L0, median", form="{:.0f}"),
+    Label(
+        key="d_sae",
+        label="width",
+        form="{:,}",
+        note="latents in the dictionary",
+        shown=("report", "runs", "run"),
+    ),
+    Label(
+        key="k",
+        label="L0 intended",
+        form="{}",
+        note="k, or the label of the release",
+        short="k",
+        shown=("report", "runs", "run"),
+    ),
+    Label(key="dead_features", label="dead features", form="{:,}", note="never fired on these rows"),
+    Label(
+        key="dead_fraction",
+        label="dead share",
+        form="{:.2%}",
+        short="dead",
+        shown=("report", "layers", "runs", "run"),
+    ),
+    Label(
+        key="density_median",
+        label="median density of living features",
+        form="{:.2e}",
+        note="share of rows on which they fire",
+        shown=("layers",),
+    ),
+    Label(
+        key="redundancy",
+        label="redundancy",
+        form="{:.2e}",
+        note="share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)",
+        shown=("report", "layers", "runs", "run"),
+    ),
+    Label(
+        key="mean_max_cosine",
+        label="mean largest cosine",
+        form="{:.3f}",
+        note="of each decoder row with another",
+        shown=("report", "layers", "run"),
+    ),
+    Label(
+        key="coactivation",
+        label="co-activation",
+        form="{:.3f}",
+        note="mean largest cosine of two latents' firing patterns",
+        better="lower",
+    ),
+    Label(
+        key="monosemanticity",
+        label="monosemanticity",
+        form="{:.3f}",
+        note="cosine of mlp_out where a latent fires (arXiv 2504.02821); a proxy",
+    ),
+    Label(
+        key="token_purity",
+        label="token purity",
+        form="{:.3f}",
+        note="share of a latent's firings on its commonest token; a proxy",
+    ),
+    Label(
+        key="best_scale",
+        label="best scale",
+        form="{:.3f}",
+        note="factor by which the output would fit best; sound ones are near 1",
+    ),
+    Label(key="n_rows", label="held-out rows", form="{:,}", shown=("run",)),
+    Label(
+        key="fvu_scalar_variance",
+        label="legacy scalar-variance FVU",
+        form="{:.4f}",
+        note="always lower; not comparable with FVU",
+    ),
+    Label(
+        key="explained_variance_saelens_legacy",
+        label="legacy SAELens explained variance",
+        form="{:.4f}",
+        note="mean over rows of each row's own; not 1 minus FVU",
+    ),
+    Label(
+        key="explained_variance_saebench",
+        label="legacy SAEBench explained variance",
+        form="{:.4f}",
+        note="as SAEBench 0.6 has it: changes with the units, and may exceed 1",
+    ),
+)
+"""In the order in which tables show them."""
+
+
+def shown_in(place: Place) -> list[Label]:
+    """The metrics of a table, in order."""
+    return [label for label in LABELS if place in label.shown]
+
+
+def judged() -> dict[str, bool]:
+    """Metrics in which a winner may be named, at equal L0, and whether lower is better."""
+    return {label.key: label.better == "lower" for label in LABELS if label.judged}

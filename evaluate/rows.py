@@ -1,4 +1,4 @@
-"""What is known of each held-out row before any transcoder sees it: its token, its place, its document, its variation."""
+"""Facts of each held-out row that need no transcoder: its token, position, document and variation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from store.loader.batches import Batch, batches
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
-FRONTIER_ROWS = 8192
-"""Held-out rows, the first ones on disk, on which the frontier is drawn."""
+FIRST_ROWS = 8192
+"""Held-out rows, the first ones on disk, for what would take too long on all of them: the frontier, where latents fire,
+and what they stand for."""
 
 
 def rows_in_order(
@@ -28,7 +29,9 @@ def rows_in_order(
     quiet: bool = False,
 ) -> Iterator[Batch]:
     """Every kept row of a split (or the first `limit`) once, raw, as stored, under a progress bar."""
-    stop = min(store.manifest.n_rows(split), limit or store.manifest.n_rows(split))
+    stop = store.manifest.n_rows(split)
+    if limit is not None:
+        stop = min(stop, limit)
     with tqdm(total=stop, unit="row", unit_scale=True, desc=label, disable=quiet) as bar:
         for batch in batches(store, split, rows, view="raw", sites=sites, device=device, stop=stop, shuffle=False):
             yield batch
@@ -45,7 +48,7 @@ RANK_EDGES = (11, 101, 1001, 10_001)
 
 @dataclass(frozen=True)
 class Places:
-    """Where each kept row of a split comes from, in the order on disk."""
+    """The token, position and document of each kept row of a split, in the order on disk."""
 
     token: Int[Tensor, " rows"]
     position: Int[Tensor, " rows"]

@@ -1,4 +1,6 @@
-"""Tokens, shares and numbers as people read them."""
+"""Tokens, shares, numbers and tables as people read them."""
+
+from collections.abc import Sequence
 
 Number = int | float
 
@@ -24,3 +26,16 @@ def share(density: float) -> str:
     if density <= 0:
         return "never"
     return f"{density:.1%}" if density >= 0.01 else f"1 in {round(1 / density):,}"
+
+
+def text_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
+    """The lines of a table as plain text: the first column to the left, the others to the right, two spaces between."""
+    table = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+
+
+def markdown_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
+    """The lines of a table in Markdown; bars within cells are escaped."""
+    rule = ["---"] * len(heads)
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows)]

@@ -193,9 +193,9 @@ class Run:
         )
         found = sums_of(measured, facts)
         return {
-            "heldout_fvu": found["fvu"], "heldout_l0": found["l0_mean"],
+            "heldout_fvu": found.fvu, "heldout_l0": found.l0_mean,
             "heldout_dead_fraction": self._share(measured.fired == 0),
-            "heldout_fvu_per_prefix": list(found["fvu_per_prefix"].values()),
+            "heldout_fvu_per_prefix": list(found.fvu_per_prefix.values()),
         }  # fmt: skip
 
     def _share(self, latents: Tensor) -> float:

@@ -33,7 +33,7 @@ def sweep(config: SweepConfig) -> str:
     if config.check:
         check_shards(store, "heldout")
     found = evaluate(transcoders, store, "heldout", EVALUATION_ROWS, resolve_device(config.device))
-    measured = [describe(one) | figures for one, figures in zip(configs, found, strict=True)]
+    measured = [describe(one) | figures.as_json() for one, figures in zip(configs, found, strict=True)]
     folder = config.run_directory
     write_text(folder / "summary.json", json.dumps(measured, indent=1) + "\n")
     text = summary(measured, store)

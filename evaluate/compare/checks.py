@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from evaluate.metrics.measurement import Check, Measurement
 from store.loader.batches import batches
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -22,70 +23,69 @@ def near(a: float, b: float | int, tolerance: float) -> bool:
     return abs(a - b) <= tolerance * abs(b)
 
 
-def checks_of(metrics: dict, store: Store) -> list[dict]:
-    """What must hold of one measurement: a `claim`, whether it `holds`, and in `detail` what was found."""
-    name, k, l0, scale = metrics["name"], metrics["k"], metrics["l0_mean"], metrics["best_scale"]
-    by_view = metrics.get("fvu_by_view", {})
-    fits = min(by_view, key=by_view.__getitem__, default=metrics["view"])
+def checks_of(m: Measurement, store: Store) -> list[Check]:
+    """What must hold of the measurement of a transcoder, and whether it does."""
+    by_view = m.fvu_by_view
+    fits = min(by_view, key=by_view.__getitem__, default=m.view)
     tried = ", ".join(f"{view}: {value:.4g}" for view, value in by_view.items())
     heldout = sum(shard.kept for shard in store.manifest.of_split("heldout"))
     return [
         _check(
             "every held-out row was measured, and no other",
-            metrics["split"] == "heldout" and metrics["n_rows"] == heldout,
-            f"{name}: {metrics['n_rows']} rows of split {metrics['split']!r}; the store has {heldout} held-out rows",
+            m.split == "heldout" and m.n_rows == heldout,
+            f"{m.name}: {m.n_rows} rows of split {m.split!r}; the store has {heldout} held-out rows",
         ),
         _check(
             "the rows are of this store",
-            metrics["store_fingerprint"] == store.fingerprint,
-            f"{name} was measured on store {metrics['store_fingerprint']}, this is {store.fingerprint}",
+            m.store_fingerprint == store.fingerprint,
+            f"{m.name} was measured on store {m.store_fingerprint}, this is {store.fingerprint}",
         ),
         _check(
             "it was trained on this store, whose held-out rows training never sees, or elsewhere",
-            metrics["trained_on"] in (None, store.fingerprint),
-            f"{name}: {metrics['trained_on'] or 'trained elsewhere'}",
-            f"{name} was trained on store {metrics['trained_on']}, this is {store.fingerprint}: what is held out here may "
+            m.trained_on in (None, store.fingerprint),
+            f"{m.name}: {m.trained_on or 'trained elsewhere'}",
+            f"{m.name} was trained on store {m.trained_on}, this is {store.fingerprint}: what is held out here may "
             "be what it was trained on",
         ),
         _check(
             "L0 is near its label",
-            k is None or near(l0, k, L0_TOLERANCE),
-            f"{name}: measured L0 is {l0:.1f}, {f'its label says {k}' if k else 'it states none'}",
-            f"{name}: MEASURED L0 IS {l0:.1f}, ITS LABEL SAYS {k}: the input is probably not the tensor it was trained on "
-            f"(it reads the {metrics['view']!r} view), or its threshold was dropped; none of its figures can be trusted",
+            m.k is None or near(m.l0_mean, m.k, L0_TOLERANCE),
+            f"{m.name}: measured L0 is {m.l0_mean:.1f}, {f'its label says {m.k}' if m.k else 'it states none'}",
+            f"{m.name}: MEASURED L0 IS {m.l0_mean:.1f}, ITS LABEL SAYS {m.k}: the input is probably not the tensor it was "
+            f"trained on (it reads the {m.view!r} view), or its threshold was dropped; none of its figures can be trusted",
         ),
         _check(
             "no other view of its input fits better",
-            not by_view or by_view[fits] >= MARGIN * by_view[metrics["view"]],
-            f"{name} reads the {metrics['view']!r} view; FVU by view: {tried}",
-            f"{name} reads the {metrics['view']!r} view, but leaves less unexplained of the {fits!r} view ({tried}): the "
+            not by_view or by_view[fits] >= MARGIN * by_view[m.view],
+            f"{m.name} reads the {m.view!r} view; FVU by view: {tried}",
+            f"{m.name} reads the {m.view!r} view, but leaves less unexplained of the {fits!r} view ({tried}): the "
             "norm's gain is applied where it must not be, or left out",
         ),
         _check(
             "the output has the target's scale",
-            SCALES[0] <= scale <= SCALES[1],
-            f"{name}: its output would fit best multiplied by {scale:.3f}",
-            f"{name}: its output would fit best multiplied by {scale:.3f}, so the decoder was probably rescaled, or rows "
-            "of source and target do not belong together",
+            SCALES[0] <= m.best_scale <= SCALES[1],
+            f"{m.name}: its output would fit best multiplied by {m.best_scale:.3f}",
+            f"{m.name}: its output would fit best multiplied by {m.best_scale:.3f}, so the decoder was probably rescaled, "
+            "or rows of source and target do not belong together",
         ),
         _check(
             "it predicts better than the mean",
-            metrics["fvu"] < 1,
-            f"{name}: FVU is {metrics['fvu']:.4f}; predicting the mean everywhere gives 1",
+            m.fvu < 1,
+            f"{m.name}: FVU is {m.fvu:.4f}; predicting the mean everywhere gives 1",
         ),
     ]
 
 
-def checks(measured: Sequence[dict], store: Store) -> list[dict]:
-    """The checks of every measurement, and that both saw the same rows."""
-    same = len({(m["n_rows"], m["rows_digest"]) for m in measured}) == 1
-    rows = ", ".join(f"{m['name']}: {m['n_rows']} ({m['rows_digest'][:8]})" for m in measured)
+def checks(measured: Sequence[Measurement], store: Store) -> list[Check]:
+    """Whether all saw the same rows, and the checks of the first two."""
+    same = len({(m.n_rows, m.rows_digest) for m in measured}) == 1
+    rows = ", ".join(f"{m.name}: {m.n_rows} ({m.rows_digest[:8]})" for m in measured)
     return [_check("all saw the same rows", same, rows)] + [c for m in measured[:2] for c in checks_of(m, store)]
 
 
-def _check(claim: str, holds: bool, found: str, otherwise: str | None = None) -> dict:
-    """`otherwise`: what to say where it does not hold."""
-    return {"claim": claim, "holds": bool(holds), "detail": found if holds or otherwise is None else otherwise}
+def _check(claim: str, holds: bool, found: str, otherwise: str | None = None) -> Check:
+    """A check whose detail is `found`, or `otherwise` where it is given and the claim does not hold."""
+    return Check(claim=claim, holds=holds, detail=found if holds or otherwise is None else otherwise)
 
 
 ROWS = 512
@@ -100,9 +100,11 @@ def fvu_by_view(transcoder: Transcoder, store: Store, device: torch.device) -> d
     """FVU on some training rows with each view of the source in the place of the transcoder's own."""
     sites = (transcoder.config.source_site, transcoder.config.target_site)
     stop = min(ROWS, store.manifest.n_rows("train"))
-    moved, norm = transcoder.to(device), store.norm.to(device)
+    moved = transcoder.to(device)
+    norm = store.norm.to(device)
     [batch] = batches(store, "train", stop, view="raw", sites=sites, device=device, stop=stop)
-    y, found = batch.target, {}
+    y = batch.target
+    found = {}
     total = float((y - y.mean(0)).square().sum(dtype=torch.float64))
     for view in VIEWS:
         config = moved.config.model_copy(update={"view": view})

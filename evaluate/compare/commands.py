@@ -1,7 +1,7 @@
 """Measuring and comparing: a run (and the other transcoder) + a store -> the files that people read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,12 @@ from evaluate.compare.config import CompareConfig
 from evaluate.compare.measure import measure
 from evaluate.compare.verdict import name_winners
 from evaluate.config import EvaluateConfig
+from evaluate.estimates import Result, read_result
+from evaluate.metrics.measurement import Check, Comparison, Measurement
 from evaluate.report.comparison import markdown, summary, write_report
 from evaluate.runs import check_fits, open_run
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import (
     COMPARISON,
     COMPARISON_FOLDER,
@@ -31,59 +34,77 @@ from store.shards.reader import Store
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
-    """The folder with metrics.json, summary.txt and report.html of a run. ValueError when store and run do not fit."""
-    folder = config.run_directory / EVALUATION
+    """The folder with metrics.json, summary.txt and report.html of a run, measured unless it was before.
+
+    Refused when store and run do not fit, Damaged when the run's files, the shards or earlier results cannot be read.
+    """
     run = open_run(config)
-    ours, store = run.transcoder, run.store
-    key = _key(config.run_directory, store, None)
-    if not config.force and _is_done(folder / METRICS, key):
+    folder = run.folder / EVALUATION
+    key = _key(run.folder, run.store, None)
+    if not config.force and _is_done(Measurement, folder / METRICS, key):
         return show(folder)
-    [metrics] = measure(config, store, [ours])
-    write_json(folder / METRICS, metrics | {"key": key})
-    publish(folder, [metrics], store, config.run_directory, {})
+    [metrics] = measure(config, run.store, [run.transcoder])
+    write_json(folder / METRICS, metrics.plus(key=key))
+    publish(folder, [metrics], run.store, run.folder)
     return show(folder)
 
 
 def compare_runs(config: CompareConfig) -> Path:
-    """The folder with the comparison (with one over all layers, where there are several).
+    """The folder with the comparison at one layer, made unless it was before.
 
-    ValueError when store, run or baseline do not fit together.
+    Refused when store, run or baseline do not fit together, Damaged as in `evaluate_run`.
     """
-    if len(config.layers) > 1:
-        from evaluate.compare.layers import report_over_layers
-
-        return report_over_layers(config)
     config = config.for_layer(next(iter(config.layers)))
-    folder = config.run_directory / COMPARISON_FOLDER
     run = open_run(config)
     ours, store = run.transcoder, run.store
+    folder = run.folder / COMPARISON_FOLDER
     if store.target is not None and config.sequences:
-        raise ValueError(
+        raise Refused(
             f"{ours.config.name} predicts layer {ours.config.target_layer} from layer {ours.config.layer}: what that "
             "costs the language model is not measured; give --sequences 0"
         )
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
-    key = _key(config.run_directory, store, config)
-    if not config.force and _is_done(folder / COMPARISON, key):
+    key = _key(run.folder, store, config)
+    if not config.force and _is_done(Comparison, folder / COMPARISON, key):
         return show(folder)
     others = find_baselines(config.baseline, config.baseline_name, config.l0, store, ours)
     for other in others:
         check_fits(other, store)
     measured = measure(config, store, [ours, *others])
-    comparison = name_winners(measured, store) | {"key": key}
-    write_json(folder / OURS_METRICS, measured[0])
-    write_json(folder / GOOGLE_METRICS, measured[1])
-    write_json(folder / COMPARISON, comparison)
-    publish(folder, measured, store, config.run_directory, comparison)
+    comparison = name_winners(measured, store)
+    write_json(folder / OURS_METRICS, comparison.ours)
+    write_json(folder / GOOGLE_METRICS, comparison.google)
+    write_json(folder / COMPARISON, comparison.plus(key=key))
+    publish(folder, measured, store, run.folder, comparison.winners, comparison.checks)
     return show(folder)
 
 
-def publish(folder: Path, measured: Sequence[dict], store: Store, run: Path, comparison: dict) -> None:
-    """Writes summary.txt, report.md and report.html."""
-    winners = comparison.get("winners", {})
+def read_comparison(folder: Path) -> Comparison:
+    """The comparison in a folder. Damaged when it cannot be read."""
+    return read_result(Comparison, folder / COMPARISON, f"python -m evaluate compare --run {folder.parent} --force")
+
+
+def publish(
+    folder: Path,
+    measured: Sequence[Measurement],
+    store: Store,
+    run: Path,
+    winners: Mapping[str, str] = {},
+    checks: Sequence[Check] = (),
+) -> None:
+    """Writes summary.txt, report.md and report.html.
+
+    Args:
+        folder: where they go.
+        measured: a column of the tables each.
+        store: the store on which they were measured.
+        run: the folder with the training log.
+        winners: of a comparison, by metric.
+        checks: of a comparison.
+    """
     write_text(folder / SUMMARY, summary(measured, store, winners))
     write_text(folder / REPORT_MARKDOWN, markdown(measured, store, winners))
-    write_report(folder / REPORT, measured, store, run, comparison)
+    write_report(folder / REPORT, measured, store, run, winners, checks)
 
 
 def show(folder: Path) -> Path:
@@ -92,8 +113,9 @@ def show(folder: Path) -> Path:
     return folder
 
 
-def write_json(path: Path, value: dict) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, result: Result) -> None:
+    """Writes a result as people and programs read it."""
+    write_text(path, json.dumps(result.as_json(), indent=1) + "\n")
 
 
 def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
@@ -102,22 +124,27 @@ def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     for side in (store, store.target):
         for shard in [] if side is None else side.manifest.of_split("heldout"):
             digest.update(shard.xxh3_128.encode())
-    if config is not None:
-        asked = (
-            config.baseline_name,
-            config.l0,
-            config.sequences,
-            config.frontier,
-            config.every_prefix,
-            config.probes,
-            config.trivial,
-        )
-        digest.update(repr(asked).encode())
-    for folder in config.baseline if config is not None else ():
+    if config is None:
+        return digest.hexdigest()
+    asked = (
+        config.baseline_name,
+        config.l0,
+        config.sequences,
+        config.frontier,
+        config.every_prefix,
+        config.probes,
+        config.trivial,
+    )
+    digest.update(repr(asked).encode())
+    for folder in config.baseline:
         for path in sorted(p for p in [folder, *folder.glob("*"), *folder.glob("checkpoints/*.pt")] if p.is_file()):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _is_done(path: Path, key: str) -> bool:
-    return path.exists() and path.with_name(REPORT).exists() and json.loads(path.read_text()).get("key") == key
+def _is_done(kind: type[Measurement] | type[Comparison], path: Path, key: str) -> bool:
+    """Whether the results at `path` are those of `key`. Damaged when they cannot be read."""
+    if not path.exists() or not path.with_name(REPORT).exists():
+        return False
+    command = "metrics" if kind is Measurement else "compare"
+    return read_result(kind, path, f"python -m evaluate {command} --run {path.parent.parent} --force").key == key

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evaluate.estimates import Estimate
 from evaluate.intervals import Statistic, difference
+from evaluate.metrics.measurement import AtL0
 from store.loader.batches import batches
 from store.shards.reader import Store
 from store.sparse.scan import scan
@@ -46,7 +48,9 @@ class ThresholdTuner:
         t = self.transcoder
         forward = Forward(t)
         low = forward.cutoff * LOWEST
-        norm, found, rows = store.norm.to(device), [], 0
+        norm = store.norm.to(device)
+        found = []
+        rows = 0
         stop = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
         sites = t.config.source_site, t.config.target_site
         for batch in batches(store, "train", 1024, view="raw", sites=sites, device=device, stop=stop):
@@ -99,7 +103,7 @@ def variants(dials: Sequence[ThresholdTuner]) -> list[list[Variant]]:
 class Table(Protocol):
     """Sums by document of both transcoders, from which statistics are estimated together."""
 
-    def estimate(self, statistic: Statistic) -> dict: ...
+    def estimate(self, statistic: Statistic) -> Estimate: ...
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,18 @@ def _mixed(low: Statistic, high: Statistic, share: float) -> Statistic:
     return lambda sums: (1 - share) * low(sums) + share * high(sums)
 
 
-def at_equal_l0(table: Table, ours: Sequence[Point], theirs: Sequence[Point], l0s: Sequence[float]) -> list[dict]:
-    """For each L0 that both reach: both values, and in `minus_ours` the paired difference with its interval."""
+def at_equal_l0(table: Table, ours: Sequence[Point], theirs: Sequence[Point], l0s: Sequence[float]) -> tuple[AtL0, ...]:
+    """Both frontiers read off at each of some L0s that both reach, with the paired difference, theirs minus ours."""
     found = []
     for l0 in l0s:
-        mine, other = between(ours, l0), between(theirs, l0)
+        mine = between(ours, l0)
+        other = between(theirs, l0)
         if mine is not None and other is not None:
-            values = (table.estimate(mine)["value"], table.estimate(other)["value"])
-            minus = table.estimate(difference(other, mine))
-            found.append({"l0": l0, "ours": values[0], "google": values[1], "minus_ours": minus})
-    return found
+            at_l0 = AtL0(
+                l0=l0,
+                ours=table.estimate(mine).value,
+                google=table.estimate(other).value,
+                minus_ours=table.estimate(difference(other, mine)),
+            )
+            found.append(at_l0)
+    return tuple(found)

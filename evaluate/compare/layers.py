@@ -1,33 +1,29 @@
 """Several layers in one report: each compared on its own store, and how far features of neighbouring layers coincide."""
 
-import json
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from evaluate.compare.commands import compare_runs, write_json
+from evaluate.compare.commands import compare_runs, read_comparison, write_json
 from evaluate.compare.config import CompareConfig
-from evaluate.metrics.overlap import Firing, decoder_overlap, firing_of, overlap
+from evaluate.estimates import Result
+from evaluate.labels import LABELS, shown_in
+from evaluate.metrics.firings import RowFirings
+from evaluate.metrics.measurement import Comparison
+from evaluate.metrics.overlap import Overlap, decoder_overlap, overlap
 from evaluate.report.comparison import cell
 from evaluate.report.figures import by_layer
 from evaluate.report.page import Figure, write_page
 from evaluate.runs import store_of
+from evaluate.text import markdown_table, text_table
 from store.devices import resolve_device
 from store.disk.files import write_text
-from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY
+from store.layout import REPORT, REPORT_MARKDOWN, SUMMARY
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
 
-ROWS = (
-    ("fvu", "FVU", "{:.4f}"),
-    ("l0_mean", "L0, mean", "{:.1f}"),
-    ("dead_fraction", "dead share", "{:.2%}"),
-    ("density_median", "median density of living features", "{:.2e}"),
-    ("redundancy", "redundancy", "{:.2e}"),
-    ("mean_max_cosine", "mean largest decoder cosine", "{:.3f}"),
-    ("delta_ce", "delta CE, nats", "{:+.4f}"),
-    ("absorption", "first-letter absorption", "{:.3f}"),
-)
+LAYERS = "layers.json"
 
 OVERLAPS = (
     ("firing", "firing alike: mean largest cosine of firing patterns"),
@@ -36,88 +32,141 @@ OVERLAPS = (
     ("decoder", "writing alike: mean largest |cosine| of decoder rows"),
 )
 
+OUTCOMES = {"ours": "ours is better", "google": "the other is better", "tie": "a tie"}
+
+
+class LayersReport(Result):
+    """layers.json: the comparison of each layer, and how far features of neighbouring ones coincide."""
+
+    layers: dict[str, Comparison]
+    overlap: dict[str, Overlap]
+    """By pair of layers, `8 to 12`."""
+
+
+def compare(config: CompareConfig) -> Path:
+    """The folder with the comparison of a run, or with one report over several layers."""
+    return report_over_layers(config) if len(config.layers) > 1 else compare_runs(config)
+
 
 def report_over_layers(config: CompareConfig) -> Path:
     """The folder of one report over several layers, each of which is compared (or taken as it was compared before).
 
-    ValueError when layers were not harvested together: their features could not be matched on the same tokens.
+    Refused when layers were not harvested together: their features could not be matched on the same tokens.
     """
     layers = config.layers
     each = {layer: config.for_layer(layer) for layer in layers}
     stores = {layer: open_store(store_of(each[layer])) for layer in layers}
     for a, b in pairwise(layers):
         check_same_rows(stores[a], stores[b], "heldout")
-    comparisons = {layer: json.loads((compare_runs(each[layer]) / COMPARISON).read_text()) for layer in layers}
-    device = resolve_device(config.device)
-    found: dict[str, dict] = {}
-    before: tuple[Transcoder, Firing] | None = None
-    for layer in layers:
-        ours = Transcoder.load(each[layer].run_directory).to(device)
-        now = (ours, firing_of(ours, stores[layer], device))
-        if before is not None:
-            previous = layers[layers.index(layer) - 1]
-            found[f"{previous} to {layer}"] = overlap(before[1], now[1]) | decoder_overlap(before[0].W_dec, ours.W_dec)
-        before = now
+    comparisons = {layer: read_comparison(compare_runs(each[layer])) for layer in layers}
+    found = overlaps({layer: each[layer].run_directory for layer in layers}, stores, config.device)
     folder = config.layers_directory
-    write_json(folder / "layers.json", {"layers": comparisons, "overlap": found})
+    report = LayersReport(layers={str(layer): one for layer, one in comparisons.items()}, overlap=found)
+    write_json(folder / LAYERS, report)
     publish_layers(folder, comparisons, found, stores)
     print((folder / SUMMARY).read_text())
     return folder
 
 
-def table_of(comparisons: dict[int, dict]) -> list[tuple[str, list[list[str]]]]:
+def overlaps(runs: Mapping[int, Path], stores: Mapping[int, Store], device_name: str) -> dict[str, Overlap]:
+    """How far the features of each layer coincide with those of the next one; two runs are in memory at a time."""
+    device = resolve_device(device_name)
+    found: dict[str, Overlap] = {}
+    lower: tuple[int, Transcoder, RowFirings] | None = None
+    for layer, folder in runs.items():
+        ours = Transcoder.load(folder).to(device)
+        firings = RowFirings.of(ours, stores[layer], device)
+        if lower is not None:
+            below, theirs, their_firings = lower
+            alike = overlap(their_firings, firings)
+            found[f"{below} to {layer}"] = alike.plus(decoder=decoder_overlap(theirs.W_dec, ours.W_dec))
+        lower = (layer, ours, firings)
+    return found
+
+
+def table_of(comparisons: Mapping[int, Comparison]) -> list[tuple[str, list[list[str]]]]:
     """For each metric, for each layer, what ours and the other have."""
     rows = []
-    for key, label, form in ROWS:
-        cells = [[cell(c[side], key, form) for side in ("ours", "google")] for c in comparisons.values()]
+    for label in shown_in("layers"):
+        cells = [[cell(side, label) for side in (c.ours, c.google)] for c in comparisons.values()]
         if any(value != "-" for pair in cells for value in pair):
-            rows.append((label, cells))
+            rows.append((label.label, cells))
     rows.append(("better by FVU", [[winner_of(c), ""] for c in comparisons.values()]))
     return rows
 
 
-def winner_of(comparison: dict) -> str:
-    won = comparison["winners"]["fvu"]
-    return comparison[won]["name"] if won in ("ours", "google") else won
+def winner_of(comparison: Comparison) -> str:
+    """The name of the better one by FVU, or why there is none."""
+    names = {"ours": comparison.ours.name, "google": comparison.google.name}
+    won = comparison.winners["fvu"]
+    return names.get(won, won)
 
 
-def verdict_of(comparisons: dict[int, dict]) -> str:
-    """Who is better by FVU and delta CE at equal L0, at which layers."""
-    said = []
-    for key, label in (("fvu", "FVU"), ("delta_ce", "delta CE")):
+def verdict_of(winners: Mapping[int, Mapping[str, str]]) -> str:
+    """Who is better by FVU and delta CE at equal L0, at which layers.
+
+    Args:
+        winners: of each layer's comparison, by metric.
+    """
+    sentences = []
+    for label in LABELS:
+        if label.key not in ("fvu", "delta_ce"):
+            continue
         where: dict[str, list[str]] = {}
-        for layer, comparison in comparisons.items():
-            if key in comparison["winners"]:
-                where.setdefault(comparison["winners"][key], []).append(str(layer))
-        outcomes = {"ours": "ours is better", "google": "the other is better", "tie": "a tie"}
-        each = [f"{outcomes.get(outcome, outcome)} at layer {', '.join(layers)}" for outcome, layers in where.items()]
-        said += [f"{label}: {'; '.join(each)}."] if each else []
-    return f"At equal L0, by paired 95% intervals. {' '.join(said)}"
+        for layer, won in winners.items():
+            if label.key in won:
+                where.setdefault(won[label.key], []).append(str(layer))
+        each = [f"{OUTCOMES.get(outcome, outcome)} at layer {', '.join(layers)}" for outcome, layers in where.items()]
+        if each:
+            sentences.append(f"{label.brief}: {'; '.join(each)}.")
+    return f"At equal L0, by paired 95% intervals. {' '.join(sentences)}"
 
 
-def publish_layers(folder: Path, comparisons: dict[int, dict], found: dict[str, dict], stores: dict[int, Store]) -> None:
-    """Writes summary.txt, report.md and report.html."""
+def publish_layers(
+    folder: Path, comparisons: Mapping[int, Comparison], found: Mapping[str, Overlap], stores: Mapping[int, Store]
+) -> None:
+    """Writes summary.txt, report.md and report.html.
+
+    Args:
+        folder: where they go.
+        comparisons: by layer.
+        found: by pair of layers.
+        stores: by layer.
+    """
     layers = list(comparisons)
-    heads = [f"layer {layer}, {side}" for layer in layers for side in ("ours", "other")]
-    rows = [(label, [value for pair in cells for value in pair]) for label, cells in table_of(comparisons)]
-    names = [f"Layer {layer}: {c['ours']['name']} against {c['google']['name']}" for layer, c in comparisons.items()]
-    seen = [f"{label}, layers {pair}: {value[key]:.4f}" for key, label in OVERLAPS for pair, value in found.items()]
-    verdict = verdict_of(comparisons)
-    text = [verdict, *names, ""]
-    text += [label.ljust(36) + "  ".join(value.rjust(24) for value in cells) for label, cells in [("", heads), *rows]]
-    write_text(folder / SUMMARY, "\n".join([*text, "", *seen]) + "\n")
-    lines = ["| " + " | ".join(["", *heads]) + " |", "|" + " --- |" * (len(heads) + 1)]
-    lines += ["| " + " | ".join([label, *cells]) + " |" for label, cells in rows]
-    listed = [verdict, "", *(f"- {name}" for name in names), "", *lines, "", *(f"- {each}" for each in seen)]
+    table = table_of(comparisons)
+    heads = ["", *(f"layer {layer}, {side}" for layer in layers for side in ("ours", "other"))]
+    rows = [[label, *(value for pair in cells for value in pair)] for label, cells in table]
+    names = [f"Layer {layer}: {c.ours.name} against {c.google.name}" for layer, c in comparisons.items()]
+    overlap_json = {pair: alike.as_json() for pair, alike in found.items()}
+    seen = [f"{label}, layers {pair}: {alike[key]:.4f}" for key, label in OVERLAPS for pair, alike in overlap_json.items()]
+    verdict = verdict_of({layer: c.winners for layer, c in comparisons.items()})
+    write_text(folder / SUMMARY, "\n".join([verdict, *names, "", *text_table(rows, heads), "", *seen]) + "\n")
+    bullets = [f"- {name}" for name in names]
+    listed = [verdict, "", *bullets, "", *markdown_table(rows, heads), "", *(f"- {each}" for each in seen)]
     write_text(folder / REPORT_MARKDOWN, "\n".join(listed))
     first = stores[layers[0]].manifest.recipe
+    by_key = {layer: c.as_json() for layer, c in comparisons.items()}
     figures = [
-        Figure(key, f"{label}, by layer", "Of ours and of what it is compared with.", by_layer(comparisons, key, label))
-        for key, label, _ in ROWS
+        Figure(
+            label.key,
+            f"{label.label}, by layer",
+            "Of ours and of what it is compared with.",
+            by_layer(by_key, label.key, label.label),
+        )
+        for label in shown_in("layers")
     ]
     write_page(
-        folder / REPORT, "layers.html", figures, title=f"Layers {', '.join(map(str, layers))} of {first.model}",
-        verdict=verdict, names=names, layers=layers, rows=table_of(comparisons), overlap=found, overlaps=OVERLAPS,
+        folder / REPORT,
+        "layers.html",
+        figures,
+        title=f"Layers {', '.join(map(str, layers))} of {first.model}",
+        verdict=verdict,
+        names=names,
+        layers=layers,
+        rows=table,
+        overlap=overlap_json,
+        overlaps=OVERLAPS,
         recipe=first,
         links=[f"../layer{layer}" for layer in layers],
-    )  # fmt: skip
+    )

@@ -76,10 +76,14 @@ def _silent(offset: Tensor, matrix: Tensor | None, like: TranscoderConfig, kind:
     config = _config(like, kind, name, (1,), None)
     device = offset.device
     return Transcoder(
-        config, W_enc=torch.zeros(config.d_in, 1, device=device), b_enc=torch.zeros(1, device=device),
-        W_dec=torch.zeros(1, config.d_out, device=device), b_dec=offset.float(),
-        threshold=torch.ones(1, device=device), W_skip=None if matrix is None else matrix.float(),
-    )  # fmt: skip
+        config,
+        W_enc=torch.zeros(config.d_in, 1, device=device),
+        b_enc=torch.zeros(1, device=device),
+        W_dec=torch.zeros(1, config.d_out, device=device),
+        b_dec=offset.float(),
+        threshold=torch.ones(1, device=device),
+        W_skip=None if matrix is None else matrix.float(),
+    )
 
 
 def low_rank(linear: Linear, like: TranscoderConfig, ranks: Sequence[int]) -> Transcoder:
@@ -94,9 +98,13 @@ def low_rank(linear: Linear, like: TranscoderConfig, ranks: Sequence[int]) -> Tr
     sizes = tuple(2 * rank for rank in ranks)
     config = _config(like, "low_rank", f"best linear map of rank {ranks[-1]}", sizes, ranks[-1])
     return Transcoder(
-        config, W_enc=W_enc.float(), b_enc=-(linear.mean_x @ W_enc).float(), W_dec=W_dec.float(),
-        b_dec=linear.mean_y.float(), threshold=torch.zeros(sizes[-1], device=W_dec.device),
-    )  # fmt: skip
+        config,
+        W_enc=W_enc.float(),
+        b_enc=-(linear.mean_x @ W_enc).float(),
+        W_dec=W_dec.float(),
+        b_dec=linear.mean_y.float(),
+        threshold=torch.zeros(sizes[-1], device=W_dec.device),
+    )
 
 
 def ranks_near(l0s: Sequence[float], linear: Linear) -> list[int]:
@@ -107,7 +115,12 @@ def ranks_near(l0s: Sequence[float], linear: Linear) -> list[int]:
 
 def _config(like: TranscoderConfig, kind: str, name: str, prefix_sizes: tuple[int, ...], k: int | None) -> TranscoderConfig:
     changes = {
-        "name": name, "architecture": kind, "activation": "threshold", "d_sae": prefix_sizes[-1], "k": k,
-        "prefix_sizes": prefix_sizes, "source": "fitted on training rows of the store",
-    }  # fmt: skip
+        "name": name,
+        "architecture": kind,
+        "activation": "threshold",
+        "d_sae": prefix_sizes[-1],
+        "k": k,
+        "prefix_sizes": prefix_sizes,
+        "source": "fitted on training rows of the store",
+    }
     return like.model_copy(update=changes)

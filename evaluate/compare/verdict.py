@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 from evaluate.compare.checks import checks, near
 from evaluate.intervals import MIN_DOCUMENTS
-from evaluate.metrics.results import JUDGED_BY_ROW
+from evaluate.labels import judged
+from evaluate.metrics.measurement import Comparison, Measurement
 from store.shards.reader import Store
-
-JUDGED = JUDGED_BY_ROW | {"delta_ce": True, "kl": True}
-"""Metrics in which a winner may be named, and whether lower is better; all of them at equal L0."""
 
 SIDES = {"ours", "google"}
 
@@ -16,36 +14,51 @@ MATCHED = 0.05
 """Two L0s this near, as a share, are equal."""
 
 
-def name_winners(measured: Sequence[dict], store: Store) -> dict:
-    """comparison.json: both metrics, the checks, and a winner by metric where the data supports one."""
-    ours, google = measured[0], measured[1]
+def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
+    """The comparison: all measurements, the checks, and a winner by metric where the data supports one.
+
+    Args:
+        measured: ours, the one it is judged against, others, and trivial predictors.
+        store: the store on which they were measured.
+    """
+    ours, google = measured[:2]
     found = checks(measured, store)
-    failed = [check["claim"] for check in found if not check["holds"]]
-    at_equal_l0 = google.get("matched")
+    failed = [check.claim for check in found if not check.holds]
     winners = {}
-    for name, lower_is_better in JUDGED.items():
-        if name not in google:
+    for name, lower_is_better in judged().items():
+        if not google.has(name):
             continue
         if failed:
             winners[name] = f"not judged: it does not hold that {failed[0]}"
-        elif at_equal_l0 is None or not near(at_equal_l0["l0"][0], at_equal_l0["l0"][1], MATCHED):
-            winners[name] = "not judged: no equal L0 could be reached"
         else:
-            winners[name] = winner(at_equal_l0["minus_ours"][name]["ci95"], lower_is_better)
-            read_off = [each["minus_ours"]["ci95"] for each in google.get("at_equal_l0", {}).get(name, [])]
-            others_say = {winner(interval, lower_is_better) for interval in read_off}
-            if winners[name] in SIDES and (SIDES - {winners[name]}) & others_say:
-                winners[name] = "not judged: read off the frontiers at equal L0, it is the other way round"
-    trivial = [m for m in measured if m.get("trivial")]
-    others = [m for m in measured[2:] if not m.get("trivial")]
-    return {
-        "ours": ours, "google": google, "others": others, "trivial": trivial, "winners": winners, "checks": found,
-        "rows": ours["n_rows"], "store_fingerprint": store.fingerprint,
-    }  # fmt: skip
+            winners[name] = _winner_at_equal_l0(google, name, lower_is_better)
+    return Comparison(
+        ours=ours,
+        google=google,
+        others=tuple(m for m in measured[2:] if not m.trivial),
+        trivial=tuple(m for m in measured if m.trivial),
+        winners=winners,
+        checks=tuple(found),
+        rows=ours.n_rows,
+        store_fingerprint=store.fingerprint,
+    )
 
 
-def winner(difference: list[float] | None, lower_is_better: bool) -> str:
-    """Who is better, from the 95% interval of theirs minus ours; a tie unless it excludes zero."""
+def _winner_at_equal_l0(google: Measurement, name: str, lower_is_better: bool) -> str:
+    """The winner with ours moved to the other's L0, unless the frontiers at equal L0 say the contrary."""
+    matched = google.matched
+    if matched is None or not near(*matched.l0, MATCHED):
+        return "not judged: no equal L0 could be reached"
+    named = winner(matched.minus_ours[name].ci95, lower_is_better)
+    read_off = (google.at_equal_l0 or {}).get(name, ())
+    others_say = {winner(each.minus_ours.ci95, lower_is_better) for each in read_off}
+    if named in SIDES and (SIDES - {named}) & others_say:
+        return "not judged: read off the frontiers at equal L0, it is the other way round"
+    return named
+
+
+def winner(difference: Sequence[float] | None, lower_is_better: bool) -> str:
+    """The better side, from the 95% interval of theirs minus ours; a tie unless it excludes zero."""
     if difference is None:
         return f"not judged: fewer than {MIN_DOCUMENTS} documents"
     low, high = difference

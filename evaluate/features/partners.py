@@ -13,7 +13,8 @@ import torch
 from evaluate.config import LayersConfig
 from evaluate.features.analyze import ENOUGH, Map, Section, named, prefix_colours, read_rows, write_analysis
 from evaluate.features.config import CompareLayersConfig
-from evaluate.metrics.overlap import Firing, Partners, decoder_partners, firing_of, partners, shuffled
+from evaluate.metrics.firings import RowFirings
+from evaluate.metrics.overlap import Partners, decoder_partners, partners
 from evaluate.metrics.redundancy import redundancy
 from evaluate.runs import open_run, store_of
 from store.devices import resolve_device
@@ -35,7 +36,7 @@ class Side:
     layer: int
     transcoder: Transcoder
     store: Store
-    firing: Firing
+    firing: RowFirings
     rows: list[dict] | None
 
     def name(self, latent: int) -> str:
@@ -83,7 +84,7 @@ def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
     device = resolve_device(config.device)
     samples = run.folder / SAMPLES / FEATURES
     rows = read_rows(samples) if samples.exists() else None
-    return Side(layer, transcoder, store, firing_of(transcoder.to(device), store, device, rows_wanted), rows)
+    return Side(layer, transcoder, store, RowFirings.of(transcoder.to(device), store, device, rows_wanted), rows)
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ FIGURES: dict[str, Callable[[Side], str]] = {
 
 def how_alike(a: Side, b: Side, forth: Partners, back: Partners) -> Section:
     """Shares of features with a partner at least so alike, both ways, and what shuffled rows give."""
-    ways = [forth, back, partners(a.firing, shuffled(b.firing))]
+    ways = [forth, back, partners(a.firing, b.firing.shuffled())]
     table = [[f"at least {step}", *(f"{share(way, step):.1%}" for way in ways)] for step in STEPS]
     table.append(["matched features", *(f"{len(way.latent):,}" for way in ways)])
     heads = ("cosine of firing", f"layer {a.layer} in {b.layer}", f"layer {b.layer} in {a.layer}", "by chance")

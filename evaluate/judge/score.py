@@ -103,7 +103,7 @@ def overall(latents: Sequence[dict]) -> dict:
         return dict.fromkeys(names) | {"latents_scored": 0}
     sums = torch.tensor([[*(latent[name] for name in names), 1.0] for latent in scored], dtype=torch.float64)
     drawn = resample(sums)
-    means = {name: estimate(ratio(column, -1), sums, drawn) for column, name in enumerate(names)}
+    means = {name: estimate(ratio(column, -1), sums, drawn).as_json() for column, name in enumerate(names)}
     return means | {"latents_scored": len(scored)}
 
 

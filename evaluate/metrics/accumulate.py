@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evaluate.rows import OUTLIER, RowStatistics, places, rows_in_order
+from store.errors import Refused
 from store.shards.manifest import Split
 from store.shards.reader import Store
 from store.sparse.scan import Entries
@@ -22,10 +23,14 @@ class Accumulator:
     def __init__(self, transcoder: Transcoder, rows: int, forward: Callable[[Transcoder], Forward] = Forward) -> None:
         config, device = transcoder.config, transcoder.W_dec.device
         n_prefixes = len(config.prefix_sizes)
-        self.transcoder, self.forward, self.filled = transcoder, forward(transcoder), 0
+        self.transcoder = transcoder
+        self.forward = forward(transcoder)
+        self.filled = 0
         self.sse = torch.empty(rows, n_prefixes, dtype=torch.float64)
         self.l0 = torch.empty(rows, n_prefixes, dtype=torch.int32)
-        self.cosine, self.along, self.spread = (torch.empty_like(self.sse) for _ in range(3))
+        self.cosine = torch.empty_like(self.sse)
+        self.along = torch.empty_like(self.sse)
+        self.spread = torch.empty_like(self.sse)
         self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
 
@@ -45,11 +50,11 @@ class Accumulator:
         self.filled = here.stop
 
     def prefixes(self) -> "Iterator[Accumulator]":
-        """The same for each prefix, as if it ended there; what is not by row is still that of all latents."""
+        """Figures as if the dictionary ended at each prefix; only those by row are cut."""
         for stop in range(1, self.sse.shape[1] + 1):
             cut = copy(self)
-            cut.sse, cut.l0 = self.sse[:, :stop], self.l0[:, :stop]
-            cut.cosine, cut.along, cut.spread = (each[:, :stop] for each in (self.cosine, self.along, self.spread))
+            for name in ("sse", "l0", "cosine", "along", "spread"):
+                setattr(cut, name, getattr(self, name)[:, :stop])
             yield cut
 
 
@@ -58,8 +63,6 @@ class Ratio(NamedTuple):
 
     over: Callable[[Accumulator, RowStatistics], Tensor]
     under: Callable[[Accumulator, RowStatistics], Tensor]
-    lower_is_better: bool | None
-    """None where no winner is to be named."""
 
 
 def _entries(a: Accumulator, f: RowStatistics) -> Tensor:
@@ -83,7 +86,7 @@ def measure_rows(
 ) -> tuple[list[Accumulator], RowStatistics]:
     """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
 
-    A first pass without transcoders finds the mean of the target and the outliers. ValueError when the transcoders do not
+    A first pass without transcoders finds the mean of the target and the outliers. Refused when the transcoders do not
     read and predict the same sites. A transcoder that is part of one runs as `forward` says.
     """
     in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
@@ -114,7 +117,7 @@ def measure_rows(
                 a.add(entries, x, y, middle)
         start = here.stop
     if not variation.any():
-        raise ValueError(
+        raise Refused(
             f"the {n} {split} rows of {store.directory} have one and the same target: there is no variance to explain; "
             "harvest more tokens"
         )
@@ -127,7 +130,7 @@ def measure_rows(
 
 
 def by_encoder(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:
-    """Those whose active latents one scan can find, together."""
+    """Groups of transcoders whose active latents one scan can find."""
     found: dict[tuple, list[Accumulator]] = {}
     for a in accumulators:
         found.setdefault(encoder_key(a.transcoder), []).append(a)
@@ -135,8 +138,8 @@ def by_encoder(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:
 
 
 def sites_of(transcoders: Sequence[Transcoder]) -> tuple[str, str]:
-    """What they read and predict. ValueError when that differs."""
+    """What they read and predict. Refused when that differs."""
     sites = {(t.config.source_site, t.config.target_site) for t in transcoders} or {("resid_mid", "mlp_out")}
     if len(sites) > 1:
-        raise ValueError(f"these transcoders read and predict different sites, {sorted(sites)}; measure them one by one")
+        raise Refused(f"these transcoders read and predict different sites, {sorted(sites)}; measure them one by one")
     return sites.pop()

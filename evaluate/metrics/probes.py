@@ -17,8 +17,11 @@ from sklearn.metrics import f1_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from evaluate.estimates import Estimate
 from evaluate.intervals import Statistic, difference, estimate, ratio, resample
+from evaluate.metrics.measurement import FirstLetters, Letter, PropertyProbes
 from evaluate.metrics.tasks import LETTERS, PROPERTIES, Examples, Prompted
+from store.errors import Refused
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
 from store.views import Norm
@@ -136,9 +139,9 @@ def absorbed_by_ablation(
 
 def first_letters(
     forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
-) -> dict:
-    """`absorption`, `splitting` and, with words in prompts, `absorption_chanin`, over letters whose probe has an F1 above
-    0.6 on other words.
+) -> FirstLetters:
+    """Absorption and splitting, with words in prompts also absorption by ablation, over letters whose probe has an F1 above
+    PROBE_F1 on other words. Refused when there is no such letter.
 
     Absorption is the share of words that the probe gets right. Words stand in running text, not in a spelling prompt as
     in SAEBench, so its published figures are not comparable. Intervals: words (letters, for splitting) drawn again.
@@ -147,7 +150,8 @@ def first_letters(
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
     in_prompt = prompted and Reading(forward, norm, prompted.words)
     W_dec = forward.transcoder.W_dec.cpu().float()
-    cases, ablated, main_counts, by_letter = [], [], [], {}
+    cases, ablated = [], []
+    by_letter: dict[str, Letter] = {}
     for number, letter in enumerate(LETTERS):
         is_it, is_it_test = (found.letters().numpy() == number for found in (fit, test))
         if min(is_it.sum(), is_it_test.sum()) < MIN_WORDS:
@@ -165,33 +169,32 @@ def first_letters(
             asked = np.flatnonzero((prompted.words.letters().numpy() == number) & probe.says(in_prompt.x))
             latents = torch.from_numpy(in_prompt.latents[asked].toarray())
             ablated.append(absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), cosine, main))
-        main_counts.append(len(main))
-        by_letter[letter] = {
-            "probe_f1": f1, "words": len(right), "absorbed": int(cases[-1].sum()), "main": main.tolist()
-        }  # fmt: skip
+        by_letter[letter] = Letter(probe_f1=f1, words=len(right), absorbed=int(cases[-1].sum()), main=tuple(main.tolist()))
     if not cases:
-        raise ValueError(
+        raise Refused(
             f"no first letter can be read from these rows (F1 above {PROBE_F1} on at least {MIN_WORDS} words); "
             "harvest more tokens, or leave the probes out with --no-probes"
         )
-    letters = torch.tensor([[1.0, count] for count in main_counts], dtype=torch.float64)
-    found = {
-        "absorption": share_of(cases), "splitting": estimate(ratio(1, 0), letters, resample(letters)), "letters": by_letter
-    }  # fmt: skip
+    letters = torch.tensor([[1.0, len(letter.main)] for letter in by_letter.values()], dtype=torch.float64)
+    found = FirstLetters(
+        absorption=share_of(cases),
+        splitting=estimate(ratio(1, 0), letters, resample(letters)),
+        letters=by_letter,
+    )
     if prompted and sum(map(len, ablated)):
-        found |= {"absorption_chanin": share_of(ablated), "letters_spelled": float(prompted.spelled.mean())}
+        return found.plus(absorption_chanin=share_of(ablated), letters_spelled=float(prompted.spelled.mean()))
     return found
 
 
-def share_of(cases: Sequence[np.ndarray]) -> dict:
+def share_of(cases: Sequence[np.ndarray]) -> Estimate:
     """The share that holds, of cases that are drawn again one by one."""
     holds = torch.from_numpy(np.concatenate(cases)).double()
     table = torch.stack([torch.ones_like(holds), holds], dim=1)
     return estimate(ratio(1, 0), table, resample(table))
 
 
-def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> dict:
-    """`sparse_probing` and `tpp` over PROPERTIES of the token's text.
+def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> PropertyProbes:
+    """Sparse probing and targeted perturbation over PROPERTIES of the token's text.
 
     Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
     latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
@@ -206,7 +209,8 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
         if min(*(side.sum() for side in sides), *((~side).sum() for side in sides)) >= MIN_WORDS:
             labels[name] = sides
     accuracy: dict[str, list[Statistic]] = {str(k): [] for k in (*KS, "all")}
-    chosen, writers, scores = {}, {}, Scores()
+    chosen, writers = {}, {}
+    scores = Scores()
     for name, (is_it, is_it_test) in labels.items():
         chosen[name] = most_different(reading, is_it, max(KS))
         writers[name] = fitted_once(fitted, "mlp_out", name, reading.y, is_it)
@@ -219,19 +223,20 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
     def written(recon: np.ndarray) -> dict[str, Statistic]:
         return {name: scores.of(writers[name], recon, labels[name][1]) for name in labels}
 
-    before, targeted = written(reading_test.recon), []
+    before = written(reading_test.recon)
+    targeted = []
     for name in labels:
         after = written(reading_test.recon - reading_test.columns(chosen[name]) @ W_dec[chosen[name]])
         drop = {other: difference(before[other], after[other]) for other in labels}
         own = drop.pop(name)
         targeted.append(difference(own, mean_of(list(drop.values()))) if drop else own)
     by_k = {k: scores.estimate(mean_of(each)) for k, each in accuracy.items()}
-    return {
-        "sparse_probing": by_k["1"],
-        "sparse_probing_by_k": {k: each["value"] for k, each in by_k.items()},
-        "tpp": scores.estimate(mean_of(targeted)),
-        "properties": list(labels),
-    }
+    return PropertyProbes(
+        sparse_probing=by_k["1"],
+        sparse_probing_by_k={k: each.value for k, each in by_k.items()},
+        tpp=scores.estimate(mean_of(targeted)),
+        properties=tuple(labels),
+    )
 
 
 class Scores:
@@ -241,7 +246,8 @@ class Scores:
         self.columns: list[np.ndarray] = []
 
     def of(self, probe: Probe, x: np.ndarray, is_it: np.ndarray) -> Statistic:
-        right, place = probe.says(x) == is_it, 4 * len(self.columns)
+        right = probe.says(x) == is_it
+        place = 4 * len(self.columns)
         self.columns.append(np.stack([right & is_it, is_it, right & ~is_it, ~is_it], axis=1))
 
         def share(sums: Tensor, over: int) -> Tensor:
@@ -249,7 +255,7 @@ class Scores:
 
         return lambda sums: (share(sums, place) + share(sums, place + 2)) / 2
 
-    def estimate(self, statistic: Statistic) -> dict:
+    def estimate(self, statistic: Statistic) -> Estimate:
         if not hasattr(self, "table"):
             self.table = torch.from_numpy(np.concatenate(self.columns, axis=1)).double()
             self.resampled = resample(self.table)
@@ -262,9 +268,18 @@ def mean_of(statistics: Sequence[Statistic]) -> Statistic:
 
 def probe_all(
     transcoder: Transcoder, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
-) -> dict:
-    """absorption, splitting, sparse_probing and tpp of a transcoder, each {value, ci95}."""
+) -> tuple[FirstLetters, PropertyProbes]:
+    """Every figure of the probes of a transcoder.
+
+    Args:
+        transcoder: judged as it is.
+        norm: the store's, for the transcoder's view.
+        fit: examples on which probes are fitted.
+        test: other examples, on which they are judged.
+        fitted: probes of whole sites that were fitted already; new ones are added.
+        prompted: words in a spelling prompt, where the language model was run.
+    """
     forward = Forward(transcoder)
     few = torch.arange(len(fit.text)) < PROPERTY_ROWS
-    found = first_letters(forward, norm, fit, test, fitted, prompted)
-    return found | properties(forward, norm, fit.of(few), test, fitted)
+    letters = first_letters(forward, norm, fit, test, fitted, prompted)
+    return letters, properties(forward, norm, fit.of(few), test, fitted)

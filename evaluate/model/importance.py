@@ -92,7 +92,7 @@ def rank(
     sums = by_document(document, torch.cat([deltas, torch.ones(len(deltas), 1, dtype=torch.float64)], dim=1))
     drawn = resample(sums)
     found = [
-        {"latent": latent, "fired": int(fired[i]), "delta_ce": estimate(ratio(i, -1), sums, drawn)}
+        {"latent": latent, "fired": int(fired[i]), "delta_ce": estimate(ratio(i, -1), sums, drawn).as_json()}
         for i, latent in enumerate(latents)
     ]
     return sorted(found, key=lambda each: -each["delta_ce"]["value"])

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluate.estimates import Estimate
 from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
+from evaluate.metrics.measurement import Spliced, SplicedPrefix
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model import LanguageModel, load_model
 from harvest.pool import Lanes
@@ -234,24 +236,33 @@ class SpliceTable:
             "ce_recovered": lambda s: (s[..., ZERO] - s[..., column]) / (s[..., ZERO] - s[..., CLEAN]),
         }[name]
 
-    def estimate(self, statistic: Statistic) -> dict:
+    def estimate(self, statistic: Statistic) -> Estimate:
         return estimate(statistic, self.sums, self.resampled)
 
-    def figures(self, index: int | None) -> dict:
-        """All of one transcoder, or of the mean, each {value, ci95}, as they are written to its metrics."""
-        found: dict = {name: self.estimate(self.statistic(index, name)) for name in ("delta_ce", "kl", "ce_recovered")}
-        shared = {"ce_clean": CLEAN, "ce_zero_ablated": ZERO, "ce_mean_ablated": MEAN}
-        found |= {name: self.estimate(ratio(column, -1)) for name, column in shared.items()}
-        return found | {"n_predictions": int(self.sums[:, -1].sum()), "n_prediction_documents": len(self.sums)}
+    def figures(self, index: int | None) -> Spliced:
+        """Every figure of one transcoder, or of the mean where index is None."""
+        return Spliced(
+            delta_ce=self.estimate(self.statistic(index, "delta_ce")),
+            kl=self.estimate(self.statistic(index, "kl")),
+            ce_recovered=self.estimate(self.statistic(index, "ce_recovered")),
+            ce_clean=self.estimate(ratio(CLEAN, -1)),
+            ce_zero_ablated=self.estimate(ratio(ZERO, -1)),
+            ce_mean_ablated=self.estimate(ratio(MEAN, -1)),
+            n_predictions=int(self.sums[:, -1].sum()),
+            n_prediction_documents=len(self.sums),
+        )
 
-    def by_prefix(self, index: int) -> dict[str, dict]:
-        """`delta_ce` and `kl` of each prefix of a transcoder that was spliced."""
+    def by_prefix(self, index: int) -> dict[str, SplicedPrefix]:
+        """delta CE and KL of each prefix of a transcoder that was spliced."""
         return {
-            str(size): {name: self.estimate(self.statistic(index, name, place)) for name in ("delta_ce", "kl")}
+            str(size): SplicedPrefix(
+                delta_ce=self.estimate(self.statistic(index, "delta_ce", place)),
+                kl=self.estimate(self.statistic(index, "kl", place)),
+            )
             for place, size in enumerate(self.prefix_sizes[index])
         }
 
-    def minus(self, index: int, other: int) -> dict:
+    def minus(self, index: int, other: int) -> dict[str, Estimate]:
         """Paired differences of delta_ce and kl."""
         return {
             name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name)))

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from evaluate.metrics.accumulate import measure_rows
-from evaluate.metrics.results import result_of
+from evaluate.metrics.results import evaluate
 from store.cli import one_line_errors, parse
 from store.counts import parse_count
 from store.disk.files import write_text
@@ -147,8 +146,8 @@ def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Pat
     variant.prepare(run)
     [transcoder] = run_to_the_end([run], store, Ranks())
     made = {CALIBRATED: transcoder, AVERAGE: run.module.export(store.fingerprint, "")}
-    accumulators, facts = measure_rows(list(made.values()), store, "heldout", ROWS, CPU, limit=HELDOUT_ROWS)
-    results = {key: result_of(a, facts, store) for key, a in zip(made, accumulators, strict=True)}
+    found = evaluate(list(made.values()), store, "heldout", ROWS, CPU, limit=HELDOUT_ROWS)
+    results = {key: one.as_json() for key, one in zip(made, found, strict=True)}
     write_text(folder / RESULT, json.dumps(results) + "\n")
     return results
 

@@ -24,8 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.metrics.accumulate import measure_rows
-from evaluate.metrics.results import result_of
+from evaluate.metrics.results import evaluate
 from store.cli import one_line_errors, parse
 from store.counts import parse_count
 from store.loader.batches import batches
@@ -159,9 +158,8 @@ def artefact(path: Path, name: str, store: Store) -> Transcoder:
 
 @torch.no_grad()
 def measured(transcoder: Transcoder, store: Store) -> str:
-    [accumulator], facts = measure_rows([transcoder], store, "heldout", 2048, CPU, limit=HELDOUT_ROWS, quiet=True)
-    found = result_of(accumulator, facts, store)
-    return f"{found['fvu']:.4f} | {found['l0_mean']:.1f} | {found['dead_fraction']:.1%}"
+    [found] = evaluate([transcoder], store, "heldout", 2048, CPU, limit=HELDOUT_ROWS, quiet=True)
+    return f"{found.fvu:.4f} | {found.l0_mean:.1f} | {found.dead_fraction:.1%}"
 
 
 def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int, names: list[str]) -> None:

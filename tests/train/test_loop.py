@@ -109,9 +109,9 @@ def test_heldout_l0_is_k_and_longer_prefixes_are_not_worse(config, tmp_path):
     from evaluate.metrics.results import evaluate
 
     [metrics] = evaluate([transcoder], larger, "heldout", 512, torch.device("cpu"))
-    assert metrics["l0_mean"] == pytest.approx(4, rel=0.05)
-    assert metrics["fvu"] < 0.35
-    values = list(metrics["fvu_per_prefix"].values())
+    assert metrics.l0_mean == pytest.approx(4, rel=0.05)
+    assert metrics.fvu < 0.35
+    values = list(metrics.fvu_per_prefix.values())
     assert values == sorted(values, reverse=True)
 
 

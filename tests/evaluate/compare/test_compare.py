@@ -11,6 +11,8 @@ from evaluate.compare.frontier import ThresholdTuner
 from evaluate.compare.measure import measure
 from evaluate.compare.verdict import name_winners, winner
 from evaluate.config import EvaluateConfig
+from evaluate.estimates import Estimate
+from evaluate.metrics.measurement import AtL0
 from store.shards.reader import Store, open_store
 from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
@@ -74,21 +76,21 @@ def test_reconstruction_is_judged_at_equal_l0_only(trained, store):
     sparser = replace(ours, threshold=ours.threshold * 1.3)
     unlabelled = Transcoder(sparser.config.model_copy(update={"k": None}), **sparser.arrays())
     measured = measure(trained, store, [ours, unlabelled])
-    assert measured[0]["l0_mean"] > 1.1 * measured[1]["l0_mean"]
-    at_equal_l0 = measured[1]["matched"]
-    assert at_equal_l0["l0"][0] == pytest.approx(measured[1]["l0_mean"], rel=0.05)
-    assert at_equal_l0["fvu"][0] == pytest.approx(measured[1]["fvu"], rel=0.02)  # the same transcoder, moved back
-    at_equal_l0["l0"] = [96.0, 6.0]
-    assert set(name_winners(measured, store)["winners"].values()) == {"not judged: no equal L0 could be reached"}
+    assert measured[0].l0_mean > 1.1 * measured[1].l0_mean
+    at_equal_l0 = measured[1].matched
+    assert at_equal_l0.l0[0] == pytest.approx(measured[1].l0_mean, rel=0.05)
+    assert at_equal_l0.fvu[0] == pytest.approx(measured[1].fvu, rel=0.02)  # the same transcoder, moved back
+    measured[1] = measured[1].plus(matched=at_equal_l0.plus(l0=(96.0, 6.0)))
+    assert set(name_winners(measured, store).winners.values()) == {"not judged: no equal L0 could be reached"}
 
 
 def test_a_threshold_is_moved_only_where_that_brings_the_l0s_nearer(trained, store, monkeypatch):
     ours = Transcoder.load(trained.run)
     right = ThresholdTuner.at
     monkeypatch.setattr(ThresholdTuner, "at", lambda dial, l0: right(dial, 1.5 * l0))
-    matched = measure(replace(trained, frontier=False), store, [ours, ours])[1]["matched"]
-    assert matched["l0"][0] == matched["l0"][1]
-    assert matched["minus_ours"]["fvu"] == {"value": 0, "ci95": [0, 0]}
+    matched = measure(replace(trained, frontier=False), store, [ours, ours])[1].matched
+    assert matched.l0[0] == matched.l0[1]
+    assert matched.minus_ours["fvu"] == Estimate(value=0, ci95=(0, 0))
 
 
 def test_the_frontier_has_both_at_their_own_and_other_l0s(compared):
@@ -131,12 +133,18 @@ def test_the_frontiers_are_read_off_at_both_own_l0s(compared):
 def test_no_winner_where_the_frontiers_say_the_contrary(trained, store):
     ours = Transcoder.load(trained.run)
     measured = measure(trained, store, [ours, ours])
-    matched = measured[1]["matched"]["minus_ours"]
-    matched["fvu"]["ci95"] = [0.01, 0.02]
-    measured[1]["at_equal_l0"]["fvu"] = [{"l0": 4.0, "minus_ours": {"value": -0.1, "ci95": [-0.2, -0.1]}}]
-    assert name_winners(measured, store)["winners"]["fvu"].startswith("not judged: read off the frontiers")
-    measured[1]["at_equal_l0"]["fvu"][0]["minus_ours"]["ci95"] = [0.1, 0.2]
-    assert name_winners(measured, store)["winners"]["fvu"] == "ours"
+    second = measured[1]
+    minus_ours = second.matched.minus_ours | {"fvu": Estimate(value=0.015, ci95=(0.01, 0.02))}
+
+    def winner_where_the_frontiers_differ_by(value: float, ci95: tuple[float, float]) -> str:
+        read_off = AtL0(l0=4.0, ours=0.5, google=0.5 + value, minus_ours=Estimate(value=value, ci95=ci95))
+        changed = second.plus(
+            matched=second.matched.plus(minus_ours=minus_ours), at_equal_l0=second.at_equal_l0 | {"fvu": (read_off,)}
+        )
+        return name_winners([measured[0], changed, *measured[2:]], store).winners["fvu"]
+
+    assert winner_where_the_frontiers_differ_by(-0.1, (-0.2, -0.1)).startswith("not judged: read off the frontiers")
+    assert winner_where_the_frontiers_differ_by(0.15, (0.1, 0.2)) == "ours"
 
 
 def test_several_folders_are_measured_and_the_first_is_judged(trained, store):
@@ -159,7 +167,7 @@ def test_a_winner_is_named_only_where_the_interval_excludes_zero():
 def test_a_transcoder_ties_with_itself(trained, store):
     ours = Transcoder.load(trained.run)
     judged = name_winners(measure(trained, store, [ours, ours]), store)
-    assert set(judged["winners"].values()) == {"tie"}
+    assert set(judged.winners.values()) == {"tie"}
 
 
 def test_a_run_that_is_not_there_says_how_to_make_it(store, tmp_path):

@@ -59,11 +59,11 @@ def test_a_mistake_in_the_baseline_costs_every_winner(trained, store, mistake):
     ours = Transcoder.load(trained.run)
     config = replace(trained, trivial=False, frontier=False)
     measured = measure(config, store, [ours, MISTAKES[mistake](ours)])
-    assert measured[0]["warnings"] == []
-    assert measured[1]["warnings"]
+    assert measured[0].warnings == []
+    assert measured[1].warnings
     comparison = name_winners(measured, store)
-    assert all("not judged: it does not hold" in verdict for verdict in comparison["winners"].values())
-    assert [check for check in comparison["checks"] if not check["holds"]]
+    assert all("not judged: it does not hold" in verdict for verdict in comparison.winners.values())
+    assert [check for check in comparison.checks if not check.holds]
 
 
 @pytest.mark.parametrize(("run", "view"), [("run", "normed"), ("jump", "rms"), ("run", "raw"), ("jump", "raw")])
@@ -72,15 +72,15 @@ def test_views_swapped_either_way_are_noticed_without_any_label(trained, store, 
     right = changed(Transcoder.load(trained.run.parent / run), k=None)
     config = replace(trained, trivial=False, frontier=False)
     sound, wrong = measure(config, store, [right, changed(right, view=view)])
-    assert sound["warnings"] == []
-    assert any("the norm's gain is applied where it must not be" in warning for warning in wrong["warnings"])
+    assert sound.warnings == []
+    assert any("the norm's gain is applied where it must not be" in warning for warning in wrong.warnings)
 
 
 def test_the_wrong_input_tensor_is_reported_loudly(trained, store, caplog):
     ours = Transcoder.load(trained.run)
     right, wrong, *_ = measure(trained, store, [ours, changed(ours, view="raw")])
-    assert right["warnings"] == []
-    assert "MEASURED L0 IS" in wrong["warnings"][0]
+    assert right.warnings == []
+    assert "MEASURED L0 IS" in wrong.warnings[0]
     assert any("MEASURED L0 IS" in record.message for record in caplog.records if record.levelno == logging.WARNING)
 
 
@@ -92,7 +92,7 @@ def test_rows_shifted_by_one_are_noticed(trained, store, monkeypatch):
     real = rows_module.batches
     monkeypatch.setattr(rows_module, "batches", shifted)
     [found] = measure(trained, store, [Transcoder.load(trained.run)])
-    assert any("rows of source and target do not belong together" in warning for warning in found["warnings"])
+    assert any("rows of source and target do not belong together" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize("which", [{"split": "train"}, {"split": "heldout", "limit": 100}])
@@ -100,9 +100,7 @@ def test_training_rows_and_a_part_of_the_rows_are_noticed(trained, store, which)
     ours = Transcoder.load(trained.run)
     [found] = evaluate([ours], store, which["split"], 64, CPU, limit=which.get("limit"))
     failed = [
-        check["claim"]
-        for check in checks_of(found | {"name": "t", "view": "rms", "trained_on": None}, store)
-        if not check["holds"]
+        check.claim for check in checks_of(found.plus(name="t", view="rms", trained_on=None), store) if not check.holds
     ]
     assert "every held-out row was measured, and no other" in failed
 
@@ -111,8 +109,8 @@ def test_different_rows_for_ours_and_theirs_are_noticed(trained, store):
     ours = Transcoder.load(trained.run)
     [first] = measure(trained, store, [ours])
     [part] = evaluate([ours], store, "heldout", 64, CPU, limit=100)
-    both = [first, first | part | {"n_rows": first["n_rows"], "minus_first": {}}]
-    assert set(name_winners(both, store)["winners"].values()) == {"not judged: it does not hold that all saw the same rows"}
+    both = [first, first.plus(part, n_rows=first.n_rows, minus_first={})]
+    assert set(name_winners(both, store).winners.values()) == {"not judged: it does not hold that all saw the same rows"}
 
 
 def test_as_many_other_rows_are_noticed(trained, store, monkeypatch):
@@ -122,16 +120,16 @@ def test_as_many_other_rows_are_noticed(trained, store, monkeypatch):
     order = first_ones = store.manifest.of_split("heldout")
     monkeypatch.setattr(type(store.manifest), "of_split", lambda *_: first_ones[::-1])
     [other] = measure(replace(trained, check=False), store, [ours])
-    assert other["n_rows"] == first["n_rows"]
+    assert other.n_rows == first.n_rows
     monkeypatch.setattr(type(store.manifest), "of_split", lambda *_: order)
-    failed = [check["claim"] for check in checks([first, other], store) if not check["holds"]]
+    failed = [check.claim for check in checks([first, other], store) if not check.holds]
     assert failed == ["all saw the same rows"]
 
 
 def test_figures_of_another_store_are_noticed(trained, store):
     [found] = measure(trained, store, [Transcoder.load(trained.run)])
-    other = found | {"store_fingerprint": "0" * 32, "minus_first": {}}
-    assert set(name_winners([found, other], store)["winners"].values()) == {
+    other = found.plus(store_fingerprint="0" * 32, minus_first={})
+    assert set(name_winners([found, other], store).winners.values()) == {
         "not judged: it does not hold that the rows are of this store"
     }
 
@@ -140,19 +138,19 @@ def test_a_run_of_another_store_may_have_seen_the_heldout_rows_in_training(train
     ours = Transcoder.load(trained.run)
     config = replace(trained, trivial=False, frontier=False)
     measured = measure(config, store, [ours, changed(ours, store_fingerprint="0" * 32)])
-    assert "was trained on store 00000000" in measured[1]["warnings"][0]
-    assert all("it was trained on this store" in verdict for verdict in name_winners(measured, store)["winners"].values())
+    assert "was trained on store 00000000" in measured[1].warnings[0]
+    assert all("it was trained on this store" in verdict for verdict in name_winners(measured, store).winners.values())
     elsewhere = measure(config, store, [ours, changed(ours, store_fingerprint=None)])
-    assert elsewhere[1]["warnings"] == []
+    assert elsewhere[1].warnings == []
 
 
 IMPOSTORS = {
-    "scalar variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation, True),
-    "uncentred": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation + f.squares / len(f.variation), True),
-    "mean of ratios by row": Ratio(lambda a, f: a.sse[:, -1] / f.variation, lambda a, f: a.cosine[:, -1] * 0 + 1, True),
-    "the first prefix only": Ratio(lambda a, f: a.sse[:, 0], lambda a, f: f.variation, True),
-    "in bfloat16": Ratio(lambda a, f: a.sse[:, -1].bfloat16().double(), lambda a, f: f.variation, True),
-    "scaled by the batch": Ratio(lambda a, f: a.sse[:, -1] / 64, lambda a, f: f.variation, True),
+    "scalar variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation),
+    "uncentred": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation + f.squares / len(f.variation)),
+    "mean of ratios by row": Ratio(lambda a, f: a.sse[:, -1] / f.variation, lambda a, f: a.cosine[:, -1] * 0 + 1),
+    "the first prefix only": Ratio(lambda a, f: a.sse[:, 0], lambda a, f: f.variation),
+    "in bfloat16": Ratio(lambda a, f: a.sse[:, -1].bfloat16().double(), lambda a, f: f.variation),
+    "scaled by the batch": Ratio(lambda a, f: a.sse[:, -1] / 64, lambda a, f: f.variation),
 }
 
 
@@ -161,6 +159,6 @@ def test_fvu_by_another_definition_is_not_fvu(trained, store, monkeypatch, impos
     """The dense float64 computation that the metric is tested against tells each of them apart."""
     ours = Transcoder.load(trained.run)
     expected = dense_metrics(store, ours)["fvu"]
-    assert evaluate([ours], store, "heldout", 64, CPU)[0]["fvu"] == pytest.approx(expected, rel=1e-5)
+    assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu == pytest.approx(expected, rel=1e-5)
     monkeypatch.setitem(metrics.METRICS, "fvu", IMPOSTORS[impostor])
-    assert evaluate([ours], store, "heldout", 64, CPU)[0]["fvu"] != pytest.approx(expected, rel=1e-5)
+    assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu != pytest.approx(expected, rel=1e-5)

@@ -55,11 +55,11 @@ def test_l0_is_the_rank_and_every_prefix_a_map_of_its_rank(store):
     linear = fit(store, LIKE, CPU, quiet=True)
     nested, alone = low_rank(linear, LIKE, [2, 5]), low_rank(linear, LIKE, [2])
     [both, small, full] = evaluate([nested, alone, least_squares(linear, LIKE)], store, "heldout", 64, CPU, quiet=True)
-    assert both["l0_per_prefix"] == {"4": 2.0, "10": 5.0}
-    assert both["fvu_per_prefix"]["4"] == pytest.approx(small["fvu"])
+    assert both.l0_per_prefix == {"4": 2.0, "10": 5.0}
+    assert both.fvu_per_prefix["4"] == pytest.approx(small.fvu)
     [whole] = evaluate([low_rank(linear, LIKE, [10])], store, "heldout", 64, CPU, quiet=True)
-    assert whole["fvu"] == pytest.approx(full["fvu"], rel=1e-5)
-    assert full["fvu"] < both["fvu"] < small["fvu"] < 1
+    assert whole.fvu == pytest.approx(full.fvu, rel=1e-5)
+    assert full.fvu < both.fvu < small.fvu < 1
 
 
 def test_the_mean_of_the_training_rows_leaves_everything_unexplained(store):
@@ -68,8 +68,8 @@ def test_the_mean_of_the_training_rows_leaves_everything_unexplained(store):
     t = predict_mean(store, LIKE, CPU)
     [found] = evaluate([t], store, "heldout", 64, CPU, quiet=True)
     expected = ((y - training.mean(0)) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
-    assert found["fvu"] == pytest.approx(expected, rel=1e-5)
-    assert (found["l0_mean"], found["dead_features"]) == (0.0, 1)
+    assert found.fvu == pytest.approx(expected, rel=1e-5)
+    assert (found.l0_mean, found.dead_features) == (0.0, 1)
 
 
 def test_heldout_rows_have_no_part_in_the_fit(store, monkeypatch):

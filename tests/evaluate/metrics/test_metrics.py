@@ -33,27 +33,27 @@ def test_streamed_metrics_equal_a_dense_float64_computation(store, transcoders, 
         expected = dense_metrics(store, t)
         first = expected.pop("first")
         for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=1e-5), name
-        assert next(iter(found["fvu_per_prefix"].values())) == pytest.approx(first, rel=1e-5)
-        assert found["fvu_per_prefix"][str(t.config.d_sae)] == found["fvu"]
-        assert found["l0_per_prefix"][str(t.config.d_sae)] == pytest.approx(found["l0_mean"])
-        assert found["n_rows"] == store.manifest.n_rows("heldout")
+            assert found.value(name) == pytest.approx(value, rel=1e-5), name
+        assert next(iter(found.fvu_per_prefix.values())) == pytest.approx(first, rel=1e-5)
+        assert found.fvu_per_prefix[str(t.config.d_sae)] == found.fvu
+        assert found.l0_per_prefix[str(t.config.d_sae)] == pytest.approx(found.l0_mean)
+        assert found.n_rows == store.manifest.n_rows("heldout")
 
 
 def test_each_prefix_is_measured_as_a_transcoder_by_itself(tmp_path, transcoders):
     store, nested = make_store(tmp_path, 6, heldout_every=2), wide(transcoders[0])
     [found] = evaluate([nested], store, "heldout", 64, CPU)
-    assert list(found["per_prefix"]) == ["4", "9", "20"]
-    for size, figures in found["per_prefix"].items():
+    assert list(found.per_prefix) == ["4", "9", "20"]
+    for size, figures in found.per_prefix.items():
         expected = dense_metrics(store, nested.prefix(int(size)))
-        assert {name: figures[name] for name in METRICS} == pytest.approx(
+        assert {name: figures.value(name) for name in METRICS} == pytest.approx(
             {name: expected[name] for name in METRICS}, rel=1e-6
         )
         [alone] = evaluate([nested.prefix(int(size))], store, "heldout", 64, CPU)
         for name in METRICS:
-            assert figures["ci95"][name] == pytest.approx(alone["ci95"][name], rel=1e-9), name
+            assert figures.interval(name) == pytest.approx(alone.interval(name), rel=1e-9), name
         for name in ("dead_features", "dead_fraction", "density_median", "redundancy", "mean_max_cosine"):
-            assert figures[name] == pytest.approx(alone[name], rel=1e-6), name
+            assert figures.value(name) == pytest.approx(alone.value(name), rel=1e-6), name
 
 
 def test_metrics_have_the_documented_keys(store, transcoders):
@@ -62,8 +62,8 @@ def test_metrics_have_the_documented_keys(store, transcoders):
         "fvu fvu_per_prefix per_prefix mse cosine_similarity l0_mean l0_median dead_features dead_fraction redundancy "
         "fvu_scalar_variance d_sae k n_rows store_fingerprint"
     )
-    assert set(documented.split()) <= found.keys()
-    assert found["store_fingerprint"] == store.fingerprint
+    assert set(documented.split()) <= found.as_json().keys()
+    assert found.store_fingerprint == store.fingerprint
 
 
 def wide(t: Transcoder) -> Transcoder:
@@ -73,7 +73,7 @@ def wide(t: Transcoder) -> Transcoder:
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_the_same_in_any_batch_size(store, transcoders, name):
     def values(rows: int) -> list[float]:
-        return [found[name] for found in evaluate([wide(t) for t in transcoders], store, "heldout", rows, CPU)]
+        return [found.value(name) for found in evaluate([wide(t) for t in transcoders], store, "heldout", rows, CPU)]
 
     assert values(7) == pytest.approx(values(5000), rel=1e-9)
     assert values(7) == pytest.approx([dense_metrics(store, t)[name] for t in transcoders], rel=1e-6)
@@ -94,10 +94,10 @@ def test_every_metric_by_hand(tmp_path):
         "cosine_similarity": (0 + 1 + 0 + 0.5**0.5) / 4, "cosine_similarity_without_outliers": (0 + 1 + 0 + 0.5**0.5) / 4,
         "l0_mean": 0.0, "best_scale": 0.0, "fvu_scalar_variance": 12 / 8,
     }  # fmt: skip
-    assert {name: found[name] for name in METRICS} == pytest.approx(expected, abs=1e-6)
-    assert (found["dead_features"], found["n_documents"], found["ci95"]["fvu"]) == (1, 2, None)
-    assert found["explained_variance_by_dimension"] == [0.0, -1.0]
-    assert found["explained_variance_saelens_legacy"] == pytest.approx((0.5 + 0.5 - 1.5 - 1.5) / 4)
+    assert {name: found.value(name) for name in METRICS} == pytest.approx(expected, abs=1e-6)
+    assert (found.dead_features, found.n_documents, found.ci95["fvu"]) == (1, 2, None)
+    assert found.explained_variance_by_dimension == (0.0, -1.0)
+    assert found.explained_variance_saelens_legacy == pytest.approx((0.5 + 0.5 - 1.5 - 1.5) / 4)
 
 
 def hand_store(directory, targets: list[list[float]]) -> Store:
@@ -137,10 +137,10 @@ def test_figures_by_band_add_up_to_the_whole(store, transcoders):
     [accumulator, _], facts = measure_rows(transcoders, store, "heldout", 64, CPU)
     found = evaluate(transcoders, store, "heldout", 64, CPU)[0]
     for key in ("fvu_by_position", "fvu_by_token_rank"):
-        assert sum(band["rows"] for band in found[key].values()) == found["n_rows"]
+        assert sum(band.rows for band in getattr(found, key).values()) == found.n_rows
     early = facts.places.position < 4
     share = accumulator.sse[early, -1].sum() / facts.variation[early].sum()
-    assert found["fvu_by_position"]["1-3"]["fvu"] == pytest.approx(float(share))
+    assert found.fvu_by_position["1-3"].fvu == pytest.approx(float(share))
 
 
 def test_outlier_rows_are_counted_and_left_out(tmp_path, transcoders):
@@ -151,11 +151,11 @@ def test_outlier_rows_are_counted_and_left_out(tmp_path, transcoders):
         rows.sites["mlp_out"][5] *= 1000
         writer.append(rows)
     [found] = evaluate(transcoders[:1], open_store(tmp_path), "heldout", 64, CPU)
-    assert found["n_outliers"] == 1
-    assert found["fvu_without_outliers"] == pytest.approx(
+    assert found.n_outliers == 1
+    assert found.fvu_without_outliers == pytest.approx(
         dense_metrics(open_store(tmp_path), transcoders[0])["fvu_without_outliers"]
     )
-    assert abs(found["fvu"] - found["fvu_without_outliers"]) > 0.1
+    assert abs(found.fvu - found.fvu_without_outliers) > 0.1
 
 
 def test_evaluation_changes_nothing_in_the_transcoder(store, transcoders):
@@ -171,8 +171,8 @@ def test_percentiles_by_hand():
 
 def test_density_histogram_counts_each_living_latent_once():
     histogram = density_histogram(torch.tensor([0.0, 1.0, 0.05, 0.04, 1e-5], dtype=torch.float64))
-    assert sum(histogram["features"]) == 4
-    by_edge = dict(zip(histogram["log10_edges"], histogram["features"], strict=False))
+    assert sum(histogram.features) == 4
+    by_edge = dict(zip(histogram.log10_edges, histogram.features, strict=False))
     assert by_edge[-1.5] == 2
     assert by_edge[-0.5] == 1
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import scipy.sparse
 import torch
 
-from evaluate.compare.commands import compare_runs
-from evaluate.compare.layers import verdict_of
+from evaluate.compare.layers import compare, verdict_of
 from evaluate.features.config import CompareLayersConfig
 from evaluate.features.partners import match_features
-from evaluate.metrics.overlap import LEAST, Firing, decoder_overlap, decoder_partners, firing_of, largest_cosines, overlap
+from evaluate.metrics.firings import RowFirings
+from evaluate.metrics.overlap import LEAST, decoder_overlap, decoder_partners, largest_cosines, overlap
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.dense import dense
@@ -24,12 +23,11 @@ from tests.store.transcoders.making import make_transcoder
 CPU = torch.device("cpu")
 
 
-def firing(rows: list[list[int]], n: int) -> Firing:
+def firing(rows: list[list[int]], n: int) -> RowFirings:
     """By latent, the rows on which it fires."""
-    table = np.zeros((len(rows), n), np.float32)
-    for latent, fired in enumerate(rows):
-        table[latent, fired] = 1
-    return Firing(scipy.sparse.csr_array(table))
+    row = torch.tensor([each for fired in rows for each in fired])
+    latent = torch.tensor([index for index, fired in enumerate(rows) for _ in fired])
+    return RowFirings(row, latent, torch.ones(len(row)), n, len(rows))
 
 
 def test_largest_cosines_by_hand():
@@ -43,24 +41,24 @@ def test_a_dictionary_overlaps_wholly_with_itself_and_hardly_when_shuffled():
     generator = np.random.default_rng(1)
     a = firing([sorted(generator.choice(4000, 40, replace=False)) for _ in range(30)], 4000)
     found = overlap(a, a)
-    assert (found["firing"], found["firing_share"]) == (pytest.approx(1.0), 1.0)
-    assert found["firing_chance"] < 0.2
+    assert (found.firing, found.firing_share) == (pytest.approx(1.0), 1.0)
+    assert found.firing_chance < 0.2
 
 
 def test_firing_is_where_a_dense_encoder_fires(store):
     t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(20,))
-    found = firing_of(t, store, CPU)
+    found = RowFirings.of(t, store, CPU)
     assert np.array_equal(np.sort(found.fired), np.sort(dense(store, t).fired.sum(0)))
     assert np.array_equal(found.fired, dense(store, t).fired.sum(0))
 
 
 def test_decoders_are_compared_by_their_directions():
     a, b = torch.eye(3), torch.tensor([[0.0, -5.0, 0.0], [3.0, 4.0, 0.0]])
-    assert decoder_overlap(a, b)["decoder"] == pytest.approx((0.6 + 1.0 + 0.0) / 3)
+    assert decoder_overlap(a, b) == pytest.approx((0.6 + 1.0 + 0.0) / 3)
 
 
 def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layers, capsys):
-    folder = compare_runs(layers)
+    folder = compare(layers)
     found = json.loads((folder / "layers.json").read_text())
     assert list(found["layers"]) == ["1", "2"]
     assert list(found["overlap"]) == ["1 to 2"]
@@ -75,7 +73,7 @@ def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layer
 
 def test_the_verdict_over_layers_names_the_better_one_by_layer():
     won = {8: {"fvu": "ours", "delta_ce": "tie"}, 12: {"fvu": "google"}, 17: {"fvu": "ours", "delta_ce": "not judged: why"}}
-    assert verdict_of({layer: {"winners": winners} for layer, winners in won.items()}) == (
+    assert verdict_of(won) == (
         "At equal L0, by paired 95% intervals. FVU: ours is better at layer 8, 17; the other is better at layer 12. "
         "delta CE: a tie at layer 8; not judged: why at layer 17."
     )
@@ -87,7 +85,7 @@ def test_layers_that_were_not_harvested_together_are_refused_before_any_work(lay
     shutil.move(other.directory, layers.store / "layer2")
     monkeypatch.setattr("evaluate.compare.commands.measure", None)
     with pytest.raises(ValueError, match="were not harvested together"):
-        compare_runs(layers)
+        compare(layers)
 
 
 def test_one_folder_for_several_layers_is_refused(layers):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluate.estimates import Estimate
 from evaluate.metrics.probes import (
     Probe,
     Scores,
@@ -74,11 +75,11 @@ def test_planted_absorption_is_found_and_none_where_there_is_none(absorb, least,
     """Of 150 test words 10 are absorbed: a fifth of those with a."""
     t, fit, test = planted(absorb)
     found = first_letters(Forward(t), NORM, fit, test, {})
-    assert sorted(found["letters"]) == ["a", "b", "c"]
-    assert least <= found["absorption"]["value"] <= most
-    assert found["letters"]["b"]["main"] == [1]
+    assert sorted(found.letters) == ["a", "b", "c"]
+    assert least <= found.absorption.value <= most
+    assert found.letters["b"].main == (1,)
     if not absorb:
-        assert found["splitting"]["value"] == 1.0
+        assert found.splitting.value == 1.0
 
 
 @pytest.mark.parametrize(("absorb", "strength", "expected"), [(True, 3.0, 0.2), (True, 0.1, 0.0), (False, 3.0, 0.0)])
@@ -89,8 +90,8 @@ def test_planted_absorption_is_found_by_ablation_where_its_effect_is_large(absor
     gradient = torch.zeros(len(words.text), D)
     gradient[:, 0] = strength
     found = first_letters(Forward(t), NORM, fit, test, {}, Prompted(words, gradient, torch.ones(len(words.text))))
-    assert found["absorption_chanin"]["value"] == pytest.approx(expected, abs=0.02)
-    assert found["letters_spelled"] == 1.0
+    assert found.absorption_chanin.value == pytest.approx(expected, abs=0.02)
+    assert found.letters_spelled == 1.0
 
 
 def test_sparse_probing_and_perturbation_of_a_perfect_latent(monkeypatch):
@@ -101,9 +102,9 @@ def test_sparse_probing_and_perturbation_of_a_perfect_latent(monkeypatch):
     t, fit, test = planted(False)
     monkeypatch.setattr(probes, "PROPERTIES", {"a": re.compile("a"), "b": re.compile("b")})
     found = properties(Forward(t), NORM, fit, test, {})
-    assert found["sparse_probing"]["value"] == pytest.approx(1.0)
-    assert found["sparse_probing_by_k"]["all"] == pytest.approx(1.0)
-    assert found["tpp"]["value"] > -0.1
+    assert found.sparse_probing.value == pytest.approx(1.0)
+    assert found.sparse_probing_by_k["all"] == pytest.approx(1.0)
+    assert found.tpp.value > -0.1
 
 
 def test_a_probe_of_a_site_is_fitted_once():
@@ -165,11 +166,11 @@ def test_balanced_accuracies_and_their_intervals_by_hand():
     sound = scores.of(Says(), np.where(is_it, 1.0, -1.0)[:, None], is_it)
     constant = scores.of(Says(), np.ones((40, 1)), is_it)
     half = scores.of(Says(), np.where(np.arange(40) % 8 == 0, 1.0, -1.0)[:, None], is_it)
-    assert scores.estimate(sound) == {"value": 1.0, "ci95": [1.0, 1.0]}
-    assert scores.estimate(constant) == {"value": 0.5, "ci95": [0.5, 0.5]}
+    assert scores.estimate(sound) == Estimate(value=1.0, ci95=(1.0, 1.0))
+    assert scores.estimate(constant) == Estimate(value=0.5, ci95=(0.5, 0.5))
     found = scores.estimate(mean_of([sound, half]))
-    assert found["value"] == pytest.approx((1 + (0.5 + 1) / 2) / 2)
-    low, high = found["ci95"]
+    assert found.value == pytest.approx((1 + (0.5 + 1) / 2) / 2)
+    low, high = found.ci95
     # of about ten within the class half are right: their share varies by 0.16, a quarter of which counts here
-    assert low < found["value"] < high
+    assert low < found.value < high
     assert high - low == pytest.approx(2 * 1.96 * 0.158 / 4, rel=0.2)

@@ -3,6 +3,7 @@
 import torch
 
 from evaluate.metrics.accumulate import measure_rows
+from evaluate.metrics.measurement import WorstRow
 from evaluate.metrics.worst import WORST, in_words, one_each, worst_rows
 from tests.store.transcoders.making import make_transcoder
 
@@ -20,15 +21,15 @@ def test_worst_rows_are_the_largest_errors_with_their_own_context(store):
     errors = torch.cat(errors)
     best = int(errors.argmax())
     context = store.manifest.recipe.context
-    assert (found[0]["shard"], found[0]["sequence"] * context + found[0]["position"]) == at[best]
-    assert abs(found[0]["share"] - float(errors[best] / errors.sum())) < 1e-6
-    assert [row["share"] for row in found] == sorted((row["share"] for row in found), reverse=True)
-    assert len({row["document"] for row in found}) == len(found) <= WORST
+    assert (found[0].shard, found[0].sequence * context + found[0].position) == at[best]
+    assert abs(found[0].share - float(errors[best] / errors.sum())) < 1e-6
+    assert [row.share for row in found] == sorted((row.share for row in found), reverse=True)
+    assert len({row.document for row in found}) == len(found) <= WORST
     for row in found:
-        shard = next(each for each in store.manifest.shards if each.name == row["shard"])
-        tokens = store.array(shard, "tokens")[row["sequence"]].tolist()
-        assert row["before"] + [row["token"]] + row["after"] == tokens
-        assert len(row["before"]) == row["position"]
+        shard = next(each for each in store.manifest.shards if each.name == row.shard)
+        tokens = store.array(shard, "tokens")[row.sequence].tolist()
+        assert [*row.before, row.token, *row.after] == tokens
+        assert len(row.before) == row.position
 
 
 def test_no_two_of_one_document():
@@ -36,6 +37,8 @@ def test_no_two_of_one_document():
 
 
 def test_ids_become_text():
-    row = {"before": [1, 2], "token": 3, "after": [], "share": 0.5}
+    row = WorstRow(
+        shard="s", sequence=0, position=2, document=0, before=(1, 2), token=3, after=(), share=0.5, fvu=1.5, outlier=False
+    )
     [found] = in_words([row], lambda ids: [f"<{number}>" for number in ids])
-    assert (found["before"], found["token"], found["after"], found["share"]) == ("<1><2>", "<3>", "", 0.5)
+    assert (found.before, found.token, found.after, found.share) == ("<1><2>", "<3>", "", 0.5)

@@ -111,9 +111,9 @@ def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
         "delta_ce": spliced - clean, "kl": divergence, "ce_recovered": (zero - spliced) / (zero - clean),
         "ce_clean": clean, "ce_zero_ablated": zero, "ce_mean_ablated": ablated,
     }  # fmt: skip
-    assert {name: found[name]["value"] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert by_prefix["20"] == {name: found[name] for name in ("delta_ce", "kl")}
-    assert by_prefix["4"]["delta_ce"]["value"] == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
+    assert {name: found.value(name) for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert (by_prefix["20"].delta_ce, by_prefix["20"].kl) == (found.delta_ce, found.kl)
+    assert by_prefix["4"].delta_ce.value == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
 
 
 def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
@@ -124,15 +124,15 @@ def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
         pairs = zip(part.tokens[:, :-1].flatten().tolist(), part.tokens[:, 1:].flatten().tolist(), strict=True)
         counted += sum(here not in excluded and after not in excluded for here, after in pairs)
     found = splice([transcoder], store, model, 6, all_prefixes=False)
-    assert found.figures(0)["n_predictions"] == counted
+    assert found.figures(0).n_predictions == counted
     assert list(found.by_prefix(0)) == ["20"]
 
 
 def test_two_that_are_one_do_not_differ(cached, transcoder):
     model, store = cached
     found = splice([transcoder, transcoder], store, model, 12, all_prefixes=False)
-    assert found.minus(1, 0)["delta_ce"]["value"] == 0
-    assert found.figures(0)["delta_ce"] == found.figures(1)["delta_ce"]
+    assert found.minus(1, 0)["delta_ce"].value == 0
+    assert found.figures(0).delta_ce == found.figures(1).delta_ce
 
 
 def test_a_comparison_gives_everyone_the_figures_that_it_has_alone(cached, transcoder):
@@ -144,17 +144,17 @@ def test_a_comparison_gives_everyone_the_figures_that_it_has_alone(cached, trans
     )  # fmt: skip
     results = measure(config, store, [transcoder, other])
     linear = fit(store, transcoder.config, CPU, quiet=True)
-    ranked = low_rank(linear, transcoder.config, [round(results[3]["l0_mean"])])
+    ranked = low_rank(linear, transcoder.config, [round(results[3].l0_mean)])
     trivial = [predict_mean(store, transcoder.config, CPU), ranked, least_squares(linear, transcoder.config)]
     for each, result in zip([transcoder, other, *trivial], results, strict=True):
         alone = splice([each], store, model, 12, all_prefixes=True)
         for name in ("delta_ce", "kl", "ce_mean_ablated"):
-            assert result[name]["value"] == pytest.approx(alone.figures(0)[name]["value"], rel=1e-4, abs=1e-9)
-        for size in result.get("per_prefix", {}):
-            found, expected = result["per_prefix"][size]["kl"]["value"], alone.by_prefix(0)[size]["kl"]["value"]
+            assert result.value(name) == pytest.approx(alone.figures(0).value(name), rel=1e-4, abs=1e-9)
+        for size in result.per_prefix:
+            found, expected = result.per_prefix[size].kl.value, alone.by_prefix(0)[size].kl.value
             assert found == pytest.approx(expected, rel=1e-4, abs=1e-9)
     for result in results[:2]:
-        assert result["delta_ce"]["value"] in [point["value"] for point in result["frontier_delta_ce"]]
+        assert result.delta_ce.value in [point.value for point in result.frontier_delta_ce]
 
 
 def test_rows_of_another_place_do_not_restart_the_model(cached, transcoder, monkeypatch):

@@ -7,10 +7,16 @@ import pytest
 
 from evaluate.compare.commands import publish
 from evaluate.compare.verdict import name_winners
+from evaluate.metrics.measurement import Measurement
 from evaluate.report.comparison import verdict
+from store.shards.reader import Store
 from tests.evaluate.making import PATIENCE, launched, needs_chromium
 from tests.evaluate.report.making import measured
 from tests.making import make_store
+
+
+def measurement(name: str, fvu: float, store: Store, prefixes: int = 3) -> Measurement:
+    return Measurement.model_validate(measured(name, fvu, store, prefixes))
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +28,10 @@ def report(tmp_path_factory) -> Path:
     record = {"step": 1, "tokens": 32, "fvu": 0.5, "fvu_max": 0.7, "fvu_mean": 0.6}
     lines = [json.dumps(record | {"tokens": 32 * n, "fvu": 1 / n}) + "\n" for n in range(1, 20)]
     (run / "training_log.jsonl").write_text("".join(lines))
-    both = [measured("ours <script>alert(1)</script>", 0.2, store), measured("the other", 0.25, store, prefixes=1)]
+    both = [measurement("ours <script>alert(1)</script>", 0.2, store), measurement("the other", 0.25, store, prefixes=1)]
     (folder / "out").mkdir()
-    publish(folder / "out", both, store, run, name_winners(both, store))
+    comparison = name_winners(both, store)
+    publish(folder / "out", both, store, run, comparison.winners, comparison.checks)
     return folder / "out" / "report.html"
 
 
@@ -50,8 +57,8 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
 
 def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
     store = make_store(tmp_path / "store")
-    both = [measured("ours", 0.2, store), measured("theirs", 0.2, store)]
-    both[1]["matched"]["l0"] = [4.3, 4.1]
+    both = [measurement("ours", 0.2, store), measurement("theirs", 0.2, store)]
+    both[1] = both[1].plus(matched=both[1].matched.plus(l0=(4.3, 4.1)))
     said = verdict(both, {"fvu": "tie", "delta_ce": "google", "kl": "google"})
     assert said.startswith(
         "ours leaves 20.0% of the variance unexplained at a mean L0 of 4.1; theirs leaves 20.0% at 4.1. "
@@ -90,10 +97,10 @@ def test_worst_tokens_are_shown_in_their_context_and_escaped(tmp_path, monkeypat
     store = make_store(tmp_path / "store")
     monkeypatch.setattr("harvest.text.load_tokenizer", lambda recipe: None)
     monkeypatch.setattr("harvest.text.token_texts", lambda tokenizer, ids: [f"<b>{number}</b>" for number in ids])
-    shown, reason = reporting.worded([measured("ours", 0.2, store)], store)
+    shown, reason = reporting.worded([measurement("ours", 0.2, store)], store)
     assert reason == ""
-    assert shown[0]["worst_rows"][0]["before"] == "<b>5</b><b>6</b>"
-    publish(tmp_path, [measured("ours", 0.2, store)], store, tmp_path, {})
+    assert shown[0]["worst_rows"][0].before == "<b>5</b><b>6</b>"
+    publish(tmp_path, [measurement("ours", 0.2, store)], store, tmp_path)
     html = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;5&lt;/b&gt;&lt;b&gt;6&lt;/b&gt;<mark>&lt;b&gt;7&lt;/b&gt;</mark>&lt;b&gt;8&lt;/b&gt;" in html
     assert "25.00%" in html

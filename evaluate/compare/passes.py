@@ -1,0 +1,229 @@
+"""A comparison, pass by pass: on the cached rows, along the frontiers, in the language model, with probes."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from evaluate.compare.config import CompareConfig
+from evaluate.compare.frontier import CE_FACTORS, FACTORS, Point, ThresholdTuner, at_equal_l0, variants
+from evaluate.compare.sections import add_probes, by_prefix_with, identity, results_of
+from evaluate.compare.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
+from evaluate.metrics.accumulate import measure_rows
+from evaluate.metrics.measurement import (
+    AtL0,
+    FrontierEstimate,
+    FrontierPoint,
+    Matched,
+    Measurement,
+)
+from evaluate.metrics.results import ByDocument, judged_by_row, sums_of, without_latents
+from evaluate.rows import FIRST_ROWS
+from store.shards.reader import Store
+from store.transcoders.transcoder import Transcoder
+
+if TYPE_CHECKING:
+    from evaluate.model.splice import SpliceTable
+    from harvest.model import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OnFrontier:
+    """Ours (side 0) or the second one (side 1) at one setting of its threshold, as the first held-out rows show it."""
+
+    side: int
+    factor: float | None
+    """Multiple of our L0; None for the transcoder as it is."""
+    transcoder: Transcoder
+    l0: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """A transcoder that is spliced into the language model, and what its figures are for."""
+
+    transcoder: Transcoder
+    result: int | None = None
+    """Place of the result that gets the figures; None where only the frontier or the match uses them."""
+    on_frontier: OnFrontier | None = None
+
+
+class ComparisonPasses:
+    """A first transcoder (ours), a second one, and others, on the same rows."""
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        store: Store,
+        transcoders: Sequence[Transcoder],
+        device: torch.device,
+        model: "LanguageModel | None",
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.device = device
+        self.model = model
+        self.dials = [ThresholdTuner(transcoder, store, device) for transcoder in transcoders[:2]]
+        self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
+        self.moved = self.dials[0].at(self.dials[1].l0)
+        """Ours at the L0 of the second; itself where that is as near, None where it cannot be reached."""
+        self.points: list[OnFrontier] = []
+        """Both frontiers, each from the transcoder as it is on; empty until they are measured."""
+        self.linear = fit(store, transcoders[0].config, device) if config.trivial else None
+        self.trivial = trivial_predictors(self.linear, self.dials[0], store, device) if self.linear else []
+
+    @property
+    def extra(self) -> list[Transcoder]:
+        """What has to be measured beside the subjects for the comparison at equal L0."""
+        return [] if self.moved is None or self.moved is self.own[0] else [self.moved]
+
+    def measured(self) -> list[Measurement]:
+        results = self.on_rows()
+        if self.config.frontier:
+            self.along_the_frontier(results)
+        if self.model:
+            self.in_the_model(results, self.model)
+        if self.config.probes:
+            add_probes(results, self.own, self.store, self.model)
+        for index, predictor in enumerate(self.trivial, start=len(self.own)):
+            results[index] = results[index].plus(identity(predictor), warnings=())
+        if results[1].matched is None:
+            log.warning("no equal L0 could be reached: no winner will be named")
+        return results
+
+    def on_rows(self) -> list[Measurement]:
+        """Everything from the shards alone, in one pass."""
+        everyone = [*self.own, *self.trivial, *self.extra]
+        accumulators, facts = measure_rows(everyone, self.store, "heldout", self.config.batch_rows, self.device)
+        table = ByDocument.of(accumulators, facts)
+        results = results_of(accumulators[: len(self.own)], facts, self.store, table)
+        for index, a in enumerate(accumulators[len(self.own) : len(self.own) + len(self.trivial)], start=len(self.own)):
+            results.append(without_latents(a, facts, self.store, "heldout", table, index))
+        if self.moved is None:
+            return results
+        theirs = results[1]
+        nearest, ours = 0, sums_of(accumulators[0], facts)
+        if self.extra:
+            moved = sums_of(accumulators[-1], facts)
+            if abs(moved.l0_mean - theirs.l0_mean) < abs(ours.l0_mean - theirs.l0_mean):
+                nearest, ours = len(results), moved
+        if nearest == 0:
+            self.moved = self.own[0]
+        matched = Matched(l0=(ours.l0_mean, theirs.l0_mean), fvu=(ours.fvu, theirs.fvu), minus_ours=table.minus(1, nearest))
+        results[1] = theirs.plus(matched=matched)
+        return results
+
+    def along_the_frontier(self, results: list[Measurement]) -> None:
+        """Adds `frontier` (L0 and FVU on the first rows) to the first two, threshold moved, and to the linear map, by
+        rank; adds `at_equal_l0` to the second."""
+        moved = [(side, variant) for side, group in enumerate(variants(self.dials)) for variant in group]
+        ranks = [factor * self.dials[0].l0 for factor in (1.0, *FACTORS)]
+        nested = [low_rank(self.linear, self.own[0].config, ranks_near(ranks, self.linear))] if self.linear else []
+        accumulators, facts = measure_rows(
+            [*(variant.transcoder for _, variant in moved), *nested],
+            self.store,
+            "heldout",
+            self.config.batch_rows,
+            self.device,
+            limit=FIRST_ROWS,
+        )
+        found = [sums_of(a, facts) for a in accumulators]
+        self.points = [
+            OnFrontier(side, variant.factor, variant.transcoder, one.l0_mean)
+            for (side, variant), one in zip(moved, found[: len(moved)], strict=True)
+        ]
+        table = ByDocument.of(accumulators, facts)
+        read_off = {}
+        for name in judged_by_row():
+            curves: list[list[Point]] = [[], []]
+            for index, point in enumerate(self.points):
+                curves[point.side].append(Point(point.l0, table.statistic(index, name)))
+            read_off[name] = at_equal_l0(table, curves[0], curves[1], self._judged_l0s())
+        results[1] = results[1].plus(at_equal_l0=read_off)
+        for side in (0, 1):
+            fvus = [
+                FrontierPoint(l0=point.l0, fvu=one.fvu)
+                for point, one in zip(self.points, found, strict=False)
+                if point.side == side
+            ]
+            results[side] = results[side].plus(frontier=by_l0(fvus))
+        for last in found[len(moved) :]:
+            by_rank = zip(last.l0_per_prefix.values(), last.fvu_per_prefix.values(), strict=True)
+            linear = tuple(FrontierPoint(l0=l0, fvu=fvu) for l0, fvu in by_rank)
+            results[len(self.own) + 1] = results[len(self.own) + 1].plus(frontier=linear)
+
+    def _judged_l0s(self) -> list[float]:
+        """Ours as it is, and the second one's."""
+        return [point.l0 for point in self.points if point.factor is None]
+
+    def jobs(self) -> list[Job]:
+        """Everything that is spliced: the transcoders as they are, linear maps, points of the frontiers, ours matched.
+
+        The first trivial predictor, the mean, is spliced as an ablation anyway.
+        """
+        as_they_are = [point for point in self.points if point.factor is None]
+        jobs = []
+        for index, transcoder in enumerate(self.own):
+            point = as_they_are[index] if index < len(as_they_are) else None
+            jobs.append(Job(transcoder, index, point))
+        for index, predictor in enumerate(self.trivial[1:], start=len(self.own) + 1):
+            jobs.append(Job(predictor, index))
+        jobs += [Job(point.transcoder, None, point) for point in self.points if point.factor in CE_FACTORS]
+        return jobs + [Job(transcoder) for transcoder in self.extra]
+
+    def in_the_model(self, results: list[Measurement], model: "LanguageModel") -> None:
+        """Adds what each costs the language model, at its own L0, at the second one's, and along the frontier."""
+        from evaluate.model.splice import splice
+
+        jobs = self.jobs()
+        transcoders = [job.transcoder for job in jobs]
+        spliced = splice(transcoders, self.store, model, self.config.sequences, self.config.every_prefix)
+        if self.trivial:
+            results[len(self.own)] = results[len(self.own)].plus(spliced.figures(None))
+        for index, job in enumerate(jobs):
+            if job.result is not None:
+                result = results[job.result].plus(spliced.figures(index))
+                if result.per_prefix:
+                    result = result.plus(per_prefix=by_prefix_with(result, spliced.by_prefix(index)))
+                results[job.result] = result
+        matched = results[1].matched
+        if matched is not None:
+            ours = len(jobs) - 1 if self.extra else 0
+            minus_ours = matched.minus_ours | spliced.minus(1, ours)
+            results[1] = results[1].plus(matched=matched.plus(minus_ours=minus_ours))
+        if self.config.frontier:
+            self.frontier_in_the_model(results, jobs, spliced)
+
+    def frontier_in_the_model(self, results: list[Measurement], jobs: Sequence[Job], spliced: "SpliceTable") -> None:
+        """Adds what each point of the frontiers costs, and reads both off at equal L0."""
+        read_off: dict[str, tuple[AtL0, ...]] = dict(results[1].at_equal_l0 or {})
+        for name in ("delta_ce", "kl"):
+            curves: list[list[Point]] = [[], []]
+            for index, job in enumerate(jobs):
+                if job.on_frontier is not None:
+                    curves[job.on_frontier.side].append(Point(job.on_frontier.l0, spliced.statistic(index, name)))
+            read_off[name] = at_equal_l0(spliced, curves[0], curves[1], self._judged_l0s())
+            for side, curve in enumerate(curves):
+                points = [FrontierEstimate(l0=p.l0, **spliced.estimate(p.statistic).fields_set()) for p in curve]
+                results[side] = results[side].plus(**{f"frontier_{name}": by_l0(points)})
+        results[1] = results[1].plus(at_equal_l0=read_off)
+
+
+OnCurve = TypeVar("OnCurve", FrontierPoint, FrontierEstimate)
+
+
+def by_l0(points: Sequence[OnCurve]) -> tuple[OnCurve, ...]:
+    """Points of a frontier in the order of their L0."""
+    return tuple(sorted(points, key=lambda point: point.l0))
+
+
+def trivial_predictors(linear: Linear, ours: ThresholdTuner, store: Store, device: torch.device) -> list[Transcoder]:
+    """The mean (first: splicing measures it as an ablation), the best linear map of as many dimensions as ours has active
+    latents, and of all dimensions."""
+    like = ours.transcoder.config
+    ranked = low_rank(linear, like, ranks_near([ours.l0], linear))
+    return [predict_mean(store, like, device), ranked, least_squares(linear, like)]

@@ -1,0 +1,69 @@
+"""Results as they are written to JSON: the base of their models, and a figure with its 95% interval."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from store.errors import Damaged
+
+Interval = tuple[float, float]
+"""The 2.5th and the 97.5th percentile."""
+
+
+R = TypeVar("R", bound="Result")
+
+
+class Result(BaseModel):
+    """A part of a result. A field that nobody set was not measured, and is left out of the JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        """What is written: the fields that were set, in the order in which the model lists them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def fields_set(self) -> dict[str, Any]:
+        """The fields that were set, by name; models inside stay models."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def plus(self: R, *parts: "Result", **values: object) -> R:
+        """A checked copy with the fields that are set in `parts`, and with `values`; the last one wins."""
+        fields: dict[str, Any] = self.fields_set()
+        for part in parts:
+            fields |= part.fields_set()
+        return type(self)(**(fields | values))
+
+
+class Estimate(Result):
+    """A figure and its interval by bootstrap."""
+
+    value: float
+    ci95: Interval | None
+    """None where there were too few documents to draw from."""
+
+
+def read_result(kind: type[R], path: Path, command: str) -> R:
+    """The result in a JSON file. Damaged, naming the command that makes it again, when the file does not hold one."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _first_of(error)
+    raise Damaged(f"{path} cannot be read ({reason}); make it again with `{command}`")
+
+
+def check_result(kind: type[R], values: Mapping[str, Any], path: Path, command: str) -> R:
+    """The same for what was read from the file already."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        reason = _first_of(error)
+    raise Damaged(f"{path} cannot be read ({reason}); make it again with `{command}`")
+
+
+def _first_of(error: ValidationError) -> str:
+    """The first complaint of many, in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]

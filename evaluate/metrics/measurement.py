@@ -1,0 +1,291 @@
+"""What was measured of a transcoder, and what a comparison found: the models of metrics.json and comparison.json.
+
+store/FORMAT.md says what each key means. A Measurement is put together from sections, one for each pass that measures;
+a section that was not measured is left out of the JSON, whose keys stand in the order of the passes. Nothing here needs
+torch, so that the browser can read results.
+"""
+
+import math
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from evaluate.estimates import Estimate, Interval, Result
+
+Number = int | float
+
+
+class Figures(Result):
+    """Metrics by key. A metric without a field of its own is a number or an Estimate."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, int | float | Estimate] = Field(init=False)  # type: ignore[assignment]
+
+    def has(self, key: str) -> bool:
+        """Whether it was measured."""
+        return key in self.model_fields_set
+
+    def value(self, key: str) -> Number | None:
+        """The figure of a metric, whether it stands alone or with its interval; None where it has none."""
+        found = self._get(key)
+        if isinstance(found, Estimate):
+            return found.value
+        return found if isinstance(found, int | float) else None
+
+    def interval(self, key: str) -> Interval | None:
+        """The 95% interval of a metric; None where it has none."""
+        found = self._get(key)
+        if isinstance(found, Estimate):
+            return found.ci95
+        intervals = self._get("ci95")
+        return intervals.get(key) if isinstance(intervals, dict) else None
+
+    def _get(self, key: str) -> Any:
+        return getattr(self, key) if self.has(key) else None
+
+
+class RowFigures(Figures):
+    """Sums over rows, divided by one another."""
+
+    fvu: float
+    fvu_without_outliers: float
+    mse: float
+    mse_without_outliers: float
+    cosine_similarity: float
+    cosine_similarity_without_outliers: float
+    l0_mean: float = math.nan
+    """NaN, and left out of the JSON, where there are no latents."""
+    best_scale: float = math.nan
+    """Likewise."""
+    fvu_scalar_variance: float
+
+
+class RowSums(RowFigures):
+    """The same with FVU and L0 by prefix."""
+
+    fvu_per_prefix: dict[str, float] = Field(default_factory=dict)
+    l0_per_prefix: dict[str, float] = Field(default_factory=dict)
+
+
+class Letter(Result):
+    """What was found of the words that begin with one letter."""
+
+    probe_f1: float
+    words: int
+    absorbed: int
+    main: tuple[int, ...]
+
+
+class FirstLetters(Figures):
+    """First-letter absorption and splitting."""
+
+    absorption: Estimate | None = None
+    splitting: Estimate | None = None
+    letters: dict[str, Letter] | None = None
+    absorption_chanin: Estimate | None = None
+    letters_spelled: float | None = None
+
+
+class PropertyProbes(Figures):
+    """Sparse probing and targeted probe perturbation, on properties of the token's text."""
+
+    sparse_probing: Estimate | None = None
+    sparse_probing_by_k: dict[str, float] | None = None
+    tpp: Estimate | None = None
+    properties: tuple[str, ...] | None = None
+
+
+class Semantics(Figures):
+    """Proxies of what single latents stand for."""
+
+    monosemanticity: float | None = None
+    token_purity: float | None = None
+    coactivation: float | None = None
+    coactivation_share: float | None = None
+
+
+class SplicedPrefix(Figures):
+    """What one prefix costs the language model."""
+
+    delta_ce: Estimate | None = None
+    kl: Estimate | None = None
+
+
+class Spliced(SplicedPrefix):
+    """What a transcoder costs the language model."""
+
+    ce_recovered: Estimate | None = None
+    ce_clean: Estimate | None = None
+    ce_zero_ablated: Estimate | None = None
+    ce_mean_ablated: Estimate | None = None
+    n_predictions: int | None = None
+    n_prediction_documents: int | None = None
+
+
+class PrefixRows(RowFigures):
+    """One prefix on the cached rows."""
+
+    ci95: dict[str, Interval | None]
+    dead_features: int
+    dead_fraction: float
+    density_median: float | None
+    redundancy: float
+    mean_max_cosine: float
+
+
+class PrefixMeasurement(Semantics, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
+    """One prefix, measured as a transcoder by itself."""
+
+
+class Band(Result):
+    """The rows of one band of positions, or of ranks of tokens."""
+
+    rows: int
+    fvu: float
+    l0: float
+
+
+class DensityHistogram(Result):
+    """Latents by how often they fire."""
+
+    log10_edges: tuple[float, ...]
+    features: tuple[float, ...]
+
+
+class CosineHistogram(Result):
+    """Latents by the largest |cosine| of their decoder row with another's."""
+
+    edges: tuple[float, ...]
+    features: tuple[float, ...]
+
+
+class WorstRow(Result):
+    """A row that is reconstructed badly, in its context; tokens are ids."""
+
+    shard: str
+    sequence: int
+    position: int
+    document: int
+    before: tuple[int, ...]
+    token: int
+    after: tuple[int, ...]
+    share: float
+    fvu: float
+    outlier: bool
+
+
+class Matched(Result):
+    """Ours with its threshold moved to the L0 of the second one, and the second one."""
+
+    l0: tuple[float, float]
+    fvu: tuple[float, float]
+    minus_ours: dict[str, Estimate]
+
+
+class AtL0(Result):
+    """Both frontiers read off at one L0."""
+
+    l0: float
+    ours: float
+    google: float
+    minus_ours: Estimate
+
+
+class FrontierPoint(Result):
+    """FVU at one setting of the threshold."""
+
+    l0: float
+    fvu: float
+
+
+class FrontierEstimate(Result):
+    """What one setting of the threshold costs the language model."""
+
+    l0: float
+    value: float
+    ci95: Interval | None
+
+
+class OnRows(RowSums):
+    """Everything that the cached rows alone give. Of a trivial predictor, what is said of latents is left out."""
+
+    per_prefix: dict[str, PrefixMeasurement] = Field(default_factory=dict)
+    fvu_by_position: dict[str, Band] = Field(default_factory=dict)
+    fvu_by_token_rank: dict[str, Band] = Field(default_factory=dict)
+    explained_variance_by_dimension: tuple[float, ...] = ()
+    l0_median: float | None = None
+    l0_percentiles: dict[str, float] = Field(default_factory=dict)
+    dead_features: int | None = None
+    dead_fraction: float | None = None
+    density_histogram: DensityHistogram | None = None
+    density_median: float | None = None
+    redundancy: float | None = None
+    mean_max_cosine: float | None = None
+    max_cosine_histogram: CosineHistogram | None = None
+    explained_variance_saelens_legacy: float | None = None
+    explained_variance_saebench: float | None = None
+    d_sae: int | None = None
+    k: int | None = None
+    n_rows: int
+    rows_digest: str
+    n_documents: int
+    n_outliers: int
+    store_fingerprint: str
+    target_store_fingerprint: str | None = None
+    split: str
+    worst_rows: tuple[WorstRow, ...] = ()
+    ci95: dict[str, Interval | None]
+    minus_first: dict[str, Estimate] | None = None
+    matched: Matched | None = None
+    at_equal_l0: dict[str, tuple[AtL0, ...]] | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
+
+
+class SplicedFrontier(Figures):
+    """What each setting of the threshold costs the language model."""
+
+    frontier_delta_ce: tuple[FrontierEstimate, ...] = ()
+    frontier_kl: tuple[FrontierEstimate, ...] = ()
+
+
+class Identity(Figures):
+    """Which transcoder it is."""
+
+    name: str = ""
+    source: str = ""
+    architecture: str = ""
+    view: str = ""
+    trained_on: str | None = None
+    trivial: bool = False
+    fvu_by_view: dict[str, float] = Field(default_factory=dict)
+
+
+class Measurement(Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
+    """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
+
+    warnings: tuple[str, ...] = ()
+    key: str | None = None
+    """Of what it was made from; it changes whenever the result would."""
+
+
+class Check(Result):
+    """What must hold of a comparison, and whether it does."""
+
+    claim: str
+    holds: bool
+    detail: str
+
+
+class Comparison(Result):
+    """Two transcoders on the same rows, and who is better where the data says so: comparison.json."""
+
+    ours: Measurement
+    google: Measurement
+    others: tuple[Measurement, ...]
+    trivial: tuple[Measurement, ...]
+    winners: dict[str, str]
+    checks: tuple[Check, ...]
+    rows: int
+    store_fingerprint: str
+    key: str | None = None
