@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluate.estimates import check_result
 from evaluate.features.reader import Damaged, Features, NotFound, open_features
+from evaluate.labels import shown_in
+from evaluate.metrics.measurement import Measurement
 from store.layout import (
     ANALYSIS,
     COLLECTION_SUMMARY,
@@ -110,8 +113,22 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
             problems.append(str(damaged))
             return None
 
+    def measured(name: str, command: str) -> dict | None:
+        """A file of metrics, checked; metrics that are shown are plain numbers."""
+        values = read(name)
+        if values is None:
+            return None
+        made_by = f"python -m evaluate {command} --run {folder} --force"
+        try:
+            found = check_result(Measurement, values, folder / name, made_by)
+        except ValueError as damaged:
+            problems.append(str(damaged))
+            return None
+        keys = [label.key for label in (*shown_in("runs"), *shown_in("run")) if found.has(label.key)]
+        return found.as_json() | {key: found.value(key) for key in keys}
+
     config = read(CONFIG) or read(TRAIN_CONFIG) or {}
-    metrics = read(f"{EVALUATION}/{METRICS}") or read(f"{COMPARISON_FOLDER}/{OURS_METRICS}")
+    metrics = measured(f"{EVALUATION}/{METRICS}", "metrics") or measured(f"{COMPARISON_FOLDER}/{OURS_METRICS}", "compare")
     log, path = [], folder / TRAINING_LOG
     if path.exists():
         try:

@@ -10,6 +10,7 @@ from evaluate.browse.charts import bars, lines
 from evaluate.browse.folder import RunFolder, find_runs, open_run, read_json, run_folders
 from evaluate.browse.links import Links
 from evaluate.features.reader import SORTS, Features, NotFound
+from evaluate.labels import shown_in
 from evaluate.text import brief, share, visible
 from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS
 
@@ -24,13 +25,6 @@ SPLIT_COSINE, WITHIN = 0.3, 0.1
 """A finer latent is shown as split from a coarse one from this cosine of decoder rows on, as firing within it where the
 coarse one fires so much more often than at chance."""
 
-METRICS = (
-    ("fvu", "FVU", "{:.4f}"), ("l0_mean", "mean L0", "{:.1f}"), ("d_sae", "width", "{:,}"), ("k", "k", "{}"),
-    ("dead_fraction", "dead", "{:.2%}"), ("redundancy", "redundancy", "{:.2g}"),
-    ("cosine_similarity", "cosine", "{:.4f}"), ("mean_max_cosine", "mean largest cosine", "{:.3f}"),
-    ("n_rows", "held-out rows", "{:,}"),
-)  # fmt: skip
-
 
 class Pages:
     """Pages over one results folder. `links` decides how they refer to each other."""
@@ -41,7 +35,7 @@ class Pages:
             loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        environment.globals |= {"site": links, "to": links.to, "static": links.static, "brief": brief, "METRICS": METRICS}
+        environment.globals |= {"site": links, "to": links.to, "static": links.static, "brief": brief, "shown_in": shown_in}
         environment.filters |= {"visible": visible, "share": share}
         self.environment = environment
 
