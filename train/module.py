@@ -1,8 +1,8 @@
 """The training module: float32 master weights, buffers that must survive saving, and one step's loss and gradients.
 
 Works in normalised units: the view and the target, each centred by the store's training mean (in place of the bias that
-autoencoders subtract first, arXiv 2406.04093) and scaled to unit mean square (arXiv 2408.05147). `export` folds both into
-the artefact's raw units.
+autoencoders subtract first, arXiv 2406.04093) and scaled to unit mean square (arXiv 2408.05147). train/export.py folds
+both into the artefact's raw units.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from store.shards.manifest import Manifest, Moments
 from store.sparse.scan import Bags, Candidates, cut_into_bags
-from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
@@ -30,7 +29,6 @@ BY_LATENT = frozenset({
 """State with a row, or a number, for each latent."""
 WAIT_EVERY = 100
 """Every so many steps, and in as many first ones, a device that is not a CPU is waited for."""
-NAMES = {"batchtopk": "BatchTopK", "topk": "TopK", "relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}
 
 
 @dataclass(frozen=True)
@@ -261,51 +259,6 @@ class TrainingTranscoder(nn.Module):
         """Puts every decoder row back to norm 1 (arXiv 2309.08600), so that latents compete by what they contribute."""
         for rows in self.decoder.split(CHUNK if self.decoder.device.type == "cpu" else len(self.decoder)):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
-
-    @torch.no_grad()
-    def export(
-        self, store_fingerprint: str, source: str, threshold: Tensor | None = None, gather: bool = True
-    ) -> Transcoder:
-        """The transcoder in raw units: means and scales folded into weights, biases and thresholds.
-
-        The threshold is the activation's own unless another is given. The module stays as it is. Of a dictionary that
-        processes share, rank 0 has the whole; the others, and without `gather` all, have that of their own latents.
-        """
-        folded = self.activation.fold(self.b_enc)
-        limit = folded.threshold if threshold is None else threshold
-        shared = self.ranks.latents if gather else Latents()
-        parts = (self.encoder, self.decoder, folded.scale, folded.bias, limit)
-        encoder, decoder, scale, bias, limit = (shared.whole(part, self.config.d_sae) for part in parts)
-        input_scale, input_mean, target_scale, target_mean, b_dec = (
-            part.to(encoder.device)
-            for part in (self.input_scale, self.input_mean, self.target_scale, self.target_mean, self.b_dec)
-        )
-        W_enc = (encoder.T * input_scale * scale).contiguous()
-        W_skip = None if self.skip is None else self.skip.to(encoder.device) * (input_scale / target_scale)
-        b_dec = b_dec / target_scale + target_mean
-        return Transcoder(
-            self._describe(len(encoder), store_fingerprint, source), W_enc=W_enc, b_enc=bias - input_mean @ W_enc,
-            W_dec=decoder / target_scale, b_dec=b_dec if W_skip is None else b_dec - W_skip @ input_mean,
-            threshold=limit.detach().clone(), W_skip=W_skip,
-        )  # fmt: skip
-
-    def _describe(self, d_sae: int, store_fingerprint: str, source: str) -> TranscoderConfig:
-        """Of the whole dictionary, or of the latents that are held here: a dictionary too, nested likewise."""
-        config, whole = self.config, d_sae == self.config.d_sae
-        return TranscoderConfig(
-            name=self.name, architecture=config.architecture, model=config.model, layer=config.layer,
-            activation="topk" if config.activation == "topk" else "threshold", view=config.input_view,
-            source_site=config.source_site, target_site=config.target_site, d_in=self.encoder.shape[1], d_sae=d_sae,
-            d_out=self.decoder.shape[1], k=min(config.k, d_sae), store_fingerprint=store_fingerprint, source=source,
-            prefix_sizes=self.prefixes if whole else tuple(map(self.ranks.latents.count, self.prefixes)),
-        )  # fmt: skip
-
-    @property
-    def name(self) -> str:
-        """For people: `Matryoshka BatchTopK, k 64`."""
-        config = self.config
-        kind = ("Matryoshka " if len(self.prefixes) > 1 else "") + NAMES[config.activation]
-        return kind + (" SAE" if config.is_sae else "") + (" with skip" if config.skip else "") + f", k {config.k}"
 
 
 def _unit_rows(n: int, width: int, generator: torch.Generator, shared: Latents) -> Tensor:

@@ -25,6 +25,7 @@ from store.transcoders.transcoder import Transcoder
 from train import checkpoint
 from train.activations.batchtopk import BatchTopK
 from train.config import TrainConfig
+from train.export import export
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
@@ -131,7 +132,7 @@ class Run:
 
     def _export(self, source: str, threshold: Tensor | None = None, gather: bool = True) -> Transcoder:
         """The artefact as it is now; it names the stores of both its sides."""
-        made, target = self.module.export(self.store.fingerprint, source, threshold, gather), self.store.target
+        made, target = export(self.module, self.store.fingerprint, source, threshold, gather), self.store.target
         if target is None:
             return made
         both = {"target_layer": self.config.target_layer, "target_store_fingerprint": target.fingerprint}
