@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
+from train.activations import ACTIVATIONS
 from train.config import TrainConfig
 from train.module import TrainingTranscoder
 from train.parallel import Latents
-
-NAMES = {"batchtopk": "BatchTopK", "topk": "TopK", "relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}
 
 
 @torch.no_grad()
@@ -61,7 +60,7 @@ def _describe(module: TrainingTranscoder, d_sae: int, store_fingerprint: str, so
         architecture=config.architecture,
         model=config.model,
         layer=config.layer,
-        activation="topk" if config.activation == "topk" else "threshold",
+        activation=module.activation.inference,
         view=config.input_view,
         source_site=config.source_site,
         target_site=config.target_site,
@@ -78,7 +77,7 @@ def _describe(module: TrainingTranscoder, d_sae: int, store_fingerprint: str, so
 def name(config: TrainConfig) -> str:
     """For people: `Matryoshka BatchTopK, k 64`."""
     parts = ["Matryoshka"] if len(config.prefixes) > 1 else []
-    parts.append(NAMES[config.activation])
+    parts.append(ACTIVATIONS[config.activation].label)
     if config.is_sae:
         parts.append("SAE")
     if config.skip:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,9 @@ from store.disk.files import write_text
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
-from store.sparse.scan import scan
 from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
-from train.activations.batchtopk import BatchTopK
 from train.config import TrainConfig
 from train.export import export
 from train.log import TrainingLog
@@ -60,7 +59,7 @@ def train_step(
     result = module.step_gradients(source, target, step)
     update(module, optimizer, lr)
     module.renormalise()
-    module.activation.after_step(module.b_enc, module.watch.stopped)
+    module.shift_biases(result.bias_shift)
     return result
 
 
@@ -120,7 +119,7 @@ class Run:
 
     def finish(self, rows: Store) -> Transcoder:
         """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
-        threshold = calibrate(self, rows) if isinstance(self.module.activation, BatchTopK) else None
+        threshold = calibrate(self, rows)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
             transcoder.save(self.folder)
@@ -213,31 +212,40 @@ class Run:
         return {name: self.ranks.latents.whole(values, self.config.d_sae) for name, values in own.items()}
 
 
-def calibrate(run: Run, store: Store) -> Tensor:
-    """The one threshold at which the finished weights have a mean L0 of k on a store's training rows (BatchTopK).
+def calibrate(run: Run, store: Store) -> Tensor | None:
+    """The threshold of each latent held here that the activation calibrates on a store's training rows, in normalised
+    units; None where it calibrates none. Logs a warning when L0 stays below k."""
+    module, k = run.module, run.config.k
+    found = module.activation.calibrate(_rows_to_come(run, store), module.encoder, module.b_enc)
+    if found is None:
+        return None
+    if found.l0 < k:
+        log.warning(FEW, run.folder, found.l0, k)
+    return found.threshold
 
-    The rows are those that would be trained on next: where training ends within its first epoch it has not seen them. On
-    rows just trained on more latents pass a threshold than on others, so that one set there gives too high an L0 elsewhere.
-    Half of training's threshold is the least that it can be: where fewer than k a row pass that, L0 stays below k.
-    A moving average of the smallest activation kept (after arXiv 2412.06410) lags behind weights that change (RESULTS.md).
+
+def _rows_to_come(run: Run, store: Store) -> Iterator[Tensor]:
+    """CALIBRATION_ROWS normalised rows, in batches: those that would be trained on next.
+
+    Where training ends within its first epoch it has not seen them. On rows just trained on more latents pass a threshold
+    than on others: a threshold set there gives too high an L0 elsewhere.
     """
     config, module = run.config, run.module
-    cursor, rows = run.done * config.batch_rows, min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
+    cursor = run.done * config.batch_rows
+    n_rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
     stream = batches(
-        store, "train", config.batch_rows, view=config.input_view, sites=(config.source_site, config.target_site),
-        device=module.encoder.device, seed=config.seed, cursor=cursor, stop=cursor + rows,
-    )  # fmt: skip
-    assert isinstance(module.activation, BatchTopK)
-    cutoff = 0.5 * float(module.activation.threshold.min())
-    values = []
-    with tqdm(total=rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
+        store,
+        "train",
+        config.batch_rows,
+        view=config.input_view,
+        sites=(config.source_site, config.target_site),
+        device=module.encoder.device,
+        seed=config.seed,
+        cursor=cursor,
+        stop=cursor + n_rows,
+    )
+    with tqdm(total=n_rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
         for batch in stream:
             x, _ = module.normalise(batch.source, batch.target)
-            found = scan(x, module.encoder, module.b_enc, cutoff, module.activation.candidates).value
-            values.append(found[found > cutoff])
+            yield x
             bar.update(len(x))
-    pooled = run.ranks.latents.gather(torch.cat(values))
-    if len(pooled) < config.k * rows:
-        log.warning(FEW, run.folder, len(pooled) / rows, config.k)
-        return torch.full_like(module.b_enc, cutoff)
-    return torch.full_like(module.b_enc, float(torch.kthvalue(pooled, len(pooled) - config.k * rows).values))
