@@ -99,9 +99,10 @@ class TrainConfig:
     heldout_rows: Count = 8192
     """Held-out rows in such a measurement."""
     features_every: int = 0
-    """Steps between snapshots that `features` looks into: each is a run of its own in the run's folder; 0 for none."""
+    """Steps between snapshots, each a run of its own in the run's folder, whose features `python -m evaluate features`
+    collects beside the training, one snapshot at a time; 0 for none."""
     tokenizer: Path | None = None
-    """Folder of the tokenizer that features_every needs, where the store's model cannot be reached."""
+    """Folder of the tokenizer for features_every, where the store's model cannot be reached."""
     gemma_scope_folder: Path | None = None
     """Also write the transcoder here, in Gemma Scope 2's file layout; needs --view normed."""
     wandb_project: str = "matryoshka-transcoders"

@@ -26,6 +26,7 @@ from train.follow import Following
 from train.module import TrainingTranscoder
 from train.parallel import Ranks, join
 from train.run import Run, already_trained
+from train.snapshots import collecting
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +115,9 @@ def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks, following: F
     """Trains from the last checkpoints on and saves the artefacts."""
     if following is not None:
         following.begin(min(run.done for run in runs) * runs[0].config.batch_rows)
-    with ExitStack() as logs:
+    with collecting() as collector, ExitStack() as logs:
         for position, run in enumerate(runs):
-            run.open(position)
+            run.open(position, collector)
             logs.enter_context(run.log)
         steps(runs, store, ranks, following)
         if following is None:

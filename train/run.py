@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.features.config import FeaturesConfig
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import sums_of
 from store.disk.files import write_text
-from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS
+from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
 from store.transcoders.gemma_scope import save_scope2
@@ -29,6 +28,7 @@ from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
 from train.sharded import ShardedForward
+from train.snapshots import Collector, snapshot_of, uncollected
 from train.watch import SPIKE
 
 NONFINITE = "nonfinite.safetensors"
@@ -88,12 +88,17 @@ class Run:
         if self.done:
             log.info("continuing %s at step %d of %d", self.folder, self.done, config.n_steps)
 
-    def open(self, position: int) -> None:
-        """Makes the folder and opens the log; `position` places the bar among those of a sweep."""
+    def open(self, position: int, collector: Collector) -> None:
+        """Makes the folder and opens the log; `position` places the bar among those of a sweep. Snapshots go to the
+        collector, also those that an interrupted training left without features."""
         if self.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / TRAIN_CONFIG, json.dumps(self.identity, indent=1) + "\n")
         self.log = TrainingLog(self.config, self.done, position, silent=self.ranks.rank != 0)
+        self.collector = collector
+        if self.config.features_every and self.ranks.rank == 0:
+            for snapshot in uncollected(self.store.directory, self.config, self.done):
+                collector.add(snapshot)
         self.last_time, self.last_step, self.waited = time.perf_counter(), self.done, 0.0
 
     def step(self, batch: Batch, waited: float) -> None:
@@ -113,6 +118,7 @@ class Run:
                 self.log.histograms(self._by_latent(), self.done)
         if self.config.features_every and self.done % self.config.features_every == 0:
             self._snapshot()
+        self.collector.poll()
 
     def save(self) -> None:
         checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
@@ -169,20 +175,12 @@ class Run:
         }  # fmt: skip
 
     def _snapshot(self) -> None:
-        """The transcoder as it is, and what its latents respond to: a run of its own, so that stages can be compared."""
-        from evaluate.features.samples import collect_samples  # imports transformers, which takes seconds
-
-        folder = self.folder / f"step-{self.done:06d}"
-        made, config = self._export(str(folder)).to("cpu"), self.config
-        if self.ranks.rank != 0:
-            return
-        made.save(folder)
-        collect_samples(
-            FeaturesConfig(
-                model=config.model, layer=config.layer, store=self.store.directory, run=folder, device=config.device,
-                json=False, check=False, tokenizer=config.tokenizer,
-            )
-        )  # fmt: skip
+        """Saves the transcoder as it is, as a run of its own, and has its features collected: stages can be compared."""
+        folder = snapshot_folder(self.folder, self.done)
+        made = self._export(str(folder)).to("cpu")
+        if self.ranks.rank == 0:
+            made.save(folder)
+            self.collector.add(snapshot_of(folder, self.store.directory, self.config))
 
     def _heldout(self) -> dict[str, float | int | list[float]]:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
