@@ -17,7 +17,6 @@ from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from store.sparse import int8
 from store.sparse.scan import Candidates
-from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
 from train.checks import check_one_stream, check_outputs, check_store, refuse_holes
@@ -60,8 +59,6 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
         if done is not None:
             log.info("%s is trained already", config.run_directory)
             finished[index] = done
-            if config.gemma_scope_folder is not None and ranks.rank == 0:
-                save_scope2(done, config.gemma_scope_folder)
     left = [index for index in range(len(configs)) if index not in finished]
     if left:
         check_outputs([configs[index] for index in left])

@@ -19,7 +19,6 @@ from store.disk.files import write_text
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
-from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
 from train.config import TrainConfig
@@ -131,8 +130,6 @@ class Run:
             transcoder.save(self.folder)
             self.path.unlink(missing_ok=True)
             self.log.artefact(self.folder)
-            if self.config.gemma_scope_folder is not None:
-                save_scope2(transcoder, self.config.gemma_scope_folder)
         return transcoder
 
     def _export(self, source: str, threshold: Tensor | None = None, gather: bool = True) -> Transcoder:
