@@ -108,8 +108,9 @@ demo-more: demo  ## The demo with what needs the language model: delta CE, KL, a
 
 demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed \
-	  --gemma-scope-folder $(standin)/gemma-scope-2
+	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed
+	@test -d $(standin)/gemma-scope-2 || \
+	  $(PY) -m store export --run $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 

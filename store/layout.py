@@ -12,6 +12,10 @@ TRAIN_CONFIG = "train_config.json"
 TRAINING_LOG = "training_log.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 TRAIN_LOCK = "train.lock"
+SNAPSHOT = "step-"
+"""Folders in a run's folder: the transcoder as it was after a step, a run of its own (`--features-every`)."""
+FEATURES_LOG = "features.log"
+"""In a snapshot: what the process that collected its features printed."""
 
 EVALUATION = "evaluation"
 """Folder of `evaluate metrics`."""
@@ -58,3 +62,17 @@ def default_store(model: str, layer: int) -> Path:
 
 def default_run(model: str, layer: int, run: str) -> Path:
     return Path("results") / model_slug(model) / f"layer{layer}" / run
+
+
+def snapshot_folder(run: Path, step: int) -> Path:
+    return run / f"{SNAPSHOT}{step:06d}"
+
+
+def snapshot_step(folder: Path) -> int:
+    return int(folder.name.removeprefix(SNAPSHOT))
+
+
+def snapshots_in(run: Path) -> list[Path]:
+    """Folders of a run's snapshots, by their step."""
+    found = [folder for folder in run.glob(f"{SNAPSHOT}*") if folder.name.removeprefix(SNAPSHOT).isdigit()]
+    return sorted(found, key=snapshot_step)

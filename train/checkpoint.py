@@ -18,7 +18,7 @@ from train.optimizer import load_state, state_of
 
 NOT_PART_OF_THE_RUN = (
     "store", "target_store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
-    "features_every", "tokenizer", "gemma_scope_folder", "wandb_project", "shard_dictionary", "check",
+    "features_every", "tokenizer", "wandb_project", "shard_dictionary", "check",
 )  # fmt: skip
 
 

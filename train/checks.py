@@ -55,12 +55,10 @@ def check_store(store: Store, config: TrainConfig) -> None:
 
 
 def check_outputs(configs: Sequence[TrainConfig]) -> None:
-    """ValueError where a run, or what is wanted beside it, could not be written, or WANDB_MODE is misspelt."""
+    """ValueError where a run could not be written, or WANDB_MODE is misspelt."""
     wandb_mode()
     for config in configs:
         refuse_unwritable(config.run_directory, "run", "RUN")
-        if config.gemma_scope_folder is not None:
-            refuse_unwritable(config.gemma_scope_folder, "Gemma Scope folder", "--gemma-scope-folder")
 
 
 def refuse_holes(store: Store) -> None:

@@ -99,11 +99,10 @@ class TrainConfig:
     heldout_rows: Count = 8192
     """Held-out rows in such a measurement."""
     features_every: int = 0
-    """Steps between snapshots that `features` looks into: each is a run of its own in the run's folder; 0 for none."""
+    """Steps between snapshots, each a run of its own in the run's folder, whose features `python -m evaluate features`
+    collects beside the training, one snapshot at a time; 0 for none."""
     tokenizer: Path | None = None
-    """Folder of the tokenizer that features_every needs, where the store's model cannot be reached."""
-    gemma_scope_folder: Path | None = None
-    """Also write the transcoder here, in Gemma Scope 2's file layout; needs --view normed."""
+    """Folder of the tokenizer for features_every, where the store's model cannot be reached."""
     wandb_project: str = "matryoshka-transcoders"
     """Used when wandb is logged in, or WANDB_MODE is online or offline."""
     follow: bool = False
@@ -129,10 +128,6 @@ class TrainConfig:
                 "shard_dictionary and follow do not go together: processes that wait for shards save by themselves; "
                 "leave one out"
             )
-        if self.gemma_scope_folder is not None and self.view != "normed":
-            raise ValueError(f"Gemma Scope 2's layout means view normed, but view is {self.view}; give --view normed")
-        if self.gemma_scope_folder is not None and self.activation == "topk":
-            raise ValueError("Gemma Scope 2's layout has thresholds, which topk has not; choose another --activation")
 
     def _check_numbers(self) -> None:
         least_1 = "d_sae k tokens batch_rows aux_k dead_after checkpoint_every log_every heldout_rows"
@@ -244,8 +239,6 @@ class SweepConfig(TrainConfig):
     """Peak learning rate of Adam, or several: 2e-4,4e-4."""
 
     def __post_init__(self) -> None:
-        if self.gemma_scope_folder is not None:
-            raise ValueError(f"{self.gemma_scope_folder} is one folder for many runs; leave out --gemma-scope-folder")
         self.configs  # noqa: B018  # refuses a bad combination at the door
 
     @property

@@ -17,7 +17,6 @@ from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from store.sparse import int8
 from store.sparse.scan import Candidates
-from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
 from train.checks import check_one_stream, check_outputs, check_store, refuse_holes
@@ -26,6 +25,7 @@ from train.follow import Following
 from train.module import TrainingTranscoder
 from train.parallel import Ranks, join
 from train.run import Run, already_trained
+from train.snapshots import collecting
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,6 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
         if done is not None:
             log.info("%s is trained already", config.run_directory)
             finished[index] = done
-            if config.gemma_scope_folder is not None and ranks.rank == 0:
-                save_scope2(done, config.gemma_scope_folder)
     left = [index for index in range(len(configs)) if index not in finished]
     if left:
         check_outputs([configs[index] for index in left])
@@ -114,9 +112,9 @@ def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks, following: F
     """Trains from the last checkpoints on and saves the artefacts."""
     if following is not None:
         following.begin(min(run.done for run in runs) * runs[0].config.batch_rows)
-    with ExitStack() as logs:
+    with collecting() as collector, ExitStack() as logs:
         for position, run in enumerate(runs):
-            run.open(position)
+            run.open(position, collector)
             logs.enter_context(run.log)
         steps(runs, store, ranks, following)
         if following is None:

@@ -1,49 +1,32 @@
 """The training module: float32 master weights, buffers that must survive saving, and one step's loss and gradients.
 
 Works in normalised units: the view and the target, each centred by the store's training mean (in place of the bias that
-autoencoders subtract first, arXiv 2406.04093) and scaled to unit mean square (arXiv 2408.05147). `export` folds both into
-the artefact's raw units.
+autoencoders subtract first, arXiv 2406.04093) and scaled to unit mean square (arXiv 2408.05147). train/export.py folds
+both into the artefact's raw units.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from store.shards.manifest import Manifest, Moments
 from store.sparse.scan import Bags, Candidates, cut_into_bags
-from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
+from train.losses import StepResult, Sums, report
 from train.parallel import Latents, Ranks
 from train.sparse import decode_nested, weight_gradients
 from train.watch import LossMonitor
 
 CHUNK = 1024
 """Decoder rows touched at once on a CPU, so that they are read from memory once."""
-BY_LATENT = frozenset({
-    "encoder", "decoder", "b_enc", "tokens_since_fired", "activation.threshold", "activation.log_threshold",
-    "activation.r_mag", "activation.b_mag",
-})  # fmt: skip
-"""State with a row, or a number, for each latent."""
+
+BY_LATENT = frozenset({"encoder", "decoder", "b_enc", "tokens_since_fired"})
+"""State with a row, or a number, for each latent, beside the activation's."""
+
 WAIT_EVERY = 100
-"""Every so many steps, and in as many first ones, a device that is not a CPU is waited for."""
-NAMES = {"batchtopk": "BatchTopK", "topk": "TopK", "relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step reports, as tensors on the device."""
-
-    loss: Tensor
-    l2_loss: Tensor
-    aux_loss: Tensor
-    sparsity_loss: Tensor
-    fvu_per_prefix: Tensor
-    """Squared error over squared distance from the store's training mean, in this batch."""
-    l0: Tensor
+"""Steps between two that wait for a GPU; the first WAIT_EVERY steps wait too."""
 
 
 def view_moments(manifest: Manifest, norm: Norm, view: ViewName, site: str = "resid_mid") -> tuple[Tensor, Tensor]:
@@ -77,10 +60,10 @@ def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
 class TrainingTranscoder(nn.Module):
     """A transcoder while it is trained. The encoder is stored transposed, [d_sae, d_in]: both matrices by latent.
 
-    Both start as random rows of norm 1: the same ones in an autoencoder (arXiv 2406.04093), independent ones in a
-    transcoder, whose source and target are different spaces; either measured better there than the other (RESULTS.md).
+    Both matrices start as random rows of norm 1: the same rows in an autoencoder (arXiv 2406.04093), independent rows in a
+    transcoder, whose source and target are different spaces. Each start measured better there than the other (RESULTS.md).
 
-    Of processes that share the dictionary each holds its own latents (train/parallel.py), and all the rest whole.
+    Where processes share the dictionary, each holds its own latents (train/parallel.py) and everything else whole.
     """
 
     input_mean: Tensor
@@ -103,12 +86,12 @@ class TrainingTranscoder(nn.Module):
         self.config, self.prefixes, self.ranks = config, config.prefixes, ranks
         target_manifest = target_manifest or manifest
         d_in, d_out = manifest.widths[config.source_site], target_manifest.widths[config.target_site]
-        for name, (mean, square) in {
-            "input": view_moments(manifest, norm, config.input_view, config.source_site),
-            "target": _tensors(target_manifest.statistics[config.target_site]),
-        }.items():
-            self.register_buffer(f"{name}_mean", mean.float())
-            self.register_buffer(f"{name}_scale", scale_of(mean, square).float())
+        mean, square = view_moments(manifest, norm, config.input_view, config.source_site)
+        self.register_buffer("input_mean", mean.float())
+        self.register_buffer("input_scale", scale_of(mean, square).float())
+        mean, square = _tensors(target_manifest.statistics[config.target_site])
+        self.register_buffer("target_mean", mean.float())
+        self.register_buffer("target_scale", scale_of(mean, square).float())
         generator = torch.Generator().manual_seed(config.seed)
         self.encoder = nn.Parameter(_unit_rows(config.d_sae, d_in, generator, ranks.latents))
         drawn = self.encoder if config.is_sae else _unit_rows(config.d_sae, d_out, generator, ranks.latents)
@@ -119,6 +102,7 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("tokens_since_fired", torch.zeros(len(self.encoder), dtype=torch.int64))
         self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
         self.activation = ACTIVATIONS[config.activation](config, candidates, ranks)
+        self.by_latent = BY_LATENT | {f"activation.{name}" for name in self.activation.by_latent}
         self.watch = LossMonitor()
         self.listed_dead: Tensor | None = None
         self.requires_grad_(False)
@@ -129,13 +113,15 @@ class TrainingTranscoder(nn.Module):
         return torch.bucketize(held, sizes, right=True)
 
     def whole(self, name: str, state: Tensor) -> Tensor:
-        """State of this name (or Adam's of it) of the whole dictionary, on rank 0: every process has to ask for it."""
-        by_latent = name in BY_LATENT and state.ndim > 0
-        return self.ranks.latents.whole(state, self.config.d_sae) if by_latent else state
+        """The whole dictionary's state of this name (or Adam's state of it), on rank 0. Every process has to call."""
+        return self.ranks.latents.whole(state, self.config.d_sae) if self._is_shared(name, state) else state
 
     def own(self, name: str, state: Tensor) -> Tensor:
-        """Of state of the whole dictionary what is held here."""
-        return state[self.ranks.latents.own].contiguous() if name in BY_LATENT and state.ndim > 0 else state
+        """The part held here of the whole dictionary's state."""
+        return state[self.ranks.latents.own].contiguous() if self._is_shared(name, state) else state
+
+    def _is_shared(self, name: str, state: Tensor) -> bool:
+        return name in self.by_latent and state.ndim > 0  # Adam counts a weight's steps in a scalar
 
     @property
     def dead(self) -> Tensor:
@@ -143,21 +129,24 @@ class TrainingTranscoder(nn.Module):
         return self.tokens_since_fired >= self.config.dead_after
 
     def normalise(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        shifts = self.input_mean * -self.input_scale, self.target_mean * -self.target_scale
-        return torch.addcmul(shifts[0], source, self.input_scale), torch.addcmul(shifts[1], target, self.target_scale)
+        """Centred and scaled: source [rows, d_in] and target [rows, d_out] in the units that the module works in."""
+        x = torch.addcmul(self.input_mean * -self.input_scale, source, self.input_scale)
+        y = torch.addcmul(self.target_mean * -self.target_scale, target, self.target_scale)
+        return x, y
 
     def step_gradients(self, source: Tensor, target: Tensor, step: int = 0) -> StepResult:
         """Loss of a batch; sets every parameter's gradient and counts which latents fired.
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes with equal weights
         (arXiv 2503.17547), plus aux_weight * AuxK (arXiv 2406.04093), plus what the activation asks for sparsity.
-        Of several processes each computes its rows' share, or its latents'; gradients and losses are their sums.
+        Each process computes its rows' share, or its latents'; gradients and losses are the sums over all processes.
         """
         x, y = self.normalise(source, target)
         rows = len(x) * self.ranks.rows.world
-        unit = 1 / (rows * y.shape[1])
+        n_values = rows * y.shape[1]
+        unit = 1 / n_values
         may_sync = self.may_sync(step)
-        selection = self.activation.select(x, self.encoder, self.b_enc, may_sync)
+        selection = self.activation.select(x, self.encoder, self.b_enc, step, may_sync)
         entries, latents = selection.entries, selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
@@ -167,34 +156,45 @@ class TrainingTranscoder(nn.Module):
             entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=n_dead > 0, shared=self.ranks.latents
         )
         gate_sse, by_gate = self._decode_gate(selection, bags, goal, unit)
-        gradients = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), by_gate, rows)
+        gradients = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), by_gate, rows, step)
         weights = weight_gradients(
             entries, latents * (2 * unit), bags, decoded.grad_bags, gradients.pre, gradients.bias, x, len(self.encoder)
         )
-        self.encoder.grad, self.b_enc.grad, self.decoder.grad = weights.encoder, weights.b_enc, weights.decoder
+        self.encoder.grad = weights.encoder
+        self.b_enc.grad = weights.b_enc
+        self.decoder.grad = weights.decoder
         self.b_dec.grad = decoded.grad_bags[: len(x)].sum(0) * (2 * unit)
         if self.skip is not None:
             self.skip.grad = decoded.grad_bags[: len(x)].T @ x * (2 * unit)
         aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead, n_dead)
-        result = self._share(decoded.sse, gate_sse * unit, aux_loss, gradients.penalty, y, entries.latent, latents)
+        sums = Sums(
+            sse=decoded.sse,
+            gate_loss=gate_sse * unit,
+            aux_loss=aux_loss,
+            variation=y.square().sum(),
+            penalty=gradients.penalty,
+            n_active=(latents > 0).float().sum(),
+        )
+        self._share_gradients()
+        self._count_fired(entries.latent, latents > 0, rows)
+        result = report(sums.all_reduced(self.ranks), rows, n_values, self.config.aux_weight, gradients.bias_shift)
         self.watch.note(result.loss, selection.missed)
         return result
 
     def may_sync(self, step: int) -> bool:
-        """Whether this step may wait for the device to learn how long its lists are: any step on a CPU, or of several
-        processes, which wait for each other.
+        """Whether this step may wait for the device to learn how long its lists are.
 
-        Elsewhere waiting leaves the device idle. In most steps BatchTopK's and TopK's lists have lengths known before, and
-        AuxK's dead latents are those that the last step to wait listed, as far as they are dead still. Where BatchTopK's
-        latents are missed in between, weights stay as they are, the log counts it, and the next step to wait puts it
-        right. The other kinds wait in every step.
+        Every step may on a CPU, and with several processes, which wait for each other. Most steps on one GPU must not:
+        waiting leaves it idle. BatchTopK and TopK then return lists of fixed length, and AuxK reuses the dead latents
+        found at the last step that waited. If BatchTopK misses its latents in between, the weights stay as they are, the
+        log counts the step, and the next step that waits finds them. The other kinds wait in every step.
         """
         alone_on_a_device = self.encoder.device.type != "cpu" and self.ranks.world == 1
         return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
     def _listed_dead(self, step: int, may_sync: bool, rows: int) -> Tensor:
-        """Which latents AuxK helps: those dead at the last step to wait. A run that is continued lists them again,
-        as those that were silent long enough by then."""
+        """The latents that AuxK helps: those dead at the last step that waited. A resumed run lists them again, as those
+        that were silent long enough by then."""
         if not self.config.aux_weight:
             return self.group_of[:0]
         if may_sync or self.listed_dead is None:
@@ -210,7 +210,7 @@ class TrainingTranscoder(nn.Module):
         return self._groups(sizes.to(self.group_of.device, non_blocking=True)), len(sizes)
 
     def _decode_gate(self, selection: Selection, bags: Bags, goal: Tensor, unit: float) -> tuple[Tensor, Tensor | None]:
-        """Squared error of the gate's own reconstruction and its gradient by the gate; nothing else learns from it."""
+        """Squared error of the gate's own reconstruction, and the gradient by the gate, which alone learns from it."""
         if selection.gate is None:
             return goal.new_zeros(()), None
         decoded = decode_nested(
@@ -219,27 +219,26 @@ class TrainingTranscoder(nn.Module):
         )  # fmt: skip
         return decoded.sse.sum(), decoded.grad_latent * (2 * unit)
 
-    def _share(
-        self, sse: Tensor, gate_loss: Tensor, aux: Tensor, penalty: Tensor, y: Tensor, latent: Tensor, latents: Tensor
-    ) -> StepResult:
-        """Adds gradients and losses up over all processes, counts what fired, and reports."""
-        rows = len(y) * self.ranks.rows.world
-        active = (latents > 0).float()
-        fired = active.new_zeros(len(self.encoder)).index_add_(0, latent, active)
+    def _share_gradients(self) -> None:
+        """Adds gradients up over all processes that share rows."""
         for parameter in self.parameters():
             self.ranks.rows.sum(parameter.grad)  # type: ignore[arg-type]
-        sums = self.ranks.rows.sum(torch.cat([sse, torch.stack([gate_loss, aux, y.square().sum()])]))
-        penalty, n_active = self.ranks.sum(torch.stack([penalty, active.sum()])).unbind()
+
+    def _count_fired(self, latent: Tensor, active: Tensor, rows: int) -> None:
+        """Sets the counters of latents that fired anywhere back to 0; the others' grow by the batch's rows."""
+        fired = torch.zeros_like(self.b_enc).index_add_(0, latent, active.float())
         self.tokens_since_fired.add_(rows).masked_fill_(self.ranks.rows.sum(fired) > 0, 0)
-        sse, (gate_loss, aux, variation) = sums[: len(sse)], sums[len(sse) :].unbind()
-        l2_loss, sparsity_loss = sse.sum() / (rows * y.shape[1]), penalty + gate_loss
-        loss = l2_loss + self.config.aux_weight * aux + sparsity_loss
-        return StepResult(loss, l2_loss, aux, sparsity_loss, fvu_per_prefix=sse / variation, l0=n_active / rows)
+
+    def shift_biases(self, shift: Tensor | None) -> None:
+        """Subtracts what the activation asked for in this step, unless training has stopped."""
+        if shift is not None:
+            self.b_enc.sub_(torch.where(self.watch.stopped > 0, torch.zeros_like(shift), shift))
 
     def _aux(self, x: Tensor, residual: Tensor, index: Tensor, n_dead: int) -> Tensor:
-        """AuxK: dead latents predict what the living ones leave, detached; adds its gradient to the dead latents'.
+        """AuxK's loss: dead latents predict the residual of the others, detached. Adds its gradient to theirs.
 
-        `index` has those of the `n_dead` that are held here; any that live again since they were listed take no part.
+        `index` lists the dead latents held here, `n_dead` counts them over all processes. Latents that fired since they
+        were listed take no part.
         """
         k, shared = self.config.aux_k, self.ranks.latents
         with torch.enable_grad():
@@ -262,58 +261,13 @@ class TrainingTranscoder(nn.Module):
         for rows in self.decoder.split(CHUNK if self.decoder.device.type == "cpu" else len(self.decoder)):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
-    @torch.no_grad()
-    def export(
-        self, store_fingerprint: str, source: str, threshold: Tensor | None = None, gather: bool = True
-    ) -> Transcoder:
-        """The transcoder in raw units: means and scales folded into weights, biases and thresholds.
-
-        The threshold is the activation's own unless another is given. The module stays as it is. Of a dictionary that
-        processes share, rank 0 has the whole; the others, and without `gather` all, have that of their own latents.
-        """
-        folded = self.activation.fold(self.b_enc)
-        limit = folded.threshold if threshold is None else threshold
-        shared = self.ranks.latents if gather else Latents()
-        parts = (self.encoder, self.decoder, folded.scale, folded.bias, limit)
-        encoder, decoder, scale, bias, limit = (shared.whole(part, self.config.d_sae) for part in parts)
-        input_scale, input_mean, target_scale, target_mean, b_dec = (
-            part.to(encoder.device)
-            for part in (self.input_scale, self.input_mean, self.target_scale, self.target_mean, self.b_dec)
-        )
-        W_enc = (encoder.T * input_scale * scale).contiguous()
-        W_skip = None if self.skip is None else self.skip.to(encoder.device) * (input_scale / target_scale)
-        b_dec = b_dec / target_scale + target_mean
-        return Transcoder(
-            self._describe(len(encoder), store_fingerprint, source), W_enc=W_enc, b_enc=bias - input_mean @ W_enc,
-            W_dec=decoder / target_scale, b_dec=b_dec if W_skip is None else b_dec - W_skip @ input_mean,
-            threshold=limit.detach().clone(), W_skip=W_skip,
-        )  # fmt: skip
-
-    def _describe(self, d_sae: int, store_fingerprint: str, source: str) -> TranscoderConfig:
-        """Of the whole dictionary, or of the latents that are held here: a dictionary too, nested likewise."""
-        config, whole = self.config, d_sae == self.config.d_sae
-        return TranscoderConfig(
-            name=self.name, architecture=config.architecture, model=config.model, layer=config.layer,
-            activation="topk" if config.activation == "topk" else "threshold", view=config.input_view,
-            source_site=config.source_site, target_site=config.target_site, d_in=self.encoder.shape[1], d_sae=d_sae,
-            d_out=self.decoder.shape[1], k=min(config.k, d_sae), store_fingerprint=store_fingerprint, source=source,
-            prefix_sizes=self.prefixes if whole else tuple(map(self.ranks.latents.count, self.prefixes)),
-        )  # fmt: skip
-
-    @property
-    def name(self) -> str:
-        """For people: `Matryoshka BatchTopK, k 64`."""
-        config = self.config
-        kind = ("Matryoshka " if len(self.prefixes) > 1 else "") + NAMES[config.activation]
-        return kind + (" SAE" if config.is_sae else "") + (" with skip" if config.skip else "") + f", k {config.k}"
-
 
 def _unit_rows(n: int, width: int, generator: torch.Generator, shared: Latents) -> Tensor:
-    """Those held here of n random rows of norm 1; drawn a chunk at a time, so that all n are never in memory."""
+    """The rows held here of n random rows of norm 1. They are drawn in chunks, so that all n are never in memory."""
     held = torch.empty(shared.count(n), width)
     for first in range(0, n, CHUNK):
         drawn = torch.randn(min(CHUNK, n - first), width, generator=generator)
         rows = drawn[(shared.rank - first) % shared.world :: shared.world]
-        place = shared.count(first)
-        held[place : place + len(rows)] = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        start = shared.count(first)
+        held[start : start + len(rows)] = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return held

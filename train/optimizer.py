@@ -5,9 +5,6 @@ from torch import Tensor, nn
 
 from train.module import TrainingTranscoder
 
-THRESHOLD_LR_SCALE = 10.0
-"""JumpReLU's thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
-
 
 def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
     """`lr_scale` of a group multiplies the schedule's learning rate."""
@@ -16,10 +13,11 @@ def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
 
 
 def _learnt(module: TrainingTranscoder) -> dict[float, dict[str, nn.Parameter]]:
-    """All parameters by their `lr_scale` and name, in the optimizer's order: thresholds come last."""
+    """All parameters by their `lr_scale` and name, in the optimizer's order: those of scale 1 come first."""
+    scales = {f"activation.{name}": scale for name, scale in module.activation.lr_scales.items()}
     groups: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
     for name, parameter in module.named_parameters():
-        groups.setdefault(THRESHOLD_LR_SCALE if name.endswith("log_threshold") else 1.0, {})[name] = parameter
+        groups.setdefault(scales.get(name, 1.0), {})[name] = parameter
     return groups
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,23 +13,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.features.config import FeaturesConfig
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import sums_of
 from store.disk.files import write_text
-from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS
+from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
-from store.sparse.scan import scan
-from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
-from train.activations.batchtopk import BatchTopK
 from train.config import TrainConfig
+from train.export import export
 from train.log import TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
 from train.sharded import ShardedForward
+from train.snapshots import Collector, snapshot_of, uncollected
 from train.watch import SPIKE
 
 NONFINITE = "nonfinite.safetensors"
@@ -59,7 +58,7 @@ def train_step(
     result = module.step_gradients(source, target, step)
     update(module, optimizer, lr)
     module.renormalise()
-    module.activation.after_step(module.b_enc, module.watch.stopped)
+    module.shift_biases(result.bias_shift)
     return result
 
 
@@ -88,12 +87,17 @@ class Run:
         if self.done:
             log.info("continuing %s at step %d of %d", self.folder, self.done, config.n_steps)
 
-    def open(self, position: int) -> None:
-        """Makes the folder and opens the log; `position` places the bar among those of a sweep."""
+    def open(self, position: int, collector: Collector) -> None:
+        """Makes the folder and opens the log; `position` places the bar among those of a sweep. Snapshots go to the
+        collector, also those that an interrupted training left without features."""
         if self.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / TRAIN_CONFIG, json.dumps(self.identity, indent=1) + "\n")
         self.log = TrainingLog(self.config, self.done, position, silent=self.ranks.rank != 0)
+        self.collector = collector
+        if self.config.features_every and self.ranks.rank == 0:
+            for snapshot in uncollected(self.store.directory, self.config, self.done):
+                collector.add(snapshot)
         self.last_time, self.last_step, self.waited = time.perf_counter(), self.done, 0.0
 
     def step(self, batch: Batch, waited: float) -> None:
@@ -113,25 +117,24 @@ class Run:
                 self.log.histograms(self._by_latent(), self.done)
         if self.config.features_every and self.done % self.config.features_every == 0:
             self._snapshot()
+        self.collector.poll()
 
     def save(self) -> None:
         checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
 
     def finish(self, rows: Store) -> Transcoder:
         """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
-        threshold = calibrate(self, rows) if isinstance(self.module.activation, BatchTopK) else None
+        threshold = calibrate(self, rows)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
             transcoder.save(self.folder)
             self.path.unlink(missing_ok=True)
             self.log.artefact(self.folder)
-            if self.config.gemma_scope_folder is not None:
-                save_scope2(transcoder, self.config.gemma_scope_folder)
         return transcoder
 
     def _export(self, source: str, threshold: Tensor | None = None, gather: bool = True) -> Transcoder:
         """The artefact as it is now; it names the stores of both its sides."""
-        made, target = self.module.export(self.store.fingerprint, source, threshold, gather), self.store.target
+        made, target = export(self.module, self.store.fingerprint, source, threshold, gather), self.store.target
         if target is None:
             return made
         both = {"target_layer": self.config.target_layer, "target_store_fingerprint": target.fingerprint}
@@ -169,20 +172,12 @@ class Run:
         }  # fmt: skip
 
     def _snapshot(self) -> None:
-        """The transcoder as it is, and what its latents respond to: a run of its own, so that stages can be compared."""
-        from evaluate.features.samples import collect_samples  # imports transformers, which takes seconds
-
-        folder = self.folder / f"step-{self.done:06d}"
-        made, config = self._export(str(folder)).to("cpu"), self.config
-        if self.ranks.rank != 0:
-            return
-        made.save(folder)
-        collect_samples(
-            FeaturesConfig(
-                model=config.model, layer=config.layer, store=self.store.directory, run=folder, device=config.device,
-                json=False, check=False, tokenizer=config.tokenizer,
-            )
-        )  # fmt: skip
+        """Saves the transcoder as it is, as a run of its own, and has its features collected: stages can be compared."""
+        folder = snapshot_folder(self.folder, self.done)
+        made = self._export(str(folder)).to("cpu")
+        if self.ranks.rank == 0:
+            made.save(folder)
+            self.collector.add(snapshot_of(folder, self.store.directory, self.config))
 
     def _heldout(self) -> dict[str, float | int | list[float]]:
         """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
@@ -212,31 +207,40 @@ class Run:
         return {name: self.ranks.latents.whole(values, self.config.d_sae) for name, values in own.items()}
 
 
-def calibrate(run: Run, store: Store) -> Tensor:
-    """The one threshold at which the finished weights have a mean L0 of k on a store's training rows (BatchTopK).
+def calibrate(run: Run, store: Store) -> Tensor | None:
+    """The threshold of each latent held here that the activation calibrates on a store's training rows, in normalised
+    units; None where it calibrates none. Logs a warning when L0 stays below k."""
+    module, k = run.module, run.config.k
+    found = module.activation.calibrate(_rows_to_come(run, store), module.encoder, module.b_enc)
+    if found is None:
+        return None
+    if found.l0 < k:
+        log.warning(FEW, run.folder, found.l0, k)
+    return found.threshold
 
-    The rows are those that would be trained on next: where training ends within its first epoch it has not seen them. On
-    rows just trained on more latents pass a threshold than on others, so that one set there gives too high an L0 elsewhere.
-    Half of training's threshold is the least that it can be: where fewer than k a row pass that, L0 stays below k.
-    A moving average of the smallest activation kept (after arXiv 2412.06410) lags behind weights that change (RESULTS.md).
+
+def _rows_to_come(run: Run, store: Store) -> Iterator[Tensor]:
+    """CALIBRATION_ROWS normalised rows, in batches: those that would be trained on next.
+
+    Where training ends within its first epoch it has not seen them. On rows just trained on more latents pass a threshold
+    than on others: a threshold set there gives too high an L0 elsewhere.
     """
     config, module = run.config, run.module
-    cursor, rows = run.done * config.batch_rows, min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
+    cursor = run.done * config.batch_rows
+    n_rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
     stream = batches(
-        store, "train", config.batch_rows, view=config.input_view, sites=(config.source_site, config.target_site),
-        device=module.encoder.device, seed=config.seed, cursor=cursor, stop=cursor + rows,
-    )  # fmt: skip
-    assert isinstance(module.activation, BatchTopK)
-    cutoff = 0.5 * float(module.activation.threshold.min())
-    values = []
-    with tqdm(total=rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
+        store,
+        "train",
+        config.batch_rows,
+        view=config.input_view,
+        sites=(config.source_site, config.target_site),
+        device=module.encoder.device,
+        seed=config.seed,
+        cursor=cursor,
+        stop=cursor + n_rows,
+    )
+    with tqdm(total=n_rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
         for batch in stream:
             x, _ = module.normalise(batch.source, batch.target)
-            found = scan(x, module.encoder, module.b_enc, cutoff, module.activation.candidates).value
-            values.append(found[found > cutoff])
+            yield x
             bar.update(len(x))
-    pooled = run.ranks.latents.gather(torch.cat(values))
-    if len(pooled) < config.k * rows:
-        log.warning(FEW, run.folder, len(pooled) / rows, config.k)
-        return torch.full_like(module.b_enc, cutoff)
-    return torch.full_like(module.b_enc, float(torch.kthvalue(pooled, len(pooled) - config.k * rows).values))

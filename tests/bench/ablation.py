@@ -21,6 +21,7 @@ from store.disk.files import write_text
 from store.loader.batches import batches
 from store.shards.reader import Store, open_store
 from train.config import TrainConfig
+from train.export import export
 from train.loop import identity_of, run_to_the_end, start
 from train.parallel import Ranks
 from train.presets import expand
@@ -145,7 +146,7 @@ def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Pat
     run = start(config, store, CPU, identity_of(config, store, CPU), Ranks())
     variant.prepare(run)
     [transcoder] = run_to_the_end([run], store, Ranks())
-    made = {CALIBRATED: transcoder, AVERAGE: run.module.export(store.fingerprint, "")}
+    made = {CALIBRATED: transcoder, AVERAGE: export(run.module, store.fingerprint, "")}
     found = evaluate(list(made.values()), store, "heldout", ROWS, CPU, limit=HELDOUT_ROWS)
     results = {key: one.as_json() for key, one in zip(made, found, strict=True)}
     write_text(folder / RESULT, json.dumps(results) + "\n")

@@ -8,6 +8,7 @@ import pytest
 
 from evaluate.compare.commands import compare_runs
 from evaluate.compare.config import CompareConfig
+from store.transcoders.gemma_scope import save_scope2
 from tests.making import make_store
 from train.config import TrainConfig
 from train.loop import train
@@ -23,8 +24,8 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warmup_steps=5, device="cpu",
     )  # fmt: skip
     train(TrainConfig(**common, run=folder / "run"))
-    jump = dict(activation="jumprelu", prefix_sizes="none", view="normed", gemma_scope_folder=folder / "scope")
-    train(TrainConfig(**common, **jump, run=folder / "jump"))
+    jump = dict(activation="jumprelu", prefix_sizes="none", view="normed")
+    save_scope2(train(TrainConfig(**common, **jump, run=folder / "jump")), folder / "scope")
     return folder
 
 

@@ -8,6 +8,7 @@ from store.sparse import int8
 from store.sparse import scan as sparse
 from tests.train import reference
 from tests.train.making import assert_close, first_batch, in_raw_units, make_config, make_module, perturb
+from train.export import export
 from train.module import view_moments
 from train.optimizer import make_optimizer
 from train.run import train_step
@@ -113,7 +114,7 @@ def test_the_artefact_in_raw_units_computes_what_the_module_does(store, activati
     optimizer = make_optimizer(module, 1e-3)
     for batch in batches(store, "train", 32, view=view, stop=320):
         train_step(module, optimizer, batch.source, batch.target, 1e-2)
-    transcoder = module.export("fingerprint", "source")
+    transcoder = export(module, "fingerprint", "source")
     batch = first_batch(store, config)
     latents, recon = in_raw_units(module, batch.source, batch.target)
     torch.testing.assert_close(transcoder.encode(batch.source).double(), latents, rtol=1e-4, atol=1e-4)

@@ -99,7 +99,6 @@ def test_an_interrupted_sweep_goes_on_and_a_grown_one_trains_only_what_is_new(sh
         ("--k 4,50 --d-sae 40", "k is 50, but the dictionary has only 40 latents"),
         ("--k 4 --d-sae 24,40 --prefix-sizes 10,40", "but d_sae is 24"),
         ("--k 4,4 --d-sae 40", "leave out the value that is given twice"),
-        ("--k 4 --d-sae 40 --gemma-scope-folder out", "is one folder for many runs"),
     ],
 )
 def test_a_bad_sweep_is_one_line_before_anything_is_made(shared, tmp_path, monkeypatch, capsys, more, message):

@@ -1,23 +1,29 @@
 """BatchTopK: the k * rows largest pre-activations of a batch."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from store.sparse.scan import Candidates, Entries, scan, scan_to
-from train.activations.base import SLACK, Activation, Folded, Gradients, Selection
+from train.activations.base import SLACK, Activation, Calibration, Folded, Gradients, Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
 
 ROOM = 1.5
-"""Room for candidates, in units of the latents wanted, where they are not counted: SLACK lets 1.1 to 1.3 through."""
+"""Length of a list of known length, in units of the latents wanted. SLACK lets 1.1 to 1.3 through."""
 
-LOWER, HIGHER = 0.9, 1.05
-"""What the threshold is taken to be after candidates were too few, or too many for the room: by times the last one."""
+LOWER = 0.9
+"""Factor on the last threshold after a step that found too few candidates."""
+
+HIGHER = 1.05
+"""Factor on the last threshold after a step that found more candidates than the list holds."""
 
 ALL = 1e-6
 """A cutoff so low lets all positive pre-activations through: there may be fewer than wanted."""
 
 EMA_DECAY = 0.99
+"""Of the moving average of the threshold, by step."""
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -28,9 +34,14 @@ class BatchTopK(Activation):
     `threshold` is a bias-corrected moving average of the smallest one kept: what inference uses until it is calibrated.
     """
 
+    label = "BatchTopK"
+    by_latent = frozenset({"threshold"})
+
     threshold: Tensor
     last: Tensor
+    """The smallest latent kept in the last step; negative before the first."""
     weight: Tensor
+    """Sum of the weights in the moving average."""
 
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__(config, candidates, ranks)
@@ -38,7 +49,7 @@ class BatchTopK(Activation):
         self.register_buffer("last", torch.full((), -1.0))
         self.register_buffer("weight", torch.zeros(()))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
         wanted = self.k * len(x) * self.ranks.rows.world
         if not may_sync:
             return self._select_uncounted(x, encoder, b_enc, wanted)
@@ -56,21 +67,24 @@ class BatchTopK(Activation):
         return Selection(kept, kept.value)
 
     def _select_uncounted(self, x: Tensor, encoder: Tensor, b_enc: Tensor, wanted: int) -> Selection:
-        """The same in lists of known lengths: nothing waits for the device. Of equal values at the threshold only as many
-        are kept as are wanted.
+        """The same in lists of known lengths, so that nothing waits for the device. Ties at the threshold are cut to as
+        many as are wanted.
 
-        Candidates that are too few (the threshold fell by more than SLACK), or too many for the room, are a miss; the next
-        step searches lower, or higher.
+        A step misses its latents when candidates are too few (the threshold fell by more than SLACK), or more than the
+        list holds. The next step then searches lower, or higher.
         """
-        cutoff, room = SLACK * self.last, min(int(ROOM * wanted), len(x) * len(encoder))
-        found = scan_to(x, encoder, b_enc, cutoff, self.candidates, room)
-        kept = found.largest(wanted)
+        cutoff = SLACK * self.last
+        room = min(int(ROOM * wanted), len(x) * len(encoder))
+        candidates = scan_to(x, encoder, b_enc, cutoff, self.candidates, room)
+        kept = candidates.largest(wanted)
         smallest = kept.value.min()
-        few, many = (smallest <= 0) & (cutoff > ALL), found.value[-1] != 0
-        moved = self.last * torch.where(few, LOWER, HIGHER)
-        smallest = torch.where(few | many, moved, smallest).clamp_min(TINY)
+        too_few = (smallest <= 0) & (cutoff > ALL)
+        overflowed = candidates.value[-1] != 0  # a list with room to spare is padded with zeros at its end
+        missed = too_few | overflowed
+        moved = self.last * torch.where(too_few, LOWER, HIGHER)
+        smallest = torch.where(missed, moved, smallest).clamp_min(TINY)
         self._note(smallest)
-        return Selection(kept, kept.value * (kept.value >= smallest), missed=few | many)
+        return Selection(kept, kept.value * (kept.value >= smallest), missed=missed)
 
     def _note(self, smallest: Tensor) -> None:
         self.last.copy_(smallest)
@@ -80,8 +94,28 @@ class BatchTopK(Activation):
     def _count(self, entries: Entries) -> int:
         return int(self.ranks.sum(torch.tensor(len(entries), device=entries.value.device)))
 
-    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:
         return Gradients(by_latent * (selection.latents > 0), by_latent.new_zeros(()))
 
     def fold(self, b_enc: Tensor) -> Folded:
         return Folded(torch.ones_like(b_enc), b_enc, self.threshold)
+
+    def calibrate(self, rows: Iterable[Tensor], encoder: Tensor, b_enc: Tensor) -> Calibration:
+        """The one threshold at which the finished weights have a mean L0 of k on these rows.
+
+        Half of training's threshold is the least that it can be: where fewer than k a row pass that, L0 stays below k.
+        A moving average of the smallest latent kept (after arXiv 2412.06410) lags behind weights that change (RESULTS.md).
+        """
+        cutoff = 0.5 * float(self.threshold.min())
+        values = []
+        n_rows = 0
+        for x in rows:
+            found = scan(x, encoder, b_enc, cutoff, self.candidates).value
+            values.append(found[found > cutoff])
+            n_rows += len(x)
+        pooled = self.ranks.latents.gather(torch.cat(values))
+        wanted = self.k * n_rows
+        if len(pooled) <= wanted:
+            return Calibration(torch.full_like(b_enc, cutoff), len(pooled) / n_rows)
+        threshold = float(torch.kthvalue(pooled, len(pooled) - wanted).values)
+        return Calibration(torch.full_like(b_enc, threshold), float(self.k))

@@ -1,5 +1,7 @@
 """JumpReLU: a learnt threshold for each latent."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,9 @@ from store.sparse.scan import Candidates, scan
 from train.activations.base import SLACK, Activation, Folded, Gradients, Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
+
+THRESHOLD_LR_SCALE = 10.0
+"""Thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
 
 
 class JumpReLU(Activation):
@@ -16,12 +21,16 @@ class JumpReLU(Activation):
     penalty is its variant l0_weight * (L0 / k - 1)^2, which aims at an L0 instead of trading it for error.
     """
 
+    label = "JumpReLU"
+    by_latent = frozenset({"log_threshold"})
+    lr_scales: ClassVar = {"log_threshold": THRESHOLD_LR_SCALE}
+
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__(config, candidates, ranks)
         self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
         self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
         if torch.isinf(self.log_threshold[0]):
             self.log_threshold.data.fill_(self.kth_of_sample(x, encoder, b_enc).log())
         threshold = self.log_threshold.detach().exp()
@@ -30,13 +39,13 @@ class JumpReLU(Activation):
         entries = entries.where(entries.value > floor.index_select(0, entries.latent))
         return Selection(entries, entries.value * (entries.value > threshold[entries.latent]))
 
-    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:
         entries, threshold = selection.entries, self.log_threshold.detach().exp()
         active = selection.latents > 0
         at = threshold[entries.latent]
-        near = ((entries.value - at).abs() < self.bandwidth / 2) / self.bandwidth
+        kernel = ((entries.value - at).abs() < self.bandwidth / 2) / self.bandwidth
         excess = self.ranks.sum(active.sum().float()) / (rows * self.k) - 1
-        by_entry = -near * (at * by_latent + 2 * self.l0_weight * excess / (self.k * rows))
+        by_entry = -kernel * (at * by_latent + 2 * self.l0_weight * excess / (self.k * rows))
         by_threshold = torch.zeros_like(threshold).index_add_(0, entries.latent, by_entry)
         self.log_threshold.grad = by_threshold * threshold
         return Gradients(by_latent * active, self.l0_weight * excess**2 / self.ranks.world)

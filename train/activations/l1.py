@@ -1,6 +1,7 @@
 """ReLU and gated dictionaries, whose L0 an L1 penalty holds at k."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,21 +12,23 @@ from train.config import TrainConfig
 from train.parallel import Ranks
 
 BFLOAT16_ERROR = 0.05
-"""How far bfloat16 can take a normalised pre-activation from its value: where the cutoff is 0, slack is absolute."""
+"""How far bfloat16 can take a normalised pre-activation from its value. The cutoff is 0 here, so that slack is absolute."""
 
 
 class L1(Activation):
     """An L1 penalty under the constraint that L0 is k.
 
     Its weight is what the constraint's multiplier would be: the mean, over active latents, of reconstruction's pull on
-    them. Penalty and reconstruction then leave the biases where they are, on average, and what L0 strays all the same, a
-    shift common to all biases brings back. A weight that is steered by L0 alone swings for thousands of steps.
+    them. At this weight the two gradients on the biases cancel on average. Any remaining drift of L0 is corrected by one
+    shift that is subtracted from all biases. A weight that is steered by L0 alone swings for thousands of steps.
     """
 
-    HOLD, SMOOTHING = 0.1, 0.1
+    HOLD = 0.1
+    """Share of L0's error that one step's shift makes up for."""
+    SMOOTHING = 0.1
+    """Share of the newest pull in the moving average that the weight is."""
     l1_weight: Tensor
     started: Tensor
-    shift: Tensor
 
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__(config, candidates, ranks)
@@ -33,8 +36,11 @@ class L1(Activation):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def positive(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Entries:
-        """All positive pre-activations. Before the first step biases are set so that there are k a row: half of the
-        dictionary would be active otherwise, and the penalty takes thousands of steps to change that."""
+        """All positive pre-activations.
+
+        The first call sets the biases so that there are k a row. Otherwise half of the dictionary would be active, and
+        the penalty would take thousands of steps to change that.
+        """
         if not self.started:
             b_enc.sub_(self.kth_of_sample(x, encoder, b_enc))
             self.started.fill_(True)
@@ -43,34 +49,48 @@ class L1(Activation):
         entries = scan(x, encoder, b_enc, -BFLOAT16_ERROR, self.candidates)
         return entries.where(entries.value > 0)
 
-    def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, rows: int) -> None:
-        """Finds the next step's weight and the biases' shift, from reconstruction's gradients by the active latents, their
-        values and their number in this many rows. L0 falls by a factor e when biases fall by the mean value, were its
-        tail exponential: a shift makes up for a tenth of what is wrong."""
-        sums = torch.stack([-by_latent.sum() * rows, values.sum(), n_active.float()])
-        pull, total, active = self.ranks.sum(sums)
+    def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, rows: int) -> Tensor:
+        """Sets the next step's weight; returns the shift to be subtracted from the biases.
+
+        by_latent and values [active] are reconstruction's gradient by the active latents held here and their values;
+        n_active is their number, of `rows` rows. L0 falls by a factor e when biases fall by the mean value, were the tail
+        of the values exponential.
+        """
+        sums = self.ranks.sum(torch.stack([-by_latent.sum() * rows, values.sum(), n_active.float()]))
+        pull, total, active = sums.unbind()
         now = (pull / active.clamp_min(1)).clamp_min(0)
         self.l1_weight.copy_(torch.where(self.l1_weight > 0, self.l1_weight.lerp(now, self.SMOOTHING), now))
         excess = (active / (rows * self.k)).clamp(math.exp(-1), math.exp(1)).log()
-        self.shift = self.HOLD * excess * total / active.clamp_min(1)
-
-    def after_step(self, b_enc: Tensor, stopped: Tensor) -> None:
-        b_enc.sub_(torch.where(stopped > 0, torch.zeros_like(self.shift), self.shift))
+        return self.HOLD * excess * total / active.clamp_min(1)
 
 
 class ReLU(L1):
     """All positive pre-activations."""
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
+    label = "ReLU"
+
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
         entries = self.positive(x, encoder, b_enc)
         return Selection(entries, entries.value)
 
-    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:
         weight = self.l1_weight / rows
-        result = Gradients(by_latent + weight, weight * selection.latents.sum())
         n_active = torch.tensor(len(selection.entries), device=by_latent.device)
-        self.steer(by_latent, selection.latents, n_active, rows)
-        return result
+        return Gradients(
+            pre=by_latent + weight,
+            penalty=weight * selection.latents.sum(),
+            bias_shift=self.steer(by_latent, selection.latents, n_active, rows),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedSelection(Selection):
+    """Of each entry also what its magnitude is made of."""
+
+    projected: Tensor
+    """W x, without the bias."""
+    scale: Tensor
+    """exp(r_mag) of its latent."""
 
 
 class Gated(L1):
@@ -79,30 +99,39 @@ class Gated(L1):
     The gate learns from the L1 penalty and from a reconstruction of its own through the frozen decoder.
     """
 
+    label = "Gated"
+    by_latent = frozenset({"r_mag", "b_mag"})
+
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__(config, candidates, ranks)
         self.r_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
         self.b_mag = torch.nn.Parameter(torch.zeros(self.n_latents))
 
-    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, may_sync: bool) -> Selection:
+    def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> GatedSelection:
         entries = self.positive(x, encoder, b_enc)
-        self.projected = entries.value - b_enc.index_select(0, entries.latent)
-        self.scale = self.r_mag.exp().index_select(0, entries.latent)
-        magnitude = self.scale * self.projected + self.b_mag.index_select(0, entries.latent)
-        return Selection(entries, magnitude.relu_(), gate=entries.value)
+        projected = entries.value - b_enc.index_select(0, entries.latent)
+        scale = self.r_mag.exp().index_select(0, entries.latent)
+        magnitude = scale * projected + self.b_mag.index_select(0, entries.latent)
+        return GatedSelection(entries, magnitude.relu_(), entries.value, projected=projected, scale=scale)
 
-    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int) -> Gradients:
+    def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:
+        assert isinstance(selection, GatedSelection)
         assert by_gate is not None
-        weight, latent = self.l1_weight / rows, selection.entries.latent
-        by_magnitude = by_latent * (selection.latents > 0)
-        by_w = by_magnitude * self.scale
+        weight = self.l1_weight / rows
+        latent = selection.entries.latent
+        active = selection.latents > 0
+        by_magnitude = by_latent * active
+        by_w = by_magnitude * selection.scale
         zeros = torch.zeros_like(self.r_mag)
-        self.r_mag.grad = zeros.index_add(0, latent, by_w * self.projected)
+        self.r_mag.grad = zeros.index_add(0, latent, by_w * selection.projected)
         self.b_mag.grad = zeros.index_add(0, latent, by_magnitude)
         bias = by_gate + weight
-        result = Gradients(bias + by_w, weight * selection.entries.value.sum(), bias)
-        self.steer(by_gate, selection.entries.value, (selection.latents > 0).sum(), rows)
-        return result
+        return Gradients(
+            pre=bias + by_w,
+            penalty=weight * selection.entries.value.sum(),
+            bias=bias,
+            bias_shift=self.steer(by_gate, selection.entries.value, active.sum(), rows),
+        )
 
     def fold(self, b_enc: Tensor) -> Folded:
         """With tied weights it is a JumpReLU (the paper's section 3.2)."""

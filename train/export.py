@@ -1,0 +1,85 @@
+"""The artefact of a training module: means and scales folded into weights that take rows in raw units."""
+
+import torch
+from torch import Tensor
+
+from store.transcoders.transcoder import Transcoder, TranscoderConfig
+from train.activations import ACTIVATIONS
+from train.config import TrainConfig
+from train.module import TrainingTranscoder
+from train.parallel import Latents
+
+
+@torch.no_grad()
+def export(
+    module: TrainingTranscoder, store_fingerprint: str, source: str, threshold: Tensor | None = None, gather: bool = True
+) -> Transcoder:
+    """The transcoder that computes in raw units what the module computes in normalised ones. The module stays as it is.
+
+    `store_fingerprint` and `source` name the store and the run in the artefact's config.
+    `threshold [d_sae]` takes the place of the activation's own, in normalised units.
+    `gather` puts a dictionary that processes share together on rank 0: every process has to call. The other processes,
+    and all without `gather`, get the transcoder of the latents that they hold.
+    """
+    folded = module.activation.fold(module.b_enc)
+    limit = folded.threshold if threshold is None else threshold
+    shared = module.ranks.latents if gather else Latents()
+    d_sae = module.config.d_sae
+    encoder = shared.whole(module.encoder, d_sae)
+    decoder = shared.whole(module.decoder, d_sae)
+    scale = shared.whole(folded.scale, d_sae)
+    bias = shared.whole(folded.bias, d_sae)
+    limit = shared.whole(limit, d_sae)
+    device = encoder.device
+    input_scale, input_mean = module.input_scale.to(device), module.input_mean.to(device)
+    target_scale, target_mean = module.target_scale.to(device), module.target_mean.to(device)
+    W_enc = (encoder.T * input_scale * scale).contiguous()
+    b_dec = module.b_dec.to(device) / target_scale + target_mean
+    W_skip = None
+    if module.skip is not None:
+        W_skip = module.skip.to(device) * (input_scale / target_scale)
+        b_dec = b_dec - W_skip @ input_mean
+    return Transcoder(
+        _describe(module, len(encoder), store_fingerprint, source),
+        W_enc=W_enc,
+        b_enc=bias - input_mean @ W_enc,
+        W_dec=decoder / target_scale,
+        b_dec=b_dec,
+        threshold=limit.detach().clone(),
+        W_skip=W_skip,
+    )
+
+
+def _describe(module: TrainingTranscoder, d_sae: int, store_fingerprint: str, source: str) -> TranscoderConfig:
+    """The config of the whole dictionary, or of the latents held here: these are a dictionary too, nested likewise."""
+    config, prefixes = module.config, module.prefixes
+    if d_sae != config.d_sae:
+        prefixes = tuple(module.ranks.latents.count(size) for size in prefixes)
+    return TranscoderConfig(
+        name=name(config),
+        architecture=config.architecture,
+        model=config.model,
+        layer=config.layer,
+        activation=module.activation.inference,
+        view=config.input_view,
+        source_site=config.source_site,
+        target_site=config.target_site,
+        d_in=module.encoder.shape[1],
+        d_sae=d_sae,
+        d_out=module.decoder.shape[1],
+        k=min(config.k, d_sae),
+        store_fingerprint=store_fingerprint,
+        source=source,
+        prefix_sizes=prefixes,
+    )
+
+
+def name(config: TrainConfig) -> str:
+    """For people: `Matryoshka BatchTopK, k 64`."""
+    parts = ["Matryoshka"] if len(config.prefixes) > 1 else []
+    parts.append(ACTIVATIONS[config.activation].label)
+    if config.is_sae:
+        parts.append("SAE")
+    if config.skip:
+        parts.append("with skip")
+    return f"{' '.join(parts)}, k {config.k}"

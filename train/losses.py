@@ -1,0 +1,66 @@
+"""What a step's losses are made of: sums over a batch, added up over all processes, and the report made of them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.parallel import Ranks
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports, as tensors on the device."""
+
+    loss: Tensor
+    l2_loss: Tensor
+    aux_loss: Tensor
+    sparsity_loss: Tensor
+    fvu_per_prefix: Tensor
+    """Squared error over squared distance from the store's training mean, in this batch."""
+    l0: Tensor
+    bias_shift: Tensor | None = None
+    """What is still to be subtracted from the biases, after the optimizer's step."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a batch's losses are made of: this process's part, or that of all processes."""
+
+    sse: Tensor
+    """Squared error of each prefix."""
+    gate_loss: Tensor
+    aux_loss: Tensor
+    variation: Tensor
+    """Squared distance of the targets from the store's training mean."""
+    penalty: Tensor
+    n_active: Tensor
+
+    def all_reduced(self, ranks: Ranks) -> "Sums":
+        """The sums over all processes. Processes that share the latents have every row: errors are not added up there."""
+        n = len(self.sse)
+        errors = ranks.rows.sum(torch.cat([self.sse, torch.stack([self.gate_loss, self.aux_loss, self.variation])]))
+        sparsity = ranks.sum(torch.stack([self.penalty, self.n_active]))
+        return Sums(
+            sse=errors[:n],
+            gate_loss=errors[n],
+            aux_loss=errors[n + 1],
+            variation=errors[n + 2],
+            penalty=sparsity[0],
+            n_active=sparsity[1],
+        )
+
+
+def report(sums: Sums, rows: int, n_values: int, aux_weight: float, bias_shift: Tensor | None) -> StepResult:
+    """Losses of a batch of `rows` rows, whose targets have `n_values` values in all, from its sums over all processes."""
+    l2_loss = sums.sse.sum() / n_values
+    sparsity_loss = sums.penalty + sums.gate_loss
+    return StepResult(
+        loss=l2_loss + aux_weight * sums.aux_loss + sparsity_loss,
+        l2_loss=l2_loss,
+        aux_loss=sums.aux_loss,
+        sparsity_loss=sparsity_loss,
+        fvu_per_prefix=sums.sse / sums.variation,
+        l0=sums.n_active / rows,
+        bias_shift=bias_shift,
+    )
