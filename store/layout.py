@@ -36,6 +36,10 @@ SAMPLES = "activation_samples"
 """Folder of `evaluate features`."""
 FEATURES = "features.parquet"
 COLLECTION_SUMMARY = "collection_summary.json"
+COLLECTION_STATE = "collection.partial.safetensors"
+"""The unfinished collection of an interrupted `evaluate features`, which the same command continues."""
+FEATURE_FILES = "feature_*.json"
+"""Pattern of the JSON files of all latents; `feature_file` names one of them."""
 ANALYSIS = "analysis"
 """Folder of `evaluate analyze`."""
 
@@ -49,6 +53,11 @@ ITEMS = "items.jsonl"
 EXPLANATIONS = "explanations.jsonl"
 ANSWERS = "answers.jsonl"
 SCORES = "scores.json"
+
+
+def feature_file(latent: int) -> str:
+    """The JSON file of one latent: 42 -> `feature_00042.json`."""
+    return f"feature_{latent:05d}.json"
 
 
 def model_slug(model: str) -> str:

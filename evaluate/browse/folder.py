@@ -30,7 +30,7 @@ REPORTS = (EVALUATION, COMPARISON_FOLDER, ANALYSIS)
 
 FILES = (
     CONFIG, TRAIN_CONFIG, TRAINING_LOG, f"{EVALUATION}/{METRICS}", f"{COMPARISON_FOLDER}/{OURS_METRICS}",
-    f"activation_samples/{COLLECTION_SUMMARY}", *(f"{kind}/report.html" for kind in REPORTS),
+    f"{SAMPLES}/{COLLECTION_SUMMARY}", *(f"{kind}/{REPORT}" for kind in REPORTS),
 )  # fmt: skip
 
 
@@ -67,6 +67,10 @@ class RunFolder:
     @property
     def has_features(self) -> bool:
         return self.summary is not None and (self.folder / SAMPLES / FEATURES).exists()
+
+    @property
+    def is_compared(self) -> bool:
+        return COMPARISON_FOLDER in self.reports
 
     @property
     def reports(self) -> list[str]:
@@ -138,5 +142,5 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
     return RunFolder(
         name=name, folder=folder, config=config,
         metrics=metrics, log=log,
-        summary=read(f"activation_samples/{COLLECTION_SUMMARY}"), problems=tuple(problems),
+        summary=read(f"{SAMPLES}/{COLLECTION_SUMMARY}"), problems=tuple(problems),
     )  # fmt: skip

@@ -17,13 +17,11 @@ from evaluate.features.contexts import Contexts, best_of_documents, sampling_key
 from evaluate.features.firings import Firings, firings_of
 from store.devices import resolve_device
 from store.disk.files import hash_file, write_tensors
-from store.layout import WEIGHTS
+from store.layout import COLLECTION_STATE, WEIGHTS
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
-
-STATE = "collection.partial.safetensors"
 
 SAVE_SECONDS = 120.0
 
@@ -186,7 +184,7 @@ def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesCo
 def collect(transcoder: Transcoder, store: Store, config: FeaturesConfig, key: str, vocabulary: int) -> Collection:
     """One pass over the split, continuing what an interrupted command left beside the results."""
     shards = store.manifest.of_split(config.split)
-    path = config.folder / STATE
+    path = config.folder / COLLECTION_STATE
     found = Collection.load(path, key)
     collection = found or Collection.begin(key, transcoder.config.d_sae)
     if found:

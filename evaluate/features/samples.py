@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from evaluate.baselines import find_baselines
-from evaluate.features.collect import STATE, Collection, collect, key_of
+from evaluate.features.collect import Collection, collect, key_of
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.contexts import SIDE
 from evaluate.features.neighbours import by_coactivation, by_decoder
@@ -23,7 +23,7 @@ from evaluate.features.write import (
 from evaluate.runs import check_fits, open_run, store_of
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
-from store.layout import COLLECTION_SUMMARY, CONFIG, model_slug
+from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
 from store.shards.reader import Store, check_shards
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 
@@ -69,7 +69,7 @@ def collect_samples(config: FeaturesConfig) -> Path:
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
     summary = summary_of(transcoder, store, collection, config)
     write_text(config.folder / COLLECTION_SUMMARY, json.dumps(summary, indent=1) + "\n")
-    (config.folder / STATE).unlink(missing_ok=True)
+    (config.folder / COLLECTION_STATE).unlink(missing_ok=True)
     return config.folder
 
 

@@ -17,7 +17,7 @@ from evaluate.features.contexts import SIDE, Contexts
 from evaluate.features.neighbours import Related
 from harvest.text import token_texts
 from store.disk.files import appearing_whole
-from store.layout import COLLECTION_SUMMARY, FEATURES
+from store.layout import COLLECTION_SUMMARY, FEATURE_FILES, FEATURES, feature_file
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
@@ -87,7 +87,7 @@ def write_samples(
     """Writes features.parquet and, if asked for, feature_NNNNN.json, a few latents at a time; stale files go first."""
     d_sae = prefix_sizes[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("feature_*.json"), folder / COLLECTION_SUMMARY):
+    for stale in (*folder.glob(FEATURE_FILES), folder / COLLECTION_SUMMARY):
         stale.unlink(missing_ok=True)
     pairs = top_tokens(collection, text)
     with appearing_whole(folder / FEATURES) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
@@ -248,7 +248,7 @@ def write_json(folder: Path, plain: list[dict], shown: ContextTable) -> None:
             for i in range(low, high)
         ]
         text = json.dumps(record | {"contexts": contexts}, ensure_ascii=False)
-        path = folder / f"feature_{record['feature']:05d}.json"
+        path = folder / feature_file(record["feature"])
         with path.open("w", encoding="utf-8") as file:
             file.write(text)
 

@@ -18,9 +18,9 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from evaluate.judge.config import JudgeConfig
-from evaluate.judge.questions import CLOSE, EXPLAIN, ITEMS, OPEN, write_lines
+from evaluate.judge.questions import CLOSE, OPEN, write_lines
 from evaluate.judge.score import read_answers, read_lines, write_scores
-from store.layout import ANSWERS, EXPLANATIONS
+from store.layout import ANSWERS, EXPLAIN, EXPLANATIONS, ITEMS, JUDGE
 
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 """HTTP statuses after which the same request may succeed."""
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 def judge(config: JudgeConfig) -> Path:
     """The folder with explanations, answers and scores, continued where it was left. ValueError if the server fails."""
-    questions = config.run / "judge"
+    questions = config.run / JUDGE
     for name in (EXPLAIN, ITEMS):
         if not (questions / name).exists():
             raise ValueError(f"{questions} has no {name}; write the questions with python -m evaluate judge-export")

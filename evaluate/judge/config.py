@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evaluate.config import EvaluateConfig
 from store.cli import check_at_least
-from store.layout import model_slug
+from store.layout import JUDGE, model_slug
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class JudgeExportConfig(EvaluateConfig):
 
     @property
     def folder(self) -> Path:
-        return self.run_directory / "judge"
+        return self.run_directory / JUDGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class JudgeConfig:
 
     @property
     def folder(self) -> Path:
-        return self.out or self.run / "judge" / model_slug(self.model)
+        return self.out or self.run / JUDGE / model_slug(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

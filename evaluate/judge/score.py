@@ -8,16 +8,15 @@ import torch
 
 from evaluate.intervals import estimate, ratio, resample
 from evaluate.judge.config import JudgeScoreConfig
-from evaluate.judge.questions import ITEMS
 from store.disk.files import write_text
-from store.layout import SCORES, SUMMARY
+from store.layout import ITEMS, JUDGE, SCORES, SUMMARY
 
 CONSTANTS = {"always yes": True, "always no": False}
 
 
 def score_answers(config: JudgeScoreConfig) -> Path:
     """The folder of the answers, with scores.json and summary.txt. ValueError for answers that belong to no question."""
-    items = read_lines(config.run / "judge" / ITEMS)
+    items = read_lines(config.run / JUDGE / ITEMS)
     write_scores(config.answers.parent, items, read_answers(config.answers, items))
     return config.answers.parent
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from evaluate.browse.folder import find_runs
 from evaluate.features import collect as features
-from evaluate.features.collect import STATE, Collection, bin_edge, bin_of, collect, most_active
+from evaluate.features.collect import Collection, bin_edge, bin_of, collect, most_active
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.contexts import SIDE, best
 from evaluate.features.neighbours import by_coactivation, by_decoder
 from evaluate.features.samples import collect_samples, logit_effects
 from evaluate.features.write import QUANTILES
 from harvest.text import load_unembedding, token_texts
+from store.layout import COLLECTION_STATE
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from tests.child import python
@@ -134,7 +135,7 @@ def test_an_interrupted_collection_continues_to_the_same_result(transcoder, stor
     monkeypatch.setattr(features, "firings_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collected(transcoder, store, config)
-    assert Collection.load(config.folder / STATE, "another key") is None
+    assert Collection.load(config.folder / COLLECTION_STATE, "another key") is None
     again = collected(transcoder, store, config)
     assert len(calls) == 1 + len(store.manifest.of_split("heldout"))
     for name in ("fired", "total", "histogram", "token_pair", "token_count", "paired_row", "paired_latent"):
@@ -263,7 +264,7 @@ def test_the_summary_says_what_was_looked_at_and_a_second_run_does_nothing(writt
     summary = json.loads((folder / "collection_summary.json").read_text())
     assert summary["rows"] == store.manifest.n_rows("heldout")
     assert summary["dead_features"] == 1
-    assert not (folder / STATE).exists()
+    assert not (folder / COLLECTION_STATE).exists()
     before = (folder / "features.parquet").stat().st_mtime_ns
     collect_samples(FeaturesConfig(store=store.directory, run=folder.parent, tokenizer=tiny_models["gpt2"], device="cpu"))
     assert (folder / "features.parquet").stat().st_mtime_ns == before
