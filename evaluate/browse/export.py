@@ -13,20 +13,20 @@ from evaluate.browse.folder import find_runs
 from evaluate.browse.links import FileLinks
 from evaluate.browse.pages import Pages
 from evaluate.browse.server import STATIC
-from evaluate.features.reader import Damaged
 from store.disk.files import write_text
+from store.errors import Damaged, Refused
 from store.layout import REPORT
 
 log = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> Path:
-    """The folder of a static site that any web host serves. ValueError when it holds something else."""
+    """The folder of a static site that any web host serves. Refused when it holds something else."""
     out = config.out
     if out.exists() and any(out.iterdir()) and not (out / "static" / "browse.css").exists():
-        raise ValueError(f"{out} is not empty and not an earlier export; give another --out")
+        raise Refused(f"{out} is not empty and not an earlier export; give another --out")
     if not config.results.is_dir():
-        raise ValueError(f"{config.results} is not a folder; give --results, or make a run with make demo")
+        raise Refused(f"{config.results} is not a folder; give --results, or make a run with make demo")
     links = FileLinks(config.features)
     pages = Pages(config.results, links)
     shutil.copytree(STATIC, out / "static", dirs_exist_ok=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluate.estimates import check_result
-from evaluate.features.reader import Damaged, Features, NotFound, open_features
+from evaluate.features.reader import Features, NotFound, open_features
 from evaluate.labels import shown_in
 from evaluate.metrics.measurement import Measurement
+from store.errors import Damaged
 from store.layout import (
     ANALYSIS,
     COLLECTION_SUMMARY,
@@ -125,7 +126,7 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
         made_by = f"python -m evaluate {command} --run {folder} --force"
         try:
             found = check_result(Measurement, values, folder / name, made_by)
-        except ValueError as damaged:
+        except Damaged as damaged:
             problems.append(str(damaged))
             return None
         keys = [label.key for label in (*shown_in("runs"), *shown_in("run")) if found.has(label.key)]

@@ -21,7 +21,8 @@ from evaluate.browse.config import BrowseConfig
 from evaluate.browse.folder import find_runs
 from evaluate.browse.links import Links
 from evaluate.browse.pages import Pages
-from evaluate.features.reader import Damaged, NotFound
+from evaluate.features.reader import NotFound
+from store.errors import Damaged, Refused
 from store.layout import REPORT
 
 STATIC = Path(__file__).parent / "static"
@@ -83,17 +84,15 @@ def _nothing(request: Request) -> str:
 
 
 def browse(config: BrowseConfig) -> None:
-    """Serves until Ctrl-C. ValueError when the folder is missing or the port is taken."""
+    """Serves until Ctrl-C. Refused when the folder is missing or the port is taken."""
     if not config.results.is_dir():
-        raise ValueError(f"{config.results} is not a folder; give --results, or make a run with make demo")
+        raise Refused(f"{config.results} is not a folder; give --results, or make a run with make demo")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((config.host, config.port))
         except OSError as error:
-            raise ValueError(
-                f"port {config.port} of {config.host} cannot be used ({error.strerror}); give another"
-            ) from None
+            raise Refused(f"port {config.port} of {config.host} cannot be used ({error.strerror}); give another") from None
         host, port = listener.getsockname()[:2]
         url = f"http://{host}:{port}/"
         print(f"{url}   (Ctrl-C ends it)", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from evaluate.features.config import FeaturesConfig
@@ -17,6 +17,7 @@ from evaluate.features.contexts import Contexts, best_of_documents, sampling_key
 from evaluate.features.firings import Firings, firings_of
 from store.devices import resolve_device
 from store.disk.files import hash_file, write_tensors
+from store.errors import Damaged
 from store.layout import COLLECTION_STATE, WEIGHTS
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store
@@ -99,26 +100,35 @@ class Collection:
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Collection | None":
-        """What an interrupted command left, or None when there is nothing or it belongs to other inputs."""
+        """What an interrupted command left, or None when there is nothing or it belongs to other inputs.
+
+        Damaged when the file cannot be read.
+        """
         if not path.exists():
             return None
-        with safe_open(path, "np") as file:
-            said = file.metadata()
-            if said["key"] != key:
-                return None
-            numbers = {name: int(said[name]) for name in NUMBERS}
-            arrays = {name: file.get_tensor(name) for name in ARRAYS}
-            kept = {
-                kind: Contexts(*(file.get_tensor(f"{kind}.{item.name}") for item in dataclasses.fields(Contexts)))
-                for kind in ("top", "sample")
-            }
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata()
+                if metadata["key"] != key:
+                    return None
+                numbers = {name: int(metadata[name]) for name in NUMBERS}
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+                top = read_contexts(file, "top")
+                sample = read_contexts(file, "sample")
+        except SafetensorError as error:
+            raise Damaged(f"{path} cannot be read ({error}); delete it, and the collection begins anew") from None
         numbers["pruned"] = bool(numbers["pruned"])
-        return cls(key=key, **numbers, **arrays, **kept)  # type: ignore[arg-type]
+        return cls(key=key, **numbers, **arrays, top=top, sample=sample)  # type: ignore[arg-type]
 
 
 NUMBERS = ("shards", "rows", "paired_rows", "pruned")
 
 ARRAYS = ("fired", "total", "histogram", "token_pair", "token_count", "token_total", "paired_row", "paired_latent")
+
+
+def read_contexts(file: safe_open, kind: str) -> Contexts:
+    """The `top` or `sample` contexts of a saved collection."""
+    return Contexts(**{field.name: file.get_tensor(f"{kind}.{field.name}") for field in dataclasses.fields(Contexts)})
 
 
 def bin_of(value: np.ndarray) -> np.ndarray:

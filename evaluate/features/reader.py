@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from store.errors import Damaged
 from store.layout import COLLECTION_SUMMARY
 
 SCALARS = (
@@ -17,10 +18,6 @@ SCALARS = (
 )  # fmt: skip
 
 SORTS = ("feature", "prefix", "density", "mean_activation", "max_activation", "max_cosine", "top_token")
-
-
-class Damaged(ValueError):
-    """A file of a run that cannot be read."""
 
 
 class NotFound(LookupError):
@@ -33,8 +30,12 @@ def open_features(path: Path, changed: int) -> "Features":
     try:
         return Features(path)
     except (OSError, pa.ArrowException, KeyError) as error:
-        again = f"make features RUN={path.parent.parent} ARGS=--force"
-        raise Damaged(f"{path} cannot be read ({' '.join(str(error).split())}); make it again with {again}") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> Damaged:
+    again = f"make features RUN={path.parent.parent} ARGS=--force"
+    return Damaged(f"{path} cannot be read ({' '.join(str(error).split())}); make it again with {again}")
 
 
 def _pattern(words: str) -> pc.MatchSubstringOptions:
@@ -45,6 +46,7 @@ class Features:
     """features.parquet: the plain columns in memory, contexts read a row group at a time."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.file = pq.ParquetFile(path, memory_map=True)
         table = self.file.read(columns=list(SCALARS))
         self.example = table["example"].combine_chunks()
@@ -69,7 +71,7 @@ class Features:
         try:
             return [self._record(int(latent), columns) for latent in latents]
         except (OSError, pa.ArrowException) as error:
-            raise Damaged(f"the samples of a feature cannot be read ({error}); make them again") from None
+            raise _damaged(self.path, error) from None
 
     def _record(self, latent: int, columns: Sequence[str] | None) -> dict:
         group = int(np.searchsorted(self.starts, latent, side="right")) - 1
@@ -109,5 +111,14 @@ class Features:
 
 
 def read_summary(folder: Path) -> dict | None:
+    """collection_summary.json of a folder of samples; None when there is none. Damaged when it is no JSON object."""
     path = folder / COLLECTION_SUMMARY
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(summary, dict):
+        raise _damaged(path, TypeError("it holds no JSON object"))
+    return summary

@@ -23,13 +23,14 @@ from evaluate.features.write import (
 from evaluate.runs import check_fits, open_run, store_of
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
 from store.shards.reader import Store, check_shards
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 
 
 def baseline_run(config: FeaturesConfig) -> Path:
-    """The folder, beside the run's, in which what it is compared with is a run like any other. ValueError where that folder
+    """The folder, beside the run's, in which what it is compared with is a run like any other. Refused where that folder
     is something else."""
     run = open_run(config)
     ours, store = run.transcoder, run.store
@@ -41,13 +42,13 @@ def baseline_run(config: FeaturesConfig) -> Path:
     wanted = other.config.model_copy(update={"model": store.manifest.recipe.model})
     path = folder / CONFIG
     if folder.exists() and not (path.exists() and TranscoderConfig.model_validate_json(path.read_bytes()) == wanted):
-        raise ValueError(f"{folder} is there, and is not {wanted.source}; move it away")
+        raise Refused(f"{folder} is there, and is not {wanted.source}; move it away")
     Transcoder(wanted, **other.arrays()).save(folder)
     return folder
 
 
 def collect_samples(config: FeaturesConfig) -> Path:
-    """The folder of a run's activation samples, made now unless it is there. ValueError when run and store do not fit."""
+    """The folder of a run's activation samples, made now unless it is there. Refused when run and store do not fit."""
     if config.baseline or config.l0:
         config = replace(config, store=store_of(config), run=baseline_run(config), baseline=None, l0=None)
     run = open_run(config)

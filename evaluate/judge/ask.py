@@ -20,6 +20,7 @@ from tqdm import tqdm
 from evaluate.judge.config import JudgeConfig
 from evaluate.judge.questions import CLOSE, OPEN, write_lines
 from evaluate.judge.score import read_answers, read_lines, write_scores
+from store.errors import Refused
 from store.layout import ANSWERS, EXPLAIN, EXPLANATIONS, ITEMS, JUDGE
 
 BUSY = (408, 409, 429, 500, 502, 503, 504)
@@ -53,11 +54,11 @@ T = TypeVar("T")
 
 
 def judge(config: JudgeConfig) -> Path:
-    """The folder with explanations, answers and scores, continued where it was left. ValueError if the server fails."""
+    """The folder with explanations, answers and scores, continued where it was left. Refused if the server fails."""
     questions = config.run / JUDGE
     for name in (EXPLAIN, ITEMS):
         if not (questions / name).exists():
-            raise ValueError(f"{questions} has no {name}; write the questions with python -m evaluate judge-export")
+            raise Refused(f"{questions} has no {name}; write the questions with python -m evaluate judge-export")
     items = read_lines(questions / ITEMS)
     folder = config.folder
     given = None if config.explanations is None else named_explanations(config.explanations, items)
@@ -83,20 +84,20 @@ def mend(path: Path) -> bool:
 
 
 def named_explanations(path: Path, items: Sequence[dict]) -> dict[int, str]:
-    """The explanations in a file. ValueError when one of a latent that is asked about is missing."""
+    """The explanations in a file. Refused when one of a latent that is asked about is missing."""
     found = {record["latent"]: record["explanation"] for record in read_lines(path, {"latent": int, "explanation": str})}
     missing = sorted({item["latent"] for item in items} - set(found))
     if missing:
-        raise ValueError(f"{path} has no explanation of latent {missing[0]} (and {len(missing) - 1} more); add them")
+        raise Refused(f"{path} has no explanation of latent {missing[0]} (and {len(missing) - 1} more); add them")
     return found
 
 
 def take(folder: Path, given: dict[int, str], answered: bool) -> dict[int, str]:
-    """Given explanations, written beside the answers. ValueError when answers there were given to other ones."""
+    """Given explanations, written beside the answers. Refused when answers there were given to other ones."""
     path = folder / EXPLANATIONS
     before = {record["latent"]: record["explanation"] for record in read_lines(path)} if path.exists() else given
     if answered and before != given:
-        raise ValueError(f"the answers in {folder} were given to other explanations; choose another folder with --out")
+        raise Refused(f"the answers in {folder} were given to other explanations; choose another folder with --out")
     write_lines(path, [{"latent": latent, "explanation": text} for latent, text in given.items()])
     return given
 
@@ -187,7 +188,7 @@ def address(endpoint: str) -> str:
 
 
 def complete(config: JudgeConfig, body: dict) -> str:
-    """The model's reply. Waits and repeats while the server is busy or away; ValueError when it stays so, or refuses."""
+    """The model's reply. Waits and repeats while the server is busy or away; Refused when it stays so, or refuses."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(config.key_variable, "").strip():
         headers["Authorization"] = f"Bearer {key}"
@@ -204,7 +205,7 @@ def complete(config: JudgeConfig, body: dict) -> str:
                 said = error.read(300).decode(errors="replace").strip()
             problem = f"{error.code} {said}"
             if error.code not in BUSY:
-                raise ValueError(
+                raise Refused(
                     f"{request.full_url} refuses model {config.model!r}: {problem}; check --endpoint, --model and the key "
                     f"in {config.key_variable}"
                 ) from None
@@ -214,7 +215,7 @@ def complete(config: JudgeConfig, body: dict) -> str:
             problem = f"{type(error).__name__}: {error}"
         if wait is not None:
             time.sleep(max(wait, asked_for))
-    raise ValueError(
+    raise Refused(
         f"{request.full_url} gave no answer in {config.retries + 1} attempts ({problem}); what was answered is kept, the "
         "same command continues"
     )

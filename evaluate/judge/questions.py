@@ -24,6 +24,7 @@ from evaluate.runs import open_run
 from harvest.text import load_tokenizer, token_texts
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import EXPLAIN, FEATURES, ITEMS, SAMPLES
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -110,15 +111,15 @@ class Quiz:
 
 
 def export_questions(config: JudgeExportConfig) -> Path:
-    """The folder with explain.jsonl and items.jsonl. ValueError when too few features have been collected."""
+    """The folder with explain.jsonl and items.jsonl. Refused when too few features have been collected."""
     samples = config.run_directory / SAMPLES
     summary = read_summary(samples)
     if summary is None:
-        raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
+        raise Refused(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     run = open_run(config)
     transcoder, store = run.transcoder, run.store
     if summary["store_fingerprint"] != store.fingerprint:
-        raise ValueError(f"the features in {samples} are of store {summary['store_fingerprint']}; collect them again")
+        raise Refused(f"the features in {samples} are of store {summary['store_fingerprint']}; collect them again")
     features = open_features(samples / FEATURES, (samples / FEATURES).stat().st_mtime_ns)
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     random = np.random.default_rng(config.seed)
@@ -137,9 +138,9 @@ def write_lines(path: Path, records: Sequence[dict]) -> None:
 
 
 def choose(features: Features, config: JudgeExportConfig, random: np.random.Generator) -> list[Quiz]:
-    """The latents asked about. ValueError for one that is named and has too few samples, or does not exist."""
+    """The latents asked about. Refused for one that is named and has too few samples, or does not exist."""
     if wrong := [latent for latent in config.latents if not 0 <= latent < len(features)]:
-        raise ValueError(f"latent {wrong[0]} does not exist; the run has latents 0 to {len(features) - 1}")
+        raise Refused(f"latent {wrong[0]} does not exist; the run has latents 0 to {len(features) - 1}")
     enough = np.flatnonzero(features.columns["fired"] >= QUANTILES * config.per_quantile)
     found = []
     for latent in config.latents or random.permutation(enough).tolist():
@@ -147,14 +148,14 @@ def choose(features: Features, config: JudgeExportConfig, random: np.random.Gene
         if quiz is not None:
             found.append(quiz)
         elif config.latents:
-            raise ValueError(
+            raise Refused(
                 f"latent {latent} has fewer than {config.per_quantile} samples in some quantile, outside the contexts that "
                 "are explained; leave it out, lower --per-quantile, or collect more with features --samples"
             )
         if not config.latents and len(found) == config.count:
             break
     if not found:
-        raise ValueError(
+        raise Refused(
             f"no latent has {config.per_quantile} samples in every quantile; lower --per-quantile, or collect more with "
             "python -m evaluate features --samples 40"
         )

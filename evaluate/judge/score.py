@@ -9,22 +9,23 @@ import torch
 from evaluate.intervals import estimate, ratio, resample
 from evaluate.judge.config import JudgeScoreConfig
 from store.disk.files import write_text
+from store.errors import Damaged, Refused
 from store.layout import ITEMS, JUDGE, SCORES, SUMMARY
 
 CONSTANTS = {"always yes": True, "always no": False}
 
 
 def score_answers(config: JudgeScoreConfig) -> Path:
-    """The folder of the answers, with scores.json and summary.txt. ValueError for answers that belong to no question."""
+    """The folder of the answers, with scores.json and summary.txt. Refused for answers that belong to no question."""
     items = read_lines(config.run / JUDGE / ITEMS)
     write_scores(config.answers.parent, items, read_answers(config.answers, items))
     return config.answers.parent
 
 
 def read_lines(path: Path, needed: Mapping[str, type] = {}) -> list[dict]:
-    """The records of a JSONL file. ValueError naming the first line that is damaged or lacks something."""
+    """The records of a JSONL file. Damaged, naming the first line that is damaged or lacks something."""
     if not path.exists():
-        raise ValueError(f"{path} does not exist; judge-export writes the questions, a judge the rest")
+        raise Refused(f"{path} does not exist; judge-export writes the questions, a judge the rest")
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of text they would end at U+2028 and U+0085 too
         try:
@@ -32,26 +33,26 @@ def read_lines(path: Path, needed: Mapping[str, type] = {}) -> list[dict]:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is no JSON object: {line[:60]!r}; restore or remove it")
+            raise Damaged(f"{path}, line {number} is no JSON object: {line[:60]!r}; restore or remove it")
         for name, kind in needed.items():
             if name not in record or not isinstance(record[name], kind):
                 said = f"{record[name]!r} as {name!r}" if name in record else f"no {name!r}"
-                raise ValueError(f"{path}, line {number} has {said}; every line needs {', '.join(needed)}")
+                raise Damaged(f"{path}, line {number} has {said}; every line needs {', '.join(needed)}")
         records.append(record)
     return records
 
 
 def read_answers(path: Path, items: Sequence[dict]) -> dict[str, bool]:
-    """Answers by id. ValueError for an id that is not asked, one answered twice differently, or no yes or no."""
+    """Answers by id. Refused for an id that is not asked; Damaged for one answered twice differently, or no yes or no."""
     known, found = {item["id"] for item in items}, {}
     for record in read_lines(path, {"id": str, "answer": object}):
         name, said = record["id"], record["answer"]
         if name not in known:
-            raise ValueError(f"{path} answers {name!r}, which is not asked; the questions were exported anew since")
+            raise Refused(f"{path} answers {name!r}, which is not asked; the questions were exported anew since")
         if said not in (True, False):
-            raise ValueError(f"{path}: the answer to {name!r} is {said!r}; write true or false")
+            raise Damaged(f"{path}: the answer to {name!r} is {said!r}; write true or false")
         if found.setdefault(name, bool(said)) != said:
-            raise ValueError(f"{path} answers {name!r} with both yes and no; keep one of them")
+            raise Damaged(f"{path} answers {name!r} with both yes and no; keep one of them")
     return found
 
 

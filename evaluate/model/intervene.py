@@ -24,6 +24,7 @@ from harvest.text import token_texts
 from harvest.tokens import tokenize
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import INTERVENTION
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -50,27 +51,27 @@ class Edit:
 
 
 def edits_of(config: InterveneConfig, d_sae: int) -> list[Edit]:
-    """Every change that is asked for. ValueError for one that cannot be read, or a latent that is not there or twice."""
+    """Every change that is asked for. Refused for one that cannot be read, or a latent that is not there or twice."""
     edits = [Edit(latent, "ablate") for latent in config.ablate]
     given_numbers: dict[Kind, tuple[str, ...]] = {"scale": config.scale, "pin": config.pin}
     for kind, given in given_numbers.items():
         for text in given:
             match = re.fullmatch(r"(\d+):(-?\d+(?:\.\d*)?(?:e-?\d+)?)", text)
             if match is None:
-                raise ValueError(f"--{kind} {text!r} cannot be read; write LATENT:NUMBER, like 42:2.5")
+                raise Refused(f"--{kind} {text!r} cannot be read; write LATENT:NUMBER, like 42:2.5")
             edits.append(Edit(int(match[1]), kind, float(match[2])))
     latents = [edit.latent for edit in edits]
     check_latents(latents, d_sae)
     if len(set(latents)) < len(latents):
         twice = next(latent for latent in latents if latents.count(latent) > 1)
-        raise ValueError(f"latent {twice} is changed twice; name it once")
+        raise Refused(f"latent {twice} is changed twice; name it once")
     return edits
 
 
 def check_latents(latents: Sequence[int], d_sae: int) -> None:
     for latent in latents:
         if not 0 <= latent < d_sae:
-            raise ValueError(f"latent {latent} does not exist; the run has latents 0 to {d_sae - 1}")
+            raise Refused(f"latent {latent} does not exist; the run has latents 0 to {d_sae - 1}")
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ def intervene(config: InterveneConfig) -> None:
     run = open_run(config)
     transcoder, store = run.transcoder, run.store
     edits = edits_of(config, transcoder.config.d_sae)
-    text = config.file.read_text(encoding="utf-8") if config.file else str(config.text)
+    text = text_of(config)
     device = resolve_device(config.device)
     model = open_model(store, device)
     parts = []
     for tokens in tqdm(rows_of(text, model, store), desc="intervene", unit="row", leave=False):
         parts += effects(tokens, transcoder.to(device), store, model, edits, config)
     if not all(math.isfinite(part["kl"]) for part in parts):
-        raise ValueError("the changed latents are too large: the model's predictions are no numbers; give smaller ones")
+        raise Refused("the changed latents are too large: the model's predictions are no numbers; give smaller ones")
     result = {
         "run": str(config.run_directory), "keep_error": config.keep_error,
         "edits": [vars(edit) for edit in edits], **totals(parts), "tokens": parts,
@@ -129,11 +130,21 @@ def intervene(config: InterveneConfig) -> None:
     print(table(result), path, sep="\n")
 
 
+def text_of(config: InterveneConfig) -> str:
+    """The text to run on, from --text or --file. Refused when the file is not UTF-8."""
+    if config.file is None:
+        return str(config.text)
+    try:
+        return config.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{config.file} is not UTF-8 text ({error}); save it as UTF-8") from None
+
+
 def rows_of(text: str, model: LanguageModel, store: Store) -> list[Int[Tensor, "1 tokens"]]:
-    """The text as rows that each begin with BOS, no longer than those of the store. ValueError when there is nothing."""
+    """The text as rows that each begin with BOS, no longer than those of the store. Refused when there is nothing."""
     ids = next(tokenize([text], model.tokenizer))
     if len(ids) < 2:
-        raise ValueError(f"the text has {len(ids)} tokens; at least 2 are needed, so that one is predicted")
+        raise Refused(f"the text has {len(ids)} tokens; at least 2 are needed, so that one is predicted")
     room = store.manifest.recipe.context - 1
     bos = model.tokenizer.bos_token_id
     return [torch.tensor([[bos, *ids[start : start + room]]]) for start in range(0, len(ids), room)]

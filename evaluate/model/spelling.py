@@ -19,6 +19,7 @@ from evaluate.metrics.tasks import LETTERS, Examples, Prompted
 from evaluate.model.unembed import Unembedding
 from harvest.config import SITES
 from harvest.model import LanguageModel
+from store.errors import Refused
 
 BEFORE = " apple has the first letter: A\n music has the first letter: M\n"
 
@@ -72,7 +73,7 @@ def letter_gradients(
 
 
 def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
-    """The test words in the prompt. ValueError when a letter is no single token of the model's."""
+    """The test words in the prompt. Refused when a letter is no single token of the model's."""
     words = test.of(test.letters() >= 0)
     words = words.of(torch.arange(len(words.text)) < MOST_WORDS)
 
@@ -81,7 +82,7 @@ def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
 
     capitals = [ids(f" {letter.upper()}") for letter in LETTERS]
     if any(len(each) != 1 for each in capitals):
-        raise ValueError(f"the letters are no single tokens of {model.name}; leave the probes out with --no-probes")
+        raise Refused(f"the letters are no single tokens of {model.name}; leave the probes out with --no-probes")
     letters = torch.tensor([each[0] for each in capitals])
     after = ids(AFTER)
     asked = torch.tensor([[token, *after] for token in words.token.tolist()])

@@ -20,6 +20,7 @@ from evaluate.metrics.measurement import Spliced, SplicedPrefix
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model import LanguageModel, load_model
 from harvest.pool import Lanes
+from store.errors import Refused
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -114,14 +115,14 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
 
 
 def open_model(store: Store, device: torch.device) -> LanguageModel:
-    """The model that made a store. ValueError when it, or its tokenizer, is not the one that the store names."""
+    """The model that made a store. Refused when it, or its tokenizer, is not the one that the store names."""
     recipe = store.manifest.recipe
     local = recipe.model.startswith("pip:") or Path(recipe.model).is_dir()
     revision = None if local else recipe.model_revision
     model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision)
     found, wanted = (model.revision, model.tokenizer_hash), (recipe.model_revision, recipe.tokenizer_hash)
     if found != wanted:
-        raise ValueError(
+        raise Refused(
             f"{recipe.model} is now {found}, the store was made with {wanted}; restore that model, or leave it out with "
             "--sequences 0"
         )
@@ -129,14 +130,14 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
 
 
 def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> None:
-    """ValueError when the cached rows do not restart this model where the whole model would be."""
+    """Refused when the cached rows do not restart this model where the whole model would be."""
     tokens = part.tokens.to(model.device)
     logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
     again = ce_and_kl(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()
     if abs(whole - again) > RESTART_TOLERANCE:
-        raise ValueError(
+        raise Refused(
             f"restarted from the cache, {model.name} has a cross-entropy of {again:.3f} nats where the whole model has "
             f"{whole:.3f}: the store was not made by this model; harvest again"
         )
