@@ -26,8 +26,12 @@ from store.transcoders.transcoder import Transcoder
 
 SAVE_SECONDS = 120.0
 
-BINS, BINS_AN_OCTAVE, LOWEST_OCTAVE = 160, 4, -12
-"""The histogram: bin b counts activations from 2^(b / 4 - 12), a quarter of an octave each; the outer bins are open."""
+BINS = 160
+"""Bins of the histogram. Bin b begins at 2^(b / 4 - 12) and is a quarter of an octave wide; the outer bins are open."""
+
+BINS_AN_OCTAVE = 4
+
+LOWEST_OCTAVE = -12
 
 MOST_PAIRS = 50_000_000
 """(latent, token) pairs that are counted; beyond it each latent keeps those of its largest sums of activations."""
@@ -64,39 +68,62 @@ class Collection:
 
     @classmethod
     def begin(cls, key: str, d_sae: int) -> "Collection":
-        none, zeros = np.zeros(0, np.int64), np.zeros(d_sae, np.int64)
+        """A collection of no shards."""
         return cls(
-            key=key, shards=0, rows=0, fired=zeros, total=np.zeros(d_sae), histogram=np.zeros((d_sae, BINS), np.int32),
-            token_pair=none, token_count=none, token_total=np.zeros(0), pruned=False, paired_rows=0,
-            paired_row=none.astype(np.int32), paired_latent=none.astype(np.int32),
-        )  # fmt: skip
+            key=key,
+            shards=0,
+            rows=0,
+            fired=np.zeros(d_sae, np.int64),
+            total=np.zeros(d_sae),
+            histogram=np.zeros((d_sae, BINS), np.int32),
+            token_pair=np.zeros(0, np.int64),
+            token_count=np.zeros(0, np.int64),
+            token_total=np.zeros(0),
+            pruned=False,
+            paired_row=np.zeros(0, np.int32),
+            paired_latent=np.zeros(0, np.int32),
+            paired_rows=0,
+        )
 
     def plus(self, firings: Firings, config: FeaturesConfig, vocabulary: int) -> "Collection":
         """This collection with one more shard."""
-        d_sae, top = len(self.fired), best_of_documents(firings)
-        pairs = count_tokens(self, firings, vocabulary)
-        pruned = len(pairs[0]) > MOST_PAIRS
-        if pruned:
-            pairs = most_active(*pairs, vocabulary)
-        everything = np.arange(len(firings.value))
-        bins = firings.latent.astype(np.int64) * BINS + bin_of(firings.value)
+        d_sae = len(self.fired)
+        pair, count, total = count_tokens(self, firings, vocabulary)
+        too_many = len(pair) > MOST_PAIRS
+        if too_many:
+            pair, count, total = most_active(pair, count, total, vocabulary)
+        value = firings.value.astype(np.float64)
+        bins = np.bincount(firings.latent.astype(np.int64) * BINS + bin_of(firings.value), minlength=d_sae * BINS)
+        strongest = best_of_documents(firings)
+        everything = np.arange(len(value))
+        random_key = sampling_key(firings, self.shards)
+        row, latent, rows = paired(self, firings, config.coactivation_rows)
         return dataclasses.replace(
-            self, shards=self.shards + 1, rows=self.rows + firings.rows,
+            self,
+            shards=self.shards + 1,
+            rows=self.rows + firings.rows,
             fired=self.fired + np.bincount(firings.latent, minlength=d_sae),
-            total=self.total + np.bincount(firings.latent, firings.value.astype(np.float64), d_sae),
-            histogram=self.histogram + np.bincount(bins, minlength=d_sae * BINS).reshape(d_sae, BINS).astype(np.int32),
-            token_pair=pairs[0], token_count=pairs[1], token_total=pairs[2], pruned=self.pruned or pruned,
-            **paired(self, firings, config.coactivation_rows),
-            top=self.top.merged(firings, self.shards, top, firings.value[top].astype(np.float64), config.contexts),
-            sample=self.sample.merged(firings, self.shards, everything, sampling_key(firings, self.shards), config.samples),
-        )  # fmt: skip
+            total=self.total + np.bincount(firings.latent, value, d_sae),
+            histogram=self.histogram + bins.reshape(d_sae, BINS).astype(np.int32),
+            token_pair=pair,
+            token_count=count,
+            token_total=total,
+            pruned=self.pruned or too_many,
+            paired_row=row,
+            paired_latent=latent,
+            paired_rows=rows,
+            top=self.top.merged(firings, self.shards, strongest, value[strongest], config.contexts),
+            sample=self.sample.merged(firings, self.shards, everything, random_key, config.samples),
+        )
 
     def save(self, path: Path) -> None:
+        """Writes the collection to a safetensors file, from which `load` continues."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        for kind in ("top", "sample"):
-            arrays |= {f"{kind}.{name}": array for name, array in vars(getattr(self, kind)).items()}
-        numbers = {name: str(int(getattr(self, name))) for name in NUMBERS}
-        write_tensors(path, {name: torch.from_numpy(array) for name, array in arrays.items()}, numbers | {"key": self.key})
+        arrays |= {f"top.{name}": array for name, array in vars(self.top).items()}
+        arrays |= {f"sample.{name}": array for name, array in vars(self.sample).items()}
+        metadata = {name: str(int(getattr(self, name))) for name in NUMBERS}
+        metadata["key"] = self.key
+        write_tensors(path, {name: torch.from_numpy(array) for name, array in arrays.items()}, metadata)
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Collection | None":
@@ -122,6 +149,7 @@ class Collection:
 
 
 NUMBERS = ("shards", "rows", "paired_rows", "pruned")
+"""Fields that are saved as metadata."""
 
 ARRAYS = ("fired", "total", "histogram", "token_pair", "token_count", "token_total", "paired_row", "paired_latent")
 
@@ -165,18 +193,17 @@ def most_active(
     return key[kept], count[kept], total[kept]
 
 
-def paired(so_far: Collection, firings: Firings, limit: int) -> dict:
-    """The firings of the next rows, as long as fewer than `limit` rows were taken."""
+def paired(so_far: Collection, firings: Firings, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Row and latent of every firing in the first `limit` rows, those of one more shard among them, and how many rows
+    these are."""
     room = max(0, limit - so_far.paired_rows)
     if room == 0:
-        return {}
+        return so_far.paired_row, so_far.paired_latent, so_far.paired_rows
     row = np.cumsum(firings.measured)[firings.position] - 1
-    near = row < room
-    return {
-        "paired_row": np.concatenate([so_far.paired_row, (row[near] + so_far.paired_rows).astype(np.int32)]),
-        "paired_latent": np.concatenate([so_far.paired_latent, firings.latent[near]]),
-        "paired_rows": so_far.paired_rows + min(room, firings.rows),
-    }
+    taken = row < room
+    rows = np.concatenate([so_far.paired_row, (row[taken] + so_far.paired_rows).astype(np.int32)])
+    latents = np.concatenate([so_far.paired_latent, firings.latent[taken]])
+    return rows, latents, so_far.paired_rows + min(room, firings.rows)
 
 
 def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig) -> str:
@@ -195,17 +222,20 @@ def collect(transcoder: Transcoder, store: Store, config: FeaturesConfig, key: s
     """One pass over the split, continuing what an interrupted command left beside the results."""
     shards = store.manifest.of_split(config.split)
     path = config.folder / COLLECTION_STATE
-    found = Collection.load(path, key)
-    collection = found or Collection.begin(key, transcoder.config.d_sae)
-    if found:
-        log.info("continuing after %d of %d shards", found.shards, len(shards))
+    collection = Collection.load(path, key)
+    if collection is None:
+        collection = Collection.begin(key, transcoder.config.d_sae)
+    else:
+        log.info("continuing after %d of %d shards", collection.shards, len(shards))
     config.folder.mkdir(parents=True, exist_ok=True)
-    forward, saved = Forward(transcoder.to(resolve_device(config.device))), time.monotonic()
+    forward = Forward(transcoder.to(resolve_device(config.device)))
+    saved = time.monotonic()
     total = sum(shard.kept for shard in shards)
     try:
         with tqdm(total=total, initial=collection.rows, unit="row", unit_scale=True, desc="features") as bar:
             for shard in shards[collection.shards :]:
-                collection = collection.plus(firings_of(store, shard, forward, config.batch_rows, bar), config, vocabulary)
+                firings = firings_of(store, shard, forward, config.batch_rows, bar)
+                collection = collection.plus(firings, config, vocabulary)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     collection.save(path)
                     saved = time.monotonic()

@@ -1,5 +1,6 @@
 """The contexts that are kept of each latent: the best by a score, exactly, whatever the number of shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +35,44 @@ class Contexts:
         none = np.zeros(0, np.int32)
         return cls(none, np.zeros(0), none, none, np.zeros((0, WIDTH), np.float32))
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["Contexts"]) -> "Contexts":
+        """The contexts of all parts, part after part."""
+        return cls(
+            latent=np.concatenate([part.latent for part in parts]),
+            score=np.concatenate([part.score for part in parts]),
+            shard=np.concatenate([part.shard for part in parts]),
+            position=np.concatenate([part.position for part in parts]),
+            window=np.concatenate([part.window for part in parts]),
+        )
+
+    def take(self, index: np.ndarray | slice) -> "Contexts":
+        """The contexts with these indices, in their order."""
+        return Contexts(
+            latent=self.latent[index],
+            score=self.score[index],
+            shard=self.shard[index],
+            position=self.position[index],
+            window=self.window[index],
+        )
+
+    def of_latents(self, latents: np.ndarray) -> "Contexts":
+        """The contexts of latents that follow each other without a gap."""
+        low, high = np.searchsorted(self.latent, [latents[0], latents[-1] + 1])
+        return self.take(slice(int(low), int(high)))
+
     @property
     def value(self) -> np.ndarray:
+        """float32 [n]: the activation on the middle token."""
         return self.window[:, SIDE]
 
     def merged(self, firings: Firings, shard: int, chosen: np.ndarray, score: np.ndarray, limit: int) -> "Contexts":
         """These and the chosen firings of a later shard, cut to the `limit` best of each latent."""
         latent = firings.latent[chosen]
         better = score > self._floor(limit, int(latent.max(initial=-1)) + 1)[latent]
-        chosen, score, latent = chosen[better], score[better], latent[better]
+        chosen = chosen[better]
+        score = score[better]
+        latent = latent[better]
         all_latent = np.concatenate([self.latent, latent])
         all_score = np.concatenate([self.score, score])
         all_shard = np.concatenate([self.shard, np.full(len(chosen), shard, np.int32)])
@@ -100,24 +130,26 @@ def windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
 
 def _windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
     """Neighbours in the text are neighbours in the list, so the list is walked both ways until out of sight."""
-    centre, latent = firings.position[chosen], firings.latent[chosen]
-    out = np.zeros((len(chosen), WIDTH), np.float32)
-    out[:, SIDE] = firings.value[chosen]
+    centre = firings.position[chosen]
+    latent = firings.latent[chosen]
+    window = np.zeros((len(chosen), WIDTH), np.float32)
+    window[:, SIDE] = firings.value[chosen]
     for direction in (-1, 1):
-        here = np.arange(len(chosen))
+        open_rows = np.arange(len(chosen))  # windows whose edge the walk has not reached
         for step in range(1, SIDE + 1):
-            near = chosen[here] + direction * step
+            near = chosen[open_rows] + direction * step
             inside = (near >= 0) & (near < len(firings.value))
-            here, near = here[inside], near[inside]
-            distance = firings.position[near] - centre[here]
-            seen = (firings.latent[near] == latent[here]) & (np.abs(distance) <= SIDE)
-            here, near, distance = here[seen], near[seen], distance[seen]
-            if not len(here):
+            open_rows = open_rows[inside]
+            near = near[inside]
+            distance = firings.position[near] - centre[open_rows]
+            seen = (firings.latent[near] == latent[open_rows]) & (np.abs(distance) <= SIDE)
+            open_rows = open_rows[seen]
+            if not len(open_rows):
                 break
-            out[here, SIDE + distance] = firings.value[near]
+            window[open_rows, SIDE + distance[seen]] = firings.value[near[seen]]
     shown = centre[:, None] + np.arange(-SIDE, SIDE + 1, dtype=np.int32)
     context = firings.tokens.shape[1]
-    there = shown // context == centre[:, None] // context
-    there &= firings.measured[np.clip(shown, 0, firings.tokens.size - 1)]
-    out[~there] = np.nan
-    return out
+    measured = shown // context == centre[:, None] // context
+    measured &= firings.measured[np.clip(shown, 0, firings.tokens.size - 1)]
+    window[~measured] = np.nan
+    return window

@@ -45,26 +45,31 @@ def firings_of(store: Store, shard: ShardEntry, forward: Forward, rows: int, bar
     transcoder = forward.transcoder
     device = transcoder.W_dec.device
     tokens = store.array(shard, "tokens").numpy()
-    place = store.array(shard, "token_index")[: shard.kept].long()
-    position, order = place.sort()  # rows lie shuffled in the shard
+    token_index = store.array(shard, "token_index")[: shard.kept].long()
+    position, order = token_index.sort()  # rows lie shuffled in the shard
     source = store.array(shard, transcoder.config.source_site)
     norm = store.norm.to(device)
-    values, latents, positions = [], [], []
+    values = []
+    latents = []
+    positions = []
     for start in range(0, shard.kept, rows):
         chosen = order[start : start + rows]
-        found = forward.entries(transcoder.view(source[chosen].to(device), norm))
-        values.append(found.value.cpu().numpy())
-        latents.append(found.latent.cpu().numpy())
-        positions.append(position[start + found.row.cpu()].numpy())
+        entries = forward.entries(transcoder.view(source[chosen].to(device), norm))
+        values.append(entries.value.cpu().numpy())
+        latents.append(entries.latent.cpu().numpy())
+        positions.append(position[start + entries.row.cpu()].numpy())
         bar.update(len(chosen))
     latent = np.concatenate(latents)
     order_by_latent = stable_order(latent, transcoder.config.d_sae)
     measured = np.zeros(tokens.size, dtype=bool)
-    measured[place.numpy()] = True
+    measured[token_index.numpy()] = True
     return Firings(
-        value=np.concatenate(values)[order_by_latent], latent=latent[order_by_latent].astype(np.int32),
-        position=np.concatenate(positions)[order_by_latent].astype(np.int32), tokens=tokens, measured=measured,
-    )  # fmt: skip
+        value=np.concatenate(values)[order_by_latent],
+        latent=latent[order_by_latent].astype(np.int32),
+        position=np.concatenate(positions)[order_by_latent].astype(np.int32),
+        tokens=tokens,
+        measured=measured,
+    )
 
 
 def stable_order(latent: np.ndarray, d_sae: int) -> np.ndarray:

@@ -24,14 +24,26 @@ class Related:
     score: np.ndarray
     """float32 [d_sae, n]."""
     both: np.ndarray | None = None
-    """int64 [d_sae, n]: rows on which both fired."""
+    """int64 [d_sae, n]: rows on which both fired; None for a relation that does not count rows."""
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Related"]) -> "Related":
+        """The relations of all parts, latent after latent."""
+        counts = [part.both for part in parts if part.both is not None]
+        return cls(
+            other=np.concatenate([part.other for part in parts]),
+            score=np.concatenate([part.score for part in parts]),
+            both=np.concatenate(counts) if counts else None,
+        )
 
 
 def by_decoder(W_dec: Float[Tensor, "d_sae d_out"], n: int) -> tuple[Related, np.ndarray]:
     """The largest cosines of decoder rows, and of each its largest |cosine|; rows of norm zero are like nothing."""
     unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
     n = min(n, len(unit) - 1)
-    scores, others, largest = [], [], []
+    scores = []
+    others = []
+    largest = []
     for start in range(0, len(unit), BLOCK * 4):
         cosine = unit[start : start + BLOCK * 4] @ unit.T
         rows = torch.arange(len(cosine), device=unit.device)
@@ -58,31 +70,43 @@ def by_coactivation(
     by_row = fires.T.tocsr()
     fired = np.bincount(latent, minlength=d_sae)
     ends = np.asarray(prefix_sizes)[np.searchsorted(prefix_sizes, np.arange(d_sae), side="right")]
-    together, within = [], []
+    together = []
+    within = []
     for start in range(0, d_sae, BLOCK):
         counts = (fires[start : start + BLOCK] @ by_row).tocoo()
-        mine, other, both = counts.row + start, counts.col, counts.data.astype(np.int64)
-        related = (both >= LEAST) & (mine != other)
-        mine, other, both = mine[related], other[related], both[related]
+        mine = counts.row + start
+        both = counts.data.astype(np.int64)
+        related = (both >= LEAST) & (mine != counts.col)
+        mine = mine[related]
+        both = both[related]
+        other = counts.col[related]
         cosine = both / np.sqrt(fired[mine] * fired[other])
         excess = np.where(other >= ends[mine], both / fired[other] - fired[mine] / max(rows, 1), 0.0)
-        for score, parts in ((cosine, together), (excess, within)):
-            parts.append(_top(mine - start, other, score, both, min(BLOCK, d_sae - start), min(n, d_sae)))
-    return _joined(together), _joined(within)
+        shape = (min(BLOCK, d_sae - start), min(n, d_sae))
+        together.append(_best_related(mine - start, other, cosine, both, shape))
+        within.append(_best_related(mine - start, other, excess, both, shape))
+    return Related.concatenate(together), Related.concatenate(within)
 
 
-def _top(mine: np.ndarray, other: np.ndarray, score: np.ndarray, both: np.ndarray, latents: int, n: int) -> Related:
-    """The n largest positive scores of each latent; of equal ones the first in the dictionary."""
+def _best_related(
+    mine: np.ndarray, other: np.ndarray, score: np.ndarray, both: np.ndarray, shape: tuple[int, int]
+) -> Related:
+    """The largest positive scores of each latent; of equal ones the first in the dictionary.
+
+    mine, other, score, both: by pair of latents.
+    shape: how many latents, and how many related ones of each.
+    """
     order = np.lexsort((other, -score, mine))
     order = order[score[order] > 0]
     ranked = mine[order]
     rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
-    order, rank = order[rank < n], rank[rank < n]
-    found = np.full((latents, n), -1), np.zeros((latents, n), np.float32), np.zeros((latents, n), np.int64)
-    for array, values in zip(found, (other, score, both), strict=True):
-        array[mine[order], rank] = values[order]
-    return Related(*found)
-
-
-def _joined(parts: Sequence[Related]) -> Related:
-    return Related(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("other", "score", "both")))
+    within_limit = rank < shape[1]
+    order = order[within_limit]
+    rank = rank[within_limit]
+    best_other = np.full(shape, -1)
+    best_score = np.zeros(shape, np.float32)
+    best_both = np.zeros(shape, np.int64)
+    best_other[mine[order], rank] = other[order]
+    best_score[mine[order], rank] = score[order]
+    best_both[mine[order], rank] = both[order]
+    return Related(best_other, best_score, best_both)

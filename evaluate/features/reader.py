@@ -14,8 +14,17 @@ from store.errors import Damaged
 from store.layout import COLLECTION_SUMMARY
 
 SCALARS = (
-    "feature", "prefix", "fired", "density", "mean_activation", "max_activation", "max_cosine", "top_token", "example",
-)  # fmt: skip
+    "feature",
+    "prefix",
+    "fired",
+    "density",
+    "mean_activation",
+    "max_activation",
+    "max_cosine",
+    "top_token",
+    "example",
+)
+"""Columns that are kept in memory."""
 
 SORTS = ("feature", "prefix", "density", "mean_activation", "max_activation", "max_cosine", "top_token")
 
@@ -63,8 +72,12 @@ class Features:
 
     def brief(self, latent: int) -> dict:
         """A latent's plain columns."""
-        return {name: column[latent].item() if hasattr(column[latent], "item") else column[latent]
-                for name, column in self.columns.items()} | {"example": self.example[latent].as_py()}  # fmt: skip
+        row = {}
+        for name, column in self.columns.items():
+            value = column[latent]
+            row[name] = value.item() if isinstance(value, np.generic) else value
+        row["example"] = self.example[latent].as_py()
+        return row
 
     def records(self, latents: Sequence[int], columns: Sequence[str] | None = None) -> list[dict]:
         """Whole rows (or some columns of them). Damaged when the file cannot be read there."""

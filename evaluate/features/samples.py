@@ -1,4 +1,4 @@
-"""What `features` writes: the collection in words -> feature_NNNNN.json, features.parquet, collection_summary.json."""
+"""`python -m evaluate features`: collects what every latent of a run responds to, and writes it beside the run."""
 
 import json
 from dataclasses import replace
@@ -12,28 +12,35 @@ from transformers import PreTrainedTokenizerBase
 from evaluate.baselines import find_baselines
 from evaluate.features.collect import Collection, collect, key_of
 from evaluate.features.config import FeaturesConfig
-from evaluate.features.contexts import SIDE
 from evaluate.features.neighbours import by_coactivation, by_decoder
 from evaluate.features.reader import read_summary
-from evaluate.features.write import (
-    Relations,
-    Text,
-    write_samples,
-)
+from evaluate.features.records import Relations, TokenLogit
+from evaluate.features.split_text import SplitText
+from evaluate.features.summary import summary_of
+from evaluate.features.write import write_samples
 from evaluate.runs import check_fits, open_run, store_of
 from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
-from store.shards.reader import Store, check_shards
+from store.shards.reader import check_shards
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
+
+PROMOTED = 10
+"""Tokens listed whose logits a latent raises most, and as many whose logits it lowers most."""
+
+BLOCK = 256
+"""Latents whose logits are held at once."""
 
 
 def baseline_run(config: FeaturesConfig) -> Path:
-    """The folder, beside the run's, in which what it is compared with is a run like any other. Refused where that folder
-    is something else."""
+    """Saves the baseline that the options name as a run, in a folder beside --run, and returns that folder.
+
+    Refused when the folder is there and holds something else.
+    """
     run = open_run(config)
-    ours, store = run.transcoder, run.store
+    ours = run.transcoder
+    store = run.store
     l0 = None if config.l0 == "nearest" else config.l0
     [other] = find_baselines([config.baseline] if config.baseline else [], None, l0, store, ours)
     check_fits(other, store)
@@ -48,11 +55,13 @@ def baseline_run(config: FeaturesConfig) -> Path:
 
 
 def collect_samples(config: FeaturesConfig) -> Path:
-    """The folder of a run's activation samples, made now unless it is there. Refused when run and store do not fit."""
+    """The folder of a run's activation samples; collects them unless they are there. Refused when run and store do not
+    fit."""
     if config.baseline or config.l0:
         config = replace(config, store=store_of(config), run=baseline_run(config), baseline=None, l0=None)
     run = open_run(config)
-    transcoder, store = run.transcoder, run.store
+    transcoder = run.transcoder
+    store = run.store
     shards = store.manifest.of_split(config.split)
     key = key_of(config.run_directory, store, shards, config)
     done = read_summary(config.folder)
@@ -61,54 +70,80 @@ def collect_samples(config: FeaturesConfig) -> Path:
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     if config.check:
         check_shards(store, config.split)
-    text = Text(store, config.split, tokenizer)
-    logits: tuple[list, list] = ([], [])
+    text = SplitText(store, config.split, tokenizer)
+    promoted: list[list[TokenLogit]] = []
+    suppressed: list[list[TokenLogit]] = []
     if config.promoted_tokens:
-        logits = logit_effects(transcoder.W_dec, load_unembedding(store.manifest.recipe.model), tokenizer)
+        unembedding = load_unembedding(store.manifest.recipe.model)
+        promoted, suppressed = logit_effects(transcoder.W_dec, unembedding, tokenizer)
     collection = collect(transcoder, store, config, key, len(text.word))
-    relations = relate(transcoder, collection, config.neighbours, logits)
+    relations = relate(transcoder, collection, config.neighbours, promoted, suppressed)
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
     summary = summary_of(transcoder, store, collection, config)
-    write_text(config.folder / COLLECTION_SUMMARY, json.dumps(summary, indent=1) + "\n")
+    write_text(config.folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
     (config.folder / COLLECTION_STATE).unlink(missing_ok=True)
     return config.folder
 
 
-def summary_of(transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig) -> dict:
-    """collection_summary.json: what was looked at, and what of it is exact."""
-    recipe = store.manifest.recipe
-    return {
-        "format_version": 1, "name": transcoder.config.name, "model": recipe.model, "layer": recipe.layer,
-        "dataset": recipe.dataset, "store_fingerprint": store.fingerprint, "split": config.split, "rows": collection.rows,
-        "shards": collection.shards, "d_sae": transcoder.config.d_sae, "prefix_sizes": transcoder.config.prefix_sizes,
-        "l0_mean": int(collection.fired.sum()) / max(collection.rows, 1),
-        "features_with_samples": int((collection.fired > 0).sum()), "dead_features": int((collection.fired == 0).sum()),
-        "contexts": config.contexts, "samples": config.samples, "tokens_either_side": SIDE,
-        "coactivation_rows": collection.paired_rows, "token_counts_exact": not collection.pruned,
-        "promoted_tokens": config.promoted_tokens, "json": config.json, "key": collection.key,
-    }  # fmt: skip
+def relate(
+    transcoder: Transcoder,
+    collection: Collection,
+    n: int,
+    promoted: list[list[TokenLogit]],
+    suppressed: list[list[TokenLogit]],
+) -> Relations:
+    """The relations of every latent to the `n` nearest of each kind.
 
-
-def relate(transcoder: Transcoder, collection: Collection, n: int, logits: tuple[list, list]) -> Relations:
-    """Every latent's neighbours."""
+    transcoder: its decoder rows and prefixes.
+    collection: the pairs of rows and latents that co-activation is counted from.
+    n: neighbours kept of each kind.
+    promoted, suppressed: tokens by latent, or nothing.
+    """
     together, finer = by_coactivation(
         collection.paired_row, collection.paired_latent, collection.paired_rows, transcoder.config.prefix_sizes, n
     )
     decoder, max_cosine = by_decoder(transcoder.W_dec, n)
-    return Relations(decoder, together, finer, *logits, max_cosine)
+    return Relations(
+        decoder=decoder,
+        coactive=together,
+        finer=finer,
+        promoted=promoted,
+        suppressed=suppressed,
+        max_cosine=max_cosine,
+    )
 
 
 @torch.no_grad()
 def logit_effects(
-    W_dec: Tensor, unembedding: Tensor, tokenizer: PreTrainedTokenizerBase, n: int = 10
-) -> tuple[list[list[dict]], list[list[dict]]]:
-    """The tokens whose logits each latent raises and lowers most, through the final norm's gain, by unit activation."""
-    ends: tuple[list, list] = ([], [])
-    for block in tqdm(W_dec.split(256), desc="promoted tokens", unit_scale=256, unit="latent"):
+    W_dec: Tensor, unembedding: Tensor, tokenizer: PreTrainedTokenizerBase, n: int = PROMOTED
+) -> tuple[list[list[TokenLogit]], list[list[TokenLogit]]]:
+    """By latent, the tokens whose logits it raises most and those whose logits it lowers most.
+
+    W_dec: [d_sae, d_out].
+    unembedding: [vocabulary, d_out], with the final norm's gain in it.
+    tokenizer: names the tokens.
+    n: tokens of each latent.
+    """
+    raised: list[list[TokenLogit]] = []
+    lowered: list[list[TokenLogit]] = []
+    for block in tqdm(W_dec.split(BLOCK), desc="promoted tokens", unit_scale=BLOCK, unit="latent"):
         logits = block @ unembedding.T
-        for largest, out in zip((True, False), ends, strict=True):
-            top = logits.topk(n, dim=1, largest=largest)
-            for values, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                words = token_texts(tokenizer, ids)
-                out.append([{"token": w, "logit": v} for w, v in zip(words, values, strict=True)])
-    return ends
+        raised += most_changed(logits, n, True, tokenizer)
+        lowered += most_changed(logits, n, False, tokenizer)
+    return raised, lowered
+
+
+def most_changed(logits: Tensor, n: int, largest: bool, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenLogit]]:
+    """The n largest (or smallest) logits of each latent, with their tokens.
+
+    logits: [latents, vocabulary].
+    n: tokens of each latent.
+    largest: whether the largest are wanted, or the smallest.
+    tokenizer: names the tokens.
+    """
+    top = logits.topk(n, dim=1, largest=largest)
+    by_latent: list[list[TokenLogit]] = []
+    for values, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        words = token_texts(tokenizer, ids)
+        by_latent.append([{"token": word, "logit": value} for word, value in zip(words, values, strict=True)])
+    return by_latent

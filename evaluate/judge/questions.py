@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from evaluate.features.context_table import QUANTILES
 from evaluate.features.reader import Features, open_features, read_summary
-from evaluate.features.write import QUANTILES
 from evaluate.judge.config import JudgeExportConfig
 from evaluate.runs import open_run
 from harvest.text import load_tokenizer, token_texts

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.features import samples, write
+from evaluate.features import samples, split_text
 from evaluate.features.config import FeaturesConfig
 from store.disk.files import write_text
 from store.layout import FEATURES
@@ -40,7 +40,7 @@ def make_results(folder: Path, tokenizer: Path) -> Path:
     run = folder / "results" / RUN
     make_transcoder(d_in=12, d_out=10, d_sae=80, prefix_sizes=(10, 40, 80), name="ours").save(run)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (samples, write):
+        for module in (samples, split_text):
             patch.setattr(module, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
         patch.setattr(samples, "load_unembedding", lambda model: UNEMBEDDING)
         config = FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu")

@@ -16,10 +16,10 @@ from evaluate.browse.folder import find_runs
 from evaluate.features import collect as features
 from evaluate.features.collect import Collection, bin_edge, bin_of, collect, most_active
 from evaluate.features.config import FeaturesConfig
+from evaluate.features.context_table import QUANTILES
 from evaluate.features.contexts import SIDE, best
 from evaluate.features.neighbours import by_coactivation, by_decoder
 from evaluate.features.samples import collect_samples, logit_effects
-from evaluate.features.write import QUANTILES
 from harvest.text import load_unembedding, token_texts
 from store.layout import COLLECTION_STATE
 from store.shards.reader import Store
