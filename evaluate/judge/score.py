@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,104 +37,146 @@ def read_lines(path: Path, needed: Mapping[str, type] = {}) -> list[dict]:
             raise Damaged(f"{path}, line {number} is no JSON object: {line[:60]!r}; restore or remove it")
         for name, kind in needed.items():
             if name not in record or not isinstance(record[name], kind):
-                said = f"{record[name]!r} as {name!r}" if name in record else f"no {name!r}"
-                raise Damaged(f"{path}, line {number} has {said}; every line needs {', '.join(needed)}")
+                fault = f"{record[name]!r} as {name!r}" if name in record else f"no {name!r}"
+                raise Damaged(f"{path}, line {number} has {fault}; every line needs {', '.join(needed)}")
         records.append(record)
     return records
 
 
 def read_answers(path: Path, items: Sequence[dict]) -> dict[str, bool]:
     """Answers by id. Refused for an id that is not asked; Damaged for one answered twice differently, or no yes or no."""
-    known, found = {item["id"] for item in items}, {}
+    known = {item["id"] for item in items}
+    answers: dict[str, bool] = {}
     for record in read_lines(path, {"id": str, "answer": object}):
-        name, said = record["id"], record["answer"]
+        name = record["id"]
+        answer = record["answer"]
         if name not in known:
             raise Refused(f"{path} answers {name!r}, which is not asked; the questions were exported anew since")
-        if said not in (True, False):
-            raise Damaged(f"{path}: the answer to {name!r} is {said!r}; write true or false")
-        if found.setdefault(name, bool(said)) != said:
+        if answer not in (True, False):
+            raise Damaged(f"{path}: the answer to {name!r} is {answer!r}; write true or false")
+        if answers.setdefault(name, bool(answer)) != answer:
             raise Damaged(f"{path} answers {name!r} with both yes and no; keep one of them")
-    return found
+    return answers
 
 
 def write_scores(folder: Path, items: Sequence[dict], answers: dict[str, bool]) -> None:
-    found = scores(items, answers)
-    write_text(folder / SCORES, json.dumps(found, indent=1) + "\n")
-    write_text(folder / SUMMARY, summary(found))
+    """Writes scores.json and summary.txt."""
+    by_task = scores(items, answers)
+    write_text(folder / SCORES, json.dumps(by_task, indent=1) + "\n")
+    write_text(folder / SUMMARY, summary(by_task))
 
 
 def scores(items: Sequence[dict], answers: dict[str, bool]) -> dict:
     """By task: overall with its interval over latents, each constant answer's, by kind of text, and by latent."""
-    found = {}
+    by_task = {}
     for task in dict.fromkeys(item["task"] for item in items):
         asked = [item for item in items if item["task"] == task]
         mine = [item for item in asked if item["id"] in answers]
-        said = [answers[item["id"]] for item in mine]
-        by_latent = per_latent(mine, said)
+        answered = [answers[item["id"]] for item in mine]
+        by_latent = per_latent(mine, answered)
         constant = {name: overall(per_latent(mine, [yes] * len(mine))) for name, yes in CONSTANTS.items()}
-        found[task] = {
-            "asked": len(asked), "answered": len(mine), **overall(by_latent), "constant": constant,
-            "right_by_kind": by_group(mine, said, lambda item: item["kind"]),
-            "right_by_quantile": by_group(mine, said, lambda item: item["quantile"]), "latents": by_latent,
-        }  # fmt: skip
-    return found
+        by_task[task] = {
+            "asked": len(asked),
+            "answered": len(mine),
+            **overall(by_latent),
+            "constant": constant,
+            "right_by_kind": by_group(mine, answered, lambda item: item["kind"]),
+            "right_by_quantile": by_group(mine, answered, lambda item: item["quantile"]),
+            "latents": [vars(latent) for latent in by_latent],
+        }
+    return by_task
 
 
-def per_latent(items: Sequence[dict], said: Sequence[bool]) -> list[dict]:
-    """Each latent's figures; balanced accuracy, (true positive rate + true negative rate) / 2, needs both kinds of text."""
-    found = []
-    for latent in dict.fromkeys(item["latent"] for item in items):
-        pairs = [(item["truth"], yes) for item, yes in zip(items, said, strict=True) if item["latent"] == latent]
-        yes, no = ([answer == truth for truth, answer in pairs if truth == wanted] for wanted in (True, False))
-        rates = [sum(right) / len(right) if right else None for right in (yes, no)]
-        balanced = None if None in rates else sum(rates) / 2  # type: ignore[arg-type]
-        found.append({
-            "latent": latent, "answered": len(pairs), "balanced_accuracy": balanced,
-            "accuracy": (sum(yes) + sum(no)) / len(pairs), "constant_accuracy": max(len(yes), len(no)) / len(pairs),
-            "true_positive_rate": rates[0], "true_negative_rate": rates[1],
-        })  # fmt: skip
-    return found
+@dataclass(frozen=True, kw_only=True)
+class LatentScore:
+    """A latent's figures on one task, keys of scores.json."""
+
+    latent: int
+    answered: int
+    balanced_accuracy: float | None
+    """(true positive rate + true negative rate) / 2; None unless both kinds of text were answered."""
+    accuracy: float
+    """Share of right answers."""
+    constant_accuracy: float
+    """Accuracy of the better constant answer."""
+    true_positive_rate: float | None
+    """Share of right answers where the latent is active; None without such texts."""
+    true_negative_rate: float | None
 
 
-def overall(latents: Sequence[dict]) -> dict:
-    """Means over latents that can be scored, each {value, ci95}: latents are what is drawn again for the interval."""
-    scored = [latent for latent in latents if latent["balanced_accuracy"] is not None]
+def per_latent(items: Sequence[dict], answers: Sequence[bool]) -> list[LatentScore]:
+    """Each latent's figures, from answers in the order of the items."""
+    right_in_positives: dict[int, list[bool]] = {}
+    right_in_negatives: dict[int, list[bool]] = {}
+    for item, answer in zip(items, answers, strict=True):
+        positives = right_in_positives.setdefault(item["latent"], [])
+        negatives = right_in_negatives.setdefault(item["latent"], [])
+        (positives if item["truth"] else negatives).append(answer == item["truth"])
+    return [latent_score(latent, right_in_positives[latent], right_in_negatives[latent]) for latent in right_in_positives]
+
+
+def latent_score(latent: int, positives: Sequence[bool], negatives: Sequence[bool]) -> LatentScore:
+    """A latent's figures, from whether each answer about a positive and about a negative was right."""
+    answered = len(positives) + len(negatives)
+    true_positive_rate = sum(positives) / len(positives) if positives else None
+    true_negative_rate = sum(negatives) / len(negatives) if negatives else None
+    balanced_accuracy = None
+    if true_positive_rate is not None and true_negative_rate is not None:
+        balanced_accuracy = (true_positive_rate + true_negative_rate) / 2
+    return LatentScore(
+        latent=latent,
+        answered=answered,
+        balanced_accuracy=balanced_accuracy,
+        accuracy=(sum(positives) + sum(negatives)) / answered,
+        constant_accuracy=max(len(positives), len(negatives)) / answered,
+        true_positive_rate=true_positive_rate,
+        true_negative_rate=true_negative_rate,
+    )
+
+
+def overall(latents: Sequence[LatentScore]) -> dict:
+    """Means over the latents that have a balanced accuracy, each {value, ci95}; latents are resampled for the interval."""
+    scored = [latent for latent in latents if latent.balanced_accuracy is not None]
     names = ("balanced_accuracy", "accuracy", "true_positive_rate", "true_negative_rate")
     if not scored:
         return dict.fromkeys(names) | {"latents_scored": 0}
-    sums = torch.tensor([[*(latent[name] for name in names), 1.0] for latent in scored], dtype=torch.float64)
+    columns = [[getattr(latent, name) for latent in scored] for name in names]
+    columns.append([1.0] * len(scored))
+    sums = torch.tensor(columns, dtype=torch.float64).T.contiguous()
     drawn = resample(sums)
     means = {name: estimate(ratio(column, -1), sums, drawn).as_json() for column, name in enumerate(names)}
     return means | {"latents_scored": len(scored)}
 
 
-def by_group(items: Sequence[dict], said: Sequence[bool], group: Callable[[dict], object]) -> dict:
-    """Share of right answers in each group of questions."""
+def by_group(items: Sequence[dict], answers: Sequence[bool], group: Callable[[dict], object]) -> dict:
+    """By group of questions, `right`, the share of right answers, and `n`, their number."""
     right: dict[object, list[bool]] = {}
-    for item, yes in zip(items, said, strict=True):
+    for item, answer in zip(items, answers, strict=True):
         if group(item) is not None:
-            right.setdefault(group(item), []).append(yes == item["truth"])
+            right.setdefault(group(item), []).append(answer == item["truth"])
     return {str(name): {"right": sum(each) / len(each), "n": len(each)} for name, each in sorted(right.items(), key=str)}
 
 
-def shown(figure: dict | None) -> str:
+def with_interval(figure: dict | None) -> str:
     if figure is None:
         return "not measured"
     interval = figure["ci95"]
     return f"{figure['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else " (no interval)")
 
 
-def summary(found: dict) -> str:
-    """The scores in words."""
+def summary(by_task: dict) -> str:
+    """The scores as text: a task at a time, each figure above that of the constant answers."""
     lines = []
-    for task, score in found.items():
+    for task, score in by_task.items():
+        by_kind = ", ".join(
+            f"{kind} {group['right']:.0%} of {group['n']}" for kind, group in score["right_by_kind"].items()
+        )
         lines += [
             f"{task}: {score['answered']} of {score['asked']} answered, {score['latents_scored']} latents",
-            f"  balanced accuracy  {shown(score['balanced_accuracy'])}",
-            *(f"  {name:18} {shown(each['balanced_accuracy'])}" for name, each in score["constant"].items()),
-            f"  accuracy           {shown(score['accuracy'])}",
-            *(f"  {name:18} {shown(each['accuracy'])}" for name, each in score["constant"].items()),
-            "  right, by kind of text: " + ", ".join(f"{k} {v['right']:.0%} of {v['n']}" for k, v in
-                                                     score["right_by_kind"].items()),
-        ]  # fmt: skip
+            f"  balanced accuracy  {with_interval(score['balanced_accuracy'])}",
+            *(f"  {name:18} {with_interval(each['balanced_accuracy'])}" for name, each in score["constant"].items()),
+            f"  accuracy           {with_interval(score['accuracy'])}",
+            *(f"  {name:18} {with_interval(each['accuracy'])}" for name, each in score["constant"].items()),
+            f"  right, by kind of text: {by_kind}",
+        ]
     return "\n".join(lines) + "\n"
