@@ -1,21 +1,17 @@
-"""Latents changed while the model runs: a text, or held-out sequences -> what becomes of the model's predictions.
-
-A change adds (after - before) @ W_dec to what stands in the MLP's place, so a change of nothing changes nothing, exactly.
-"""
+"""`python -m evaluate intervene`: edits latents while the model runs on a text, and shows the change of its predictions."""
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.model.config import InterveneConfig
+from evaluate.model.edits import Edit, SplicedRows, edits_of
 from evaluate.model.splice import hidden_states, open_model
 from evaluate.model.unembed import Unembedding
 from evaluate.runs import open_run
@@ -28,103 +24,36 @@ from store.errors import Refused
 from store.layout import INTERVENTION
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
-from store.views import Norm
 
 ROWS_AT_ONCE = 32
-"""Whole distributions over the vocabulary that are held at once."""
+"""Tokens whose whole distributions over the vocabulary are held at once."""
 
-Kind = Literal["ablate", "scale", "pin"]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What is done to one latent."""
-
-    latent: int
-    kind: Kind
-    amount: float = 0.0
-
-    def __call__(self, value: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        if self.kind == "scale":
-            return value * self.amount
-        return torch.full_like(value, self.amount)
-
-
-def edits_of(config: InterveneConfig, d_sae: int) -> list[Edit]:
-    """Every change that is asked for. Refused for one that cannot be read, or a latent that is not there or twice."""
-    edits = [Edit(latent, "ablate") for latent in config.ablate]
-    given_numbers: dict[Kind, tuple[str, ...]] = {"scale": config.scale, "pin": config.pin}
-    for kind, given in given_numbers.items():
-        for text in given:
-            match = re.fullmatch(r"(\d+):(-?\d+(?:\.\d*)?(?:e-?\d+)?)", text)
-            if match is None:
-                raise Refused(f"--{kind} {text!r} cannot be read; write LATENT:NUMBER, like 42:2.5")
-            edits.append(Edit(int(match[1]), kind, float(match[2])))
-    latents = [edit.latent for edit in edits]
-    check_latents(latents, d_sae)
-    if len(set(latents)) < len(latents):
-        twice = next(latent for latent in latents if latents.count(latent) > 1)
-        raise Refused(f"latent {twice} is changed twice; name it once")
-    return edits
-
-
-def check_latents(latents: Sequence[int], d_sae: int) -> None:
-    for latent in latents:
-        if not 0 <= latent < d_sae:
-            raise Refused(f"latent {latent} does not exist; the run has latents 0 to {d_sae - 1}")
-
-
-@dataclass(frozen=True)
-class SplicedRows:
-    """The rows of some sequences as the transcoder sees them, and what stands in the MLP's place."""
-
-    x: Float[Tensor, "rows d_in"]
-    latents: Float[Tensor, "rows d_sae"]
-    output: Float[Tensor, "rows d_out"]
-    """Nothing changed: the reconstruction (with keep_error the MLP's own output), and the MLP's own at excluded tokens."""
-    excluded: Bool[Tensor, " rows"]
-
-    @classmethod
-    def of(
-        cls, transcoder: Transcoder, norm: Norm, source: Tensor, target: Tensor, excluded: Tensor, keep_error: bool
-    ) -> "SplicedRows":
-        device = transcoder.W_dec.device
-        source, target, excluded = source.flatten(0, 1).to(device), target.flatten(0, 1).to(device), excluded.flatten()
-        x = transcoder.view(source, norm.to(device))
-        latents = transcoder.encode(x)
-        output = target.float() if keep_error else transcoder.decode(latents, x)
-        excluded = excluded.to(device)
-        return cls(x, latents, torch.where(excluded[:, None], target.float(), output), excluded)
-
-    def changed(self, transcoder: Transcoder, edits: Sequence[Edit]) -> Float[Tensor, "rows d_out"]:
-        """The output with some latents changed; nothing else moves, also where only the k largest are kept."""
-        chosen = torch.tensor([edit.latent for edit in edits], device=self.latents.device)
-        before = self.latents[:, chosen]
-        after = torch.stack([edit(value) for edit, value in zip(edits, before.T, strict=True)], dim=1)
-        change = (after - before) @ transcoder.W_dec[chosen]
-        if transcoder.config.standardised:
-            change = change * self.x[:, -1:]
-        return self.output + change.masked_fill(self.excluded[:, None], 0)
+MOST_AFFECTED = 10
+"""Tokens listed whose probability changes most in sum."""
 
 
 @torch.no_grad()
 def intervene(config: InterveneConfig) -> None:
-    """Prints what the changes do to each prediction of the text, and writes it as JSON."""
+    """Prints the change of each prediction of the text, and writes it as JSON."""
     run = open_run(config)
-    transcoder, store = run.transcoder, run.store
-    edits = edits_of(config, transcoder.config.d_sae)
+    store = run.store
+    edits = edits_of(config, run.transcoder.config.d_sae)
     text = text_of(config)
     device = resolve_device(config.device)
     model = open_model(store, device)
-    parts = []
+    transcoder = run.transcoder.to(device)
+    predictions = []
     for tokens in tqdm(rows_of(text, model, store), desc="intervene", unit="row", leave=False):
-        parts += effects(tokens, transcoder.to(device), store, model, edits, config)
-    if not all(math.isfinite(part["kl"]) for part in parts):
+        predictions += effects(tokens, transcoder, store, model, edits, config)
+    if not all(math.isfinite(prediction["kl"]) for prediction in predictions):
         raise Refused("the changed latents are too large: the model's predictions are no numbers; give smaller ones")
     result = {
-        "run": str(config.run_directory), "keep_error": config.keep_error,
-        "edits": [vars(edit) for edit in edits], **totals(parts), "tokens": parts,
-    }  # fmt: skip
+        "run": str(config.run_directory),
+        "keep_error": config.keep_error,
+        "edits": [vars(edit) for edit in edits],
+        **totals(predictions),
+        "tokens": predictions,
+    }
     path = config.out or config.run_directory / INTERVENTION
     write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(table(result), path, sep="\n")
@@ -141,7 +70,7 @@ def text_of(config: InterveneConfig) -> str:
 
 
 def rows_of(text: str, model: LanguageModel, store: Store) -> list[Int[Tensor, "1 tokens"]]:
-    """The text as rows that each begin with BOS, no longer than those of the store. Refused when there is nothing."""
+    """The text as rows that begin with BOS and are no longer than those of the store. Refused for fewer than 2 tokens."""
     ids = next(tokenize([text], model.tokenizer))
     if len(ids) < 2:
         raise Refused(f"the text has {len(ids)} tokens; at least 2 are needed, so that one is predicted")
@@ -151,97 +80,145 @@ def rows_of(text: str, model: LanguageModel, store: Store) -> list[Int[Tensor, "
 
 
 def effects(
-    tokens: Int[Tensor, "1 tokens"], transcoder: Transcoder, store: Store, model: LanguageModel, edits: Sequence[Edit],
+    tokens: Int[Tensor, "1 tokens"],
+    transcoder: Transcoder,
+    store: Store,
+    model: LanguageModel,
+    edits: Sequence[Edit],
     config: InterveneConfig,
-) -> list[dict]:  # fmt: skip
-    """For each token that is not excluded: the latents before and after, KL, and the change of what is predicted there."""
+) -> list[dict]:
+    """For each token that is not excluded: the edited latents, KL, cross-entropy, and the tokens whose probability moves.
+
+    tokens: a row of the text.
+    transcoder: on the model's device.
+    store: has the norm of the layer and the excluded tokens.
+    model: runs on the row.
+    edits: of the transcoder's latents.
+    config: the options.
+    """
     recipe = store.manifest.recipe
-    sites = model.run_layers(tokens, (recipe.layer,), (transcoder.config.source_site, transcoder.config.target_site))
-    source, target = sites[recipe.layer].values()
+    source_site = transcoder.config.source_site
+    target_site = transcoder.config.target_site
+    sites = model.run_layers(tokens, (recipe.layer,), (source_site, target_site))[recipe.layer]
+    source = sites[source_site].float()
+    target = sites[target_site].float()
     excluded = torch.isin(tokens, torch.tensor(recipe.excluded_tokens))
-    spliced = SplicedRows.of(transcoder, store.norm, source.float(), target.float(), excluded, config.keep_error)
-    resid, d_out = source.float(), target.shape[-1]
-    put_in = (target.float(), spliced.output.view(1, -1, d_out), spliced.changed(transcoder, edits).view(1, -1, d_out))
-    hidden = torch.stack([hidden_states(model, tokens, resid + output.to(resid.device))[0] for output in put_in])
+    spliced = SplicedRows.of(transcoder, store.norm, source, target, excluded, config.keep_error)
+    put_in = (target, spliced.output.view_as(target), spliced.edited(transcoder, edits).view_as(target))
+    hidden = torch.stack([hidden_states(model, tokens, source + output.to(source.device))[0] for output in put_in])
     words = token_texts(model.tokenizer, tokens[0].tolist())
     following = [*tokens[0, 1:].tolist(), None]
-    found = []
-    for some in (~excluded[0]).nonzero().flatten().split(ROWS_AT_ONCE):
-        compared = differences(Unembedding.of(model), hidden[:, some.to(hidden.device)], config.top)
-        for place, (log_p, each) in zip(some.tolist(), compared, strict=True):
-            surprise = [None] * 3 if following[place] is None else (-log_p[:, following[place]]).tolist()
-            before = spliced.latents[place, [edit.latent for edit in edits]].cpu()
+    edited_latents = [edit.latent for edit in edits]
+    predictions = []
+    for positions in (~excluded[0]).nonzero().flatten().split(ROWS_AT_ONCE):
+        compared = differences(Unembedding.of(model), hidden[:, positions.to(hidden.device)], config.top)
+        for position, difference in zip(positions.tolist(), compared, strict=True):
+            before = spliced.latents[position, edited_latents].cpu()
             after = [float(edit(value[None])) for edit, value in zip(edits, before, strict=True)]
-            found.append({
-                "token": words[place], "before": before.tolist(), "after": after,
-                **dict(zip(("ce_clean", "ce_before", "ce_after"), surprise, strict=True)), **in_words(each, model),
-            })  # fmt: skip
-    return found
+            prediction = {"token": words[position], "before": before.tolist(), "after": after}
+            prediction |= cross_entropies(difference.log_p, following[position])
+            prediction["kl"] = difference.kl
+            prediction["rises"] = with_words(difference.rises, model)
+            prediction["falls"] = with_words(difference.falls, model)
+            predictions.append(prediction)
+    return predictions
 
 
-def in_words(each: dict, model: LanguageModel) -> dict:
-    """The same with tokens as text."""
-    worded = {}
-    for name in ("rises", "falls"):
-        worded[name] = [{"token": token_texts(model.tokenizer, [i])[0], "change": change} for i, change in each[name]]
-    return each | worded
+def cross_entropies(log_p: Float[Tensor, "three vocabulary"], following: int | None) -> dict[str, float | None]:
+    """Cross-entropy in nats of the token that follows: clean, before and after; None after the last token."""
+    nats = [None] * 3 if following is None else (-log_p[:, following]).tolist()
+    return dict(zip(("ce_clean", "ce_before", "ce_after"), nats, strict=True))
 
 
-def differences(unembedding: Unembedding, hidden: Float[Tensor, "three rows d"], top: int) -> Iterator[tuple[Tensor, dict]]:
-    """By row: log probabilities (clean, before, after); KL(before || after), the tokens that gain and lose most."""
+def with_words(changes: Sequence[tuple[int, float]], model: LanguageModel) -> list[dict]:
+    """Changes of probability, with the tokens as text."""
+    return [{"token": token_texts(model.tokenizer, [token])[0], "change": change} for token, change in changes]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The predictions at one token, with and without the edits."""
+
+    log_p: Float[Tensor, "three vocabulary"]
+    """Log probabilities: clean (without the transcoder), before and after the edits."""
+    kl: float
+    """KL(before || after) in nats."""
+    rises: list[tuple[int, float]]
+    """The tokens that gain most, with the change of their probability."""
+    falls: list[tuple[int, float]]
+    """The tokens that lose most."""
+
+
+def differences(unembedding: Unembedding, hidden: Float[Tensor, "three rows d"], top: int) -> Iterator[Difference]:
+    """By row, the difference that the edits make, from hidden states: clean, before and after."""
     # one after the other: on some CPUs a product's last bit depends on the rows beside it
     logits = torch.stack([torch.nn.functional.linear(one, unembedding.weight, unembedding.bias) for one in hidden])
     log_p = unembedding.capped(logits.float()).double().log_softmax(-1).cpu()
-    for clean, before, after in log_p.unbind(1):
+    for row in log_p.unbind(1):
+        _, before, after = row
         change = after.exp() - before.exp()
-        ends = {}
-        for name, largest in (("rises", True), ("falls", False)):
-            best = change.topk(min(top, len(change)), largest=largest)
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ends[name] = [(index, value) for index, value in pairs if (value > 0) == largest and value != 0]
-        kl = float((before.exp() * (before - after)).sum())
-        yield torch.stack([clean, before, after]), {"kl": kl, **ends}
+        rises = change.topk(min(top, len(change)))
+        falls = change.topk(min(top, len(change)), largest=False)
+        yield Difference(
+            log_p=row,
+            kl=float((before.exp() * (before - after)).sum()),
+            rises=[(index, value) for index, value in pairs_of(rises) if value > 0],
+            falls=[(index, value) for index, value in pairs_of(falls) if value < 0],
+        )
 
 
-def totals(parts: Sequence[dict]) -> dict:
-    """Means over the predictions of the text, and the tokens whose probability it changes most in sum."""
-    predicted = [part for part in parts if part["ce_after"] is not None]
-    ce = {name: sum(part[name] for part in predicted) / len(predicted) for name in ("ce_clean", "ce_before", "ce_after")}
-    sums: dict[str, float] = {}
-    for part in parts:
-        for item in (*part["rises"], *part["falls"]):
-            sums[item["token"]] = sums.get(item["token"], 0.0) + item["change"]
-    ranked = sorted(sums.items(), key=lambda pair: -abs(pair[1]))[:10]
+def pairs_of(top: torch.return_types.topk) -> list[tuple[int, float]]:
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def totals(predictions: Sequence[dict]) -> dict:
+    """Means over the predictions of the text, and the tokens whose probability changes most in sum."""
+    predicted = [prediction for prediction in predictions if prediction["ce_after"] is not None]
+    ce = {}
+    for name in ("ce_clean", "ce_before", "ce_after"):
+        ce[name] = sum(prediction[name] for prediction in predicted) / len(predicted)
+    changes: dict[str, float] = {}
+    for prediction in predictions:
+        for item in (*prediction["rises"], *prediction["falls"]):
+            changes[item["token"]] = changes.get(item["token"], 0.0) + item["change"]
+    ranked = sorted(changes.items(), key=lambda pair: -abs(pair[1]))[:MOST_AFFECTED]
     return {
-        "kl_mean": sum(part["kl"] for part in parts) / len(parts), **ce, "delta_ce": ce["ce_after"] - ce["ce_before"],
+        "kl_mean": sum(prediction["kl"] for prediction in predictions) / len(predictions),
+        **ce,
+        "delta_ce": ce["ce_after"] - ce["ce_before"],
         "most_affected": [{"token": token, "change": change} for token, change in ranked],
-    }  # fmt: skip
+    }
 
 
 def table(result: dict) -> str:
-    """The result for people: a line a token."""
+    """The result as text, a line a token."""
 
     def words(items: Sequence[dict]) -> str:
         return "  ".join(f"{item['token']!r} {item['change']:+.3f}" for item in items[:3])
 
     against = "the model itself (error kept)" if result["keep_error"] else "the spliced model"
-    edits = ", ".join(
-        f"{edit['kind']} {edit['latent']}" + ("" if edit["kind"] == "ablate" else f" {edit['amount']:g}")
-        for edit in result["edits"]
-    )
     lines = [
-        f"{edits}; changes are against {against}",
+        f"{', '.join(map(edit_text, result['edits']))}; changes are against {against}",
         "active: the largest activation of these latents at the token, before. KL, delta CE (nats), and the probabilities",
         "that rise and fall most are those of the prediction that follows the token.",
         f"{'token':>16} {'active':>10} {'KL':>9} {'delta CE':>9}  probabilities",
     ]
-    for part in result["tokens"]:
-        delta = "" if part["ce_after"] is None else f"{part['ce_after'] - part['ce_before']:+.4f}"
-        figures = f"{part['token'][-14:]!r:>16} {max(part['before']):10.3g} {part['kl']:9.2g} {delta:>9}"
-        lines.append(f"{figures}  {words(part['rises'])}  {words(part['falls'])}")
+    for prediction in result["tokens"]:
+        delta = ""
+        if prediction["ce_after"] is not None:
+            delta = f"{prediction['ce_after'] - prediction['ce_before']:+.4f}"
+        active = max(prediction["before"])
+        figures = f"{prediction['token'][-14:]!r:>16} {active:10.3g} {prediction['kl']:9.2g} {delta:>9}"
+        lines.append(f"{figures}  {words(prediction['rises'])}  {words(prediction['falls'])}")
     lines.append(
         f"mean KL {result['kl_mean']:.4g} nats; CE {result['ce_clean']:.4f} clean, {result['ce_before']:.4f} before, "
         f"{result['ce_after']:.4f} after ({result['delta_ce']:+.4f}); most affected: "
         + (words(result["most_affected"]) or "none: the predictions stay as they are")
     )
     return "\n".join(lines)
+
+
+def edit_text(edit: dict) -> str:
+    if edit["kind"] == "ablate":
+        return f"ablate {edit['latent']}"
+    return f"{edit['kind']} {edit['latent']} {edit['amount']:g}"

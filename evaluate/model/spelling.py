@@ -1,9 +1,9 @@
-"""Words in a spelling prompt: what each latent does for the model's choice of the first letter (arXiv 2409.14507).
+"""First-letter spelling prompts: gradients for the effect of each latent on the model's answer (arXiv 2409.14507).
 
-The prompt asks for the first letter of a word. Ablating a latent at the word's token changes the logit of the right letter
-against the mean of the other letters by about its activation times (its decoder row . the gradient of that difference with
-respect to mlp_out there): the first-order term of the paper's integrated gradients. What all prompts begin with is read
-once: no later token changes it.
+The prompt asks for the first letter of a word. The margin is the logit of the right letter less the mean of the other
+letters. Ablating a latent at the word's token changes the margin by about its activation times (its decoder row . the
+gradient of the margin with respect to mlp_out there): the first-order term of the paper's integrated gradients. The common
+beginning of all prompts is read once, because no later token changes it.
 """
 
 from copy import deepcopy
@@ -32,7 +32,7 @@ AT_ONCE = 32
 
 @torch.no_grad()
 def read(model: LanguageModel, tokens: Int[Tensor, " context"]) -> DynamicCache:
-    """What the model's attention keeps of a text, for all that follows it."""
+    """The keys and values of a text in the model's attention, for all prompts that begin with it."""
     cache = DynamicCache(config=model.whole.config.get_text_config())
     model.whole.base_model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
     return cache
@@ -46,20 +46,31 @@ def letter_gradients(
     letters: Int[Tensor, " letters"],
     right: Int[Tensor, " words"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """resid_mid and mlp_out at the first token after the text `before`, the gradient there of the right letter's logit
-    minus the mean of the others', and the logits of the letters after the last token."""
-    cache, found = deepcopy(before), {}
+    """resid_mid and mlp_out at the first token after `before`, the gradient of the margin there, and the letters' logits
+    after the last token.
+
+    model: its layer is where the transcoder reads.
+    unembedding: the model's.
+    before: the text that all prompts begin with, from `read`.
+    tokens: the rest of each prompt, the word first.
+    letters: token of each letter.
+    right: index into the letters of the right answer.
+    """
+    seen: dict[str, Tensor] = {}
+    cache = deepcopy(before)
     cache.batch_repeat_interleave(len(tokens))
 
     def keep(value: Tensor, hook: HookPoint) -> None:
-        found["source"] = value.detach()
+        seen["source"] = value.detach()
 
     def differentiate(value: Tensor, hook: HookPoint) -> Tensor:
-        found["target"] = value.detach().requires_grad_()
-        return found["target"]
+        seen["target"] = value.detach().requires_grad_()
+        return seen["target"]
 
-    sites = zip(("resid_mid", "mlp_out"), (keep, differentiate), strict=True)
-    hooks = [(SITES[site].format(layer=model.layer), function) for site, function in sites]
+    hooks = [
+        (SITES["resid_mid"].format(layer=model.layer), keep),
+        (SITES["mlp_out"].format(layer=model.layer), differentiate),
+    ]
     with torch.enable_grad(), model.bridge.hooks(fwd_hooks=hooks):
         body = model.whole.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
         hidden = body.last_hidden_state[:, -1]
@@ -68,8 +79,8 @@ def letter_gradients(
         logits = unembedding.capped(torch.nn.functional.linear(hidden, weight, bias).float())
         chosen = logits.gather(1, right[:, None]).squeeze(1)
         margin = chosen - (logits.sum(1) - chosen) / (len(letters) - 1)
-        [gradient] = torch.autograd.grad(margin.sum(), found["target"])
-    return found["source"][:, 0], found["target"][:, 0].detach(), gradient[:, 0], logits.detach()
+        [gradient] = torch.autograd.grad(margin.sum(), seen["target"])
+    return seen["source"][:, 0], seen["target"][:, 0].detach(), gradient[:, 0], logits.detach()
 
 
 def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
@@ -86,14 +97,16 @@ def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
     letters = torch.tensor([each[0] for each in capitals])
     after = ids(AFTER)
     asked = torch.tensor([[token, *after] for token in words.token.tolist()])
-    unembedding, right = Unembedding.of(model), words.letters()
-    device, found = unembedding.weight.device, []
+    unembedding = Unembedding.of(model)
+    device = unembedding.weight.device
+    right = words.letters()
+    batches = []
     before = read(model, torch.tensor([bos, *ids(BEFORE)], device=model.device))
     for part in tqdm(torch.arange(len(asked)).split(AT_ONCE), desc="spelling", unit="batch"):
         parts = letter_gradients(
             model, unembedding, before, asked[part].to(model.device), letters.to(device), right[part].to(device)
         )
-        found.append([each.float().cpu() for each in parts])
-    source, target, gradient, logits = (torch.cat(column) for column in zip(*found, strict=True))
+        batches.append([each.float().cpu() for each in parts])
+    source, target, gradient, logits = (torch.cat(column) for column in zip(*batches, strict=True))
     spelled = (logits.argmax(1) == right).float()
     return Prompted(Examples(source, target, words.token, words.text), gradient, spelled)

@@ -1,7 +1,7 @@
-"""What a transcoder costs the language model: its output in the MLP's place, and the change in the model's predictions.
+"""Splices transcoders into the language model: cross-entropy and KL with their output in the MLP's place.
 
-The model is restarted from the cached layer: blocks up to L are replaced by one step that puts in
-resid_post = resid_mid (as cached, excluded tokens too) + the output in question, and only what lies above is run.
+The model is restarted from the cached layer. One step replaces the blocks up to L: it puts in
+resid_post = resid_mid (as cached, excluded tokens too) + the output in question. Only the blocks above L are run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluate.estimates import Estimate
-from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
-from evaluate.metrics.measurement import Spliced, SplicedPrefix
+from evaluate.intervals import by_document, resample
+from evaluate.model.splice_table import SpliceTable
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model import LanguageModel, load_model
 from harvest.pool import Lanes
@@ -27,10 +26,10 @@ from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
 
 SEQUENCES_AT_ONCE = {"cpu": 1, "cuda": 8}
-"""By kind of device: predictions over a large vocabulary fill a CPU's memory faster than they use its cores."""
+"""By kind of device. Predictions over a large vocabulary fill a CPU's memory before they use its cores."""
 
 OUTPUTS_AT_ONCE = 4
-"""Put into the same sequences by one run of the layers above."""
+"""Outputs that one run of the layers above puts into the same sequences."""
 
 RESTART_TOLERANCE = 0.05
 """Nats per token by which a restart from the cache may differ from the whole model (the cache is rounded to bfloat16)."""
@@ -42,9 +41,13 @@ class Sequences:
 
     tokens: Int[Tensor, "sequences context"]
     excluded: Bool[Tensor, "sequences context"]
+    """Tokens that are no rows for a transcoder: BOS, EOS, padding."""
     document: Int[Tensor, "sequences context"]
+    """Number of the document in the store."""
     source: Float[Tensor, "sequences context d_in"]
+    """resid_mid as cached."""
     target: Float[Tensor, "sequences context d_out"]
+    """mlp_out as cached."""
 
 
 def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequences"]) -> Sequences:
@@ -56,8 +59,13 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     ends[:, 0] = False
     document = ends.flatten().cumsum(0).view_as(tokens)
     rows = order.view_as(tokens)[wanted]
-    source, target = (store.array(shard, site)[rows].float() for site in ("resid_mid", "mlp_out"))
-    return Sequences(tokens[wanted], excluded[wanted], document[wanted] + shard.first_document, source, target)
+    return Sequences(
+        tokens=tokens[wanted],
+        excluded=excluded[wanted],
+        document=document[wanted] + shard.first_document,
+        source=store.array(shard, "resid_mid")[rows].float(),
+        target=store.array(shard, "mlp_out")[rows].float(),
+    )
 
 
 def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequences]:
@@ -66,10 +74,11 @@ def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequenc
 
 
 SequencePlace = tuple[ShardEntry, Int[Tensor, " sequences"]]
+"""A shard, and the numbers of some sequences in it."""
 
 
 def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[SequencePlace]:
-    """Where those of `sample` lie."""
+    """The places of the sequences of `sample`, at most `at_once` sequences each."""
     shards = store.manifest.of_split("heldout")
     for number, shard in enumerate(shards):
         share = (number + 1) * n_sequences // len(shards) - number * n_sequences // len(shards)
@@ -81,7 +90,7 @@ def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[Sequence
 
 @contextmanager
 def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context d"]) -> Iterator[None]:
-    """Within, the model's blocks up to its layer do nothing but hand on resid_post."""
+    """Within the context, the model's blocks up to its layer only hand on resid_post."""
     blocks = [model.bridge.blocks[index] for index in range(model.layer + 1)]
     value = resid_post.to(next(model.bridge.parameters()).dtype)
     for block in blocks:
@@ -96,7 +105,7 @@ def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context
 def hidden_states(
     model: LanguageModel, tokens: Int[Tensor, "sequences context"], resid_post: Tensor | None = None
 ) -> Float[Tensor, "sequences context d"]:
-    """What the model unembeds, from the start or from resid_post of its layer."""
+    """The hidden states that the model unembeds; blocks up to its layer are skipped when resid_post is given."""
     tokens = tokens.to(model.device)
     body = model.whole.base_model
     if resid_post is None:
@@ -106,7 +115,12 @@ def hidden_states(
 
 
 def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: Store) -> Iterator[Tensor]:
-    """What each prefix puts in the MLP's place; excluded tokens keep the MLP's own output."""
+    """The output of each prefix for some sequences; excluded tokens keep the MLP's own output.
+
+    transcoder, forward: the transcoder, and its prefixes run sparsely.
+    part: the sequences.
+    store: has the norm of the layer.
+    """
     device = transcoder.W_dec.device
     x = transcoder.view(part.source.flatten(0, 1).to(device), store.norm.to(device))
     recons, _ = forward.prefixes(forward.entries(x), x)
@@ -120,11 +134,12 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
     local = recipe.model.startswith("pip:") or Path(recipe.model).is_dir()
     revision = None if local else recipe.model_revision
     model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision)
-    found, wanted = (model.revision, model.tokenizer_hash), (recipe.model_revision, recipe.tokenizer_hash)
-    if found != wanted:
+    loaded = (model.revision, model.tokenizer_hash)
+    harvested = (recipe.model_revision, recipe.tokenizer_hash)
+    if loaded != harvested:
         raise Refused(
-            f"{recipe.model} is now {found}, the store was made with {wanted}; restore that model, or leave it out with "
-            "--sequences 0"
+            f"{recipe.model} is now {loaded}, the store was made with {harvested}; restore that model, or leave it out "
+            "with --sequences 0"
         )
     return model
 
@@ -146,46 +161,54 @@ def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequence
 @torch.no_grad()
 def splice(
     transcoders: Sequence[Transcoder], store: Store, model: LanguageModel, n_sequences: int, all_prefixes: bool
-) -> "SpliceTable":
-    """Every transcoder's output put in the MLP's place, on the same held-out sequences.
+) -> SpliceTable:
+    """Puts every transcoder's output in the MLP's place, on the same held-out sequences.
 
-    Judged are predictions of a token that is not excluded at a token that is not.
+    A prediction counts where neither its token nor the predicted one is excluded.
+
+    transcoders: runs to splice; the same documents are resampled for all.
+    store: held-out sequences with their cached rows.
+    model: the language model that the store was made with.
+    n_sequences: about how many, spread over the held-out shards.
+    all_prefixes: whether every prefix is spliced, or only all latents.
     """
     device = model.device
-    prepared = [_chosen(t.to(device), all_prefixes) for t in transcoders]
-    forwards = [Forward(t) for t in prepared]
+    prepared = [_with_prefixes(transcoder.to(device), all_prefixes) for transcoder in transcoders]
+    forwards = [Forward(transcoder) for transcoder in prepared]
     unembedding = Unembedding.of(model)
     mean = torch.tensor(store.manifest.statistics["mlp_out"].mean, dtype=torch.float32)
-    parts = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
-    check_restart(model, unembedding, sequences_of(store, *parts[0]))
-    documents, columns = [], []
+    places = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
+    check_restart(model, unembedding, sequences_of(store, *places[0]))
+    documents: list[Tensor] = []
+    columns: list[Tensor] = []
 
-    @torch.no_grad()  # which holds in one thread only
-    def work(lane: LanguageModel, number: int) -> tuple[Tensor, Tensor]:
-        part = sequences_of(store, *parts[number])
+    @torch.no_grad()  # holds in one thread only
+    def measure(lane: LanguageModel, number: int) -> tuple[Tensor, Tensor]:
+        part = sequences_of(store, *places[number])
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
         hidden = torch.cat([_after(lane, part, outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
-        judged = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
-        return part.document[:, :-1][counted], torch.cat(judged).T.cpu()
+        ce, kl = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
+        return part.document[:, :-1][counted], torch.cat([ce, kl]).T.cpu()
 
-    def take(found: tuple[Tensor, Tensor]) -> None:
-        documents.append(found[0])
-        columns.append(found[1])
-        bar.update(len(parts[len(columns) - 1][1]))
+    def add(measured: tuple[Tensor, Tensor]) -> None:
+        _, sequences = places[len(columns)]
+        documents.append(measured[0])
+        columns.append(measured[1])
+        bar.update(len(sequences))
 
     with tqdm(total=n_sequences, desc="splice", unit="sequence") as bar:
-        Lanes(model).run(work, range(len(parts)), take)
+        Lanes(model).run(measure, range(len(places)), add)
     document = torch.unique(torch.cat(documents), return_inverse=True)[1]
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))
-    return SpliceTable([t.config.prefix_sizes for t in prepared], sums, resample(sums))
+    return SpliceTable([transcoder.config.prefix_sizes for transcoder in prepared], sums, resample(sums))
 
 
 def _after(
     model: LanguageModel, part: Sequences, outputs: Float[Tensor, "n sequences context d"], counted: Tensor
 ) -> Float[Tensor, "n rows d"]:
-    """What the model unembeds at the counted tokens, with each of these put in."""
+    """The hidden states that the model unembeds at the counted tokens, with each of the outputs put in."""
     resid_post = (part.source.to(outputs.device) + outputs).flatten(0, 1)
     hidden = hidden_states(model, part.tokens.repeat(len(outputs), 1), resid_post)
     return hidden.unflatten(0, (len(outputs), -1))[:, :, :-1][:, counted]
@@ -194,7 +217,7 @@ def _after(
 def _put_in(
     part: Sequences, mean: Tensor, transcoders: Sequence[Transcoder], forwards: Sequence[Forward], store: Store
 ) -> Iterator[Tensor]:
-    """What is put in the MLP's place: its own output, nothing, its mean, and every prefix of every transcoder."""
+    """Everything put in the MLP's place, in the order of `PutIn`: its own output, nothing, its mean, every prefix."""
     yield part.target
     for ablated in (torch.zeros_like(mean), mean):
         yield torch.where(part.excluded[..., None], part.target, ablated)
@@ -202,70 +225,9 @@ def _put_in(
         yield from outputs(transcoder, forward, part, store)
 
 
-def _chosen(transcoder: Transcoder, all_prefixes: bool) -> Transcoder:
-    """The transcoder, without its inner prefixes where they are not wanted."""
+def _with_prefixes(transcoder: Transcoder, all_prefixes: bool) -> Transcoder:
+    """The transcoder with all its prefixes, or only with the whole dictionary."""
     if all_prefixes:
         return transcoder
     config = transcoder.config.model_copy(update={"prefix_sizes": transcoder.config.prefix_sizes[-1:]})
     return Transcoder(config, **transcoder.arrays())
-
-
-CLEAN, ZERO, MEAN, FIRST = range(4)
-
-
-@dataclass(frozen=True)
-class SpliceTable:
-    """What splicing found, as sums by document: every figure in nats, with its interval."""
-
-    prefix_sizes: Sequence[tuple[int, ...]]
-    """Of each transcoder, those that were spliced."""
-    sums: Float[Tensor, "documents columns"]
-    """Cross-entropy of each thing put in, KL of each, and last the number of predictions."""
-    resampled: Tensor | None
-
-    def statistic(self, index: int | None, name: str, prefix: int = -1) -> Statistic:
-        """`delta_ce`, `kl` or `ce_recovered` of a transcoder (of one of its prefixes); of the mean where index is None.
-
-        ce_recovered divides by what ablation costs, which is small for one MLP: never quote it alone.
-        """
-        sizes = [len(each) for each in self.prefix_sizes]
-        column = MEAN if index is None else FIRST + sum(sizes[:index]) + range(sizes[index])[prefix]
-        half = FIRST + sum(sizes)
-        return {
-            "delta_ce": lambda s: (s[..., column] - s[..., CLEAN]) / s[..., -1],
-            "kl": ratio(half + column, -1),
-            "ce_recovered": lambda s: (s[..., ZERO] - s[..., column]) / (s[..., ZERO] - s[..., CLEAN]),
-        }[name]
-
-    def estimate(self, statistic: Statistic) -> Estimate:
-        return estimate(statistic, self.sums, self.resampled)
-
-    def figures(self, index: int | None) -> Spliced:
-        """Every figure of one transcoder, or of the mean where index is None."""
-        return Spliced(
-            delta_ce=self.estimate(self.statistic(index, "delta_ce")),
-            kl=self.estimate(self.statistic(index, "kl")),
-            ce_recovered=self.estimate(self.statistic(index, "ce_recovered")),
-            ce_clean=self.estimate(ratio(CLEAN, -1)),
-            ce_zero_ablated=self.estimate(ratio(ZERO, -1)),
-            ce_mean_ablated=self.estimate(ratio(MEAN, -1)),
-            n_predictions=int(self.sums[:, -1].sum()),
-            n_prediction_documents=len(self.sums),
-        )
-
-    def by_prefix(self, index: int) -> dict[str, SplicedPrefix]:
-        """delta CE and KL of each prefix of a transcoder that was spliced."""
-        return {
-            str(size): SplicedPrefix(
-                delta_ce=self.estimate(self.statistic(index, "delta_ce", place)),
-                kl=self.estimate(self.statistic(index, "kl", place)),
-            )
-            for place, size in enumerate(self.prefix_sizes[index])
-        }
-
-    def minus(self, index: int, other: int) -> dict[str, Estimate]:
-        """Paired differences of delta_ce and kl."""
-        return {
-            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name)))
-            for name in ("delta_ce", "kl")
-        }

@@ -1,7 +1,8 @@
-"""A language model's predictions judged a slice of the vocabulary at a time: no distribution over tokens is ever stored.
+"""Cross-entropy and KL of a language model's predictions, a slice of the vocabulary at a time.
 
-Over a large vocabulary the unembedding costs more than the layers, and the memory that its output fills more than the
-product itself. The slices' logits stay in a CPU's cache, and each slice of the weights is read once for all variants.
+Over a large vocabulary the unembedding costs more than the layers, and writing its output costs more than the product.
+The logits of a slice stay in a CPU's cache, and each slice of the weights is read once for all variants. No distribution
+over tokens is ever stored.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ SLICE = {"cpu": 4096, "cuda": 65_536}
 class Unembedding:
     weight: Float[Tensor, "vocabulary d"]
     softcap: float | None = None
-    """Logits are bent to softcap * tanh(logit / softcap) where the model has one (Gemma 2)."""
+    """The model bends its logits to softcap * tanh(logit / softcap), where it has a softcap (Gemma 2)."""
     bias: Float[Tensor, " vocabulary"] | None = None
 
     @classmethod
@@ -53,30 +54,35 @@ class Unembedding:
 def ce_and_kl(
     unembedding: Unembedding, hidden: Float[Tensor, "variants rows d"], following: Int[Tensor, " rows"]
 ) -> tuple[Float[Tensor, "variants rows"], Float[Tensor, "variants rows"]]:
-    """Cross-entropy of the tokens that follow, and KL(first variant || variant), in nats, float64.
+    """Cross-entropy of the following tokens, and KL(first variant || variant), in nats, float64.
 
     With z the logits: CE = lse(z) - z[token], KL = sum_v p0_v (z0_v - z_v) - lse(z0) + lse(z); all sums run over slices,
-    rescaled whenever a larger logit turns up.
+    and are rescaled whenever a larger logit turns up.
     """
     n, rows, _ = hidden.shape
     largest = torch.full((n, rows, 1), -torch.inf, device=hidden.device)
-    total, apart = (torch.zeros(n, rows, dtype=torch.float64, device=hidden.device) for _ in range(2))
+    total = torch.zeros(n, rows, dtype=torch.float64, device=hidden.device)
+    weighted_difference = torch.zeros_like(total)
     for weight, bias in unembedding.slices():
-        first = p_first = before = torch.empty(0)
+        z_first = p_first = shrunk_first = torch.empty(0)
         for index in range(n):
             z = unembedding.capped(torch.nn.functional.linear(hidden[index], weight, bias).float())
             new = torch.maximum(largest[index], z.amax(1, keepdim=True))
             shrunk = (largest[index] - new).exp_().squeeze(1)
             largest[index] = new
             if index == 0:
-                first, before, p_first = z, shrunk, (z - new).exp_()
+                z_first = z
+                p_first = (z - new).exp_()
+                shrunk_first = shrunk
                 total[0].mul_(shrunk).add_(p_first.sum(1))
                 continue
-            difference = torch.linalg.vecdot(p_first, first - z)
-            apart[index].mul_(before).add_(difference)
+            difference = torch.linalg.vecdot(p_first, z_first - z)
+            weighted_difference[index].mul_(shrunk_first).add_(difference)
             total[index].mul_(shrunk).add_(z.sub_(new).exp_().sum(1))
     lse = largest.squeeze(2).double() + total.log()
     chosen = (hidden * unembedding.weight[following]).sum(2, dtype=torch.float32)
     if unembedding.bias is not None:
         chosen += unembedding.bias[following]
-    return lse - unembedding.capped(chosen).double(), apart / total[0] - lse[0] + lse
+    ce = lse - unembedding.capped(chosen).double()
+    kl = weighted_difference / total[0] - lse[0] + lse
+    return ce, kl
