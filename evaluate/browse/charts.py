@@ -1,56 +1,116 @@
-"""Small charts as plain numbers: what the templates draw as SVG, without a script."""
+"""Small charts as coordinates, which the templates draw as SVG without a script."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from evaluate.text import Number, brief
 
 Point = tuple[Number, Number]
 
-WIDTH, HEIGHT = 640, 240
+WIDTH = 640
+"""Units of the SVG, as all lengths here."""
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 30, 10, 30
+HEIGHT = 240
+
+LEFT = 52
+"""Margins around the lines of a chart."""
+
+RIGHT = 30
+
+TOP = 10
+
+BOTTOM = 30
+
+LEAST_BAR = 1.5
+"""Height of the bar of a bin that holds little, so that it can be seen."""
 
 
-def lines(series: Mapping[str, Sequence[Point]], log_y: bool = False, log_x: bool = False) -> dict | None:
-    """A line chart, or None when there is nothing to draw."""
-    points = [p for line in series.values() for p in line if _finite(p, log_x, log_y)]
-    if not points:
+class LineChart(TypedDict):
+    lines: dict[str, str]
+    """By name, the points of a polyline."""
+    x_ticks: list[tuple[float, str]]
+    """Coordinate and label."""
+    y_ticks: list[tuple[float, str]]
+    width: int
+    height: int
+    bottom: int
+    left: int
+    right: int
+
+
+class BarChart(TypedDict):
+    bars: list[tuple[float, float, float, float, str]]
+    """x, y, width, height and label."""
+    width: int
+    height: int
+    ticks: list[tuple[float, str]]
+    """Coordinate and label."""
+    last: str
+    """Label of the right end."""
+
+
+def lines(series: Mapping[str, Sequence[Point]], log_y: bool = False, log_x: bool = False) -> LineChart | None:
+    """A line chart; None when no point can be drawn.
+
+    series: points by the name of their line; infinite points are left out, and at most 0 on a logarithmic axis.
+    log_y, log_x: whether the axis is logarithmic.
+    """
+    drawable = {name: [point for point in line if _finite(point, log_x, log_y)] for name, line in series.items()}
+    xs: list[Number] = []
+    ys: list[Number] = []
+    for line in drawable.values():
+        xs += [x for x, _ in line]
+        ys += [y for _, y in line]
+    if not xs:
         return None
-    x, y = (
-        _axis([p[0] for p in points], log_x, WIDTH - RIGHT, LEFT),
-        _axis([p[1] for p in points], log_y, TOP, HEIGHT - BOTTOM),
-    )
-    drawn = {
-        name: " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line if _finite((a, b), log_x, log_y))
-        for name, line in series.items()
-    }
+    across = _Axis(xs, log_x, WIDTH - RIGHT, LEFT)
+    up = _Axis(ys, log_y, TOP, HEIGHT - BOTTOM)
+    polylines = {}
+    for name, line in drawable.items():
+        polylines[name] = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in line)
     return {
-        "lines": drawn,
-        "x_ticks": [(x.at(t), brief(t)) for t in x.ticks], "y_ticks": [(y.at(t), brief(t)) for t in y.ticks],
-        "width": WIDTH, "height": HEIGHT, "bottom": HEIGHT - BOTTOM, "left": LEFT, "right": WIDTH - RIGHT,
-    }  # fmt: skip
+        "lines": polylines,
+        "x_ticks": [(across.at(tick), brief(tick)) for tick in across.ticks],
+        "y_ticks": [(up.at(tick), brief(tick)) for tick in up.ticks],
+        "width": WIDTH,
+        "height": HEIGHT,
+        "bottom": HEIGHT - BOTTOM,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+    }
 
 
-def bars(edges: Sequence[Number], counts: Sequence[int], height: int = 120) -> dict | None:
-    """A histogram: every bin as a bar, labelled with its edges."""
+def bars(edges: Sequence[Number], counts: Sequence[int], height: int = 120) -> BarChart | None:
+    """A histogram with a bar for each bin, labelled with its edges; None without bins."""
     if not counts:
         return None
-    step, top = WIDTH / len(counts), max(counts)
+    step = WIDTH / len(counts)
+    largest = max(counts)
     drawn = []
-    for i, count in enumerate(counts):
-        tall = max(1.5, (height - 24) * count / top) if count else 0
-        label = f"{brief(edges[i])} to {brief(edges[i + 1])}: {count:,}"
-        drawn.append((i * step + 0.5, height - 20 - tall, max(step - 1, 0.5), tall, label))
-    shown = sorted({0, len(counts) // 3, 2 * len(counts) // 3})
-    ticks = [(i * step, brief(edges[i])) for i in shown]
-    return {"bars": drawn, "width": WIDTH, "height": height, "ticks": ticks, "last": brief(edges[-1])}
+    for index, count in enumerate(counts):
+        bar_height = max(LEAST_BAR, (height - 24) * count / largest) if count else 0
+        label = f"{brief(edges[index])} to {brief(edges[index + 1])}: {count:,}"
+        drawn.append((index * step + 0.5, height - 20 - bar_height, max(step - 1, 0.5), bar_height, label))
+    labelled = sorted({0, len(counts) // 3, 2 * len(counts) // 3})
+    return {
+        "bars": drawn,
+        "width": WIDTH,
+        "height": height,
+        "ticks": [(index * step, brief(edges[index])) for index in labelled],
+        "last": brief(edges[-1]),
+    }
 
 
-class _axis:
+class _Axis:
+    """An axis over some values: `low` and `high` are the coordinates of the smallest and the largest."""
+
     def __init__(self, values: Sequence[Number], log: bool, high: Number, low: Number) -> None:
-        self.log, self.low, self.high = log, low, high
-        self.first, self.last = self._scaled(min(values)), self._scaled(max(values))
+        self.log = log
+        self.low = low
+        self.high = high
+        self.first = self._scaled(min(values))
+        self.last = self._scaled(max(values))
         if not log and self.first > 0 and low > high:  # a vertical axis begins at zero
             self.first = 0.0
         if self.first == self.last:
@@ -61,18 +121,23 @@ class _axis:
         return math.log10(value) if self.log else float(value)
 
     def at(self, value: Number) -> float:
+        """The coordinate of a value."""
         return float(self.low) + (self._scaled(value) - self.first) / (self.last - self.first) * (self.high - self.low)
 
     def _ticks(self) -> list[Number]:
         if not self.log:
             return _round_steps(self.first, self.last)
-        decades = range(math.floor(self.first), math.ceil(self.last) + 1)
-        ticks = [m * 10.0**e for e in decades for m in (1, 2, 5) if self.first <= math.log10(m * 10.0**e) <= self.last]
+        ticks: list[Number] = []
+        for exponent in range(math.floor(self.first), math.ceil(self.last) + 1):
+            for digit in (1, 2, 5):
+                tick = digit * 10.0**exponent
+                if self.first <= math.log10(tick) <= self.last:
+                    ticks.append(tick)
         return ticks if len(ticks) > 2 else _round_steps(10**self.first, 10**self.last)
 
 
 def _round_steps(first: float, last: float) -> list[Number]:
-    """Three to seven round numbers in between, evenly spaced."""
+    """Three to seven round numbers between first and last, evenly spaced."""
     step = 10 ** math.floor(math.log10(last - first))
     step = next(step * m for m in (0.2, 0.5, 1, 2) if (last - first) / (step * m) <= 6)
     return [step * i for i in range(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1)]

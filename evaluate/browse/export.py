@@ -4,13 +4,14 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from evaluate.browse.config import ExportConfig
 from evaluate.browse.folder import find_runs
-from evaluate.browse.links import FileLinks
+from evaluate.browse.links import INDEX, FileLinks
 from evaluate.browse.pages import Pages
 from evaluate.browse.server import STATIC
 from store.disk.files import write_text
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> Path:
-    """The folder of a static site that any web host serves. Refused when it holds something else."""
+    """Writes a static site and returns its folder. Refused when the folder holds something else."""
     out = config.out
     if out.exists() and any(out.iterdir()) and not (out / "static" / "browse.css").exists():
         raise Refused(f"{out} is not empty and not an earlier export; give another --out")
@@ -31,25 +32,28 @@ def export(config: ExportConfig) -> Path:
     pages = Pages(config.results, links)
     shutil.copytree(STATIC, out / "static", dirs_exist_ok=True)
 
-    def write(make: Callable[[], str], *place: object) -> None:
-        links.here = links.file(*map(str, place)) if place else "index.html"
+    def write(file: str, make: Callable[[], str]) -> None:
+        links.here = file
         try:
-            write_text(out / links.here, make())
+            page = make()
         except Damaged as error:
-            log.warning("%s: %s", links.here, error)
-            write_text(out / links.here, pages.message("Cannot be shown", str(error)))
+            log.warning("%s: %s", file, error)
+            page = pages.message("Cannot be shown", str(error))
+        write_text(out / file, page)
 
-    write(lambda: pages.runs({}))
+    write(INDEX, lambda: pages.runs({}))
     for run in find_runs(config.results).values():
-        write(lambda run=run: pages.run(run.name), "run", run.name)
+        name = run.name
+        write(links.file("run", name), partial(pages.run, name))
         for kind in run.reports:
-            (out / "report" / run.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(run.folder / kind / REPORT, out / "report" / run.name / f"{kind}.html")
+            copy = out / links.file("report", name, kind)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run.folder / kind / REPORT, copy)
         if run.has_features:
-            write(lambda run=run: pages.features(run.name, {}), "features", run.name)
-            write(lambda run=run: pages.tree(run.name, {}), "tree", run.name)
-            with contextlib.suppress(Damaged):  # those two pages say so
+            write(links.file("features", name), partial(pages.features, name, {}))
+            write(links.file("tree", name), partial(pages.tree, name, {}))
+            with contextlib.suppress(Damaged):  # the two pages before say so
                 exported = min(config.features, len(run.features()))
-                for latent in tqdm(range(exported), desc=run.name, unit="feature"):
-                    write(lambda run=run, latent=latent: pages.feature(run.name, latent), "feature", run.name, latent)
+                for latent in tqdm(range(exported), desc=name, unit="feature"):
+                    write(links.file("feature", name, latent), partial(pages.feature, name, latent))
     return out

@@ -1,4 +1,4 @@
-"""What the browser shows: the runs under a results folder and their features, read when asked for, never written."""
+"""The runs under a results folder, as the browser shows them: read when a page asks for them, never written."""
 
 import functools
 import json
@@ -28,41 +28,64 @@ from store.layout import (
 )
 
 REPORTS = (EVALUATION, COMPARISON_FOLDER, ANALYSIS)
+"""Folders of a run that may hold a report."""
 
 FILES = (
-    CONFIG, TRAIN_CONFIG, TRAINING_LOG, f"{EVALUATION}/{METRICS}", f"{COMPARISON_FOLDER}/{OURS_METRICS}",
-    f"{SAMPLES}/{COLLECTION_SUMMARY}", *(f"{kind}/{REPORT}" for kind in REPORTS),
-)  # fmt: skip
+    CONFIG,
+    TRAIN_CONFIG,
+    TRAINING_LOG,
+    f"{EVALUATION}/{METRICS}",
+    f"{COMPARISON_FOLDER}/{OURS_METRICS}",
+    f"{SAMPLES}/{COLLECTION_SUMMARY}",
+    *(f"{kind}/{REPORT}" for kind in REPORTS),
+)
+"""Files of a run that a page depends on: the run is read again when one of them changes."""
 
 
 def read_json(path: Path) -> dict | None:
     """The file's content, None when there is none. Damaged when it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read ({error}); make it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Damaged(f"{path} cannot be read (it holds no JSON object); make it again")
-    return found
+    return content
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a training log, none when there is no log. Damaged when it cannot be read."""
+    if not path.exists():
+        return []
+    try:
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise Damaged(f"{path} cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder. Whatever is missing or damaged in it is None or in `problems`, never an exception."""
+    """A run's folder. A missing file is None or empty, and a damaged file is in `problems`; neither is an exception."""
 
     name: str
-    """The folder, from the results folder on: what stands in URLs."""
+    """Path of the folder below the results folder, as in URLs."""
     folder: Path
     config: dict
+    """config.json, or train_config.json of an unfinished run."""
     metrics: dict | None
+    """Of `evaluate metrics`, or else of `evaluate compare`."""
     log: list[dict]
+    """Lines of the training log."""
     summary: dict | None
+    """collection_summary.json of its features."""
     problems: tuple[str, ...]
+    """Messages about damaged files."""
 
     @property
     def title(self) -> str:
+        """Its name in config.json, or else its folder."""
         return self.config.get("name") or self.name
 
     @property
@@ -75,10 +98,11 @@ class RunFolder:
 
     @property
     def reports(self) -> list[str]:
+        """The folders that hold a report."""
         return [kind for kind in REPORTS if (self.folder / kind / REPORT).exists()]
 
-    def features(self) -> "Features":
-        """NotFound before they are collected, Damaged when the samples cannot be read."""
+    def features(self) -> Features:
+        """The collected features. NotFound before they are collected, Damaged when the samples cannot be read."""
         path = self.folder / SAMPLES / FEATURES
         if not path.exists():
             raise NotFound(f"{self.name} has no features yet; collect them with make features RUN={self.folder}")
@@ -87,61 +111,89 @@ class RunFolder:
 
 def run_folders(results: Path) -> dict[str, Path]:
     """Every folder that holds a run, finished or not, by its name: the only names that a URL can ask for."""
-    found = {}
+    folders = {}
     for folder, inside, files in os.walk(results):
         inside[:] = sorted(name for name in inside if name not in (*REPORTS, SAMPLES))
         if WEIGHTS in files or TRAIN_CONFIG in files:
-            place = Path(folder).relative_to(results)
-            found[str(place) if place.parts else results.resolve().name] = Path(folder)  # "." is no name in a URL
-    return found
+            path = Path(folder).relative_to(results)
+            name = str(path) if path.parts else results.resolve().name  # "." is no name in a URL
+            folders[name] = Path(folder)
+    return folders
 
 
 def find_runs(results: Path) -> dict[str, RunFolder]:
-    """Every run under a folder."""
+    """Every run under a folder, by name."""
     return {name: open_run(name, folder) for name, folder in run_folders(results).items()}
 
 
+def open_named_run(results: Path, name: str) -> RunFolder:
+    """The run of this name. NotFound unless a scan of the results folder finds it."""
+    folders = run_folders(results)
+    if name not in folders:
+        raise NotFound(f"there is no run {name!r} under {results}")
+    return open_run(name, folders[name])
+
+
 def open_run(name: str, folder: Path) -> RunFolder:
-    """The run as it is now; read again only when a file of it has changed."""
-    changed = tuple((folder / file).stat().st_mtime_ns if (folder / file).exists() else 0 for file in FILES)
-    return read_run(name, folder, changed)
+    """The run as it is now; read again only when one of its files has changed."""
+    changed = []
+    for file in FILES:
+        path = folder / file
+        changed.append(path.stat().st_mtime_ns if path.exists() else 0)
+    return read_run(name, folder, tuple(changed))
 
 
 @functools.lru_cache(maxsize=256)
 def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
+    """The run in a folder. `changed` is the key of the cache: times of change of its files."""
     problems: list[str] = []
 
-    def read(name: str) -> dict | None:
+    def read(file: str) -> dict | None:
         try:
-            return read_json(folder / name)
+            return read_json(folder / file)
         except Damaged as damaged:
             problems.append(str(damaged))
             return None
 
-    def measured(name: str, command: str) -> dict | None:
-        """A file of metrics, checked; metrics that are shown are plain numbers."""
-        values = read(name)
-        if values is None:
-            return None
-        made_by = f"python -m evaluate {command} --run {folder} --force"
+    def measured(file: str, command: str) -> dict | None:
+        values = read(file)
         try:
-            found = check_result(Measurement, values, folder / name, made_by)
+            return None if values is None else checked_metrics(values, folder, file, command)
         except Damaged as damaged:
             problems.append(str(damaged))
             return None
-        keys = [label.key for label in (*shown_in("runs"), *shown_in("run")) if found.has(label.key)]
-        return found.as_json() | {key: found.value(key) for key in keys}
 
     config = read(CONFIG) or read(TRAIN_CONFIG) or {}
     metrics = measured(f"{EVALUATION}/{METRICS}", "metrics") or measured(f"{COMPARISON_FOLDER}/{OURS_METRICS}", "compare")
-    log, path = [], folder / TRAINING_LOG
-    if path.exists():
-        try:
-            log = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, TypeError) as error:
-            problems.append(f"{path} cannot be read ({error})")
+    log = []
+    try:
+        log = read_log(folder / TRAINING_LOG)
+    except Damaged as damaged:
+        problems.append(str(damaged))
+    summary = read(f"{SAMPLES}/{COLLECTION_SUMMARY}")
     return RunFolder(
-        name=name, folder=folder, config=config,
-        metrics=metrics, log=log,
-        summary=read(f"{SAMPLES}/{COLLECTION_SUMMARY}"), problems=tuple(problems),
-    )  # fmt: skip
+        name=name,
+        folder=folder,
+        config=config,
+        metrics=metrics,
+        log=log,
+        summary=summary,
+        problems=tuple(problems),
+    )
+
+
+def checked_metrics(values: dict, folder: Path, file: str, command: str) -> dict:
+    """The content of a file of metrics; the metrics that pages show are plain numbers. Damaged when it is no measurement.
+
+    values: the content.
+    folder: the run's.
+    file: below the folder.
+    command: of `python -m evaluate`, which makes the file again.
+    """
+    made_by = f"python -m evaluate {command} --run {folder} --force"
+    measurement = check_result(Measurement, values, folder / file, made_by)
+    metrics = measurement.as_json()
+    for label in (*shown_in("runs"), *shown_in("run")):
+        if measurement.has(label.key):
+            metrics[label.key] = measurement.value(label.key)
+    return metrics

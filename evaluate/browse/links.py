@@ -1,7 +1,10 @@
-"""Where a page lies: as a path of the server, or as a file of the static site."""
+"""Addresses of pages: paths of the server, or files of the static site."""
 
 import posixpath
 from urllib.parse import quote, urlencode
+
+INDEX = "index.html"
+"""The first page of the static site."""
 
 
 class Links:
@@ -12,11 +15,18 @@ class Links:
     """Features on one page of the table."""
 
     def to(self, page: str, run: str = "", number: int | str | None = None, /, **query: object) -> str:
+        """The address of a page; values of the query that are empty are left out.
+
+        page: its kind; empty for the list of runs.
+        run: the run's name.
+        number: of a feature, or the kind of a report.
+        """
         path = "/" + "/".join(quote(str(part)) for part in (page, run, number) if part not in ("", None))
         asked = {name: value for name, value in query.items() if value not in ("", None, False, 0)}
         return path + ("?" + urlencode(asked) if asked else "")
 
     def static(self, name: str) -> str:
+        """The address of a style sheet or script."""
         return f"/static/{name}"
 
 
@@ -26,13 +36,16 @@ class FileLinks(Links):
     is_static = True
 
     def __init__(self, exported: int) -> None:
-        self.here, self.page_rows = "index.html", exported
+        self.here = INDEX
+        self.page_rows = exported
 
     def file(self, page: str, run: str = "", number: int | str | None = None) -> str:
+        """The file of a page, below the folder of the site."""
         parts = [str(part) for part in (page, run, number) if part not in ("", None)]
-        return "/".join(parts) + ".html" if parts else "index.html"
+        return "/".join(parts) + ".html" if parts else INDEX
 
     def to(self, page: str, run: str = "", number: int | str | None = None, /, **query: object) -> str:
+        """The address of a page from the page that is being written; empty for a feature that has no page."""
         if page == "feature" and int(number or 0) >= self.page_rows:
             return ""
         target = self.file(page, run, number)

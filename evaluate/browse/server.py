@@ -27,11 +27,15 @@ from store.layout import REPORT
 
 STATIC = Path(__file__).parent / "static"
 
+LOCAL = ("127.0.0.1", "localhost")
+
 POLICY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src data:; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+"""Headers of every page: scripts and styles are those of the browser alone."""
 
 REPORT_POLICY = POLICY | {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -41,8 +45,8 @@ REPORT_POLICY = POLICY | {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(results: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Starlette:
-    """The server. Only GET, only names that a scan of the folder found; no part of a URL becomes a path."""
+def make_app(results: Path, hosts: tuple[str, ...] = LOCAL) -> Starlette:
+    """The server. It answers GET alone, for runs that a scan of the folder finds; no part of a URL becomes a path."""
     pages = Pages(results, Links())
 
     def page(make: Callable[[Request], str]) -> Handler:
@@ -98,9 +102,9 @@ def browse(config: BrowseConfig) -> None:
         print(f"{url}   (Ctrl-C ends it)", flush=True)
         if config.open:
             threading.Timer(0.5, webbrowser.open, [url]).start()
-        local = config.host in ("127.0.0.1", "localhost", "::1")
+        local = config.host in (*LOCAL, "::1")
         threading.Thread(target=_open_features, args=(config.results,), daemon=True).start()
-        app = make_app(config.results, ("127.0.0.1", "localhost") if local else ("*",))
+        app = make_app(config.results, LOCAL if local else ("*",))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         server.run(sockets=[listener])
 

@@ -1,0 +1,84 @@
+"""One side of the comparison page: a run, one of its prefixes or features, or the baseline it was compared with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluate.browse.feature_views import FeatureView, feature_view
+from evaluate.browse.folder import RunFolder, find_runs, open_named_run, read_json, run_folders
+from evaluate.features.reader import NotFound
+from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS
+
+BASELINE = "baseline"
+"""RUN@baseline stands for the baseline that RUN was compared with, Google's or another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSide:
+    """A run, one of its prefixes, or its baseline."""
+
+    run: RunFolder
+    kind: str
+    """`run`, `prefix` or `baseline`."""
+    number: str
+    """Of a prefix, its size."""
+    metrics: dict
+    itself: RunFolder | None = None
+    """Of a baseline, the run that holds its features, where they were collected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSide(FeatureView):
+    """A feature of a run."""
+
+    run: RunFolder
+    kind: str = "feature"
+
+
+def open_side(results: Path, text: str) -> RunSide | FeatureSide | None:
+    """The side that RUN, RUN@1024, RUN@baseline or RUN:42 names; None for an empty text. NotFound when there is none."""
+    if not text:
+        return None
+    if text in run_folders(results):
+        run = open_named_run(results, text)
+        return RunSide(run=run, kind="run", number="", metrics=run.metrics or {})
+    mark = ":" if ":" in text else "@"
+    name, _, number = text.rpartition(mark)
+    run = open_named_run(results, name or text)
+    if mark == ":":
+        view = feature_view(run.features(), int_or(number, -1))
+        return FeatureSide(run=run, **vars(view))
+    if number == BASELINE:
+        return baseline_side(results, run)
+    return prefix_side(run, number)
+
+
+def baseline_side(results: Path, run: RunFolder) -> RunSide:
+    """The baseline that a run was compared with. NotFound before the comparison."""
+    metrics = read_json(run.folder / COMPARISON_FOLDER / GOOGLE_METRICS)
+    if metrics is None:
+        raise NotFound(f"{run.name} has not been compared yet; make compare RUN={run.folder}")
+    collected = [other for other in find_runs(results).values() if other.has_features]
+    itself = next((other for other in collected if other.config.get("source") == metrics["source"]), None)
+    return RunSide(run=run, kind=BASELINE, number=BASELINE, metrics=metrics, itself=itself)
+
+
+def prefix_side(run: RunFolder, number: str) -> RunSide:
+    """One prefix of a run. NotFound when the prefix was not measured."""
+    measured = run.metrics or {}
+    if number not in measured.get("fvu_per_prefix", {}):
+        raise NotFound(f"{run.name} has no measured prefix {number!r}")
+    size = int(number)
+    metrics = {
+        "fvu": measured["fvu_per_prefix"][number],
+        "l0_mean": measured["l0_per_prefix"][number],
+        "d_sae": size,
+    }
+    if run.has_features:
+        density = run.features().columns["density"][:size]
+        metrics["dead_fraction"] = float((density == 0).mean())
+    return RunSide(run=run, kind="prefix", number=number, metrics=metrics)
+
+
+def int_or(text: str, default: int) -> int:
+    """The number in a part of a URL; anything else, and more than nine digits, is the default."""
+    return int(text) if text.isdecimal() and len(text) < 10 else default
