@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from evaluate.browse.feature_views import branch, feature_view
+from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_view
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
@@ -116,6 +116,8 @@ class Pages:
             "tree.html",
             run=run,
             branches=[branch(features, record) for record in records],
+            within=WITHIN,
+            split_cosine=SPLIT_COSINE,
             sizes=sizes[:-1] or sizes,
             prefix=prefix,
             page=page,
@@ -142,7 +144,7 @@ class Pages:
         )
 
     def message(self, title: str, text: str) -> str:
-        """A page that says what went wrong."""
+        """The page of an error."""
         return self.render("message.html", title=title, text=text)
 
 
