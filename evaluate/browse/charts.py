@@ -56,12 +56,13 @@ def lines(series: Mapping[str, Sequence[Point]], log_y: bool = False, log_x: boo
     series: points by the name of their line; infinite points are left out, and at most 0 on a logarithmic axis.
     log_y, log_x: whether the axis is logarithmic.
     """
-    drawable = {name: [point for point in line if _finite(point, log_x, log_y)] for name, line in series.items()}
+    drawable: dict[str, list[Point]] = {}
     xs: list[Number] = []
     ys: list[Number] = []
-    for line in drawable.values():
-        xs += [x for x, _ in line]
-        ys += [y for _, y in line]
+    for name, line in series.items():
+        drawable[name] = [point for point in line if _finite(point, log_x, log_y)]
+        xs += [x for x, _ in drawable[name]]
+        ys += [y for _, y in drawable[name]]
     if not xs:
         return None
     across = _Axis(xs, log_x, WIDTH - RIGHT, LEFT)

@@ -88,7 +88,7 @@ def _nothing(request: Request) -> str:
 
 
 def browse(config: BrowseConfig) -> None:
-    """Serves until Ctrl-C. Refused when the folder is missing or the port is taken."""
+    """Serves the pages until Ctrl-C. Refused when the folder is missing or the port is taken."""
     if not config.results.is_dir():
         raise Refused(f"{config.results} is not a folder; give --results, or make a run with make demo")
     with socket.socket() as listener:
@@ -113,5 +113,5 @@ def _open_features(results: Path) -> None:
     """Reads the plain columns of every run's features before anybody asks for a page."""
     for run in find_runs(results).values():
         if run.has_features:
-            with contextlib.suppress(Damaged):  # its page says so
+            with contextlib.suppress(Damaged):  # the run's page says so
                 run.features()

@@ -1,4 +1,4 @@
-"""What every latent responds to: one pass over a split's shards -> counts, contexts and samples, exact and resumable."""
+"""Collects features in one pass over a split: counts, histograms and contexts of every latent, exact and resumable."""
 
 import dataclasses
 import logging
@@ -25,6 +25,7 @@ from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
 
 SAVE_SECONDS = 120.0
+"""Seconds between two saves of an unfinished collection."""
 
 BINS = 160
 """Bins of the histogram. Bin b begins at 2^(b / 4 - 12) and is a quarter of an octave wide; the outer bins are open."""
@@ -34,37 +35,48 @@ BINS_AN_OCTAVE = 4
 LOWEST_OCTAVE = -12
 
 MOST_PAIRS = 50_000_000
-"""(latent, token) pairs that are counted; beyond it each latent keeps those of its largest sums of activations."""
+"""(latent, token) pairs counted at most; with more, each latent keeps its pairs with the largest sums of activations."""
 
 TOKENS_KEPT = 64
+"""Tokens kept of each latent when there are too many pairs."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything gathered so far. Adding a shard makes a new one, so an interrupt never leaves half a shard in it."""
+    """The counts and contexts gathered so far. `plus` makes a new one, so an interrupt never leaves half a shard in it."""
 
     key: str
-    """Of the weights, shards and options: a saved collection with another key is not continued."""
+    """Digest of weights, shards and options: a saved collection with another key is not continued."""
     shards: int
-    """Shards of the split that are in it."""
+    """Shards of the split that have been added."""
     rows: int
+    """Rows of these shards."""
     fired: np.ndarray
+    """int64: rows on which it is active, by latent."""
     total: np.ndarray
     """float64: sum of activations, by latent."""
     histogram: np.ndarray
+    """int32 [d_sae, BINS]: counts of activations."""
     token_pair: np.ndarray
-    """latent * vocabulary + token, sorted; how often, and the sum of activations."""
+    """int64, sorted: latent * vocabulary + token, of every pair that occurred."""
     token_count: np.ndarray
+    """int64: rows on which the pair occurred."""
     token_total: np.ndarray
+    """float64: sum of activations on these rows."""
     pruned: bool
+    """Whether pairs were dropped because there were too many."""
     paired_row: np.ndarray
-    """Row and latent of every firing in the first rows: what co-activation is counted from."""
+    """int32: the row of every firing in the first rows, from which co-activation is counted."""
     paired_latent: np.ndarray
+    """int32: the latent of each of these firings."""
     paired_rows: int
+    """How many these first rows are."""
     top: Contexts = field(default_factory=Contexts.empty)
+    """The strongest contexts of each latent, one a document."""
     sample: Contexts = field(default_factory=Contexts.empty)
+    """Firings of each latent, drawn at random."""
 
     @classmethod
     def begin(cls, key: str, d_sae: int) -> "Collection":
@@ -127,7 +139,7 @@ class Collection:
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Collection | None":
-        """What an interrupted command left, or None when there is nothing or it belongs to other inputs.
+        """The collection of an interrupted command; None when there is none, or when it has another key.
 
         Damaged when the file cannot be read.
         """
@@ -160,6 +172,7 @@ def read_contexts(file: safe_open, kind: str) -> Contexts:
 
 
 def bin_of(value: np.ndarray) -> np.ndarray:
+    """The bin of each activation."""
     return np.clip((np.floor(np.log2(value) * BINS_AN_OCTAVE) - LOWEST_OCTAVE * BINS_AN_OCTAVE), 0, BINS - 1).astype(int)
 
 
@@ -169,7 +182,7 @@ def bin_edge(index: np.ndarray) -> np.ndarray:
 
 
 def count_tokens(so_far: Collection, firings: Firings, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(latent, token) pairs, how often each occurred, and the sum of its activations."""
+    """token_pair, token_count and token_total after one more shard."""
     token = firings.tokens.ravel()[firings.position]
     key = np.concatenate([so_far.token_pair, firings.latent.astype(np.int64) * vocabulary + token])
     count = np.concatenate([so_far.token_count, np.ones(len(token), np.int64)])
@@ -185,17 +198,22 @@ def count_tokens(so_far: Collection, firings: Firings, vocabulary: int) -> tuple
 def most_active(
     key: np.ndarray, count: np.ndarray, total: np.ndarray, vocabulary: int, limit: int = TOKENS_KEPT
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs cut to the tokens with the largest sums of activations of each latent, still sorted."""
+    """The pairs cut to the `limit` tokens of each latent with its largest sums of activations, still sorted.
+
+    key: latent * vocabulary + token, sorted.
+    count, total: rows and sum of activations of each pair.
+    vocabulary: factor of the key.
+    limit: tokens kept of each latent.
+    """
     latent = key // vocabulary
     order = np.lexsort((-total, latent))
     rank = np.arange(len(key)) - np.searchsorted(latent, latent[order])
-    kept = np.sort(order[rank < limit])
-    return key[kept], count[kept], total[kept]
+    best = np.sort(order[rank < limit])
+    return key[best], count[best], total[best]
 
 
 def paired(so_far: Collection, firings: Firings, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Row and latent of every firing in the first `limit` rows, those of one more shard among them, and how many rows
-    these are."""
+    """paired_row, paired_latent and paired_rows after one more shard; no more than the first `limit` rows are taken."""
     room = max(0, limit - so_far.paired_rows)
     if room == 0:
         return so_far.paired_row, so_far.paired_latent, so_far.paired_rows
@@ -207,7 +225,13 @@ def paired(so_far: Collection, firings: Firings, limit: int) -> tuple[np.ndarray
 
 
 def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig) -> str:
-    """Changes whenever the collection would: weights, shards, how much is kept."""
+    """Digest of what a collection depends on.
+
+    run: the folder of the weights.
+    store: holds the shards.
+    shards: of the split.
+    config: says how much is kept.
+    """
     digest = xxhash.xxh3_128(
         f"{config.contexts} {config.samples} {config.neighbours} {config.coactivation_rows} "
         f"{config.promoted_tokens}".encode()
@@ -219,7 +243,14 @@ def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesCo
 
 
 def collect(transcoder: Transcoder, store: Store, config: FeaturesConfig, key: str, vocabulary: int) -> Collection:
-    """One pass over the split, continuing what an interrupted command left beside the results."""
+    """One pass over the split. It continues the collection that an interrupted command left beside the results.
+
+    transcoder: whose latents are collected.
+    store: holds the split.
+    config: the options.
+    key: digest of the inputs, from `key_of`.
+    vocabulary: larger than every token id.
+    """
     shards = store.manifest.of_split(config.split)
     path = config.folder / COLLECTION_STATE
     collection = Collection.load(path, key)

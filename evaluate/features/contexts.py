@@ -1,4 +1,4 @@
-"""The contexts that are kept of each latent: the best by a score, exactly, whatever the number of shards."""
+"""The best contexts of each latent by a score, kept exactly over any number of shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from evaluate.features.firings import Firings
 
 SIDE = 20
-"""Tokens shown either side."""
+"""Tokens shown on each side of the middle token."""
 
 WIDTH = 2 * SIDE + 1
 
@@ -19,16 +19,16 @@ _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 @dataclass(frozen=True)
 class Contexts:
-    """Flat arrays ordered by (latent, best first, shard, position), at most `limit` of each latent."""
+    """Contexts as flat arrays, ordered by (latent, best first, shard, position); at most `limit` of each latent."""
 
     latent: np.ndarray
     score: np.ndarray
-    """float64: what they are kept by."""
+    """float64: the contexts with the largest scores are kept."""
     shard: np.ndarray
     position: np.ndarray
-    """Of the middle token, a flat index into the shard's tokens."""
+    """The middle token, as a flat index into the shard's tokens."""
     window: np.ndarray
-    """float32 [n, WIDTH]: this latent on every token shown; NaN outside the sequence and on excluded tokens."""
+    """float32 [n, WIDTH]: the latent's activation on every token shown; NaN outside the sequence and on excluded tokens."""
 
     @classmethod
     def empty(cls) -> "Contexts":
@@ -67,7 +67,14 @@ class Contexts:
         return self.window[:, SIDE]
 
     def merged(self, firings: Firings, shard: int, chosen: np.ndarray, score: np.ndarray, limit: int) -> "Contexts":
-        """These and the chosen firings of a later shard, cut to the `limit` best of each latent."""
+        """These contexts and the chosen firings of a later shard, cut to the `limit` best of each latent.
+
+        firings: of the later shard.
+        shard: its number within the split.
+        chosen: indices into the firings.
+        score: float64, of each chosen firing.
+        limit: contexts kept of each latent.
+        """
         latent = firings.latent[chosen]
         better = score > self._floor(limit, int(latent.max(initial=-1)) + 1)[latent]
         chosen = chosen[better]
@@ -77,12 +84,18 @@ class Contexts:
         all_score = np.concatenate([self.score, score])
         all_shard = np.concatenate([self.shard, np.full(len(chosen), shard, np.int32)])
         all_position = np.concatenate([self.position, firings.position[chosen]])
-        kept = best(all_latent, all_score, all_shard, all_position, limit)
-        window = np.empty((len(kept), WIDTH), np.float32)
-        old = kept < len(self.latent)
-        window[old] = self.window[kept[old]]
-        window[~old] = windows(firings, chosen[kept[~old] - len(self.latent)])
-        return Contexts(all_latent[kept], all_score[kept], all_shard[kept], all_position[kept], window)
+        best_of_both = best(all_latent, all_score, all_shard, all_position, limit)
+        window = np.empty((len(best_of_both), WIDTH), np.float32)
+        old = best_of_both < len(self.latent)
+        window[old] = self.window[best_of_both[old]]
+        window[~old] = windows(firings, chosen[best_of_both[~old] - len(self.latent)])
+        return Contexts(
+            latent=all_latent[best_of_both],
+            score=all_score[best_of_both],
+            shard=all_shard[best_of_both],
+            position=all_position[best_of_both],
+            window=window,
+        )
 
     def _floor(self, limit: int, n: int) -> np.ndarray:
         """The worst score kept of each latent that has its `limit`; minus infinity for the others."""
@@ -94,7 +107,11 @@ class Contexts:
 
 
 def best(latent: np.ndarray, score: np.ndarray, shard: np.ndarray, position: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of the `limit` highest scores of each latent; of equal ones the first in the text."""
+    """Indices of the `limit` highest scores of each latent; of equal scores the first in the text.
+
+    latent, score, shard, position: by context.
+    limit: contexts kept of each latent.
+    """
     order = np.lexsort((position, shard, -score, latent))
     ranked = latent[order]
     first = np.searchsorted(ranked, ranked, side="left")
@@ -102,7 +119,7 @@ def best(latent: np.ndarray, score: np.ndarray, shard: np.ndarray, position: np.
 
 
 def best_of_documents(firings: Firings) -> np.ndarray:
-    """The strongest firing of each (latent, document), the first where several are equal."""
+    """Index of the strongest firing of each latent in each document; the first where several are equal."""
     if not len(firings.value):
         return np.zeros(0, np.int64)
     document = firings.document[firings.position]
@@ -129,7 +146,7 @@ def windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
 
 
 def _windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
-    """Neighbours in the text are neighbours in the list, so the list is walked both ways until out of sight."""
+    """Walks the list of firings both ways from each chosen one: neighbours in the text are neighbours in the list."""
     centre = firings.position[chosen]
     latent = firings.latent[chosen]
     window = np.zeros((len(chosen), WIDTH), np.float32)

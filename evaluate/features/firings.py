@@ -1,4 +1,4 @@
-"""Which latents fire where: the cached rows of a shard -> its active latents in the order of the text."""
+"""Firings: the cached rows of a shard -> its active latents, in the order of the text."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +25,11 @@ class Firings:
     tokens: np.ndarray
     """int32 [sequences, context]."""
     measured: np.ndarray
-    """bool, by position: not an excluded token."""
+    """bool, by position: False on excluded tokens."""
 
     @property
     def rows(self) -> int:
+        """Kept rows of the shard."""
         return int(self.measured.sum())
 
     @cached_property
@@ -41,7 +42,14 @@ class Firings:
 
 @torch.no_grad()
 def firings_of(store: Store, shard: ShardEntry, forward: Forward, rows: int, bar: tqdm) -> Firings:
-    """The active latents of every kept row of a shard, `rows` at a time, on the transcoder's device."""
+    """The active latents of every kept row of a shard.
+
+    store: holds the shard.
+    shard: its entry in the manifest.
+    forward: the transcoder, on its device.
+    rows: rows in a step.
+    bar: is advanced by rows.
+    """
     transcoder = forward.transcoder
     device = transcoder.W_dec.device
     tokens = store.array(shard, "tokens").numpy()
@@ -73,5 +81,5 @@ def firings_of(store: Store, shard: ShardEntry, forward: Forward, rows: int, bar
 
 
 def stable_order(latent: np.ndarray, d_sae: int) -> np.ndarray:
-    """The order that sorts by latent and changes nothing else; numpy sorts 16-bit numbers in linear time."""
+    """The stable order by latent. numpy sorts 16-bit numbers in linear time."""
     return np.argsort(latent.astype(np.uint16) if d_sae <= 1 << 16 else latent, kind="stable")

@@ -1,4 +1,4 @@
-"""Which latents belong together: by the direction that they write, by the rows on which they fire, across prefixes."""
+"""Neighbours of each latent: by decoder direction, by co-activation, and the finer latents of later prefixes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from torch import Tensor
 BLOCK = 256
 
 LEAST = 5
-"""Rows on which two latents must fire together before they are called related."""
+"""Least rows on which two related latents fire together."""
 
 
 @dataclass(frozen=True)
 class Related:
-    """For each latent its most related ones, best first; -1 where there are fewer."""
+    """The n latents most related to each latent, best first."""
 
     other: np.ndarray
-    """int64 [d_sae, n]."""
+    """int64 [d_sae, n]: their numbers; -1 where there are fewer than n."""
     score: np.ndarray
     """float32 [d_sae, n]."""
     both: np.ndarray | None = None
@@ -38,7 +38,7 @@ class Related:
 
 
 def by_decoder(W_dec: Float[Tensor, "d_sae d_out"], n: int) -> tuple[Related, np.ndarray]:
-    """The largest cosines of decoder rows, and of each its largest |cosine|; rows of norm zero are like nothing."""
+    """The n largest cosines of decoder rows, and by latent the largest |cosine|; a row of norm zero has cosine 0."""
     unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
     n = min(n, len(unit) - 1)
     scores = []
@@ -59,10 +59,15 @@ def by_decoder(W_dec: Float[Tensor, "d_sae d_out"], n: int) -> tuple[Related, np
 def by_coactivation(
     row: np.ndarray, latent: np.ndarray, rows: int, prefix_sizes: Sequence[int], n: int
 ) -> tuple[Related, Related]:
-    """By rows: the latents that fire together most, and for each latent the finer ones that fire within it.
+    """By latent, the latents that fire together with it most, and the finer latents that fire within it.
 
-    The first is ranked by the cosine of the two firing patterns, both / sqrt(fired * fired). The second looks only at
-    latents of later prefixes, and is ranked by P(this fires | the finer one fires) - P(this fires): 0 is chance.
+    The first is ranked by the cosine of the two firing patterns, both / sqrt(fired * fired). The second holds only latents
+    of later prefixes, and is ranked by P(this fires | the finer one fires) - P(this fires): 0 is chance.
+
+    row, latent: of every firing.
+    rows: how many rows were looked at.
+    prefix_sizes: cumulative; the last is the width of the dictionary.
+    n: neighbours kept of each latent.
     """
     d_sae = prefix_sizes[-1]
     ones = np.ones(len(row), np.float32)

@@ -30,7 +30,7 @@ SORTS = ("feature", "prefix", "density", "mean_activation", "max_activation", "m
 
 
 class NotFound(LookupError):
-    """What was asked for does not exist."""
+    """The run, feature or page that was asked for does not exist."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -92,8 +92,8 @@ class Features:
         return table.slice(latent - int(self.starts[group]), 1).to_pylist()[0]
 
     def _search(self, words: str) -> np.ndarray:
-        """How often each latent's contexts have this text, upper and lower case alike, and more where it is in the
-        strongest or the top token; most of all where it is the latent's number."""
+        """A score of each latent: how often its contexts hold the text, upper and lower case alike. The score is larger
+        when the strongest token or the top token holds it, and largest when the text is the latent's number."""
         parts = []
         for group in range(self.file.num_row_groups):
             text = self.file.read_row_group(group, columns=["text"])["text"]
@@ -105,7 +105,7 @@ class Features:
         return np.where(self.columns["feature"].astype(str) == words, 1 + count.max(initial=0), count)
 
     def _order(self, by: str, descending: bool) -> np.ndarray:
-        """Every latent, sorted by a column; ties in the order of the dictionary."""
+        """All latents, sorted by a column; equal ones in the order of the dictionary."""
         if by == "top_token":
             ranked = np.unique(self.columns["top_token"].astype(str), return_inverse=True)[1]
         else:
@@ -113,7 +113,13 @@ class Features:
         return np.argsort(-ranked if descending else ranked, kind="stable")
 
     def select(self, words: str = "", prefix: int = 0, by: str = "feature", descending: bool = False) -> np.ndarray:
-        """The latents that fit, in order; `match` puts those that fire on the words first, then by how often they show."""
+        """The latents whose contexts hold the words, in order.
+
+        words: text to search for; empty for all latents.
+        prefix: only latents that this prefix adds; 0 for all.
+        by: a column of SORTS, or `match`: latents that fire on the words first, then by how often their contexts hold them.
+        descending: whether the largest come first.
+        """
         mask = np.ones(len(self), bool)
         order = np.argsort(-self.search(words), kind="stable") if by == "match" else self.order(by, descending)
         if words:

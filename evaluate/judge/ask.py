@@ -1,4 +1,4 @@
-"""A language model as judge, behind any OpenAI-compatible endpoint: explanations, answers, and then their marks."""
+"""`python -m evaluate judge`: a language model explains features and answers questions, at an OpenAI-compatible server."""
 
 import json
 import logging
@@ -30,6 +30,7 @@ BUSY = (408, 409, 429, 500, 502, 503, 504)
 """HTTP statuses after which the same request may succeed."""
 
 LONGEST_WAIT = 60.0
+"""Seconds."""
 
 EXPLAINER = (
     "You study what makes one unit of a language model active. You are given texts in which it is; the tokens on which it "
@@ -57,7 +58,8 @@ T = TypeVar("T")
 
 
 def judge(config: JudgeConfig) -> Path:
-    """The folder with explanations, answers and scores, continued where it was left. Refused if the server fails."""
+    """The folder with explanations, answers and scores. The same command continues an unfinished folder. Refused if the
+    server fails."""
     questions = config.run / JUDGE
     for name in (EXPLAIN, ITEMS):
         if not (questions / name).exists():
@@ -133,7 +135,7 @@ def explain(config: JudgeConfig, shown: Sequence[dict]) -> dict[int, str]:
 
 
 def answer(config: JudgeConfig, items: Sequence[dict], explanations: dict[int, str]) -> None:
-    """Asks about the items, a few of one latent and task at a time; answers are appended as they come."""
+    """Asks about the items, a few of one latent and task in each request. Answers are appended as they come."""
 
     def ask_about(batch: Sequence[dict]) -> list[dict]:
         texts = "\n\n".join(f"Text {number}: {item['text']}" for number, item in enumerate(batch, 1))
@@ -155,7 +157,7 @@ def answer(config: JudgeConfig, items: Sequence[dict], explanations: dict[int, s
 
 
 def read_list(reply: str, n: int) -> list[bool] | None:
-    """The last list of n zeros and ones in a reply; None where there is none."""
+    """The last list of n zeros and ones in a reply, as booleans; None when there is no such list."""
     lists = [re.findall("[01]", text) for text in re.findall(r"\[[01,\s]*\]", reply)]
     fitting = [digits for digits in lists if len(digits) == n]
     return [digit == "1" for digit in fitting[-1]] if fitting else None
@@ -269,5 +271,5 @@ def request_of(config: JudgeConfig, body: dict) -> Request:
 
 
 def waits(config: JudgeConfig) -> Iterable[float]:
-    """Seconds before each repetition."""
+    """Seconds to wait before each repetition."""
     return (min(config.wait * 2**number, LONGEST_WAIT) for number in range(config.retries))

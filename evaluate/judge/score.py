@@ -1,6 +1,7 @@
-"""A judge's answers marked against the truth: balanced accuracy by latent, beside what a constant answer would get."""
+"""`python -m evaluate judge-score`: marks a judge's answers, beside the scores of constant answers."""
 
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,22 @@ from store.errors import Damaged, Refused
 from store.layout import ITEMS, JUDGE, SCORES, SUMMARY
 
 CONSTANTS = {"always yes": True, "always no": False}
+"""Judges that give the same answer to every question."""
 
 
 def score_answers(config: JudgeScoreConfig) -> Path:
-    """The folder of the answers, with scores.json and summary.txt. Refused for answers that belong to no question."""
+    """Writes scores.json and summary.txt beside the answers, and returns their folder. Refused for answers to other
+    questions."""
     items = read_lines(config.run / JUDGE / ITEMS)
     write_scores(config.answers.parent, items, read_answers(config.answers, items))
     return config.answers.parent
 
 
 def read_lines(path: Path, needed: Mapping[str, type] = {}) -> list[dict]:
-    """The records of a JSONL file. Damaged, naming the first line that is damaged or lacks something."""
+    """The records of a JSONL file. Refused when there is no file.
+
+    Damaged when a line is no JSON object or lacks one of the `needed` keys; the message names the first such line.
+    """
     if not path.exists():
         raise Refused(f"{path} does not exist; judge-export writes the questions, a judge the rest")
     records = []
@@ -44,7 +50,10 @@ def read_lines(path: Path, needed: Mapping[str, type] = {}) -> list[dict]:
 
 
 def read_answers(path: Path, items: Sequence[dict]) -> dict[str, bool]:
-    """Answers by id. Refused for an id that is not asked; Damaged for one answered twice differently, or no yes or no."""
+    """Answers by id. Refused for an id that no item has.
+
+    Damaged for an answer that is not true or false, and for an id with both.
+    """
     known = {item["id"] for item in items}
     answers: dict[str, bool] = {}
     for record in read_lines(path, {"id": str, "answer": object}):
@@ -67,7 +76,8 @@ def write_scores(folder: Path, items: Sequence[dict], answers: dict[str, bool]) 
 
 
 def scores(items: Sequence[dict], answers: dict[str, bool]) -> dict:
-    """By task: overall with its interval over latents, each constant answer's, by kind of text, and by latent."""
+    """By task: means with intervals over latents, the means of constant answers, right answers by kind of text and by
+    quantile, and the figures of each latent."""
     by_task = {}
     for task in dict.fromkeys(item["task"] for item in items):
         asked = [item for item in items if item["task"] == task]
@@ -140,9 +150,8 @@ def overall(latents: Sequence[LatentScore]) -> dict:
     names = ("balanced_accuracy", "accuracy", "true_positive_rate", "true_negative_rate")
     if not scored:
         return dict.fromkeys(names) | {"latents_scored": 0}
-    columns = [[getattr(latent, name) for latent in scored] for name in names]
-    columns.append([1.0] * len(scored))
-    sums = torch.tensor(columns, dtype=torch.float64).T.contiguous()
+    figures = [operator.attrgetter(*names)(latent) for latent in scored]
+    sums = torch.tensor([(*row, 1.0) for row in figures], dtype=torch.float64)
     drawn = resample(sums)
     means = {name: estimate(ratio(column, -1), sums, drawn).as_json() for column, name in enumerate(names)}
     return means | {"latents_scored": len(scored)}

@@ -51,7 +51,7 @@ class Sequences:
 
 
 def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequences"]) -> Sequences:
-    """Sequences of a shard with their cached rows, kept and excluded alike, back in their places."""
+    """Sequences of a shard with their cached rows, kept and excluded alike, in token order."""
     tokens = store.array(shard, "tokens").long()
     order = store.array(shard, "token_index").long().argsort()
     excluded = torch.isin(tokens, torch.tensor(store.manifest.recipe.excluded_tokens))
@@ -129,7 +129,7 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
 
 
 def open_model(store: Store, device: torch.device) -> LanguageModel:
-    """The model that made a store. Refused when it, or its tokenizer, is not the one that the store names."""
+    """The language model that made a store. Refused when its revision or tokenizer is not the store's."""
     recipe = store.manifest.recipe
     local = recipe.model.startswith("pip:") or Path(recipe.model).is_dir()
     revision = None if local else recipe.model_revision
@@ -145,7 +145,7 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
 
 
 def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> None:
-    """Refused when the cached rows do not restart this model where the whole model would be."""
+    """Refused when the model predicts otherwise from the cached rows than from the beginning."""
     tokens = part.tokens.to(model.device)
     logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
