@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from store.layout import CHECKPOINT, TRAIN_CONFIG, WEIGHTS
 from store.shards.reader import check_shards, open_store
@@ -71,3 +72,22 @@ def test_an_old_checkpoint_of_other_options_is_refused(tmp_path):
     config = copied_run(tmp_path / "run")
     with pytest.raises(ValueError, match="k: 3 != 4"):
         train(TrainConfig(**(vars(config) | {"k": 4})))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_with_int8_candidates_goes_on_with_float32_ones(tmp_path, finished):
+    config = copied_run(tmp_path / "run")
+    if finished:
+        train(config)
+        options = json.loads((config.run_directory / TRAIN_CONFIG).read_text())
+        (config.run_directory / TRAIN_CONFIG).write_text(json.dumps(options | {"candidates": "int8"}))
+    else:
+        path = config.run_directory / CHECKPOINT
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        options = json.loads(metadata["run"]) | {"candidates": "int8"}
+        save_file(load_file(path), path, metadata | {"run": json.dumps(options)})
+    made = train(config)
+    assert torch.equal(made.W_dec, Transcoder.load(config.run_directory).W_dec)
+    with pytest.raises(ValueError, match="candidates: 'float32' != 'bfloat16'"):
+        train(TrainConfig(**(vars(config) | {"candidates": "bfloat16"})))
