@@ -25,7 +25,8 @@ from harvest.text import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
 from store.layout import COLLECTION_SUMMARY, CONFIG, model_slug
 from store.shards.reader import Store, check_shards
-from store.transcoders.transcoder import Transcoder, TranscoderConfig
+from store.transcoders.layouts import read_run_config
+from store.transcoders.transcoder import Transcoder
 
 
 def baseline_run(config: FeaturesConfig) -> Path:
@@ -40,9 +41,9 @@ def baseline_run(config: FeaturesConfig) -> Path:
     # the store's name for the model: by it later commands find the store
     wanted = other.config.model_copy(update={"model": store.manifest.recipe.model})
     path = folder / CONFIG
-    if folder.exists() and not (path.exists() and TranscoderConfig.model_validate_json(path.read_bytes()) == wanted):
+    if folder.exists() and not (path.exists() and read_run_config(folder) == wanted):
         raise ValueError(f"{folder} is there, and is not {wanted.source}; move it away")
-    Transcoder(wanted, **other.arrays()).save(folder)
+    replace(other, config=wanted).save(folder)
     return folder
 
 
