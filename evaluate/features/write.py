@@ -18,6 +18,7 @@ from evaluate.features.neighbours import Related
 from harvest.text import token_texts
 from store.disk.files import appearing_whole
 from store.layout import COLLECTION_SUMMARY, FEATURES
+from store.shards.documents import documents_of
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
@@ -57,12 +58,8 @@ class Text:
         self.tokens = [store.array(shard, "tokens").numpy() for shard in shards]
         self.number = [store.manifest.shards.index(shard) for shard in shards]
         self.context = store.manifest.recipe.context
-        excluded = list(store.manifest.recipe.excluded_tokens)
-        self.document = []
-        for tokens in self.tokens:
-            ends = np.isin(tokens, excluded)
-            ends[:, 0] = False
-            self.document.append(np.cumsum(ends.ravel()) - ends.ravel())
+        excluded = store.manifest.recipe.excluded_tokens
+        self.document = [documents_of(tokens, excluded).ravel() for tokens in self.tokens]
         counts = np.bincount(np.concatenate([tokens.ravel() for tokens in self.tokens]))
         ids = np.flatnonzero(counts)
         self.word = np.full(len(counts), "", dtype=object)
