@@ -126,7 +126,7 @@ lint: $(VENV)/dev  ## ruff, pyright, import-linter
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/dev  ## Speed, as ratios against a matmul, memcpy or a dense step
+bench: $(VENV)/dev  ## Speed, as ratios against a dense step, memcpy or a matmul
 	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.loader
 	$(PY) -m tests.bench.loader --cold

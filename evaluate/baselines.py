@@ -5,7 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -178,4 +178,4 @@ def fetch(item: Published, model: str, layer: int) -> Transcoder:
 
 def renamed(transcoder: Transcoder, name: str, source: str) -> Transcoder:
     config = transcoder.config.model_copy(update={"name": name, "source": source})
-    return Transcoder(config, **transcoder.arrays())
+    return replace(transcoder, config=config)

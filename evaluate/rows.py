@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from store.loader.batches import Batch, batches
+from store.shards.documents import documents_of
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
@@ -68,16 +69,14 @@ def places(store: Store, split: Split, limit: int | None = None) -> Places:
     Documents are joined by EOS, no document has rows in two shards, and BOS stands only in the first column.
     """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    excluded = torch.tensor(store.manifest.recipe.excluded_tokens)
-    documents = 0
+    n_documents = 0
     for shard in store.manifest.of_split(split):
         tokens = store.array(shard, "tokens").long()
-        ends = torch.isin(tokens, excluded)
-        ends[:, 0] = False
-        number = ends.flatten().cumsum(0) + documents
+        within = documents_of(tokens.numpy(), store.manifest.recipe.excluded_tokens)
+        number = torch.from_numpy(within).flatten() + n_documents
         index = store.array(shard, "token_index")[: shard.kept].long()
         found.append((tokens.flatten()[index], index % tokens.shape[1], number[index]))
-        documents = int(number[-1]) + 1
+        n_documents = int(number[-1]) + 1
     token, position, document = (torch.cat(parts)[:limit] for parts in zip(*found, strict=True))
     return Places(token, position, torch.unique(document, return_inverse=True)[1])
 

@@ -9,7 +9,7 @@ from store.errors import Refused
 from store.layout import CONFIG, default_store
 from store.shards.pair import open_pair
 from store.shards.reader import Store
-from store.transcoders.files import read_config
+from store.transcoders.layouts import load_run, read_run_config
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 
 
@@ -26,7 +26,7 @@ class OpenRun:
 def open_run(config: EvaluateConfig) -> OpenRun:
     """The run of some options with its store. Refused when it was trained on another one: both fingerprints are shown."""
     folder = config.run_directory
-    ours = Transcoder.load(folder)
+    ours = load_run(folder)
     across = ours.config.target_layer
     if config.target_store is not None and across is None:
         raise Refused(f"{folder} predicts its own layer, {ours.config.layer}; leave out --target-store")
@@ -48,7 +48,7 @@ def open_run(config: EvaluateConfig) -> OpenRun:
 def store_of(config: EvaluateConfig) -> StorePath:
     """The store's folder or URL, without opening anything: --store, or the default one of what --run was trained on."""
     described = config.run is not None and config.store is None and (config.run / CONFIG).exists()
-    return _store_of(config, read_config(config.run_directory / CONFIG, TranscoderConfig) if described else None)
+    return _store_of(config, read_run_config(config.run) if described else None)
 
 
 def _store_of(config: EvaluateConfig, trained: TranscoderConfig | None) -> StorePath:
@@ -65,7 +65,7 @@ def check_fits(transcoder: Transcoder, store: Store) -> None:
     source = store.manifest
     target = store.target_side.manifest
     widths = (source.widths[config.source_site], target.widths[config.target_site])
-    reads = config.d_in - 2 * config.standardised
+    reads = transcoder.source_width
     layers = (config.layer, config.layer if config.target_layer is None else config.target_layer)
     held = (source.recipe.layer, target.recipe.layer)
     if layers != held or (reads, config.d_out) != widths:

@@ -7,6 +7,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from store.cli import Count, Layers, StorePathOption, check_at_least
 from store.disk.remote import Remote, StorePath
+from store.errors import Refused
 from store.layout import default_store
 
 SITES = {
@@ -26,6 +27,19 @@ Sites = Annotated[
         is_instance=lambda value: isinstance(value, tuple), str_from_instance=lambda value: [",".join(value)],
     ),
 ]  # fmt: skip
+
+
+Compression = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="none|zstd",
+        instance_from_str=lambda args: args[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+"""A compression by name; HarvestConfig refuses, in one line, one that is not written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +96,8 @@ class HarvestConfig:
     """Of the rows on disk."""
     format: Literal["safetensors", "zarr"] = "safetensors"
     """Of the shards. zarr (v3, sharded, one zip a shard) can be compressed and opens in any zarr library."""
-    compression: Literal["none", "zstd", "blosc"] = "none"
-    """Of zarr's chunks: zstd, or blosc (bitshuffle, then zstd). Saves a sixth of the disk and reads many times slower."""
+    compression: Compression = "none"
+    """Of zarr's chunks: none, or zstd, which saves a sixth of the disk and reads many times slower."""
     seed: int = 0
     """Of the shuffle of rows within each shard."""
     plan: bool = False
@@ -101,6 +115,10 @@ class HarvestConfig:
             raise ValueError(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
         if self.keep_shards is not None and isinstance(self.store, Remote):
             raise ValueError(f"store is {self.store}, but keep_shards needs a folder: trainer and harvester meet in it")
+        if self.compression == "blosc":
+            raise Refused("compression is 'blosc', which is read but no longer written; give --compression zstd")
+        if self.compression not in ("none", "zstd"):
+            raise Refused(f"compression is {self.compression!r}; choose none or zstd")
         if self.format != "zarr" and self.compression != "none":
             raise ValueError(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
         if abs(self.seed) >= 2**40:
@@ -119,7 +137,7 @@ class HarvestConfig:
 
     @property
     def shard_format(self) -> str:
-        """The format as manifests and FORMATS name it: safetensors, zarr, zarr-zstd, zarr-blosc."""
+        """The format as manifests and FORMATS name it: safetensors, zarr, zarr-zstd."""
         return self.format if self.compression == "none" else f"{self.format}-{self.compression}"
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from harvest.text import load_tokenizer
 from store.cli import StoreOptions, check_at_least, parse
 from store.loader.schedule import Mix, Schedule
+from store.shards.documents import documents_of
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store, open_store
 
@@ -44,15 +45,10 @@ TEXT_ROWS = 3
 
 
 def document_of_rows(store: Store, shard: ShardEntry) -> np.ndarray:
-    """The document of each kept row of a shard, numbered from 0 within the shard.
-
-    Inside a row of tokens the only excluded token is EOS, which ends a document; what stands first is BOS.
-    """
-    tokens = store.array(shard, "tokens").numpy()
-    ends = np.isin(tokens, store.manifest.recipe.excluded_tokens)
-    ends[:, 0] = False
+    """The document of each kept row of a shard, numbered from 0 within the shard."""
+    documents = documents_of(store.array(shard, "tokens").numpy(), store.manifest.recipe.excluded_tokens)
     index = store.array(shard, "token_index").numpy()[: shard.kept]
-    return np.cumsum(ends.reshape(-1))[index].astype(np.int32)
+    return documents.ravel()[index].astype(np.int32)
 
 
 def same_document_shares(store: Store, batch_rows: int, seed: int = 0) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.disk.remote import StorePath
-from store.shards.formats import FORMATS
+from store.shards.formats import writer_for
 from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import find_damage
 from store.shards.ring import present
@@ -59,6 +59,7 @@ def repair() -> str:
 def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -> None:
     """Harvests the damaged shards again. ValueError when that cannot be done here, before anything is replaced."""
     directory, recipe = config.store_directory, manifest.recipe
+    writer_for(recipe.format)  # refuses a format that is only read
     harvest = harvest_config(config, manifest)
     corpus = open_corpus(harvest)
     model = load_model(recipe.model, recipe.layer, resolve_device(config.device),
@@ -106,7 +107,7 @@ def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus
     arrays, _ = shard_arrays(rows, number, recipe, model.norm)
     path = harvest.directory / shard.name
     with appearing_whole(path) as partial:
-        written = FORMATS[recipe.format].write(partial, arrays)
+        written = writer_for(recipe.format)(partial, arrays)
         check_bytes(path, partial, shard, written)
 
 

@@ -31,6 +31,11 @@ def identity(config: TrainConfig, store_fingerprint: str, candidates: Candidates
     }  # fmt: skip
 
 
+def without_int8(saved: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run, int8 candidates replaced by float32 ones: earlier versions had them, for the same values."""
+    return saved | {"candidates": "float32"} if saved.get("candidates") == "int8" else saved
+
+
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = sorted(saved.keys() | wanted.keys())
     return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
@@ -52,7 +57,7 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            saved = json.loads(metadata["run"])
+            saved = without_int8(json.loads(metadata["run"]))
             if saved != run:
                 raise ValueError(
                     f"{path} belongs to a run with other options: {differences(saved, run)}; "

@@ -83,9 +83,9 @@ class TrainConfig:
     """jumprelu: weight of the penalty (L0 / k - 1)^2."""
     bandwidth: float = 0.5
     """jumprelu: width of the straight-through kernel, in units of the normalised pre-activations."""
-    candidates: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents; their values and gradients are float32 always. auto is bfloat16 where
-    the device multiplies it natively, int8 on other CPUs with AVX2, float32 elsewhere."""
+    the device multiplies it natively, float32 elsewhere."""
     seed: int = 0
     """Of initialisation, data order and random prefixes."""
     device: str = "auto"

@@ -15,7 +15,6 @@ from store.layout import TRAIN_LOCK
 from store.loader.batches import Batch, batches
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
-from store.sparse import int8
 from store.sparse.scan import Candidates
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
@@ -91,14 +90,10 @@ def identity_of(config: TrainConfig, store: Store, device: torch.device) -> dict
 
 
 def candidates(config: TrainConfig, device: torch.device) -> Candidates:
-    """In what to look for active latents: what is fastest on the device, unless the config says. ValueError for int8 where
-    there is no kernel for it."""
-    has_int8 = device.type == "cpu" and int8.available()
-    if config.candidates == "int8" and not has_int8:
-        raise ValueError(f"candidates is int8, which needs an x86 CPU with AVX2; {device} takes auto, float32 or bfloat16")
+    """Precision of the search for active latents: the config's, or what is fastest on the device."""
     if config.candidates != "auto":
         return config.candidates
-    return "bfloat16" if native_bfloat16(device) else "int8" if has_int8 else "float32"
+    return "bfloat16" if native_bfloat16(device) else "float32"
 
 
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:

@@ -66,7 +66,7 @@ def already_trained(folder: Path, run: dict) -> Transcoder | None:
     """The finished transcoder of the same run. ValueError when the folder holds a run with other options."""
     if not (folder / TRAIN_CONFIG).exists() or not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
         return None
-    saved = json.loads((folder / TRAIN_CONFIG).read_text())
+    saved = checkpoint.without_int8(json.loads((folder / TRAIN_CONFIG).read_text()))
     if saved != run:
         raise ValueError(
             f"{folder} holds a run with other options: {checkpoint.differences(saved, run)}; "

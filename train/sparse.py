@@ -7,12 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from store.sparse.kernels import LINE, compiled, in_parallel, prefetch
+from store.sparse.kernels import compiled, in_parallel
 from store.sparse.scan import Bags, Entries, bag_sums, sampled_dots
 from train.parallel import Latents
-
-AHEAD = 4
-"""How many entries before its use a decoder row is asked from memory."""
 
 
 @compiled
@@ -31,9 +28,6 @@ def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, targe
                 here[c] = b_dec[c] - target[row, c] if group == 0 else error[group - 1, c]
             bag = group * rows + row
             for e in range(starts[bag], starts[bag + 1]):
-                if e + AHEAD < len(latent):
-                    for c in range(0, width, LINE):
-                        prefetch(decoder, latent[e + AHEAD], c)  # type: ignore[call-arg]  # numba gives the context
                 weights, scale = decoder[latent[e]], value[e]
                 for c in range(width):
                     here[c] += scale * weights[c]

@@ -1,6 +1,7 @@
 """What a comparison claims, checked against the data that made it: where a claim fails, no winner is named."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -108,7 +109,7 @@ def fvu_by_view(transcoder: Transcoder, store: Store, device: torch.device) -> d
     total = float((y - y.mean(0)).square().sum(dtype=torch.float64))
     for view in VIEWS:
         config = moved.config.model_copy(update={"view": view})
-        forward = Forward(Transcoder(config, **moved.arrays()))
+        forward = Forward(replace(moved, config=config))
         x = forward.transcoder.view(batch.source, norm)
         recon, _ = forward.prefixes(forward.entries(x), x)
         found[view] = float((recon[-1] - y).square().sum(dtype=torch.float64)) / total

@@ -21,6 +21,7 @@ from store.disk.files import write_text
 from store.layout import REPORT, REPORT_MARKDOWN, SUMMARY
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, open_store
+from store.transcoders.layouts import load_run
 from store.transcoders.transcoder import Transcoder
 
 LAYERS = "layers.json"
@@ -74,7 +75,7 @@ def overlaps(runs: Mapping[int, Path], stores: Mapping[int, Store], device_name:
     found: dict[str, Overlap] = {}
     lower: tuple[int, Transcoder, RowFirings] | None = None
     for layer, folder in runs.items():
-        ours = Transcoder.load(folder).to(device)
+        ours = load_run(folder).to(device)
         firings = RowFirings.of(ours, stores[layer], device)
         if lower is not None:
             below, theirs, their_firings = lower

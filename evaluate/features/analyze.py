@@ -20,6 +20,7 @@ from evaluate.features.reader import read_summary
 from evaluate.text import visible
 from store.disk.files import write_text
 from store.layout import ANALYSIS, FEATURES, REPORT, REPORT_MARKDOWN, SAMPLES
+from store.transcoders.layouts import load_run
 from store.transcoders.transcoder import Transcoder
 
 SHOWN = 10
@@ -64,7 +65,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     summary = read_summary(samples)
     if summary is None:
         raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
-    transcoder = Transcoder.load(config.run_directory)
+    transcoder = load_run(config.run_directory)
     rows = read_rows(samples / FEATURES)
     with tqdm(total=3, desc="communities and two maps", unit="part") as bar:
         graph = coactive(rows)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from store.shards.documents import documents_between
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -34,10 +35,8 @@ class Firings:
 
     @cached_property
     def document(self) -> np.ndarray:
-        """By position, the document's number within the shard: an excluded token after the BOS of a row ends one."""
-        ends = ~self.measured.reshape(self.tokens.shape)
-        ends[:, 0] = False
-        return np.cumsum(ends.ravel()) - ends.ravel()
+        """By position, the document's number within the shard."""
+        return documents_between(~self.measured.reshape(self.tokens.shape)).ravel()
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
 from store.shards.reader import check_shards
-from store.transcoders.transcoder import Transcoder, TranscoderConfig
+from store.transcoders.layouts import read_run_config
+from store.transcoders.transcoder import Transcoder
 
 PROMOTED = 10
 """Tokens listed whose logits a latent raises most, and as many whose logits it lowers most."""
@@ -48,9 +49,9 @@ def baseline_run(config: FeaturesConfig) -> Path:
     # the store's name for the model: by it later commands find the store
     wanted = other.config.model_copy(update={"model": store.manifest.recipe.model})
     path = folder / CONFIG
-    if folder.exists() and not (path.exists() and TranscoderConfig.model_validate_json(path.read_bytes()) == wanted):
+    if folder.exists() and not (path.exists() and read_run_config(folder) == wanted):
         raise Refused(f"{folder} is there, and is not {wanted.source}; move it away")
-    Transcoder(wanted, **other.arrays()).save(folder)
+    replace(other, config=wanted).save(folder)
     return folder
 
 

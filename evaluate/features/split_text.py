@@ -4,6 +4,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harvest.text import token_texts
+from store.shards.documents import documents_of
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
@@ -30,15 +31,8 @@ class SplitText:
         self.tokens = [store.array(shard, "tokens").numpy() for shard in shards]
         self.number = [store.manifest.shards.index(shard) for shard in shards]
         self.context = recipe.context
-        self.document = [documents_in(tokens, list(recipe.excluded_tokens)) for tokens in self.tokens]
+        self.document = [documents_of(tokens, recipe.excluded_tokens).ravel() for tokens in self.tokens]
         self.occurrences = np.bincount(np.concatenate([tokens.ravel() for tokens in self.tokens]))
         ids = np.flatnonzero(self.occurrences)
         self.word = np.full(len(self.occurrences), "", dtype=object)
         self.word[ids] = token_texts(tokenizer, ids.tolist())
-
-
-def documents_in(tokens: np.ndarray, excluded: list[int]) -> np.ndarray:
-    """By flat token index, the document's number within the shard: an excluded token after the BOS of a row ends one."""
-    ends = np.isin(tokens, excluded)
-    ends[:, 0] = False
-    return np.cumsum(ends.ravel()) - ends.ravel()

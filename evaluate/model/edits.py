@@ -104,7 +104,5 @@ class SplicedRows:
         chosen = torch.tensor([edit.latent for edit in edits], device=self.latents.device)
         before = self.latents[:, chosen]
         after = torch.stack([edit(value) for edit, value in zip(edits, before.T, strict=True)], dim=1)
-        change = (after - before) @ transcoder.W_dec[chosen]
-        if transcoder.config.standardised:
-            change = change * self.x[:, -1:]
+        change = transcoder.to_output_change((after - before) @ transcoder.W_dec[chosen], self.x)
         return self.output + change.masked_fill(self.excluded[:, None], 0)

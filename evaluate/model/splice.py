@@ -6,7 +6,7 @@ resid_post = resid_mid (as cached, excluded tokens too) + the output in question
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model import LanguageModel, load_model
 from harvest.pool import Lanes
 from store.errors import Refused
+from store.shards.documents import documents_between
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -55,9 +56,7 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     tokens = store.array(shard, "tokens").long()
     order = store.array(shard, "token_index").long().argsort()
     excluded = torch.isin(tokens, torch.tensor(store.manifest.recipe.excluded_tokens))
-    ends = excluded.clone()
-    ends[:, 0] = False
-    document = ends.flatten().cumsum(0).view_as(tokens)
+    document = torch.from_numpy(documents_between(excluded.numpy()))
     rows = order.view_as(tokens)[wanted]
     return Sequences(
         tokens=tokens[wanted],
@@ -230,4 +229,4 @@ def _with_prefixes(transcoder: Transcoder, all_prefixes: bool) -> Transcoder:
     if all_prefixes:
         return transcoder
     config = transcoder.config.model_copy(update={"prefix_sizes": transcoder.config.prefix_sizes[-1:]})
-    return Transcoder(config, **transcoder.arrays())
+    return replace(transcoder, config=config)

@@ -13,7 +13,7 @@ from store.disk.files import appearing_whole, refuse_unwritable, write_tensors, 
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.disk.remote import StorePath
 from store.shards.arrays import read_array
-from store.shards.formats import FORMATS
+from store.shards.formats import FORMATS, writer_for
 from store.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -92,7 +92,7 @@ class StoreWriter:
 
     def __init__(self, directory: StorePath, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
         self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
-        self.format = FORMATS[recipe.format]
+        self.format, self.write = FORMATS[recipe.format], writer_for(recipe.format)
         directory.mkdir(parents=True, exist_ok=True)
         self.lock = lock_of(_lock_path(directory, rank))
         try:
@@ -216,7 +216,7 @@ class StoreWriter:
     def _publish(self, path: StorePath, arrays: dict[str, Tensor]) -> tuple[int, str]:
         needed = sum(array.numel() * array.element_size() for array in arrays.values())
         with appearing_whole(path, needed) as partial:
-            return self.format.write(partial, arrays)
+            return self.write(partial, arrays)
 
     def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:
         entry = pending.entry

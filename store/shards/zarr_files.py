@@ -7,7 +7,7 @@ compressed while earlier ones are written, and the loader knows where each chunk
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from store.counts import ceil_div
 from store.disk.files import hash_file
 from store.disk.remote import StorePath
 from store.shards.arrays import CRC_BYTES, INDEX_BYTES, ArrayPlace, Chunks
@@ -30,6 +31,7 @@ ATTRIBUTE = "dtype"
 """Of an array: its torch dtype. bfloat16 is no zarr type, so it lies there as its 16 bits."""
 
 ENCODERS = 4
+"""Threads that compress chunks."""
 
 ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -42,35 +44,24 @@ class Compression:
 
     chunk_bytes: int
     """Uncompressed. Compressed chunks are read whole, so they are smaller than the pieces that the loader reads."""
-    codec: Callable[[int], dict[str, Any] | None]
-    """zarr's description of the codec, for items of so many bytes."""
+    codec: dict[str, Any] | None
+    """zarr's description of the codec; None for no compression."""
 
 
 COMPRESSIONS = {
-    "none": Compression(chunk_bytes=1 << 20, codec=lambda item: None),
-    "zstd": Compression(
-        chunk_bytes=1 << 17, codec=lambda item: {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
-    ),
-    "blosc": Compression(
-        chunk_bytes=1 << 17,
-        codec=lambda item: {
-            "name": "blosc",
-            "configuration": {
-                "typesize": item, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0,
-            },
-        },
-    ),
-}  # fmt: skip
+    "none": Compression(chunk_bytes=1 << 20, codec=None),
+    "zstd": Compression(chunk_bytes=1 << 17, codec={"name": "zstd", "configuration": {"level": 1, "checksum": False}}),
+}
 
 
 def coder(codec: dict[str, Any]):
-    """The numcodecs codec that zarr's description names."""
+    """The numcodecs codec that zarr's description names: zstd, or blosc, which earlier versions wrote."""
     from numcodecs import Blosc, Zstd  # takes half a second
 
+    if codec["name"] == "blosc":
+        return Blosc()  # each chunk says how it was compressed
     options = codec["configuration"]
-    if codec["name"] == "zstd":
-        return Zstd(level=options["level"], checksum=options["checksum"])
-    return Blosc(cname=options["cname"], clevel=options["clevel"], shuffle=Blosc.BITSHUFFLE, typesize=options["typesize"])
+    return Zstd(level=options["level"], checksum=options["checksum"])
 
 
 def write_zarr(path: Path, arrays: dict[str, Tensor], compression: str) -> tuple[int, str]:
@@ -82,11 +73,10 @@ def write_zarr(path: Path, arrays: dict[str, Tensor], compression: str) -> tuple
             for name, array in arrays.items():
                 row_bytes = max(1, array[:1].numel() * array.element_size())
                 rows = min(max(1, chosen.chunk_bytes // row_bytes), max(1, len(array)))
-                codec = chosen.codec(array.element_size())
-                documents[name + "/"] = describe(array, rows, codec)
+                documents[name + "/"] = describe(array, rows, chosen.codec)
                 if len(array):
                     with archive.open(_entry(name + "/c" + "/0" * array.ndim), "w", force_zip64=True) as entry:
-                        for block in shard_blocks(array, rows, codec, pool):
+                        for block in shard_blocks(array, rows, chosen.codec, pool):
                             entry.write(block)
             for name, document in documents.items():
                 archive.writestr(_entry(name + "zarr.json"), json.dumps(document, indent=1))
@@ -118,7 +108,10 @@ def describe(array: Tensor, rows: int, codec: dict[str, Any] | None) -> dict[str
         "node_type": "array",
         "shape": list(array.shape),
         "data_type": ZARR_TYPES[array.dtype],
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, -(-len(array) // rows)) * rows, *rest]}},
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [max(1, ceil_div(len(array), rows)) * rows, *rest]},
+        },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [{"name": "sharding_indexed", "configuration": inner}],
@@ -134,7 +127,8 @@ def shard_blocks(
         array = array.view(torch.uint16)
     values = array.contiguous().numpy()
     encode = partial(_chunk, values, rows, None if codec is None else coder(codec))
-    index, offset = [], 0
+    index: list[tuple[int, int]] = []
+    offset = 0
     starts = range(0, len(values), rows)
     for first in range(0, len(starts), 8 * ENCODERS):  # so that few chunks wait in memory to be written
         for chunk in pool.map(encode, starts[first : first + 8 * ENCODERS]):
@@ -149,7 +143,6 @@ def _chunk(values: np.ndarray, rows: int, codec, start: int) -> bytes:
     chunk = values[start : start + rows]
     if len(chunk) < rows:
         chunk = np.concatenate([chunk, np.zeros((rows - len(chunk), *values.shape[1:]), dtype=values.dtype)])
-    # blosc runs in one thread here because this is not the main one: with several its bytes would differ from run to run
     encoded = chunk.tobytes() if codec is None else bytes(codec.encode(np.ascontiguousarray(chunk)))
     return encoded + _crc(encoded)
 
@@ -188,7 +181,7 @@ def _place(document: dict[str, Any], begin: int, end: int) -> ArrayPlace:
     [sharding] = document["codecs"]
     inner = sharding["configuration"]
     rows, codecs = inner["chunk_shape"][0], inner["codecs"]
-    n_chunks = -(-document["shape"][0] // rows)
+    n_chunks = ceil_div(document["shape"][0], rows)
     return ArrayPlace(
         dtype=getattr(torch, document["attributes"][ATTRIBUTE]),
         shape=tuple(document["shape"]),

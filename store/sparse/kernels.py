@@ -12,17 +12,9 @@ from itertools import pairwise
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
 FLOAT_RULES = {"reassoc", "contract", "nsz"}
 """Sums may be reordered, so that they are vectorised; NaN and infinity stay what they are."""
-
-LINE = 16
-"""float32 numbers in a cache line."""
 
 PARTS_A_THREAD = 8
 """A thread that is done takes another part: parts differ in work, and cores in what else they do."""
@@ -59,25 +51,6 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@intrinsic
-def prefetch(typing_context, matrix, row, column):
-    """Asks memory for the cache line of matrix[row, column]: the rows that entries point to follow no pattern that the
-    processor could guess."""
-
-    def generate(context, builder, signature, arguments):
-        array = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], array, arguments[1:])
-        bytes_pointer, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
-        address = builder.bitcast(pointer, bytes_pointer)
-        shape = ir.FunctionType(ir.VoidType(), [bytes_pointer, number, number, number])
-        instruction = builder.module.declare_intrinsic("llvm.prefetch", [bytes_pointer], shape)
-        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        builder.call(instruction, [address, read, keep, data])
-        return context.get_dummy_value()
-
-    return types.void(matrix, types.int64, types.int64), generate
-
-
 @compiled
 def listed(marks, place) -> int:
     """Lists where marks, one byte each and a multiple of 8 of them, are not 0, ascending; returns how many there are.
@@ -100,7 +73,7 @@ def above(scores, cutoff, base: int, value, row, latent) -> int:
     Returns how many there are.
     """
     latents, rows = scores.shape
-    marks = np.zeros(-(-rows // 8) * 8, np.uint8)
+    marks = np.zeros((rows + 7) // 8 * 8, np.uint8)
     places = np.empty(len(marks), np.int64)
     place = 0
     for i in range(latents):

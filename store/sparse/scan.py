@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from store.sparse import int8
+from store.counts import ceil_div
 from store.sparse.kernels import Found, in_parallel
 
-Candidates = Literal["float32", "bfloat16", "int8"]
-"""In what products are computed to find those above a cutoff; what is found is computed in float32 always."""
+Candidates = Literal["float32", "bfloat16"]
+"""Precision of the products that find the pre-activations above a cutoff; the values found are float32 always."""
 
 SCAN_LATENTS = 512
 """Latents that a thread scores at once on a CPU: their pre-activations stay in its cache."""
@@ -55,15 +55,17 @@ def scan(
 ) -> Entries:
     """Every pre-activation above its latent's cutoff, in float32.
 
-    Candidates that are found by a bfloat16 product are scored again: an entry can be missed only if bfloat16's rounding
-    takes it below the cutoff, so give a cutoff with some slack. int8 (store/int8.py) takes its slack itself.
+    x: rows in the units of the encoder.
+    encoder: W_enc transposed, a row a latent.
+    cutoff: one for all latents, or one each.
+    candidates: bfloat16 products are scored again in float32. An entry is missed only where bfloat16's rounding takes it
+        below the cutoff, so give a cutoff with some slack.
     """
-    on_cpu, limit = x.device.type == "cpu", cutoff - b_enc
+    on_cpu = x.device.type == "cpu"
+    limit = cutoff - b_enc
     chunk = min(SCAN_LATENTS if on_cpu else len(encoder), len(encoder))
-    chunks = -(-len(encoder) // chunk)
-    if candidates == "int8":
-        parts = in_parallel(int8.above, int8.blocks(encoder), x, encoder, limit, int8.round_rows(x))
-    elif on_cpu and x.dtype == torch.float32 and candidates == "float32":
+    chunks = ceil_div(len(encoder), chunk)
+    if on_cpu and x.dtype == torch.float32 and candidates == "float32":
         parts = in_parallel(_search, chunks, x, encoder, limit, chunk, Found)
     else:
         low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
@@ -82,16 +84,17 @@ def scan_to(
     candidates: Candidates,
     room: int,
 ) -> Entries:
-    """What `scan` finds as a list of `room` entries, so that a device need not be waited for to learn how many there are.
+    """What `scan` finds as a list of exactly `room` entries, so that nothing waits for the device to count them.
 
-    Where fewer are found it ends in zeros; they lie all over the matrix, so that no row and no latent has many of them, and
-    out of order. Where more are found those of the last latents are missing: leave enough room for the last entry to be 0.
+    If fewer are found the list is padded with entries of value 0, spread over rows and latents so that no bag grows long;
+    padding is not sorted. If more are found those of the last latents are missing: with enough room the last entry is 0.
     """
     low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
     scores = low[1] @ low[0].T
     above = scores > (cutoff - b_enc)[:, None].to(scores.dtype)
     found = torch.nonzero_static(above.view(-1), size=room, fill_value=-1).squeeze(1)
-    spread = torch.arange(room, device=x.device) * (scores.numel() // room | 1) % scores.numel()
+    stride = (scores.numel() // room) | 1  # odd, so that padding does not stay within a few rows where these are even
+    spread = torch.arange(room, device=x.device) * stride % scores.numel()
     flat = torch.where(found < 0, spread, found)
     latent = flat // len(x)
     row = flat - latent * len(x)

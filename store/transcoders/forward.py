@@ -39,8 +39,7 @@ class Forward:
         recon[0] += self.transcoder.offset(x)
         for group in range(1, groups):
             recon[group] += recon[group - 1]
-        if self.transcoder.config.standardised:
-            recon = torch.stack([self.transcoder.scaled_back(part, x) for part in recon])
+        recon = self.transcoder.to_output(recon, x)
         return recon, self.all_reduce(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows).cumsum(0)
 
     def all_reduce(self, sums: Tensor) -> Tensor:
@@ -68,5 +67,5 @@ class SharedEncoder:
 
 def encoder_key(t: Transcoder) -> tuple:
     """Equal for transcoders whose entries differ by their thresholds alone."""
-    same = (t.W_enc.data_ptr(), t.b_enc.data_ptr(), t.config.view, t.config.standardised)
+    same = (type(t), t.W_enc.data_ptr(), t.b_enc.data_ptr(), t.config.view)
     return same if t.config.activation == "threshold" else (id(t),)

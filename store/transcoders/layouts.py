@@ -1,28 +1,120 @@
-"""Loads a transcoder from any layout that is known."""
+"""How projects lay a transcoder out in files: one table, by which every layout is read and, where it can be, written."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from store.errors import Refused
 from store.layout import CONFIG, WEIGHTS
-from store.transcoders.gemma_scope import load_scope1, load_scope2
-from store.transcoders.legacy import checkpoint_in, load_legacy
-from store.transcoders.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens
-from store.transcoders.transcoder import Transcoder
+from store.transcoders.files import read_config, read_settings
+from store.transcoders.gemma_scope import SCOPE1_WEIGHTS, SCOPE2_WEIGHTS, load_scope1, load_scope2, save_scope2
+from store.transcoders.legacy import LegacyTranscoder, checkpoint_in, load_legacy
+from store.transcoders.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens, save_saelens
+from store.transcoders.transcoder import Transcoder, TranscoderConfig
+from store.views import ViewName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holds:
+    """What the files of a layout can say of a transcoder."""
+
+    views: tuple[ViewName, ...] = ("raw", "rms", "normed")
+    """Views of resid_mid that its files can name."""
+    layernorm_views: tuple[ViewName, ...] | None = None
+    """The same for models whose norm is a LayerNorm, where that differs."""
+    skip: bool = True
+    """Whether it has a place for W_skip."""
+    everything: bool = False
+    """Whether it holds TopK, any sites and layers, and standardised input too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The layout of one project; all entries of LAYOUTS pass the contract in tests/store/transcoders/test_layouts.py."""
+
+    files: str
+    """The files that make it up, for people."""
+    recognise: Callable[[Path], bool]
+    """Whether a folder (or a file) is laid out so."""
+    load: Callable[[Path, int, str], Transcoder]
+    """Reads a folder; the layer and the model are used where its files name none."""
+    save: Callable[[Transcoder, Path], None] | None = None
+    """Writes a folder. Refused for a transcoder that the layout cannot hold. None for a layout that is only read."""
+    holds: Holds = field(default_factory=Holds)
+
+
+def run_class(directory: Path) -> type[Transcoder]:
+    """The class of the transcoder in a run's folder: `features --baseline` also saves standardised legacy ones as runs."""
+    return LegacyTranscoder if read_settings(directory / CONFIG).get("standardised") else Transcoder
+
+
+def load_run(directory: Path, device: torch.device | str = "cpu") -> Transcoder:
+    """The transcoder of a run. Refused where there is none, Damaged where its files are."""
+    kind = run_class(directory) if (directory / CONFIG).exists() else Transcoder
+    return kind.load(directory, device)
+
+
+def read_run_config(directory: Path) -> TranscoderConfig:
+    """The config.json of a run. Damaged where it is not one."""
+    return read_config(directory / CONFIG, run_class(directory).config_kind)
+
+
+def holding(*names: str) -> Callable[[Path], bool]:
+    """Recognises a folder that has all these files."""
+    return lambda path: all((path / name).exists() for name in names)
+
+
+def scope1_file(path: Path) -> Path:
+    """The npz of a Gemma Scope 1 transcoder, which may be named itself."""
+    return path if path.suffix == ".npz" else path / SCOPE1_WEIGHTS
+
+
+LAYOUTS = {
+    "gemma-scope-1": Layout(
+        files=SCOPE1_WEIGHTS,
+        recognise=lambda path: scope1_file(path).exists(),
+        load=lambda path, layer, model: load_scope1(scope1_file(path), layer, model),
+        holds=Holds(views=("rms",), skip=False),
+    ),
+    "gemma-scope-2": Layout(
+        files=f"{CONFIG} with {SCOPE2_WEIGHTS}",
+        recognise=lambda path: (path / SCOPE2_WEIGHTS).exists(),
+        load=lambda path, layer, model: load_scope2(path),
+        save=save_scope2,
+        holds=Holds(views=("normed",)),
+    ),
+    "run": Layout(
+        files=f"{CONFIG} with {WEIGHTS}",
+        recognise=holding(CONFIG, WEIGHTS),
+        load=lambda path, layer, model: load_run(path),
+        save=lambda transcoder, directory: transcoder.save(directory),
+        holds=Holds(everything=True),
+    ),
+    "saelens": Layout(
+        files=f"{SAELENS_CONFIG} with {SAELENS_WEIGHTS}",
+        recognise=holding(SAELENS_CONFIG, SAELENS_WEIGHTS),
+        load=lambda path, layer, model: load_saelens(path),
+        save=save_saelens,
+        holds=Holds(layernorm_views=("normed", "raw")),  # ln2.hook_normalized comes after a LayerNorm's gain
+    ),
+    "legacy": Layout(
+        files=f"{CONFIG} with checkpoint.pt",
+        recognise=lambda path: (path / CONFIG).exists() and checkpoint_in(path) is not None,
+        load=lambda path, layer, model: load_legacy(path),
+    ),
+}
+"""By name. The first layout that recognises a folder reads it."""
 
 
 def load_folder(path: Path, layer: int, model: str) -> Transcoder:
-    """A transcoder from a file or folder: Gemma Scope 1 (params.npz) and 2, SAELens, a run of ours or a legacy one."""
-    if path.suffix == ".npz" or (path / "params.npz").exists():
-        return load_scope1(path if path.suffix == ".npz" else path / "params.npz", layer, model)
-    if (path / "params.safetensors").exists():
-        return load_scope2(path)
-    if (path / WEIGHTS).exists() and (path / CONFIG).exists():
-        return Transcoder.load(path)
-    if (path / SAELENS_CONFIG).exists() and (path / SAELENS_WEIGHTS).exists():
-        return load_saelens(path)
-    if (path / CONFIG).exists() and checkpoint_in(path):
-        return load_legacy(path)
-    raise ValueError(
-        f"{path} holds no transcoder: expected params.npz (Gemma Scope 1), config.json with params.safetensors "
-        f"(Gemma Scope 2), {SAELENS_CONFIG} with {SAELENS_WEIGHTS} (SAELens), config.json with {WEIGHTS} (a run), or with "
-        "checkpoint.pt (a legacy run)"
-    )
+    """A transcoder from a file or folder in any known layout. Refused where no layout recognises it.
+
+    layer, model: what it is for, where its files do not say.
+    """
+    for layout in LAYOUTS.values():
+        if layout.recognise(path):
+            return layout.load(path, layer, model)
+    expected = ", ".join(f"{layout.files} ({name})" for name, layout in LAYOUTS.items())
+    raise Refused(f"{path} holds no transcoder: expected one of {expected}")

@@ -1,42 +1,58 @@
-"""SAELens's transcoders, read into the one Transcoder class: `cfg.json` beside `sae_weights.safetensors`."""
+"""SAELens's transcoders, read into the one Transcoder class and written: `cfg.json` beside `sae_weights.safetensors`.
 
+The files are those of sae-lens 6.54. Its wrapper around a language model leaves the skip connection of a skip transcoder
+out; its `forward` does not.
+"""
+
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from store.disk.files import write_tensors, write_text
+from store.errors import Refused
 from store.transcoders.files import check_arrays, read_arrays, read_settings
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
 
 SAELENS_CONFIG, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
+SAELENS_VERSION = "6.54.0"
+"""The version whose files are written: without one of at least 6.0.0 SAELens discards `metadata`, and with it the hooks."""
+
 ARCHITECTURES = {
-    "transcoder": set(), "skip_transcoder": {"W_skip"}, "jumprelu_transcoder": {"threshold"},
+    "transcoder": set(),
+    "skip_transcoder": {"W_skip"},
+    "jumprelu_transcoder": {"threshold"},
     "jumprelu_skip_transcoder": {"threshold", "W_skip"},
-}  # fmt: skip
+}
 """By `architecture`: the arrays beside W_enc, b_enc, W_dec and b_dec."""
 
-HOOKS: dict[str, ViewName] = {"ln2.hook_normalized": "rms", "hook_resid_mid": "raw"}
-"""By the end of `hook_name`. `hook_mlp_in` is raw resid_mid to some and the MLP's input to others: not guessed."""
+HOOKS: dict[str, ViewName] = {"ln2.hook_normalized": "rms", "hook_resid_mid": "raw", "mlp.hook_in": "normed"}
+"""By the end of `hook_name`. `hook_mlp_in` is raw resid_mid to some and the MLP's input to others: not guessed.
+
+ln2.hook_normalized comes before the gain in models with RMSNorm only; `export` writes it for no other.
+"""
 
 GEMMA_3_INPUT = "pre_feedforward_layernorm.output"
 
-UNSUPPORTED = {"normalize_activations": "none", "reshape_activations": "none", "apply_b_dec_to_input": False}
+FIXED = {"normalize_activations": "none", "reshape_activations": "none", "apply_b_dec_to_input": False}
+"""Settings of cfg.json that a transcoder of ours cannot have otherwise."""
 
 
 def load_saelens(directory: Path) -> Transcoder:
-    """A SAELens transcoder. ValueError for one that reads, scales or subtracts something that cannot be reproduced."""
+    """A SAELens transcoder. Refused for one that reads, scales or subtracts something that cannot be reproduced."""
     path = directory / SAELENS_CONFIG
     config = read_settings(path)
     found: dict[str, Any] = config | config.get("metadata", {})  # older versions have no metadata
     architecture = found.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"{path} has architecture {architecture!r}; those that can be read are {sorted(ARCHITECTURES)}")
-    for name, expected in UNSUPPORTED.items():
+        raise Refused(f"{path} has architecture {architecture!r}; those that can be read are {sorted(ARCHITECTURES)}")
+    for name, expected in FIXED.items():
         if found.get(name, expected) != expected:
-            raise ValueError(f"{path} has {name} {found[name]!r}; only {expected!r} can be reproduced")
+            raise Refused(f"{path} has {name} {found[name]!r}; only {expected!r} can be reproduced")
     layer, view = _input(path, found)
     arrays = read_arrays(directory / SAELENS_WEIGHTS)
     required = {"W_enc", "b_enc", "W_dec", "b_dec"} | ARCHITECTURES[architecture]
@@ -44,24 +60,63 @@ def load_saelens(directory: Path) -> Transcoder:
     d_in, d_sae = arrays["W_enc"].shape
     threshold = arrays.pop("threshold", torch.zeros(d_sae))
     ours = TranscoderConfig(
-        name=f"SAELens {architecture}, {d_sae:,} latents", architecture=architecture, model=found.get("model_name") or "",
-        layer=layer, view=view, d_in=d_in, d_sae=d_sae, d_out=arrays["W_dec"].shape[1], k=None, prefix_sizes=(d_sae,),
+        name=f"SAELens {architecture}, {d_sae:,} latents",
+        architecture=architecture,
+        model=found.get("model_name") or "",
+        layer=layer,
+        view=view,
+        d_in=d_in,
+        d_sae=d_sae,
+        d_out=arrays["W_dec"].shape[1],
+        k=None,
+        prefix_sizes=(d_sae,),
         source=str(directory),
-    )  # fmt: skip
+    )
     return Transcoder(ours, threshold=threshold, **arrays)
 
 
 def _input(path: Path, found: dict[str, Any]) -> tuple[int, ViewName]:
-    """The layer and the view that the hooks name. ValueError when they name another pair than a layer's MLP."""
-    hook, out = found.get("hook_name") or "", found.get("hook_name_out") or ""
-    match, end = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook), re.fullmatch(r"blocks\.(\d+)\.hook_mlp_out", out)
+    """The layer and the view that the hooks name. Refused when they name another pair than a layer's MLP."""
+    hook = found.get("hook_name") or ""
+    out = found.get("hook_name_out") or ""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
+    end = re.fullmatch(r"blocks\.(\d+)\.hook_mlp_out", out)
     if match is None or end is None or match[1] != end[1]:
-        raise ValueError(f"{path} goes from {hook!r} to {out!r}; only a layer's MLP, to blocks.L.hook_mlp_out, can be read")
+        raise Refused(f"{path} goes from {hook!r} to {out!r}; only a layer's MLP, to blocks.L.hook_mlp_out, can be read")
     if GEMMA_3_INPUT in (found.get("hf_hook_name") or ""):
         return int(match[1]), "normed"
     if match[2] not in HOOKS:
-        raise ValueError(
+        raise Refused(
             f"{path} reads {hook!r}, which does not say whether the norm is applied; known are {sorted(HOOKS)}, or an "
             f"hf_hook_name with {GEMMA_3_INPUT}"
         )
     return int(match[1]), HOOKS[match[2]]
+
+
+def save_saelens(transcoder: Transcoder, directory: Path) -> None:
+    """Writes a transcoder as SAELens does. Refused for TopK, which it has no transcoder for, and for other sites."""
+    config = transcoder.config
+    if config.activation != "threshold":
+        raise Refused(f"{config.name} has activation {config.activation!r}, but SAELens's transcoders have thresholds")
+    if (config.source_site, config.target_site, config.target_layer) != ("resid_mid", "mlp_out", None):
+        raise Refused(f"{config.name} is no transcoder of a layer's MLP, from resid_mid to mlp_out, as SAELens's are")
+    hook = next(hook for hook, view in HOOKS.items() if view == config.view)
+    settings = {
+        "architecture": "jumprelu_transcoder" if transcoder.W_skip is None else "jumprelu_skip_transcoder",
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "d_out": config.d_out,
+        "dtype": "float32",
+        "device": "cpu",
+        **FIXED,
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            "sae_lens_training_version": None,  # left out, it would be filled with the reader's version
+            "model_name": config.model,
+            "hook_name": f"blocks.{config.layer}.{hook}",
+            "hook_name_out": f"blocks.{config.layer}.hook_mlp_out",
+            "prefix_sizes": list(config.prefix_sizes),
+        },
+    }
+    write_text(directory / SAELENS_CONFIG, json.dumps(settings, indent=1) + "\n")
+    write_tensors(directory / SAELENS_WEIGHTS, transcoder.arrays())

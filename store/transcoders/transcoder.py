@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
 from store.disk.files import write_tensors, write_text
 from store.layout import CONFIG, WEIGHTS
 from store.transcoders.files import check_arrays, read_arrays, read_config
 from store.views import VIEWS, Norm, ViewName
+
+OBSOLETE = (("standardised", False),)
+"""Keys of older config.json files, each with the value that means nothing now."""
 
 
 class TranscoderConfig(BaseModel):
@@ -37,9 +40,6 @@ class TranscoderConfig(BaseModel):
     target_layer: int | None = None
     """None where it is `layer`."""
     view: ViewName
-    standardised: bool = False
-    """Each row is brought to mean 0 and deviation 1 on the way in, and the output scaled back by the SOURCE row's mean and
-    deviation: a mistake of earlier runs, kept so that they can be judged as they are. x then ends with those two."""
     d_in: int
     d_sae: int
     d_out: int
@@ -54,6 +54,14 @@ class TranscoderConfig(BaseModel):
     units: Literal["raw"] = "raw"
     source: str = ""
     """Where the weights came from: a run, a hub repository and revision, a folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_obsolete(cls, fields: Any) -> Any:
+        """The fields without those that earlier versions wrote to say what is always so now."""
+        if not isinstance(fields, dict):
+            return fields
+        return {key: value for key, value in fields.items() if (key, value) not in OBSOLETE}
 
 
 def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None:
@@ -84,6 +92,7 @@ class Transcoder:
     b_dec: Float[Tensor, " d_out"]
     threshold: Float[Tensor, " d_sae"]
     W_skip: Float[Tensor, "d_out d_in"] | None = None
+    config_kind: ClassVar[type[TranscoderConfig]] = TranscoderConfig
 
     def __post_init__(self) -> None:
         c = self.config
@@ -98,20 +107,25 @@ class Transcoder:
             raise ValueError(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
 
     def view(self, resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d_in"]:
-        """What this transcoder reads, from resid_mid as stored; with `standardised`, two columns more than the site has."""
-        x = VIEWS[self.config.view](resid, norm)
-        if not self.config.standardised:
-            return x
-        deviation, mean = torch.std_mean(x, dim=1, keepdim=True)
-        return torch.cat([(x - mean) / (deviation + 1e-5), mean, deviation], dim=1)
+        """What this transcoder reads, x, from the rows of its source site as stored."""
+        return VIEWS[self.config.view](resid, norm)
 
-    def scaled_back(self, recon: Tensor, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
-        """The reconstruction in the target's units, which it is in already unless `standardised`."""
-        if not self.config.standardised:
-            return recon
-        if x is None:
-            raise ValueError(f"{self.config.name} scales its output by its input: decode needs x")
-        return recon * x[:, -1:] + x[:, -2:-1]
+    @property
+    def source_width(self) -> int:
+        """Width of the source site; a subclass may read more columns, which its `view` adds."""
+        return self.config.d_in
+
+    def to_output(
+        self, sums: Float[Tensor, "*prefixes rows d_out"], x: Float[Tensor, "rows d_in"] | None
+    ) -> Float[Tensor, "*prefixes rows d_out"]:
+        """The reconstruction of the target, from `offset` plus the latents' decoder rows: the same here."""
+        return sums
+
+    def to_output_change(
+        self, change: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"]
+    ) -> Float[Tensor, "rows d_out"]:
+        """The change of the reconstruction when the latents' decoder rows add up to so much more: the same here."""
+        return change
 
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Latents of x; zero where the pre-activation is not above the threshold (arXiv 2407.14435)."""
@@ -125,7 +139,7 @@ class Transcoder:
         self, latents: Float[Tensor, "rows d_sae"], x: Float[Tensor, "rows d_in"] | None = None
     ) -> Float[Tensor, "rows d_out"]:
         """Reconstruction of the target. ValueError when there is a skip connection and x is not given."""
-        return self.scaled_back(torch.addmm(self.offset(x), latents, self.W_dec), x)
+        return self.to_output(torch.addmm(self.offset(x), latents, self.W_dec), x)
 
     def offset(self, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
         """What is added to the latents' sum: b_dec, and the skip connection's x @ W_skip.T where there is one."""
@@ -173,7 +187,7 @@ class Transcoder:
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():
                 raise ValueError(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
-        config = read_config(directory / CONFIG, TranscoderConfig)
+        config = read_config(directory / CONFIG, cls.config_kind)
         arrays = read_arrays(directory / WEIGHTS)
         check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
         return cls(config, **arrays).to(device)

@@ -410,15 +410,8 @@ def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(conf
 
 
 def test_candidates_are_searched_as_the_device_can_and_never_otherwise(monkeypatch):
-    cpu, other = torch.device("cpu"), torch.device("meta")
     plain = TrainConfig(model="tiny", layer=1)
-    asked = replace(plain, candidates="int8")
-    with pytest.raises(ValueError, match="candidates is int8, which needs an x86 CPU with AVX2; meta takes auto"):
-        loop.candidates(asked, other)
-    monkeypatch.setattr(loop, "native_bfloat16", lambda device: False)
-    for has_avx2, expected in ((True, "int8"), (False, "float32")):
-        monkeypatch.setattr(loop.int8, "available", lambda has_avx2=has_avx2: has_avx2)
-        assert loop.candidates(plain, cpu) == expected
-        assert loop.candidates(replace(plain, candidates="float32"), cpu) == "float32"
-    with pytest.raises(ValueError, match="AVX2; cpu takes auto"):
-        loop.candidates(asked, cpu)
+    for native, expected, other in ((False, "float32", "bfloat16"), (True, "bfloat16", "float32")):
+        monkeypatch.setattr(loop, "native_bfloat16", lambda device, native=native: native)
+        assert loop.candidates(plain, torch.device("cpu")) == expected
+        assert loop.candidates(replace(plain, candidates=other), torch.device("cpu")) == other

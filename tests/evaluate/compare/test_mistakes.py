@@ -15,6 +15,7 @@ from evaluate.metrics.accumulate import Ratio
 from evaluate.metrics.results import evaluate
 from store.loader.batches import Batch
 from store.shards.reader import Store, open_store
+from store.transcoders.legacy import standardising
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.metrics.making import dense_metrics
 
@@ -31,9 +32,7 @@ def changed(t: Transcoder, **config) -> Transcoder:
 
 
 def scaled_by_the_source(t: Transcoder) -> Transcoder:
-    padded = torch.cat([t.W_enc, torch.zeros(2, t.config.d_sae)])
-    config = t.config.model_copy(update={"standardised": True, "view": "raw", "d_in": t.config.d_in + 2})
-    return replace(t, config=config, W_enc=padded)
+    return standardising(changed(t, view="raw"))
 
 
 def b_dec_subtracted_from_the_input(t: Transcoder) -> Transcoder:

@@ -1,0 +1,173 @@
+"""`python -m store export`: writes a finished run in another project's file layout, and checks what the files compute."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from store.cli import StorePathOption
+from store.disk.files import fsync_directory, refuse_unwritable
+from store.errors import Refused
+from store.layout import default_store
+
+if TYPE_CHECKING:  # `--help` starts without torch
+    from store.shards.reader import Store
+    from store.transcoders.layouts import Layout
+    from store.transcoders.transcoder import Transcoder
+
+ROWS = 256
+"""Rows on which the outputs of both are compared."""
+
+TOLERANCE = 1e-5
+"""The largest relative difference of the outputs. Pre-activations within as much of their threshold may pass it or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a finished run in the file layout of another project, read it back, and compare its outputs with the run's."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    layout: str
+    """gemma-scope-2 (Google's), saelens (sae-lens 6.54), or run (ours)."""
+    out: Path
+    """Folder to write; it must not hold anything yet."""
+    store: StorePathOption | None = None
+    """Folder or URL of the store that the run was trained on, for the norm's gain and for held-out rows; data/MODEL/layerL
+    when not given, if that is the one."""
+
+
+def export(config: ExportConfig) -> str:
+    """What was written, where, and how well it agrees with the run; for people.
+
+    Refused for a layout that cannot hold the run, and for a folder that holds something. The folder appears whole, after
+    its files were read back and compared, or not at all.
+    """
+    from store.transcoders.layouts import load_run
+
+    layout = _layout(config.layout)
+    if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
+        raise Refused(f"{config.out} is not an empty folder; choose another --out")
+    refuse_unwritable(config.out, "folder of an export", "--out")
+    ours = load_run(config.run)
+    store = _store_of(config, ours)
+    made = _made_for(layout, config.layout, ours, store)
+    partial = config.out.with_name(f"{config.out.name}.{os.getpid()}.partial")
+    try:
+        assert layout.save is not None
+        layout.save(made, partial)
+        agreement = _agreement(ours, layout.load(partial, ours.config.layer, ours.config.model), store)
+        names = sorted(path.name for path in partial.iterdir())
+        partial.replace(config.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    fsync_directory(config.out.parent)
+    lines = [f"{config.out}: {ours.config.name} in the layout {config.layout}"]
+    lines += [f"  {config.out / name}" for name in names]
+    if made.config.view != ours.config.view:
+        lines.append(f"  it reads the view {made.config.view} instead of {ours.config.view}: the norm is folded into it")
+    if len(ours.config.prefix_sizes) > 1 and not layout.holds.everything:
+        lines.append("  this layout knows no nested prefixes: it is the whole dictionary")
+    return "\n".join([*lines, f"  {agreement}"])
+
+
+def _layout(name: str) -> "Layout":
+    """Refused for a layout that does not exist, or that is only read."""
+    from store.transcoders.layouts import LAYOUTS
+
+    written = [each for each, layout in LAYOUTS.items() if layout.save is not None]
+    if name not in LAYOUTS:
+        raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}")
+    if name not in written:
+        raise Refused(f"{name} can only be read; choose from {', '.join(written)}")
+    return LAYOUTS[name]
+
+
+def _store_of(config: ExportConfig, ours: "Transcoder") -> "Store | None":
+    """The store that the run was trained on. Refused when another one is given; None where the default one is not there."""
+    from store.shards.manifest import MANIFEST, load_manifest
+    from store.shards.reader import open_store
+
+    trained_on = ours.config.store_fingerprint
+    directory = config.store or default_store(ours.config.model, ours.config.layer)
+    if config.store is None and not (directory / MANIFEST).exists():
+        return None
+    manifest = load_manifest(directory)
+    if trained_on is None or manifest.fingerprint == trained_on:
+        return open_store(directory)
+    if config.store is None:
+        return None
+    raise Refused(
+        f"{config.run} was trained on store {trained_on}, but {directory} is {manifest.fingerprint}; "
+        "give the store that it was trained on"
+    )
+
+
+def _made_for(layout: "Layout", name: str, ours: "Transcoder", store: "Store | None") -> "Transcoder":
+    """The run's transcoder in a view that a layout can name.
+
+    Refused, with the cure, where the layout has no place for it, and where its view can only be converted with a store.
+    """
+    from store.transcoders.convert import to_normed, to_rms
+
+    config, holds = ours.config, layout.holds
+    if holds.everything:
+        return ours
+    if config.activation == "topk":
+        raise Refused(f"{config.name} keeps the k largest latents, but {name} has thresholds; train with batchtopk")
+    if ours.W_skip is not None and not holds.skip:
+        raise Refused(f"{config.name} has a skip connection, which {name} has no place for; train without --skip")
+    if (config.source_site, config.target_site, config.target_layer) != ("resid_mid", "mlp_out", None):
+        raise Refused(f"{config.name} is not from resid_mid to mlp_out of one layer, which is all that {name} can say")
+    if ours.source_width != config.d_in:
+        raise Refused(f"{config.name} standardises its input, which {name} cannot say; it can only be written as a run")
+    if config.view == "raw" and "raw" not in holds.views:
+        raise Refused(
+            f"{config.name} reads the view raw, of which {name} knows nothing; train with --view {holds.views[0]}"
+        )
+    for_layernorm = holds.views if holds.layernorm_views is None else holds.layernorm_views
+    if store is None:
+        if config.view in holds.views and config.view in for_layernorm:
+            return ours
+        raise Refused(f"{config.name} reads the view {config.view}, which {name} can say only by its norm; give --store")
+    views = for_layernorm if store.norm.kind == "layernorm" else holds.views
+    if config.view in views:
+        return ours
+    return to_normed(ours, store.norm) if config.view == "rms" else to_rms(ours, store.norm)
+
+
+def _agreement(ours: "Transcoder", again: "Transcoder", store: "Store | None") -> str:
+    """How far outputs of the written files are from the run's, for people. Refused where that is more than TOLERANCE.
+
+    Rows in which a pre-activation is so near its threshold that only one of the two lets it pass are left out, and counted.
+    """
+    import torch
+
+    if store is None:
+        kind = "random rows"
+        x = torch.randn(ROWS, ours.config.d_in, generator=torch.Generator().manual_seed(0))
+        x_again = x
+    else:
+        kind = "held-out rows"
+        shard = next(iter(store.manifest.of_split("heldout")), store.manifest.shards[0])
+        rows = store.array(shard, ours.config.source_site)[: min(ROWS, shard.kept)]
+        x, x_again = ours.view(rows, store.norm), again.view(rows, store.norm)
+    latents, latents_again = ours.encode(x), again.encode(x_again)
+    either = (latents > 0) != (latents_again > 0)
+    value = torch.maximum(latents, latents_again)[either]
+    limit = ours.threshold.clamp_min(0).expand_as(latents)[either]
+    apart = bool((value - limit > TOLERANCE * limit.clamp_min(1)).any())
+    kept = ~either.any(1)
+    y, y_again = ours.decode(latents, x)[kept], again.decode(latents_again, x_again)[kept]
+    error = float((y_again - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
+    if apart or not error <= TOLERANCE:
+        raise Refused(
+            f"the files give outputs that differ from the run's by {error:.1e} (relative) on {len(x)} {kind}, more "
+            f"than {TOLERANCE:.0e}, so nothing was kept: float32 cannot hold a norm as uneven as this; train with the "
+            "view of the layout"
+        )
+    aside = f"; {len(x) - int(kept.sum())} more have a latent at its threshold" if not kept.all() else ""
+    return f"read back, it differs from the run by {error:.1e} (relative) on {int(kept.sum())} {kind}{aside}"

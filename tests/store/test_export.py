@@ -1,0 +1,227 @@
+"""A finished run in other projects' layouts: the same outputs, nothing half written, and refusals that name the cure."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from store import export as module
+from store.disk.files import write_tensors
+from store.export import ExportConfig, export
+from store.shards.reader import Store, open_store
+from store.shards.writer import StoreWriter
+from store.transcoders.convert import to_normed, to_rms
+from store.transcoders.gemma_scope import load_scope2
+from store.transcoders.layouts import LAYOUTS, Holds, load_folder, load_run
+from store.transcoders.legacy import standardising
+from store.transcoders.saelens import load_saelens
+from store.transcoders.transcoder import Transcoder
+from store.views import Norm
+from tests.conftest import make_norm, make_recipe, make_rows
+from tests.store.transcoders.test_transcoder import make_transcoder
+
+LAYERNORM = Norm(kind="layernorm", eps=1e-5, gain=torch.linspace(-2, 3, 12), bias=torch.linspace(1, -1, 12))
+
+
+def make_run(folder: Path, store: Store, **changes) -> Transcoder:
+    t = make_transcoder(d_in=12, d_out=10, **({"store_fingerprint": store.fingerprint} | changes))
+    t.save(folder)
+    return t
+
+
+def options(tmp_path: Path, trained_on: Store, layout: str, **changes) -> ExportConfig:
+    return ExportConfig(
+        **({"run": tmp_path / "run", "layout": layout, "out": tmp_path / "out", "store": trained_on.directory} | changes)
+    )
+
+
+def heldout_inputs(t: Transcoder, store: Store) -> torch.Tensor:
+    [shard] = store.manifest.of_split("heldout")[:1]
+    return t.view(store.array(shard, "resid_mid")[: shard.kept], store.norm)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("layout", "view", "written"), [
+    ("gemma-scope-2", "rms", "normed"), ("gemma-scope-2", "normed", "normed"), ("saelens", "raw", "raw"),
+    ("saelens", "rms", "rms"), ("saelens", "normed", "normed"), ("run", "rms", "rms"),
+])  # fmt: skip
+def test_an_export_computes_what_the_run_does(tmp_path, store, layout, view, written, skip):
+    t = make_run(tmp_path / "run", store, view=view, skip=skip)
+    said = export(options(tmp_path, store, layout))
+    again = load_folder(tmp_path / "out", 0, "")
+    assert again.config.view == written
+    x, x_again = heldout_inputs(t, store), heldout_inputs(again, store)
+    torch.testing.assert_close(again(x_again), t(x), rtol=1e-4, atol=1e-4)
+    assert str(tmp_path / "out") in said
+    assert f"on {min(256, len(x))} held-out rows" in said
+    assert ("instead of rms" in said) == (view != written)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "store"]
+
+
+def test_the_gain_is_divided_out_row_by_row(tmp_path, store):
+    t = make_run(tmp_path / "run", store, skip=True)
+    export(options(tmp_path, store, "gemma-scope-2"))
+    again = load_scope2(tmp_path / "out")
+    torch.testing.assert_close(again.W_enc * make_norm().gain[:, None], t.W_enc)
+    torch.testing.assert_close(again.W_skip * make_norm().gain, t.W_skip)
+    for name in ("b_enc", "W_dec", "b_dec", "threshold"):
+        assert torch.equal(getattr(again, name), getattr(t, name))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_layernorms_bias_is_folded_in_too(skip):
+    t, rows = make_transcoder(d_in=12, d_out=10, skip=skip), torch.randn(20, 12) * 30
+    normed = to_normed(t, LAYERNORM)
+    torch.testing.assert_close(normed(normed.view(rows, LAYERNORM)), t(t.view(rows, LAYERNORM)), rtol=1e-3, atol=1e-3)
+    back = to_rms(normed, LAYERNORM)
+    assert (normed.config.view, back.config.view) == ("normed", "rms")
+    for name, array in t.arrays().items():
+        torch.testing.assert_close(back.arrays()[name], array, rtol=1e-4, atol=1e-4)
+
+
+def test_saelens_is_told_another_hook_where_the_norm_is_a_layernorm(tmp_path):
+    recipe = make_recipe()
+    with StoreWriter(tmp_path / "store", recipe, LAYERNORM) as writer:
+        for number in range(3):
+            writer.append(make_rows(number, recipe))
+    store = open_store(tmp_path / "store")
+    t = make_run(tmp_path / "run", store, view="rms")
+    said = export(options(tmp_path, store, "saelens"))
+    assert "reads the view normed instead of rms" in said
+    config = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert config["metadata"]["hook_name"] == "blocks.1.mlp.hook_in"
+    again = load_saelens(tmp_path / "out")
+    torch.testing.assert_close(again(heldout_inputs(again, store)), t(heldout_inputs(t, store)), rtol=1e-4, atol=1e-4)
+
+
+def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
+    made = Path(__file__).parent / "transcoders" / "saelens"
+    make_run(tmp_path / "run", store, skip=True)
+    export(options(tmp_path, store, "saelens"))
+    ours, theirs = (json.loads((folder / "cfg.json").read_text()) for folder in (tmp_path / "out", made))
+    assert ours.keys() == theirs.keys()
+    assert theirs["metadata"].keys() <= ours["metadata"].keys()
+    assert {key: type(value) for key, value in ours.items()} == {key: type(value) for key, value in theirs.items()}
+    same = ("architecture", "dtype", "apply_b_dec_to_input", "normalize_activations", "reshape_activations")
+    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+    assert ours["metadata"]["hook_name"] == "blocks.1.ln2.hook_normalized"
+    assert int(ours["metadata"]["sae_lens_version"].split(".")[0]) >= 6
+    files = [load_file(folder / "sae_weights.safetensors") for folder in (tmp_path / "out", made)]
+    assert files[0].keys() == files[1].keys()
+    assert files[0]["W_enc"].shape == (ours["d_in"], ours["d_sae"]) == (12, 10)
+    assert files[0]["W_skip"].shape == (ours["d_out"], ours["d_in"]) == (10, 12)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("gemma-scope-2", {"view": "raw"}, "--view normed"),
+        ("gemma-scope-2", {"activation": "topk"}, "train with batchtopk"),
+        ("saelens", {"activation": "topk"}, "train with batchtopk"),
+        ("saelens", {"target_layer": 2}, "of one layer"),
+        ("saelens", {"source_site": "mlp_out"}, "from resid_mid to mlp_out"),
+        ("gemma-scope-1", {}, "gemma-scope-1 can only be read; choose from gemma-scope-2, run, saelens"),
+        ("gemma-scope-3", {}, "there is no layout 'gemma-scope-3'; choose from"),
+        ("saelens", {"store_fingerprint": "0" * 32}, "was trained on store 0000"),
+    ],
+)
+def test_what_a_layout_cannot_say_is_refused_and_nothing_is_written(tmp_path, store, layout, changes, message):
+    make_run(tmp_path / "run", store, **changes)
+    with pytest.raises(ValueError, match=message):
+        export(options(tmp_path, store, layout))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_a_skip_without_a_place_for_it_is_refused(tmp_path, store, monkeypatch):
+    monkeypatch.setitem(LAYOUTS, "bare", replace(LAYOUTS["saelens"], holds=Holds(skip=False)))
+    make_run(tmp_path / "run", store, skip=True)
+    with pytest.raises(ValueError, match="train without --skip"):
+        export(options(tmp_path, store, "bare"))
+
+
+def test_a_standardised_legacy_run_can_only_be_written_as_a_run(tmp_path, store):
+    legacy = standardising(make_transcoder(d_in=12, d_out=10, view="raw"))
+    legacy.save(tmp_path / "run")
+    with pytest.raises(ValueError, match="standardises its input"):
+        export(options(tmp_path, store, "saelens"))
+    export(options(tmp_path, store, "run"))
+    assert load_run(tmp_path / "out").config == legacy.config
+
+
+def test_a_gain_of_zero_is_refused(tmp_path, store):
+    gain = make_norm().gain
+    gain[[3, 7]] = 0
+    write_tensors(store.directory / "norm.safetensors", {"gain": gain})
+    make_run(tmp_path / "run", store)
+    with pytest.raises(ValueError, match="gain is 0 in 2 dimensions.* train with --view normed"):
+        export(options(tmp_path, store, "gemma-scope-2"))
+
+
+@pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens"])
+def test_without_a_store_a_view_that_needs_its_norm_is_refused(tmp_path, store, layout, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", store)
+    with pytest.raises(ValueError, match="give --store"):
+        export(options(tmp_path, store, layout, store=None))
+    make_run(tmp_path / "run", store, view="normed")
+    assert "on 256 random rows" in export(options(tmp_path, store, layout, store=None))
+
+
+def test_the_default_store_is_found_unless_it_is_another_one(tmp_path, store, monkeypatch):
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    store.directory.rename(tmp_path / "data" / "tiny" / "layer1")
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", store)
+    assert "held-out rows" in export(options(tmp_path, store, "gemma-scope-2", store=None))
+    make_run(tmp_path / "run", store, store_fingerprint="0" * 32, view="normed")
+    assert "random rows" in export(options(tmp_path, store, "gemma-scope-2", store=None, out=tmp_path / "second"))
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, store):
+    make_run(tmp_path / "run", store)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("mine")
+    with pytest.raises(ValueError, match="is not an empty folder; choose another --out"):
+        export(options(tmp_path, store, "saelens"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+    (tmp_path / "out" / "notes").unlink()
+    export(options(tmp_path, store, "saelens"))
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["W_dec", "threshold"])
+def test_files_that_compute_something_else_are_not_kept(tmp_path, store, name, monkeypatch):
+    def save_wrongly(transcoder: Transcoder, directory: Path) -> None:
+        LAYOUTS["saelens"].save(replace(transcoder, **{name: getattr(transcoder, name) * 1.001}), directory)
+
+    monkeypatch.setitem(LAYOUTS, "wrong", replace(LAYOUTS["saelens"], save=save_wrongly))
+    t = make_run(tmp_path / "run", store)
+    replace(t, threshold=t.threshold * 0 + 1).save(tmp_path / "run")
+    if name == "threshold":
+        monkeypatch.setattr(module, "TOLERANCE", 1e-9)
+    with pytest.raises(ValueError, match="differ from the run's"):
+        export(options(tmp_path, store, "wrong"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, store, monkeypatch):
+    def fail(transcoder: Transcoder, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "cfg.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(LAYOUTS, "saelens", replace(LAYOUTS["saelens"], save=fail))
+    make_run(tmp_path / "run", store)
+    with pytest.raises(OSError, match="No space left"):
+        export(options(tmp_path, store, "saelens"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_the_options_say_which_layouts_can_be_written():
+    import inspect
+
+    text = inspect.getsource(ExportConfig)
+    assert all(name in text for name, layout in LAYOUTS.items() if layout.save is not None)

@@ -1,0 +1,123 @@
+"""The contract of every layout: it recognises its own files alone, reads them, and writes what it reads where it can."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from store.transcoders.layouts import LAYOUTS, load_folder, load_run, read_run_config
+from store.transcoders.legacy import LegacyTranscoder, load_legacy
+from store.transcoders.transcoder import Transcoder
+from tests.store.transcoders.test_gemma_scope import write_scope1, write_scope2
+from tests.store.transcoders.test_legacy import write_legacy
+from tests.store.transcoders.test_saelens import SAELENS
+from tests.store.transcoders.test_transcoder import make_transcoder
+
+WRITTEN = [name for name, layout in LAYOUTS.items() if layout.save is not None]
+
+
+@pytest.fixture
+def examples(tmp_path) -> dict[str, Path]:
+    """A folder in each layout, made as its own project makes it."""
+    write_scope2(tmp_path / "gemma-scope-2", affine=True)
+    make_transcoder().save(tmp_path / "run")
+    shutil.copytree(SAELENS, tmp_path / "saelens")
+    return {
+        "gemma-scope-1": write_scope1(tmp_path).parent,
+        "gemma-scope-2": tmp_path / "gemma-scope-2",
+        "run": tmp_path / "run",
+        "saelens": tmp_path / "saelens",
+        "legacy": write_legacy(tmp_path / "legacy"),
+    }
+
+
+def assert_same(found: Transcoder, expected: Transcoder) -> None:
+    assert found.arrays().keys() == expected.arrays().keys()
+    assert all(torch.equal(array, found.arrays()[name]) for name, array in expected.arrays().items())
+    same = ("model", "layer", "view", "d_in", "d_sae", "d_out", "activation", "source_site", "target_site", "target_layer")
+    assert all(getattr(found.config, name) == getattr(expected.config, name) for name in same)
+
+
+def test_the_table_has_an_example_for_every_entry(examples):
+    assert examples.keys() == LAYOUTS.keys()
+    assert WRITTEN == ["gemma-scope-2", "run", "saelens"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_recognises_its_own_files_and_no_others(name, examples, tmp_path):
+    recognised = [other for other, folder in examples.items() if LAYOUTS[name].recognise(folder)]
+    assert recognised == [name]
+    (tmp_path / "empty").mkdir()
+    assert not LAYOUTS[name].recognise(tmp_path / "empty")
+    assert not LAYOUTS[name].recognise(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_folder_is_read_by_its_layout(name, examples):
+    direct = LAYOUTS[name].load(examples[name], 8, "m")
+    assert_same(load_folder(examples[name], 8, "m"), direct)
+    x = torch.randn(4, direct.config.d_in)
+    assert direct(x).shape == (4, direct.config.d_out)
+    assert direct.config.view in LAYOUTS[name].holds.views or name == "legacy"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_layout_reads_it_writes_again(name, examples, tmp_path):
+    layout = LAYOUTS[name]
+    read = layout.load(examples[name], 8, "m")
+    layout.save(read, tmp_path / "again")
+    again = layout.load(tmp_path / "again", 0, "")
+    assert_same(again, read)
+    assert load_folder(tmp_path / "again", 0, "").arrays().keys() == read.arrays().keys()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_view_that_a_layout_holds_comes_back(name, skip, tmp_path):
+    layout = LAYOUTS[name]
+    assert layout.holds.skip
+    for view in layout.holds.views:
+        t = make_transcoder(skip=skip, view=view, prefix_sizes=(10,), d_out=6)
+        layout.save(t, tmp_path / view)
+        assert_same(layout.load(tmp_path / view, 0, ""), t)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_layout_cannot_hold_is_refused_or_comes_back(name, tmp_path):
+    layout, t = LAYOUTS[name], make_transcoder(activation="topk", view="normed", prefix_sizes=(10,))
+    if layout.holds.everything:
+        layout.save(t, tmp_path / "topk")
+        assert_same(layout.load(tmp_path / "topk", 0, ""), t)
+    else:
+        with pytest.raises(ValueError, match="threshold"):
+            layout.save(t, tmp_path / "topk")
+        assert not (tmp_path / "topk").exists()
+
+
+def test_no_layout_is_named_with_what_was_expected(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds no transcoder: expected one of params\.npz \(gemma-scope-1\), .* \(legacy\)"
+    ):
+        load_folder(tmp_path, 8, "m")
+
+
+def test_a_standardised_legacy_run_saved_as_a_run_of_ours_stays_one(tmp_path):
+    legacy = load_legacy(write_legacy(tmp_path / "legacy", input_unit_norm=True))
+    assert isinstance(legacy, LegacyTranscoder)
+    renamed = replace(legacy, config=legacy.config.model_copy(update={"name": "another"}))
+    renamed.save(tmp_path / "run")
+    again = load_run(tmp_path / "run")
+    assert isinstance(again, LegacyTranscoder)
+    assert again.config == read_run_config(tmp_path / "run") == renamed.config
+    assert_same(again, legacy)
+    with pytest.raises(ValueError, match="standardised"):
+        Transcoder.load(tmp_path / "run")
+
+
+def test_a_config_that_says_that_nothing_is_standardised_is_still_read(tmp_path):
+    make_transcoder().save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("{", '{"standardised": false,', 1))
+    assert load_run(tmp_path).config == Transcoder.load(tmp_path).config == make_transcoder().config
