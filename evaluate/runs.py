@@ -47,8 +47,9 @@ def open_run(config: EvaluateConfig) -> OpenRun:
 
 def store_of(config: EvaluateConfig) -> StorePath:
     """The store's folder or URL, without opening anything: --store, or the default one of what --run was trained on."""
-    described = config.run is not None and config.store is None and (config.run / CONFIG).exists()
-    return _store_of(config, read_run_config(config.run) if described else None)
+    if config.run is None or config.store is not None or not (config.run / CONFIG).exists():
+        return _store_of(config, None)
+    return _store_of(config, read_run_config(config.run))
 
 
 def _store_of(config: EvaluateConfig, trained: TranscoderConfig | None) -> StorePath:
