@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import sums_of
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
@@ -65,12 +66,12 @@ def train_step(
 
 
 def already_trained(folder: Path, run: dict) -> Transcoder | None:
-    """The finished transcoder of the same run. ValueError when the folder holds a run with other options."""
+    """The finished transcoder of this run, if there is one. Refused when the folder holds a run with other options."""
     if not (folder / TRAIN_CONFIG).exists() or not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
         return None
     saved = json.loads((folder / TRAIN_CONFIG).read_text())
     if saved != run:
-        raise ValueError(
+        raise Refused(
             f"{folder} holds a run with other options: {checkpoint.differences(saved, run)}; "
             "give those options, or another RUN"
         )
