@@ -1,4 +1,4 @@
-"""Training state on disk: everything that a resumed run needs to be the uninterrupted one, bit for bit."""
+"""Training state on disk: all that a resumed run needs to equal an uninterrupted one, bit for bit."""
 
 import json
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from store.disk.files import write_tensors
+from store.errors import Damaged, Refused
 from store.sparse.scan import Candidates
 from store.transcoders.files import check_keys
 from train.config import TrainConfig
@@ -17,18 +18,32 @@ from train.module import TrainingTranscoder
 from train.optimizer import load_state, state_of
 
 NOT_PART_OF_THE_RUN = (
-    "store", "target_store", "run", "device", "checkpoint_every", "log_every", "heldout_every", "heldout_rows",
-    "features_every", "tokenizer", "wandb_project", "shard_dictionary", "check",
-)  # fmt: skip
+    "store",
+    "target_store",
+    "run",
+    "device",
+    "checkpoint_every",
+    "log_every",
+    "heldout_every",
+    "heldout_rows",
+    "features_every",
+    "tokenizer",
+    "wandb_project",
+    "shard_dictionary",
+    "check",
+)
+"""Options that change no weight: a run may be resumed with other ones."""
 
 
 def identity(config: TrainConfig, store_fingerprint: str, candidates: Candidates) -> dict[str, Any]:
-    """What must agree for two runs to be the same run."""
+    """The options that must agree for two runs to be the same run."""
     fields = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
     return fields | {
-        "prefix_sizes": list(config.prefixes), "view": config.input_view, "store_fingerprint": store_fingerprint,
+        "prefix_sizes": list(config.prefixes),
+        "view": config.input_view,
+        "store_fingerprint": store_fingerprint,
         "candidates": candidates,
-    }  # fmt: skip
+    }
 
 
 def without_int8(saved: dict[str, Any]) -> dict[str, Any]:
@@ -37,12 +52,13 @@ def without_int8(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Each option that differs, as `name: saved != wanted`."""
     names = sorted(saved.keys() | wanted.keys())
     return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
 
 
 def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, step: int, run: dict[str, Any]) -> None:
-    """Replaces the checkpoint whole or not at all. Every process calls this; rank 0 writes."""
+    """Replaces the checkpoint at `path` whole or not at all. Every process has to call; rank 0 writes."""
     tensors = {f"module.{name}": module.whole(name, tensor) for name, tensor in module.state_dict().items()}
     tensors |= {f"adam.{key}": tensor for key, tensor in state_of(module, optimizer).items()}
     if module.ranks.rank == 0:
@@ -50,22 +66,23 @@ def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, st
 
 
 def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, run: dict[str, Any]) -> int:
-    """The step at which the checkpoint was taken, its state put into module and optimizer.
+    """Puts a checkpoint's state into module and optimizer; returns the number of steps that it had done.
 
-    ValueError when it is damaged, or belongs to a run with other options (a checkpoint of another width, say).
+    `run` is the identity of the run that is to go on. Damaged when the file cannot be read; Refused when it belongs to a
+    run with other options (another width, say).
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             saved = without_int8(json.loads(metadata["run"]))
             if saved != run:
-                raise ValueError(
+                raise Refused(
                     f"{path} belongs to a run with other options: {differences(saved, run)}; "
                     "give those options, or another --run"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start this run again") from None
+        raise Damaged(f"{path} is damaged ({error}); delete it to start this run again") from None
     state = _under("module.", tensors)
     check_keys(path, set(state), set(module.state_dict()))
     module.load_state_dict({name: module.own(name, tensor) for name, tensor in state.items()})

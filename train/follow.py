@@ -1,4 +1,4 @@
-"""Training beside the harvest: waits for shards, and tells the harvester which ones nobody needs any more."""
+"""Training beside the harvest: waits for shards, and tells the harvester which shards it may delete."""
 
 import logging
 import time
@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 
 from store.disk.lock import writer_of
+from store.errors import Refused
 from store.loader.batches import Batch
 from store.loader.follow import Ledger, follow
 from store.shards.manifest import MANIFEST, Moments
 from store.shards.pair import in_common, paired
 from store.shards.reader import Store, open_store
-from store.shards.ring import Trained, load_ring, load_trained, number_of, save
+from store.shards.ring import Ring, Trained, load_ring, load_trained, number_of, save
 from train.config import TrainConfig
 from train.parallel import Ranks
 
@@ -21,14 +22,15 @@ STATISTICS_SHARDS = 2
 """Training shards whose means and scales a run uses. A ring holds that many before anything is trained, so that a run is
 the same however fast its harvest was."""
 PAUSE = 0.2
+"""Seconds between two looks for a shard that is not there yet."""
 log = logging.getLogger(__name__)
 
 
 class Following:
-    """What the runs of one stream see of the harvest, and tell it. Only rank 0 writes."""
+    """The harvest as the runs of one stream see it, and what they tell it. Only rank 0 writes."""
 
     def __init__(self, configs: Sequence[TrainConfig], ranks: Ranks) -> None:
-        """Returns when there are shards enough to begin."""
+        """Waits until there are enough shards to begin: STATISTICS_SHARDS, or all of a harvest that has ended."""
         self.config, self.ranks = configs[0], ranks
         self.runs = tuple(str(config.run_directory.resolve()) for config in configs)
         target = self.config.target_directory
@@ -57,13 +59,13 @@ class Following:
         )
 
     def open(self) -> Store:
-        """The store with the shards that are there now, and the statistics of the first ones."""
+        """The store with the shards that are there now, and the statistics of the first training shards."""
         source, *target = map(self._freeze, in_common([open_store(directory) for directory in self.directories]))
         return paired(source, target[0]) if target else source
 
     def _freeze(self, store: Store) -> Store:
-        """A store whose statistics are those of the first training shards; as it is when a ring has deleted them, which
-        it does only when a checkpoint holds what was made of them."""
+        """The store with mean and scale of the first STATISTICS_SHARDS training shards. If those shards are already
+        deleted, the store as it is: a checkpoint then holds the statistics."""
         shards = self.ledger.shards[:STATISTICS_SHARDS]
         if not {shard.name for shard in shards} <= {shard.name for shard in store.manifest.shards}:
             return store
@@ -80,24 +82,24 @@ class Following:
         return replace(store, manifest=store.manifest.model_copy(update={"statistics": frozen}))
 
     def begin(self, position: int) -> None:
-        """Claims the rings for these runs. ValueError when they are another's, or have deleted what is needed next."""
+        """Claims the rings for these runs. Refused when a ring serves other runs, or has deleted the next shard."""
         needed = self.ledger.trained(position)
         for directory in self.directories:
             ring, trained = load_ring(directory), load_trained(directory)
             if trained is not None and trained.runs != self.runs:
-                raise ValueError(
+                raise Refused(
                     f"{directory} is trained on by {', '.join(trained.runs)}: a ring serves one run; "
                     "continue that one, or harvest to another STORE"
                 )
             if ring is not None and needed < ring.deleted:
-                raise ValueError(
+                raise Refused(
                     f"{directory} has deleted its training shards below {ring.deleted}, but the run goes on at shard "
                     f"{needed} (row {position}): its checkpoint is gone; harvest to another STORE"
                 )
         self.publish(position)
 
     def publish(self, position: int) -> None:
-        """Says that rows before `position` are trained on, and that this is saved."""
+        """Tells the harvester that rows before `position` are trained on, and that checkpoints hold what was learnt."""
         self.published = self.ledger.trained(position)
         if self.ranks.rank == 0:
             for directory in self.directories:
@@ -105,38 +107,42 @@ class Following:
                     save(directory, Trained(runs=self.runs, shards=self.published))
 
     def finish(self) -> None:
-        """Says that no further shard is needed."""
+        """Tells the harvester that no further shard is needed."""
         for directory in self.directories:
             trained = load_trained(directory)
             if self.ranks.rank == 0 and trained is not None and trained.runs == self.runs:
                 save(directory, trained.model_copy(update={"finished": True}))
 
     def due(self, position: int) -> bool:
-        """Whether half of a ring has been trained on since it was last told: the harvester is not to wait for us."""
+        """Whether to save and publish now: half of a ring is trained on since the last time, so that the harvester never
+        waits."""
         trained = self.ledger.trained(position)
         if trained == self.looked_at:
             return False
         self.looked_at = trained
-        rings = [ring for directory in self.directories if (ring := load_ring(directory)) is not None]
-        return any(self._shards(self.published, trained) >= max(1, ring.keep_shards // 2) for ring in rings)
+        return any(self._shards(self.published, trained) >= max(1, ring.keep_shards // 2) for ring in self._rings())
 
     def starves_both(self, position: int) -> bool:
-        """Whether a ring is full of shards whose training is not saved. ValueError when it is too small for a batch."""
-        rings = [ring for directory in self.directories if (ring := load_ring(directory)) is not None]
+        """Whether a ring is full of shards whose training is not saved. Refused when it is too small for a batch."""
+        rings = self._rings()
         if not any(self._shards(self.published) >= ring.keep_shards for ring in rings):
             return False
         if self.ledger.trained(position) > self.published:
             return True
-        raise ValueError(
+        raise Refused(
             f"a batch of {self.config.batch_rows} rows does not fit into {self.directories[0]}, a ring of "
             f"{min(ring.keep_shards for ring in rings)} training shards; harvest with more --keep-shards"
         )
 
+    def _rings(self) -> list[Ring]:
+        return [ring for directory in self.directories if (ring := load_ring(directory)) is not None]
+
     def _shards(self, first: int, stop: int | None = None) -> int:
+        """Training shards with numbers from `first` on and below `stop`."""
         return sum(first <= number_of(shard) and (stop is None or number_of(shard) < stop) for shard in self.ledger.shards)
 
     def stream(self, cursor: int, device: torch.device, wait: Callable[[int], None]) -> Generator[Batch, None, None]:
-        """The batches from row `cursor` on; `wait(position)` is called again and again while the next one is not whole."""
+        """The batches from row `cursor` on. While the next batch is not whole, `wait(position)` is called every PAUSE."""
         config = self.config
 
         def with_retries(position: int) -> None:
@@ -144,16 +150,23 @@ class Following:
             time.sleep(PAUSE)
 
         return follow(
-            self.ledger, config.batch_rows // self.ranks.world, view=config.input_view,
-            sites=(config.source_site, config.target_site), device=device, cursor=cursor,
-            stop=config.n_steps * config.batch_rows, wait=with_retries, rank=self.ranks.rank, world=self.ranks.world,
-        )  # fmt: skip
+            self.ledger,
+            config.batch_rows // self.ranks.world,
+            view=config.input_view,
+            sites=(config.source_site, config.target_site),
+            device=device,
+            cursor=cursor,
+            stop=config.n_steps * config.batch_rows,
+            wait=with_retries,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+        )
 
     @property
     def lacking(self) -> str:
-        """What is waited for, and from whom."""
+        """The shard that is waited for, and its harvester, for people."""
         return f"waits for shard {self.ledger.next_shard} from {self._harvester()}"
 
     def last_shard(self, position: int) -> Store:
-        """The store as if it had only the training shard of the last row trained on, which is always there."""
+        """The store with one training shard: that of the last row trained on, which no ring has deleted yet."""
         return self.ledger.open(self.ledger.holding(position - 1))

@@ -1,10 +1,10 @@
-"""What a run tells: a progress bar, training_log.jsonl, and wandb where it is wanted."""
+"""The log of a run: a progress bar, training_log.jsonl, and wandb where it is wanted."""
 
 import json
 import netrc
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from store.disk.files import write_text
 from store.disk.remote import Remote
+from store.errors import Refused
 from store.layout import CONFIG, TRAINING_LOG, WEIGHTS
 from train.config import TrainConfig
 
@@ -21,11 +22,11 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 
 def wandb_mode() -> WandbMode:
-    """WANDB_MODE where it is set; else online when wandb has a key, otherwise disabled."""
+    """WANDB_MODE if it is set, otherwise online if wandb has a key, otherwise disabled. Refused for an unknown mode."""
     mode = os.environ.get("WANDB_MODE")
     if mode is not None:
         if mode not in get_args(WandbMode):
-            raise ValueError(f"WANDB_MODE is {mode!r}; it must be online, offline or disabled")
+            raise Refused(f"WANDB_MODE is {mode!r}; it must be online, offline or disabled")
         return mode  # type: ignore[return-value]
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_wandb() else "disabled"
 
@@ -37,8 +38,52 @@ def _netrc_has_wandb() -> bool:
         return False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A line of training_log.jsonl: the last step's losses, and how the run is."""
+
+    step: int
+    """Steps done."""
+    tokens: int
+    """Rows trained on."""
+    loss: float
+    """The sum of the following, AuxK's by its weight."""
+    l2_loss: float
+    aux_loss: float
+    sparsity_loss: float
+    loss_spike: float
+    """The largest loss since the last line, in units of its recent mean."""
+    missed_steps: int
+    """Steps since the last line that missed their latents and changed nothing."""
+    fvu: float
+    """Of the whole dictionary, in this batch."""
+    fvu_min: float
+    fvu_max: float
+    fvu_mean: float
+    fvu_per_prefix: list[float]
+    l0_norm: float
+    """Mean active latents per row."""
+    dead_features_percentage: float
+    learning_rate: float
+    rows_per_second: float
+    """Since the last line."""
+    data_wait_share: float
+    """Share of that time that steps waited for rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutRecord:
+    """What a line has beside a Record after a measurement on held-out rows."""
+
+    heldout_fvu: float
+    heldout_l0: float
+    heldout_dead_fraction: float
+    """Share of latents that fire on none of these rows."""
+    heldout_fvu_per_prefix: list[float]
+
+
 class TrainingLog:
-    """One line of JSON, one wandb step and one state of the bar for each record; a silent one writes nothing."""
+    """Writes each record as a line of JSON, a step at wandb and the text of the bar; a silent log writes nothing."""
 
     def __init__(self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False) -> None:
         self.config, self.path = config, config.run_directory / TRAINING_LOG
@@ -48,34 +93,36 @@ class TrainingLog:
             _drop_lines_after(self.path, first_step)
         self.file = Path(os.devnull if silent else self.path).open("a", encoding="utf-8")  # noqa: SIM115
         self.bar = tqdm(
-            total=config.n_steps * config.batch_rows, initial=first_step * config.batch_rows, unit="row", unit_scale=True,
-            desc=f"train {config.run_directory.name}", position=position, disable=silent,
-        )  # fmt: skip
+            total=config.n_steps * config.batch_rows,
+            initial=first_step * config.batch_rows,
+            unit="row",
+            unit_scale=True,
+            desc=f"train {config.run_directory.name}",
+            position=position,
+            disable=silent,
+        )
         self.figures = ""
 
-    def write(self, record: dict[str, float | int | list[float]]) -> None:
-        self.file.write(json.dumps(record) + "\n")
+    def write(self, record: Record, heldout: HeldoutRecord | None = None) -> None:
+        line = asdict(record)
+        if heldout is not None:
+            line |= asdict(heldout)
+        self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         self.figures = (
-            f"loss {record['loss']:.4f}, fvu {record['fvu']:.4f}, L0 {record['l0_norm']:.1f}, "
-            f"dead {record['dead_features_percentage']:.1f}%"
+            f"loss {record.loss:.4f}, fvu {record.fvu:.4f}, L0 {record.l0_norm:.1f}, "
+            f"dead {record.dead_features_percentage:.1f}%"
         )
         self.bar.set_postfix_str(self.figures)
         if self.wandb is not None:
-            lists = {name: value for name, value in record.items() if isinstance(value, list)}
-            curves = {
-                f"{name.removesuffix('_per_prefix')}_prefix/{i}": value
-                for name, values in lists.items()
-                for i, value in enumerate(values)
-            }
-            self.wandb.log({k: v for k, v in record.items() if k not in lists} | curves, step=record["step"])
+            self.wandb.log(_flat(line), step=record.step)
 
     def waits(self, what: str | None) -> None:
-        """Shows on the bar what is waited for; None when it has come."""
+        """Shows on the bar what the training waits for; None when it has come."""
         self.bar.set_postfix_str(what or self.figures, refresh=what is not None)
 
     def histograms(self, by_latent: dict[str, Tensor], step: int) -> None:
-        """To wandb."""
+        """Sends a histogram of each tensor to wandb."""
         if self.wandb is not None:
             import wandb
 
@@ -83,7 +130,7 @@ class TrainingLog:
             self.wandb.log(drawn, step=step)
 
     def artefact(self, folder: Path) -> None:
-        """Logs the finished transcoder as a wandb artifact."""
+        """Sends the finished transcoder in a folder to wandb, as an artifact."""
         if self.wandb is not None:
             import wandb
 
@@ -102,18 +149,35 @@ class TrainingLog:
             self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
+def _flat(line: dict[str, Any]) -> dict[str, float | int]:
+    """A line with a number of its own for each prefix: wandb draws curves of numbers."""
+    found = {}
+    for name, value in line.items():
+        if isinstance(value, list):
+            for index, of_prefix in enumerate(value):
+                found[f"{name.removesuffix('_per_prefix')}_prefix/{index}"] = of_prefix
+        else:
+            found[name] = value
+    return found
+
+
 def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
-    """The run at wandb, which a resumed one continues. ValueError when wandb refuses: nobody is logged in, say."""
+    """The run at wandb, which a resumed training continues. Refused when wandb refuses: nobody is logged in, say."""
     import wandb
 
     try:
         return wandb.init(
-            project=config.wandb_project, name="/".join(config.run_directory.parts[-3:]), mode=mode,
-            dir=str(config.run_directory), id=_run_id(config), resume="allow", reinit="create_new",
+            project=config.wandb_project,
+            name="/".join(config.run_directory.parts[-3:]),
+            mode=mode,
+            dir=str(config.run_directory),
+            id=_run_id(config),
+            resume="allow",
+            reinit="create_new",
             config={key: str(v) if isinstance(v, Path | Remote) else v for key, v in asdict(config).items()},
-        )  # fmt: skip
+        )
     except wandb.Error as error:
-        raise ValueError(f"wandb cannot log ({error}); or set WANDB_MODE to offline or disabled") from None
+        raise Refused(f"wandb cannot log ({error}); or set WANDB_MODE to offline or disabled") from None
 
 
 def _run_id(config: TrainConfig) -> str:
@@ -122,7 +186,7 @@ def _run_id(config: TrainConfig) -> str:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """A resumed run writes the steps after its checkpoint again, and what a full disk cut short."""
+    """Drops the lines of steps after a checkpoint, which a resumed run writes again, and a line that is cut short."""
     if path.exists():
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

@@ -1,11 +1,10 @@
-"""The processes of a run under torchrun: what they share out, and what a step must agree on. With one process all of it is
-free.
+"""The processes of a run under torchrun: how they share a batch or the dictionary. One process alone pays nothing.
 
-Either each has an equal share of every batch's rows and the whole dictionary (data parallel), or each has every row and
-the latents r, r + N, r + 2N, ... of the dictionary: their weights, gradients, counters and Adam's state. Latents of short
-prefixes fire most, so that contiguous shares would not be equal work. A process then is a smaller module; a step adds up
-one tensor, the decoded groups [n_groups, rows, d_out], and what follows is local. FSDP2 would gather all weights for that,
-which is what has no room; DTensor has no rule for lists of active latents: both would be wrapped around these same calls.
+Data parallel, each process has an equal share of every batch's rows and the whole dictionary. With a shared dictionary,
+process r of N has every row and the latents r, r + N, r + 2N, ...: their weights, gradients, counters and Adam's state.
+Latents of short prefixes fire most, so that contiguous shares would not be equal work. A process then holds a smaller
+module. A step adds up one tensor, the decoded groups [n_groups, rows, d_out]; everything after it is local. FSDP2 would
+gather all weights for that step, and there is no room for them; DTensor has no rule for lists of active latents.
 """
 
 import os
@@ -66,20 +65,20 @@ class Latents(Group):
         return len(range(n)[self.own])
 
     def whole(self, own: Tensor, n: int) -> Tensor:
-        """All n rows of a tensor with a row (or number) for each latent, on the host of rank 0; elsewhere what it was."""
+        """All n rows of a tensor with a row (or number) for each latent, on the host of rank 0; `own` on other ranks."""
         if self.world == 1:
             return own
         found = torch.empty(n, *own.shape[1:], dtype=own.dtype) if self.rank == 0 else own
         for rank in range(self.world):
-            place = Latents(rank, self.world)
-            part = own if rank == self.rank else own.new_empty(place.count(n), *own.shape[1:])
+            holder = Latents(rank, self.world)
+            part = own if rank == self.rank else own.new_empty(holder.count(n), *own.shape[1:])
             dist.broadcast(part, rank)
             if self.rank == 0:
-                found[place.own] = part.cpu()
+                found[holder.own] = part.cpu()
         return found
 
     def largest(self, values: Tensor, k: int) -> Tensor:
-        """The k largest values of each row over all processes, each with candidates of its own; 0 in place of others."""
+        """`values` [rows, candidates], 0 where a value is not among the k largest of its row over all processes."""
         if self.world == 1:
             return values
         everyone = self.gather(values.detach().T.flatten()).view(-1, len(values))
@@ -88,7 +87,8 @@ class Latents(Group):
 
 @dataclass(frozen=True)
 class Ranks(Group):
-    """All processes. `rows` and `latents` are those that share rows, or latents: this process alone in one of the two."""
+    """All processes. `rows` are the processes that share rows, `latents` those that share latents: one of the two groups is
+    this process alone."""
 
     shards_dictionary: bool = False
 

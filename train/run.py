@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import sums_of
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
@@ -23,7 +24,7 @@ from store.transcoders.transcoder import Transcoder
 from train import checkpoint
 from train.config import TrainConfig
 from train.export import export
-from train.log import TrainingLog
+from train.log import HeldoutRecord, Record, TrainingLog
 from train.module import StepResult, TrainingTranscoder
 from train.optimizer import make_optimizer, update
 from train.sharded import ShardedForward
@@ -31,10 +32,12 @@ from train.snapshots import Collector, snapshot_of, uncollected
 from train.watch import SPIKE
 
 NONFINITE = "nonfinite.safetensors"
+"""Checkpoint from before the first step whose loss was not finite."""
 MISSED = (
     "because the threshold moved too far in one step to find the k * rows largest latents; try a lower --lr or a warm-up"
 )
 CALIBRATION_ROWS = 32_768
+"""Training rows on which the finished weights are calibrated, at most."""
 FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
 log = logging.getLogger(__name__)
 
@@ -63,12 +66,12 @@ def train_step(
 
 
 def already_trained(folder: Path, run: dict) -> Transcoder | None:
-    """The finished transcoder of the same run. ValueError when the folder holds a run with other options."""
+    """The finished transcoder of this run, if there is one. Refused when the folder holds a run with other options."""
     if not (folder / TRAIN_CONFIG).exists() or not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
         return None
     saved = checkpoint.without_int8(json.loads((folder / TRAIN_CONFIG).read_text()))
     if saved != run:
-        raise ValueError(
+        raise Refused(
             f"{folder} holds a run with other options: {checkpoint.differences(saved, run)}; "
             "give those options, or another RUN"
         )
@@ -112,7 +115,8 @@ class Run:
         if (due or batch.source.device.type == "cpu") and self.module.watch.stopped:
             self._stop()
         if due:
-            self.log.write(self._record(result) | (self._heldout() if measure else {}))
+            record = self._record(result)
+            self.log.write(record, self._heldout() if measure else None)
             if measure:
                 self.log.histograms(self._by_latent(), self.done)
         if self.config.features_every and self.done % self.config.features_every == 0:
@@ -149,27 +153,41 @@ class Run:
             f"they were before that step are in {path}; try a lower --lr than {self.config.lr}"
         )
 
-    def _record(self, result: StepResult) -> dict[str, float | int | list[float]]:
+    def _record(self, result: StepResult) -> Record:
+        """What the log says of the last step; warns of spikes and of steps that changed nothing."""
         per_prefix = result.fvu_per_prefix.tolist()
         worst, misses = self.module.watch.take()
         if worst > SPIKE:
             log.warning("%s: a loss of %.1f times its recent mean just before step %d", self.folder, worst, self.done)
         if misses:
             log.warning("%s: %d steps before step %d changed nothing, %s", self.folder, misses, self.done, MISSED)
-        elapsed, steps = time.perf_counter() - self.last_time, self.done - self.last_step
-        waited, self.waited = self.waited, 0.0
-        self.last_time, self.last_step = time.perf_counter(), self.done
-        return {
-            "step": self.done, "tokens": self.done * self.config.batch_rows, "loss": result.loss.item(),
-            "l2_loss": result.l2_loss.item(), "aux_loss": result.aux_loss.item(),
-            "sparsity_loss": result.sparsity_loss.item(), "loss_spike": worst, "missed_steps": misses,
-            "fvu": per_prefix[-1],
-            "fvu_min": min(per_prefix), "fvu_max": max(per_prefix), "fvu_mean": sum(per_prefix) / len(per_prefix),
-            "fvu_per_prefix": per_prefix, "l0_norm": result.l0.item(),
-            "dead_features_percentage": 100 * self._share(self.module.dead),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "rows_per_second": steps * self.config.batch_rows / elapsed, "data_wait_share": waited / elapsed,
-        }  # fmt: skip
+        now = time.perf_counter()
+        elapsed = now - self.last_time
+        rows = (self.done - self.last_step) * self.config.batch_rows
+        record = Record(
+            step=self.done,
+            tokens=self.done * self.config.batch_rows,
+            loss=result.loss.item(),
+            l2_loss=result.l2_loss.item(),
+            aux_loss=result.aux_loss.item(),
+            sparsity_loss=result.sparsity_loss.item(),
+            loss_spike=worst,
+            missed_steps=misses,
+            fvu=per_prefix[-1],
+            fvu_min=min(per_prefix),
+            fvu_max=max(per_prefix),
+            fvu_mean=sum(per_prefix) / len(per_prefix),
+            fvu_per_prefix=per_prefix,
+            l0_norm=result.l0.item(),
+            dead_features_percentage=100 * self._share(self.module.dead),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            rows_per_second=rows / elapsed,
+            data_wait_share=self.waited / elapsed,
+        )
+        self.last_time = now
+        self.last_step = self.done
+        self.waited = 0.0
+        return record
 
     def _snapshot(self) -> None:
         """Saves the transcoder as it is, as a run of its own, and has its features collected: stages can be compared."""
@@ -179,31 +197,34 @@ class Run:
             made.save(folder)
             self.collector.add(snapshot_of(folder, self.store.directory, self.config))
 
-    def _heldout(self) -> dict[str, float | int | list[float]]:
-        """The same ruler as `evaluate metrics`, on the first held-out rows; training state is only read."""
+    def _heldout(self) -> HeldoutRecord:
+        """The same figures as `evaluate metrics`, on the first held-out rows; training state is only read."""
         now, limit = self._export("", gather=False), self.config.heldout_rows
         forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k)
         [measured], facts = measure_rows(
             [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
         )
         found = sums_of(measured, facts)
-        return {
-            "heldout_fvu": found.fvu, "heldout_l0": found.l0_mean,
-            "heldout_dead_fraction": self._share(measured.fired == 0),
-            "heldout_fvu_per_prefix": list(found.fvu_per_prefix.values()),
-        }  # fmt: skip
+        return HeldoutRecord(
+            heldout_fvu=found.fvu,
+            heldout_l0=found.l0_mean,
+            heldout_dead_fraction=self._share(measured.fired == 0),
+            heldout_fvu_per_prefix=list(found.fvu_per_prefix.values()),
+        )
 
     def _share(self, latents: Tensor) -> float:
-        """The share of all latents for which it is true."""
+        """Share of the dictionary's latents for which a boolean by latent, of those held here, is true."""
         return self.ranks.latents.sum(latents.sum()).item() / self.config.d_sae
 
     def _by_latent(self) -> dict[str, Tensor]:
-        """What is worth a histogram: for how long latents have been silent, their encoders' norms, biases, thresholds."""
+        """Values to draw histograms of: tokens since each latent fired, norms of encoders, biases, thresholds."""
         module = self.module
         own = {
-            "tokens_since_fired": module.tokens_since_fired, "encoder_norm": module.encoder.norm(dim=1),
-            "b_enc": module.b_enc, "threshold": module.activation.fold(module.b_enc).threshold,
-        }  # fmt: skip
+            "tokens_since_fired": module.tokens_since_fired,
+            "encoder_norm": module.encoder.norm(dim=1),
+            "b_enc": module.b_enc,
+            "threshold": module.activation.fold(module.b_enc).threshold,
+        }
         return {name: self.ranks.latents.whole(values, self.config.d_sae) for name, values in own.items()}
 
 

@@ -1,4 +1,4 @@
-"""The part of a dictionary that is held here, run as `evaluate` runs a whole one: held-out metrics in training."""
+"""Held-out metrics where processes share the dictionary: each runs its own latents as `evaluate` runs a whole one."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +11,7 @@ from train.sparse import largest_in_rows
 
 
 class ShardedForward(Forward):
-    """The transcoder of the latents that are held here; the whole one where nothing is shared."""
+    """Runs the transcoder of the latents that are held here; the whole dictionary where nothing is shared."""
 
     def __init__(self, transcoder: Transcoder, shared: Latents, k: int) -> None:
         super().__init__(transcoder)

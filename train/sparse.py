@@ -1,6 +1,9 @@
-"""The decoder's pass on a CPU, compiled by numba: all that a row needs stays in the processor's cache."""
+"""A step's sparse passes: decoding every prefix with its gradients, and gradients of the weights.
 
-from dataclasses import dataclass, replace
+On a CPU numba compiles the decoder's pass, so that everything a row needs stays in the processor's cache.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +19,8 @@ from train.parallel import Latents
 def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, target, sums, sse, grad_latent, residual):
     """`decode_nested` for the rows `first` to `last`.
 
-    latent and value are in the order of the bags; sums [n_groups, rows, d_out], sse [n_groups, rows], grad_latent (in the
-    order of Entries) and residual [rows or 0, d_out] are written.
+    `latent` and `value` are in the order of the bags. Writes sums [n_groups, rows, d_out], sse [n_groups, rows],
+    grad_latent [n] (in the order of Entries) and residual [rows or 0, d_out].
     """
     n_groups, rows, width = sums.shape
     error = np.empty((n_groups, width), np.float32)
@@ -52,7 +55,7 @@ def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, targe
 
 
 ROWS_AT_ONCE = 256
-"""Rows whose pre-activations are made at once on a CPU, so that they stay in its cache."""
+"""Rows whose pre-activations are computed at a time on a CPU, so that they stay in its cache."""
 
 
 def largest_in_rows(
@@ -63,26 +66,33 @@ def largest_in_rows(
     shared: Latents = Latents(),  # noqa: B008  # frozen
     may_sync: bool = True,
 ) -> Entries:
-    """Of the k largest pre-activations of each row, over all that share the latents, the positive ones here: TopK.
+    """TopK's latents held here: those of a row's k largest pre-activations, over all processes, that are positive.
 
-    Where the device may not be waited for, the others are listed too, as zeros.
+    `shared` are the processes that share the latents. Without `may_sync` nothing waits for the device: pre-activations
+    that are not positive are listed too, with value 0.
     """
-    values, flat = [], []
+    values = []
+    keys = []  # latent * rows + row: their order is that of Entries
     chunk = ROWS_AT_ONCE if x.device.type == "cpu" else len(x)
-    for start, block in zip(range(0, len(x), chunk), x.split(chunk), strict=True):
+    for start in range(0, len(x), chunk):
+        block = x[start : start + chunk]
         top = torch.addmm(b_enc, block, encoder.T).topk(min(k, len(encoder)), dim=1, sorted=False)
         rows = torch.arange(start, start + len(block), device=x.device)
         values.append(shared.largest(top.values, k).flatten())
-        flat.append((top.indices * len(x) + rows[:, None]).flatten())
-    value, (place, order) = torch.cat(values), torch.sort(torch.cat(flat))
-    latent = place // len(x)
-    entries = Entries(value.index_select(0, order), place - latent * len(x), latent)
-    return entries.where(entries.value > 0) if may_sync else replace(entries, value=entries.value.relu())
+        keys.append((top.indices * len(x) + rows[:, None]).flatten())
+    key, order = torch.sort(torch.cat(keys))
+    value = torch.cat(values).index_select(0, order)
+    latent = key // len(x)
+    row = key - latent * len(x)
+    if may_sync:
+        entries = Entries(value, row, latent)
+        return entries.where(value > 0)
+    return Entries(value.relu(), row, latent)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one pass over the decoder yields: errors, and gradients of HALF the squared error summed over all prefixes."""
+    """Results of one pass over the decoder: errors, and gradients of HALF the squared error summed over all prefixes."""
 
     sse: Float[Tensor, " n_groups"]
     """Squared error of each prefix, summed over rows and dimensions."""
@@ -91,7 +101,7 @@ class Decoded:
     grad_latent: Float[Tensor, " n"]
     """By each entry's latent, in the order of Entries."""
     residual: Float[Tensor, "rows d_out"] | None
-    """Reconstruction by the whole dictionary minus the target, where it was asked for."""
+    """Reconstruction by the whole dictionary minus the target, if it was asked for."""
 
 
 def decode_nested(
@@ -106,10 +116,14 @@ def decode_nested(
 ) -> Decoded:
     """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547).
 
-    Of processes that share the latents each decodes its own: they add up the groups, and then have the same errors.
+    `latents` are the values of the entries. `bags` cuts the entries by group and row. `target` [rows, d_out] is what the
+    latents and b_dec are to reconstruct. `shared` are the processes that share the latents: each decodes its own, they add
+    up the groups, and then all have the same errors.
     """
-    rows, n_groups = len(target), len(bags.starts) // len(target)
-    latent, value = entries.latent.index_select(0, bags.order), latents.index_select(0, bags.order)
+    rows = len(target)
+    n_groups = len(bags.starts) // rows
+    latent = entries.latent.index_select(0, bags.order)
+    value = latents.index_select(0, bags.order)
     if decoder.device.type == "cpu" and decoder.dtype == torch.float32 and shared.world == 1:
         return _decode_on_host(latent, value, bags, decoder, b_dec, target, n_groups, keep_residual)
     bag = bags.bag.index_select(0, bags.order)
@@ -130,9 +144,12 @@ def decode_nested(
 def _decode_on_host(
     latent: Tensor, value: Tensor, bags: Bags, decoder: Tensor, b_dec: Tensor, target: Tensor, n_groups: int, keep: bool
 ) -> Decoded:
+    """`decode_nested` by `decode_rows`."""
     rows, width = target.shape
-    sums, sse = decoder.new_empty(n_groups, rows, width), decoder.new_empty(n_groups, rows)
-    grad_latent, residual = torch.empty_like(value), target.new_empty(rows if keep else 0, width)
+    sums = decoder.new_empty(n_groups, rows, width)
+    sse = decoder.new_empty(n_groups, rows)
+    grad_latent = torch.empty_like(value)
+    residual = target.new_empty(rows if keep else 0, width)
     starts = torch.cat([bags.starts, bags.starts.new_tensor([len(latent)])])
     tensors = (latent, value, bags.order, starts, decoder, b_dec, target, sums, sse, grad_latent, residual)
     in_parallel(decode_rows, rows, *(tensor.numpy() for tensor in tensors))
@@ -156,8 +173,12 @@ def weight_gradients(
     x: Tensor,
     d_sae: int,
 ) -> WeightGradients:
-    """Gradients of the weights, a latent's entries summed at a time; `grad_pre` is by the pre-activations, and
-    `grad_bias`, where given, takes its place for b_enc."""
+    """Gradients of the weights: for each latent the sum over its entries.
+
+    `latents` are the entries' values by which `grad_bags` (from `decode_nested`) is weighted. `grad_pre` [n] is the
+    gradient by the pre-activations; `grad_bias` [n], if given, takes its place for b_enc. x [rows, d_in] are the
+    normalised rows.
+    """
     by_bias = grad_pre if grad_bias is None else grad_bias
     starts = torch.searchsorted(entries.latent, torch.arange(d_sae, device=x.device))
     return WeightGradients(

@@ -1,4 +1,4 @@
-"""Watches the loss on the device, without waiting for it: the first step that was not finite, spikes, and steps that missed
+"""Watches the loss on the device, without waiting for it: the first loss that was not finite, spikes, and steps that missed
 their latents."""
 
 import torch

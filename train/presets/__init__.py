@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from store.errors import Refused
 from train.config import TrainConfig
 
 FOLDER = Path(__file__).parent
@@ -14,9 +15,10 @@ FOLDER = Path(__file__).parent
 def expand(arguments: Sequence[str]) -> list[str]:
     """The command line with the options of its preset, if it names one, put before all others.
 
-    ValueError for a preset that does not exist or holds a field that TrainConfig lacks.
+    Refused for a preset that does not exist or holds a field that TrainConfig lacks.
     """
-    rest, name = [], None
+    name = None
+    rest = []
     words = iter(arguments)
     for word in words:
         if word == "--preset" or word.startswith("--preset="):
@@ -34,16 +36,16 @@ def options_of(name: str) -> list[str]:
     """A preset as options of the command line."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        raise ValueError(f"there is no preset {name!r}; there are {', '.join(names())}, or give a .toml file")
+        raise Refused(f"there is no preset {name!r}; there are {', '.join(names())}, or give a .toml file")
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"preset {path} is not TOML: {error}") from None
+        raise Refused(f"preset {path} is not TOML: {error}") from None
     known = [field.name for field in fields(TrainConfig)]
     for key in recipe.keys() - set(known):
         nearest = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise ValueError(f"preset {path} sets {key!r}, which is no option of train{hint}")
+        raise Refused(f"preset {path} sets {key!r}, which is no option of train{hint}")
     return [word for key, value in recipe.items() for word in _option(key, value)]
 
 
