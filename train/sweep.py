@@ -38,8 +38,8 @@ def sweep(config: SweepConfig) -> str:
     write_text(folder / "summary.json", json.dumps(measured, indent=1) + "\n")
     text = summary(measured, store)
     write_text(folder / SUMMARY, text)
-    [plot] = write_images(folder, {"frontier": sweep_frontier(measured)})
-    return "\n".join([text, str(folder / SUMMARY), str(folder / "summary.json"), f"{plot}\n"])
+    plots = write_images(folder, {"frontier": sweep_frontier(measured)})
+    return "\n".join([text, *map(str, (folder / SUMMARY, folder / "summary.json", *plots))]) + "\n"
 
 
 def _heldout(config: TrainConfig) -> Store:

@@ -13,7 +13,7 @@ from evaluate.metrics.measurement import Comparison
 from evaluate.metrics.overlap import Overlap, decoder_overlap, overlap
 from evaluate.report.comparison import cell
 from evaluate.report.figures import by_layer
-from evaluate.report.page import Figure, write_page
+from evaluate.report.page import write_page
 from evaluate.runs import store_of
 from evaluate.text import markdown_table, text_table
 from store.devices import resolve_device
@@ -147,16 +147,7 @@ def publish_layers(
     listed = [verdict, "", *bullets, "", *markdown_table(rows, heads), "", *(f"- {each}" for each in seen)]
     write_text(folder / REPORT_MARKDOWN, "\n".join(listed))
     first = stores[layers[0]].manifest.recipe
-    by_key = {layer: c.as_json() for layer, c in comparisons.items()}
-    figures = [
-        Figure(
-            label.key,
-            f"{label.label}, by layer",
-            "Of ours and of what it is compared with.",
-            by_layer(by_key, label.key, label.label),
-        )
-        for label in shown_in("layers")
-    ]
+    figures = [by_layer(comparisons, label.key, label.label) for label in shown_in("layers")]
     write_page(
         folder / REPORT,
         "layers.html",

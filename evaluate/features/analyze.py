@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -15,17 +14,19 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from evaluate.features.config import AnalyzeConfig
-from evaluate.features.maps import by_directions, by_firing, coactive, communities, spread
+from evaluate.features.dots import common_tokens, direction_map, firing_map, named
+from evaluate.features.maps import coactive, communities
 from evaluate.features.reader import read_summary
+from evaluate.report.figure import Figure
+from evaluate.report.page import write_page
 from evaluate.text import visible
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import ANALYSIS, FEATURES, REPORT, REPORT_MARKDOWN, SAMPLES
 from store.transcoders.layouts import load_run
 from store.transcoders.transcoder import Transcoder
 
 SHOWN = 10
-
-READING = "Near points are alike; distances between far ones say little. Point at one to see which it is."
 
 DENSE = 0.1
 """Features that fire on more than this share of the rows are called dense."""
@@ -34,37 +35,29 @@ ENOUGH = 10
 """Documents in which a feature must fire for its consistency to be ranked."""
 
 COLUMNS = [
-    "feature", "prefix", "density", "top_token", "example", "near_decoder", "near_coactive", "finer",
+    "feature",
+    "prefix",
+    "density",
+    "top_token",
+    "example",
+    "near_decoder",
+    "near_coactive",
+    "finer",
     *(f"contexts.list.element.{name}" for name in ("quantile", "token", "start", "tokens")),
-]  # fmt: skip
+]
 """What the report needs of features.parquet."""
 
 Section = tuple[str, str, Sequence[str], list[list[str]]]
 
-COLOURS = 5
-"""Colours of a map; what is beyond them is grey."""
-
-
-@dataclass(frozen=True)
-class Map:
-    """Features as dots."""
-
-    title: str
-    note: str
-    points: list[tuple[float, float, int, str]]
-    """x and y in 0..1 from the upper left corner, a colour's number, and what to call it."""
-    colours: list[str]
-    """What each colour stands for."""
-    axes: tuple[str, str] | None = None
-    """What x and y are, where they are numbers from 0 to 1 and not mere places."""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def analyze(config: AnalyzeConfig) -> Path:
-    """The folder with report.md and report.html. ValueError when the run's features have not been collected."""
+    """Writes report.md and report.html; returns their folder. Refused when the run's features have not been collected."""
     samples = config.run_directory / SAMPLES
     summary = read_summary(samples)
     if summary is None:
-        raise ValueError(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
+        raise Refused(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder = load_run(config.run_directory)
     rows = read_rows(samples / FEATURES)
     with tqdm(total=3, desc="communities and two maps", unit="part") as bar:
@@ -76,10 +69,14 @@ def analyze(config: AnalyzeConfig) -> Path:
         maps = [by_writing, firing_map(graph, found, rows)]
         bar.update()
     sections = [
-        frequency(rows), by_prefix(rows, transcoder), groups(rows, "near_decoder", config.alike, "decoder rows"),
+        frequency(rows),
+        by_prefix(rows, transcoder),
+        groups(rows, "near_decoder", config.alike, "decoder rows"),
         groups(rows, "near_coactive", config.together, "firing patterns"),
-        firing_communities(found, modularity, rows), hierarchy(rows), *interpretable(rows),
-    ]  # fmt: skip
+        firing_communities(found, modularity, rows),
+        hierarchy(rows),
+        *interpretable(rows),
+    ]
     return write_analysis(config.run_directory / ANALYSIS, summary, sections, maps)
 
 
@@ -105,32 +102,30 @@ def with_consistency(rows: list[dict], contexts: pa.ListArray) -> list[dict]:
     found: list[Counter] = [Counter() for _ in rows]
     for latent, word in zip(owner.tolist(), words, strict=True):
         found[latent][word] += 1
-    return [row | {"consistency": share_of_commonest(mine), "documents": mine.total()}
-            for row, mine in zip(rows, found, strict=True)]  # fmt: skip
+    return [
+        row | {"consistency": share_of_commonest(mine), "documents": mine.total()}
+        for row, mine in zip(rows, found, strict=True)
+    ]
 
 
 def share_of_commonest(words: Counter) -> float:
     return words.most_common(1)[0][1] / words.total() if words else float("nan")
 
 
-def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], maps: Sequence[Map]) -> Path:
-    """Writes report.md and report.html."""
+def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], maps: Sequence[Figure]) -> Path:
+    """Writes report.md, report.html and the maps as PNG; returns the folder."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
-        autoescape=lambda name: str(name).endswith(".html"), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
-    for name in (REPORT_MARKDOWN, REPORT):
-        text = environment.get_template(f"analysis{Path(name).suffix}").render(
-            summary=summary, sections=sections, maps=maps
-        )
-        write_text(folder / name, text)
+    write_text(folder / REPORT_MARKDOWN, environment.get_template("analysis.md").render(summary=summary, sections=sections))
+    title = f"{summary['name']}: what the features do"
+    page = folder / REPORT
+    write_page(page, "analysis.html", maps, folder=TEMPLATES, title=title, summary=summary, sections=sections)
     return folder
-
-
-def named(row: dict) -> str:
-    before, token, after = (visible(row["example"][part]) for part in ("before", "token", "after"))
-    return f"#{row['feature']} {before[-30:]}[{token}]{after[:20]}"
 
 
 def frequency(rows: Sequence[dict]) -> Section:
@@ -156,10 +151,18 @@ def by_prefix(rows: Sequence[dict], transcoder: Transcoder) -> Section:
     for size in sorted(set(prefix.tolist())):
         mine = prefix == size
         cosine = "widths differ" if aligned is None else f"{aligned[mine].mean():.3f}"
-        table.append([
-            f"{size:,}", f"{mine.sum():,}", f"{encoder[mine].mean():.3g}", f"{decoder[mine].mean():.3g}", cosine,
-            f"{np.median(density[mine]):.3%}", f"{np.nanmean(consistent[mine]):.0%}",
-        ])  # fmt: skip
+        known = consistent[mine & ~np.isnan(consistent)]
+        table.append(
+            [
+                f"{size:,}",
+                f"{mine.sum():,}",
+                f"{encoder[mine].mean():.3g}",
+                f"{decoder[mine].mean():.3g}",
+                cosine,
+                f"{np.median(density[mine]):.3%}",
+                f"{known.mean():.0%}" if len(known) else "not known",
+            ]
+        )
     heads = ("prefix", "adds", "encoder norm", "decoder norm", "mean cosine", "median density", "consistency")
     return "Weights by prefix", "Cosine is that of a latent's encoder column and decoder row.", heads, table
 
@@ -204,11 +207,6 @@ def firing_communities(found: Sequence[Sequence[int]], modularity: float, rows: 
     return "Communities of features that fire together", note, heads, table
 
 
-def common_tokens(group: Sequence[int], rows: Sequence[dict]) -> list[tuple[str, int]]:
-    """The commonest top tokens of some features, spaces aside, and how many have each."""
-    return Counter(visible(rows[i]["top_token"].strip(" ")) or "␣" for i in group).most_common(6)
-
-
 def hierarchy(rows: Sequence[dict]) -> Section:
     """The strongest refinements: a finer latent that fires almost only where a coarser one does."""
     pairs = [(item["score"], row["feature"], item["feature"], item["both"]) for row in rows for item in row["finer"]]
@@ -222,47 +220,10 @@ def interpretable(rows: Sequence[dict]) -> list[Section]:
     """The most and least consistent features that fired in enough documents."""
     scored = [(row["consistency"], row) for row in rows if row["documents"] >= ENOUGH]
     scored.sort(key=lambda pair: (-pair[0], pair[1]["feature"]))
+    return [consistency_table("Most consistent", scored[:SHOWN]), consistency_table("Least consistent", scored[-SHOWN:])]
+
+
+def consistency_table(title: str, scored: Sequence[tuple[float, dict]]) -> Section:
     note = "Consistency: share of the strongest contexts that fire on the same word, case and spaces aside."
-    heads = ("consistency", "feature", "top token")
-    tables = (
-        [[f"{c:.0%}", named(r), visible(r["top_token"])] for c, r in part] for part in (scored[:SHOWN], scored[-SHOWN:])
-    )
-    return [(title, note, heads, t) for title, t in zip(("Most consistent", "Least consistent"), tables, strict=True)]
-
-
-def direction_map(transcoder: Transcoder, rows: Sequence[dict]) -> Map:
-    """Features that write alike lie together; a colour a prefix."""
-    chosen = spread(np.arange(len(rows)))
-    places = by_directions(transcoder.W_dec.numpy(), chosen)
-    sizes = sorted({row["prefix"] for row in rows})
-    points = pointed(places, [sizes.index(rows[i]["prefix"]) for i in chosen], rows, chosen)
-    return Map("Map by decoder directions", f"{of_all(chosen, rows)} {READING}", points, prefix_colours(sizes))
-
-
-def firing_map(graph: scipy.sparse.csr_array, found: Sequence[Sequence[int]], rows: Sequence[dict]) -> Map:
-    """Features that fire together lie together; the largest communities have colours."""
-    community = np.full(len(rows), COLOURS)
-    for number, group in enumerate(found[:COLOURS]):
-        community[group] = number
-    chosen = spread(np.flatnonzero(np.diff(graph.indptr)))
-    points = pointed(by_firing(graph, chosen), community[chosen].tolist(), rows, chosen)
-    colours = [f"{len(group):,}: {' · '.join(token for token, _ in common_tokens(group, rows)[:3])}" for group in found]
-    note = f"{of_all(chosen, rows)} The largest communities in colour, with their commonest top tokens. {READING}"
-    return Map("Map by firing", note, points, legend(colours, "the rest"))
-
-
-def prefix_colours(sizes: Sequence[int]) -> list[str]:
-    return legend([f"prefix {size:,}" for size in sizes], "later prefixes")
-
-
-def legend(names: list[str], beyond: str) -> list[str]:
-    return names if len(names) <= COLOURS else [*names[:COLOURS], beyond]
-
-
-def of_all(chosen: np.ndarray, rows: Sequence[dict]) -> str:
-    return f"{len(chosen):,} of {len(rows):,} features, laid out by t-SNE."
-
-
-def pointed(places: np.ndarray, colours: Sequence[int], rows: Sequence[dict], chosen: np.ndarray) -> list:
-    parts = zip(places.round(4).tolist(), colours, chosen.tolist(), strict=True)
-    return [(x, y, colour, named(rows[latent])) for (x, y), colour, latent in parts]
+    table = [[f"{share:.0%}", named(row), visible(row["top_token"])] for share, row in scored]
+    return title, note, ("consistency", "feature", "top token"), table

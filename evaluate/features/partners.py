@@ -11,14 +11,18 @@ import pyarrow.parquet as pq
 import torch
 
 from evaluate.config import LayersConfig
-from evaluate.features.analyze import ENOUGH, Map, Section, named, prefix_colours, read_rows, write_analysis
+from evaluate.features.analyze import ENOUGH, Section, read_rows, write_analysis
 from evaluate.features.config import CompareLayersConfig
+from evaluate.features.dots import coloured, label_of, named, of_all, prefix_colours
+from evaluate.features.maps import spread
 from evaluate.metrics.firings import RowFirings
 from evaluate.metrics.overlap import Partners, decoder_partners, partners
 from evaluate.metrics.redundancy import redundancy
+from evaluate.report.figure import Axis, Figure
 from evaluate.runs import open_run, store_of
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
+from store.errors import Refused
 from store.layout import FEATURES, SAMPLES
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, check_shards, open_store
@@ -48,9 +52,12 @@ class Side:
 
 
 def match_features(config: CompareLayersConfig) -> Path:
-    """The folder with report.md, report.html and the pairs. ValueError when layers were not harvested together."""
+    """Writes report.md, report.html and the pairs; returns their folder.
+
+    Refused for fewer than two layers, ValueError when layers were not harvested together.
+    """
     if len(config.layers) < 2:
-        raise ValueError(f"layer is {config.layer}; give two or more, like 8,17")
+        raise Refused(f"layer is {config.layer}; give two or more, like 8,17")
     each = [config.for_layer(layer) for layer in config.layers]
     stores = [open_store(store_of(one)) for one in each]
     for a, b in pairwise(stores):
@@ -69,9 +76,14 @@ def match_features(config: CompareLayersConfig) -> Path:
         maps.append(scatter(a, b, pairs))
     recipe, layers = stores[0].manifest.recipe, ", ".join(map(str, config.layers))
     summary = {
-        "name": f"Layers {layers}", "rows": sides[0].firing.rows, "split": "heldout", "model": recipe.model,
-        "layer": layers, "dataset": recipe.dataset, "store_fingerprint": ", ".join(store.fingerprint for store in stores),
-    }  # fmt: skip
+        "name": f"Layers {layers}",
+        "rows": sides[0].firing.rows,
+        "split": "heldout",
+        "model": recipe.model,
+        "layer": layers,
+        "dataset": recipe.dataset,
+        "store_fingerprint": ", ".join(store.fingerprint for store in stores),
+    }
     return write_analysis(folder, summary, sections, maps)
 
 
@@ -91,13 +103,24 @@ def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
 def relate(a: Side, b: Side, found: Partners) -> pa.Table:
     """For each feature of a: its partner in b by firing (-1 where it fires too seldom), and by decoder rows."""
     d_sae = a.transcoder.config.d_sae
-    other, cosine, both = np.full(d_sae, -1), np.zeros(d_sae, np.float32), np.zeros(d_sae, int)
-    other[found.latent], cosine[found.latent], both[found.latent] = found.other, found.cosine, found.both
+    partner = np.full(d_sae, -1)
+    cosine = np.zeros(d_sae, np.float32)
+    both = np.zeros(d_sae, int)
+    partner[found.latent] = found.other
+    cosine[found.latent] = found.cosine
+    both[found.latent] = found.both
     writes, written = decoder_partners(a.transcoder.W_dec, b.transcoder.W_dec)
-    return pa.table({
-        "feature": np.arange(d_sae), "fired": a.firing.fired.astype(int), "partner": other, "firing_cosine": cosine,
-        "both": both, "decoder_partner": writes.cpu().numpy(), "decoder_cosine": written.cpu().numpy(),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "feature": np.arange(d_sae),
+            "fired": a.firing.fired.astype(int),
+            "partner": partner,
+            "firing_cosine": cosine,
+            "both": both,
+            "decoder_partner": writes.cpu().numpy(),
+            "decoder_cosine": written.cpu().numpy(),
+        }
+    )
 
 
 def side_by_side(sides: Sequence[Side]) -> Section:
@@ -143,10 +166,15 @@ def strongest(a: Side, b: Side, pairs: pa.Table) -> Section:
     for row in rows[:SHOWN]:
         if row["partner"] >= 0:
             near = "the same" if row["decoder_partner"] == row["partner"] else f"#{row['decoder_partner']}"
-            table.append([
-                f"{row['firing_cosine']:.2f}", str(row["both"]), a.name(row["feature"]), b.name(row["partner"]),
-                f"{near}, {row['decoder_cosine']:+.2f}",
-            ])  # fmt: skip
+            table.append(
+                [
+                    f"{row['firing_cosine']:.2f}",
+                    str(row["both"]),
+                    a.name(row["feature"]),
+                    b.name(row["partner"]),
+                    f"{near}, {row['decoder_cosine']:+.2f}",
+                ]
+            )
     heads = ("cosine", "rows", f"layer {a.layer}", f"layer {b.layer}", "nearest decoder row")
     return f"Layers {a.layer} and {b.layer}: the same feature twice", "By the cosine of firing.", heads, table
 
@@ -162,15 +190,23 @@ def alone(a: Side, b: Side, found: Partners) -> Section:
     return f"Only in layer {a.layer}, not in {b.layer}", note, ("cosine", "rows", f"layer {a.layer}"), table
 
 
-def scatter(a: Side, b: Side, pairs: pa.Table) -> Map:
-    """A point for each matched feature of a; y grows downwards."""
-    points = []
-    for row in pairs.to_pylist():
-        if row["partner"] >= 0:
-            place = round(row["firing_cosine"], 4), round(1 - abs(row["decoder_cosine"]), 4)
-            points.append((*place, a.group(row["feature"]), a.name(row["feature"])))
-    note = f"A dot for each matched feature of layer {a.layer}; to the upper right, features that both layers share."
-    across = f"cosine of firing with its partner in layer {b.layer}"
-    up = f"largest |cosine| of its decoder row with one of layer {b.layer}"
-    colours = prefix_colours(a.transcoder.config.prefix_sizes)
-    return Map(f"Layers {a.layer} and {b.layer}: firing alike, writing alike", note, points, colours, (across, up))
+def scatter(a: Side, b: Side, pairs: pa.Table) -> Figure:
+    """A dot for each matched feature of a, at most MAPPED of them."""
+    rows = [row for row in pairs.to_pylist() if row["partner"] >= 0]
+    shown = [rows[i] for i in spread(np.arange(len(rows))).tolist()]
+    places = np.array([(row["firing_cosine"], abs(row["decoder_cosine"])) for row in shown]).reshape(-1, 2)
+    return Figure(
+        name=f"alike-{a.layer}-{b.layer}",
+        title=f"Layers {a.layer} and {b.layer}: firing alike, writing alike",
+        caption=f"A dot for each matched feature of layer {a.layer}, {of_all(len(shown), len(rows))}; to the upper right, "
+        "features that both layers share.",
+        x=Axis(label=f"cosine of firing with its partner in layer {b.layer}", from_zero=True),
+        y=Axis(label=f"largest |cosine| of its decoder row with one of layer {b.layer}", from_zero=True),
+        series=coloured(
+            places,
+            [a.group(row["feature"]) for row in shown],
+            prefix_colours(a.transcoder.config.prefix_sizes),
+            [label_of(a.rows[row["feature"]]) if a.rows else f"#{row['feature']}" for row in shown],
+        ),
+        square=True,
+    )

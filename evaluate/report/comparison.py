@@ -9,9 +9,8 @@ from evaluate.estimates import Interval
 from evaluate.labels import Label, shown_in
 from evaluate.metrics.measurement import Check, Figures, Measurement
 from evaluate.metrics.worst import in_words
-from evaluate.report.figures import by_band, by_dimension, by_prefix, cosines, curves, densities, frontier, frontier_ce
-from evaluate.report.page import Figure, write_page
-from evaluate.rows import FIRST_ROWS
+from evaluate.report.figures import FIGURES, Results, read_log
+from evaluate.report.page import write_page
 from evaluate.text import markdown_table, text_table
 from store.shards.reader import Store
 
@@ -121,6 +120,7 @@ def write_report(
         winners: of a comparison, by metric.
         checks: of a comparison.
     """
+    results = Results(measured, read_log(run))
     rows = [
         (label.label, label.explained, [cell(m, label) for m in measured], winners.get(label.key))
         for label in rows_of(measured)
@@ -130,7 +130,7 @@ def write_report(
     write_page(
         path,
         "report.html",
-        figures_of(measured, run),
+        [figure(results) for figure in FIGURES],
         title=" against ".join(m.name for m in measured[:2]),
         verdict=verdict(measured, winners),
         measured=shown,
@@ -143,63 +143,6 @@ def write_report(
         better=BETTER,
         prefixes=[(m.name, list(m.per_prefix), prefix_rows(m)) for m in nested],
     )
-
-
-def figures_of(measurements: Sequence[Measurement], run: Path) -> list[Figure]:
-    """The report's figures, from the measurements and from the run's training log."""
-    measured = [m.as_json() for m in measurements]
-    return [
-        Figure(
-            "fvu_by_prefix",
-            "FVU by prefix",
-            "Each prefix is a transcoder by itself; a longer one should never be worse.",
-            by_prefix(measured),
-        ),
-        Figure(
-            "fvu_by_l0",
-            "FVU against L0",
-            f"Down and to the left is better. Lines, by threshold and by rank: on the first {FIRST_ROWS:,} rows. Dotted "
-            "(prefixes) and level (trivial predictors): on all.",
-            frontier(measured),
-        ),
-        Figure(
-            "delta_ce_by_l0",
-            "Delta CE against L0",
-            "What its output in the MLP's place costs the model, threshold moved; bars: 95% intervals.",
-            frontier_ce(measured),
-        ),
-        Figure(
-            "fvu_by_position",
-            "FVU by position",
-            "Of the token in the model's context.",
-            by_band(measured, "fvu_by_position", "position"),
-        ),
-        Figure(
-            "fvu_by_token_rank",
-            "FVU by frequency",
-            "Tokens by how common they are in these rows; 1 is the commonest.",
-            by_band(measured, "fvu_by_token_rank", "rank of the token"),
-        ),
-        Figure(
-            "explained_by_dimension",
-            "Explained variance by output dimension",
-            "Of each dimension by itself, the best first; below 0 its mean would be the better prediction.",
-            by_dimension(measured),
-        ),
-        Figure(
-            "density",
-            "How often features fire",
-            "Share of the held-out rows, on a log scale; those that never fire are left out.",
-            densities(measured),
-        ),
-        Figure(
-            "decoder_cosines",
-            "How alike decoder rows are",
-            "Each latent's largest |cosine| with another.",
-            cosines(measured),
-        ),
-        Figure("training", "Training", "FVU of training batches.", curves(run)),
-    ]
 
 
 def worded(measured: Sequence[Measurement], store: Store) -> tuple[list[dict[str, Any]], str]:

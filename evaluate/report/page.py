@@ -1,58 +1,38 @@
-"""Self-contained pages: a template, figures that a person can look at, read as a table, or take as PNG."""
+"""Writes a page that opens without a network or a script: a template, and figures as SVG, as tables and as PNG files."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import jinja2
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-from evaluate.report.images import write_images
+from evaluate.report.drawing import draw
+from evaluate.report.figure import Figure
+from evaluate.report.images import PNG_FOLDER, write_png
 from store.disk.files import write_text
 
-MOST_POINTS = 40
-"""Points of a series in a figure's table; longer ones are thinned evenly."""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure with what is said of it."""
+def write_page(path: Path, template: str, figures: Sequence[Figure], *, folder: Path = TEMPLATES, **values: object) -> None:
+    """Writes a page, and beside it `figures/NAME.png` of each figure that has data.
 
-    name: str
-    """Of its PNG."""
-    title: str
-    note: str
-    figure: go.Figure
-
-    @property
-    def series(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Its points by series, as text."""
-        found = []
-        traces = cast(tuple[Any, ...], self.figure.data)  # plotly types them as the figure's own fields
-        for trace in traces:
-            points = list(zip(trace.x, trace.y, strict=True))
-            points = points[:: max(1, -(-len(points) // MOST_POINTS))]
-            found.append((trace.name or "", [(x if isinstance(x, str) else f"{x:.4g}", f"{y:.4g}") for x, y in points]))
-        return found
-
-
-def write_page(path: Path, template: str, figures: Sequence[Figure], **values: object) -> None:
-    """Writes a page that opens without a network, and beside it `figures/NAME.png` of each figure that has data."""
-    drawn = [shown for shown in figures if shown.figure.data]
+    template: file name in `folder`, which may use the templates of this package; values: what the template names.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    plain = [shown.figure.to_plotly_json() for shown in drawn]
+    drawings = [draw(figure) for figure in figures if figure.has_data]
     html = environment.get_template(template).render(
-        figures=drawn, figures_json=json.dumps(plain, default=list).replace("<", "\\u003c"), plotly=get_plotlyjs(),
-        command="python -m evaluate " + shlex.join(sys.argv[1:]), **values,
-    )  # fmt: skip
+        drawings=drawings,
+        command="python -m evaluate " + shlex.join(sys.argv[1:]),
+        **values,
+    )
     write_text(path, html)
-    write_images(path.parent / "figures", {shown.name: shown.figure for shown in drawn})
+    for drawing in drawings:
+        write_png(path.parent / PNG_FOLDER, drawing)

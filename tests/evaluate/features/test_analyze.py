@@ -157,7 +157,7 @@ def test_silent_features_are_in_no_community_and_on_no_map_of_firing():
     rows = [row(i, near_coactive=[]) for i in range(8)]
     graph = coactive(rows)
     assert communities(graph) == ([], 0.0)
-    assert firing_map(graph, [], rows).points == []
+    assert not firing_map(graph, [], rows).has_data
 
 
 def test_weights_by_prefix_are_the_norms_and_cosines_of_its_latents():
@@ -187,8 +187,10 @@ def test_the_report_counts_what_the_raw_shards_hold(run):
     markdown, html = (out / "report.md").read_text(), (out / "report.html").read_text()
     dead = int((~dense(store, transcoder).fired.any(0)).sum())
     assert f"| dead (never fired on these rows) |{dead} |" in markdown
-    maps = html.split('class="map"')[1:]
+    maps = html.split("<figure id=")[1:]
     assert [part.count("<circle") for part in maps] == [20, 20 - dead]
+    assert sorted(path.stem for path in (out / "figures").iterdir()) == ["map_by_directions", "map_by_firing"]
+    assert "<script" not in html
     assert "Groups by decoder rows" in html
     assert "http" not in html
 

@@ -186,13 +186,23 @@ def test_most_and_least_consistent(report, truth):
             assert row[2].strip() == top_token(truth, latent).strip()
 
 
+def dots(page: Path) -> list[dict[str, list[str]]]:
+    """Of each map: the texts of its dots, by their colour."""
+    maps = []
+    for part in page.read_text().split('<figure id="')[1:]:
+        groups = re.findall(r'<g class="points" style="fill: (?:var\()?([^,;]*)[^"]*">(.*?)</g>', part)
+        maps.append({colour: re.findall(r"<title>([^<]*)</title></circle>", circles) for colour, circles in groups})
+    return maps
+
+
 def test_maps_have_a_dot_for_each_feature_in_its_colour(page, truth):
-    by_writing, by_firing = (page / "report.html").read_text().split('class="map"')[1:]
-    colour = {int(n): int(c) for c, n in re.findall(r'class="p(\d)"><title>#(\d+) ', by_writing)}
+    by_writing, by_firing = dots(page / "report.html")
+    colour = {ids(text)[0]: int(name[-1]) for name, texts in by_writing.items() for text in texts}
     assert colour == {latent: SIZES.index(prefix_of(latent)) for latent in range(D_SAE)}
-    assert re.findall(r"<bdi>([^<]*)</bdi></li>", by_writing) == [f"prefix {size}" for size in SIZES]
+    part = (page / "report.html").read_text().split('<figure id="')[1]
+    assert re.findall(r">(prefix [^<]*)</text>", part) == [f"prefix {size}" for size in SIZES]
     with_one = {a for pair in nearest(truth.together) for a in pair}
-    assert {int(n) for n in re.findall(r"<title>#(\d+) ", by_firing)} == with_one
+    assert {ids(text)[0] for texts in by_firing.values() for text in texts} == with_one
 
 
 def firing(store_folder: Path, run: Path) -> np.ndarray:
@@ -254,8 +264,10 @@ def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):
             latent = ids(row[2])[0]
             assert float(row[0]) == pytest.approx(found[latent].max(), abs=6e-3)
             assert int(row[1]) == fired[:, latent].sum()
-    dots = re.findall(r'<circle cx="([^"]*)" cy="([^"]*)" [^>]*><title>#(\d+)<', (folder / "report.html").read_text())
-    assert len(dots) == len(often[0])
-    for x, y, latent in dots:
+    [shown] = dots(folder / "report.html")
+    said = [text for texts in shown.values() for text in texts]
+    assert len(said) == len(often[0])
+    for text in said:
+        latent, x, y = re.fullmatch(r"#(\d+): ([\d.]+), ([\d.]+)", text).groups()
         assert float(x) == pytest.approx(forth[int(latent)].max(), abs=1e-3)
-        assert 1 - float(y) == pytest.approx(np.abs(written[int(latent)]).max(), abs=1e-3)
+        assert float(y) == pytest.approx(np.abs(written[int(latent)]).max(), abs=1e-3)
