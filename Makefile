@@ -19,6 +19,7 @@ of_run := $(of_store) DEVICE RUN
 reads_harvest := $(of_store) DEVICE DATASET TOKENS SITES
 reads_plan := $(reads_harvest)
 reads_verify := $(of_store)
+reads_export := RUN LAYOUT OUT STORE ARGS
 reads_repair := $(of_store) DEVICE
 reads_info := $(of_store)
 reads_train := $(of_run) PRESET TOKENS K D_SAE
@@ -53,7 +54,7 @@ hint := $(shell $(PYTHON) -c '$(nearest)' '$(unread)' $(readable))
 $(error make $(goals) does not read $(unread)$(if $(hint),; did you mean $(hint)?) (it reads $(or $(readable),no variable)))
 endif
 
-.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -85,6 +86,9 @@ repair: $(VENV)/base  ## Harvest the damaged shards of a store again, byte for b
 
 info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuffle, some text
 	$(PY) -m harvest info $(where_store) $(ARGS)
+
+export: $(VENV)/base  ## A run in another project's file layout (RUN=FOLDER LAYOUT=saelens OUT=FOLDER)
+	$(PY) -m store export $(RUN) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(OUT),--out $(OUT)) $(if $(STORE),--store $(STORE)) $(ARGS)
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
 	$(PY) -m train $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
@@ -151,7 +155,7 @@ demo-standin:
 	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
 	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed
 	@test -d $(standin)/gemma-scope-2 || \
-	  $(PY) -m store export --run $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
+	  $(PY) -m store export $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
 

@@ -2,9 +2,11 @@
 
 from store.cli import Commands, run_command
 from store.config import VerifyConfig
+from store.export import ExportConfig
 
 COMMANDS: Commands = {
     "verify": (VerifyConfig, "store.verify:verify"),
+    "export": (ExportConfig, "store.export:export"),
 }
 
 

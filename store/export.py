@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from store.cli import StorePathOption
+from store.cli import Options, StorePathOption
 from store.disk.files import fsync_directory, refuse_unwritable
 from store.errors import Refused
 from store.layout import default_store
@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Options):
     """Write a finished run in the file layout of another project, read it back, and compare its outputs with the run's."""
 
     run: Positional[Path]
