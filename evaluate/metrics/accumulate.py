@@ -84,22 +84,28 @@ def measure_rows(
     quiet: bool = False,
     forward: Callable[[Transcoder], Forward] = Forward,
 ) -> tuple[list[Accumulator], RowStatistics]:
-    """Every kept row of a split (or the first `limit`) through every transcoder, in one pass, all in the same batches.
+    """What every transcoder does with the kept rows of a split (or the first `limit`): one pass, the same batches for all.
 
     A first pass without transcoders finds the mean of the target and the outliers. Refused when the transcoders do not
     read and predict the same sites. A transcoder that is part of one runs as `forward` says.
     """
     in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
-    norms, total, squares = [], torch.zeros(1), 0.0
+    norms = []
+    total = torch.zeros(1)
+    squares = 0.0
     for batch in in_order("means"):
         norms.append(batch.source.double().norm(dim=1).cpu())
         total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
         squares += float(batch.target.double().square().sum())
     norm_of_row = torch.cat(norms)
-    n, mean = len(norm_of_row), total / len(norm_of_row)
+    n = len(norm_of_row)
+    mean = total / n
     inlier = norm_of_row <= OUTLIER * norm_of_row.median()
-    variation, scalar = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
-    by_dimension, shift, start = torch.zeros_like(mean), torch.zeros_like(mean), 0
+    variation = torch.empty(n, dtype=torch.float64)
+    scalar = torch.empty(n, dtype=torch.float64)
+    by_dimension = torch.zeros_like(mean)
+    shift = torch.zeros_like(mean)
+    start = 0
     accumulators = [Accumulator(transcoder.to(device), n, forward) for transcoder in transcoders]
     norm = store.norm.to(device)
     families = [(members, SharedEncoder([a.forward for a in members])) for members in by_encoder(accumulators)]
@@ -111,10 +117,11 @@ def measure_rows(
         by_dimension += centred.square().sum(0)
         shift += centred[inlier[here].to(device)].sum(0)
         for members, family in families:
-            first, dtype = members[0].transcoder, members[0].transcoder.W_dec.dtype
-            x, y, middle = first.view(batch.source, norm).to(dtype), batch.target.to(dtype), mean.to(dtype)
+            first = members[0].transcoder
+            dtype = first.W_dec.dtype
+            x = first.view(batch.source, norm).to(dtype)
             for a, entries in zip(members, family.entries(x), strict=True):
-                a.add(entries, x, y, middle)
+                a.add(entries, x, batch.target.to(dtype), mean.to(dtype))
         start = here.stop
     if not variation.any():
         raise Refused(

@@ -148,7 +148,7 @@ def first_letters(
     """
     fit, test = fit.of(fit.letters() >= 0), test.of(test.letters() >= 0)
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
-    in_prompt = prompted and Reading(forward, norm, prompted.words)
+    in_prompt = None if prompted is None else Reading(forward, norm, prompted.words)
     W_dec = forward.transcoder.W_dec.cpu().float()
     cases, ablated = [], []
     by_letter: dict[str, Letter] = {}
@@ -165,7 +165,7 @@ def first_letters(
         writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
         cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
         cases.append(absorbed(writes, cosine, main))
-        if prompted and in_prompt:
+        if prompted is not None and in_prompt is not None:
             asked = np.flatnonzero((prompted.words.letters().numpy() == number) & probe.says(in_prompt.x))
             latents = torch.from_numpy(in_prompt.latents[asked].toarray())
             ablated.append(absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), cosine, main))
@@ -181,7 +181,7 @@ def first_letters(
         splitting=estimate(ratio(1, 0), letters, resample(letters)),
         letters=by_letter,
     )
-    if prompted and sum(map(len, ablated)):
+    if prompted is not None and sum(map(len, ablated)):
         return found.plus(absorption_chanin=share_of(ablated), letters_spelled=float(prompted.spelled.mean()))
     return found
 
