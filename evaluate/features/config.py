@@ -50,10 +50,11 @@ class FeaturesConfig(EvaluateConfig):
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model cannot be reached."""
     baseline: Path | None = None
-    """Collect this one's features instead: a folder that `compare` takes. It becomes a run beside --run, to be browsed as
-    any other."""
+    """Collect the features of this baseline instead: a folder that `compare` takes. It becomes a run beside --run, and is
+    browsed as any other."""
     l0: str | None = None
-    """Likewise, Google's on the hub: its label (92; or small, medium, big), or nearest (to the run's L0)."""
+    """Collect the features of Google's transcoder on the hub instead: its label (92; or small, medium, big), or nearest (to
+    the run's L0)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,7 +52,7 @@ class JudgeConfig(Options):
     endpoint: str
     """Address of the server: http://127.0.0.1:8000, with or without /v1."""
     model: str
-    """Name by which the server knows the model."""
+    """Name of the model on the server."""
     explanations: Path | None = None
     """JSONL with `latent` and `explanation`; the model is asked for them when not given."""
     out: Path | None = None

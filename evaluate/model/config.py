@@ -11,7 +11,7 @@ from store.errors import Refused
 
 @dataclass(frozen=True, kw_only=True)
 class InterveneConfig(EvaluateConfig):
-    """Ablate, scale or pin latents while the model runs on a text: what becomes of its predictions. Loads the model.
+    """Ablate, scale or pin latents while the model runs on a text, and show how its predictions change. Loads the model.
 
     The transcoder's output stands in the MLP's place, and changes are against that spliced model; with --keep-error what
     the transcoder misses is added back, so that changes are against the model itself.
@@ -48,7 +48,7 @@ class InterveneConfig(EvaluateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceConfig(EvaluateConfig):
-    """Rank latents by what ablating each costs the model's predictions on held-out text (delta CE). Loads the model."""
+    """Rank latents by the delta CE of ablating each, on held-out text. Loads the model."""
 
     latents: tuple[NotNegative, ...] = ()
     """Latents to rank; --count of them when none is named."""
