@@ -13,7 +13,7 @@ from store.layout import CHECKPOINT, TRAIN_CONFIG, WEIGHTS
 from store.shards.reader import check_shards, open_store
 from store.transcoders.layouts import load_folder
 from store.transcoders.transcoder import Transcoder
-from tests.conftest import make_norm, make_recipe, make_rows
+from tests.making import make_norm, make_recipe, make_rows
 from tests.old.make import machine
 from train.config import TrainConfig
 from train.loop import train

@@ -20,8 +20,8 @@ from store.transcoders.legacy import standardising
 from store.transcoders.saelens import load_saelens
 from store.transcoders.transcoder import Transcoder
 from store.views import Norm
-from tests.conftest import make_norm, make_recipe, make_rows
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.making import make_norm, make_recipe, make_rows
+from tests.store.transcoders.making import make_transcoder
 
 LAYERNORM = Norm(kind="layernorm", eps=1e-5, gain=torch.linspace(-2, 3, 12), bias=torch.linspace(1, -1, 12))
 

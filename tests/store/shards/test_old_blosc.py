@@ -11,8 +11,8 @@ from store.loader.batches import batches
 from store.shards.formats import FORMATS, writer_for
 from store.shards.reader import check_shards, open_store
 from store.shards.writer import StoreWriter
-from tests.conftest import make_norm, make_recipe, make_rows, make_store
-from tests.test_commands import run
+from tests.command import run
+from tests.making import make_norm, make_recipe, make_rows, make_store
 
 BLOSC = Path(__file__).parent / "old" / "blosc"
 

@@ -10,10 +10,7 @@ import torch
 from store.transcoders.layouts import LAYOUTS, load_folder, load_run, read_run_config
 from store.transcoders.legacy import LegacyTranscoder, load_legacy
 from store.transcoders.transcoder import Transcoder
-from tests.store.transcoders.test_gemma_scope import write_scope1, write_scope2
-from tests.store.transcoders.test_legacy import write_legacy
-from tests.store.transcoders.test_saelens import SAELENS
-from tests.store.transcoders.test_transcoder import make_transcoder
+from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
 
 WRITTEN = [name for name, layout in LAYOUTS.items() if layout.save is not None]
 
