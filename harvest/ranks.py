@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from store.errors import Refused
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -16,9 +18,11 @@ class Rank:
     @classmethod
     def of_environment(cls) -> "Rank":
         """RANK, WORLD_SIZE and LOCAL_RANK; alone where they are not set."""
-        index, world, local = (int(os.environ.get(name, default)) for name, default in _DEFAULTS.items())
+        index = int(os.environ.get("RANK", "0"))
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
         if not 0 <= index < world:
-            raise ValueError(f"RANK is {index} and WORLD_SIZE {world}; start several processes with torchrun")
+            raise Refused(f"RANK is {index} and WORLD_SIZE {world}; start several processes with torchrun")
         return cls(index, world, local)
 
     def takes(self, shard: int) -> bool:
@@ -27,6 +31,3 @@ class Rank:
     def device(self, name: str) -> str:
         """The device asked for; each rank of a machine has a GPU of its own."""
         return f"cuda:{self.local}" if self.world > 1 and name == "cuda" else name
-
-
-_DEFAULTS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

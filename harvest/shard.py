@@ -10,6 +10,7 @@ from harvest.config import SITES, HarvestConfig
 from harvest.model import LanguageModel
 from harvest.pool import Lanes
 from harvest.tokens import PackedShard
+from store.errors import Refused
 from store.shards.writer import ShardRows
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
@@ -52,10 +53,17 @@ class HostRows:
 
 
 def run_shard(
-    lanes: Lanes, packed: PackedShard, config: HarvestConfig, layers: tuple[int, ...], number: int,
+    lanes: Lanes,
+    packed: PackedShard,
+    config: HarvestConfig,
+    layers: tuple[int, ...],
+    number: int,
     progress: Callable[[int], object] = lambda tokens: None,
-) -> dict[int, ShardRows]:  # fmt: skip
-    """The rows of every token of a shard, by layer. ValueError when the first batch's sites do not add up."""
+) -> dict[int, ShardRows]:
+    """The rows of every token of a shard, by layer. Refused when the first batch's sites do not add up.
+
+    progress: is told the number of tokens of each finished batch.
+    """
     host = HostRows(packed.tokens.numel(), getattr(torch, config.dtype))
 
     def run_batch(model: LanguageModel, start: int) -> int:
@@ -79,22 +87,22 @@ def run_shard(
 
 
 def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> None:
-    """ValueError naming site, sequence and token of the first value that is NaN or infinite."""
+    """Refused naming site, sequence and token of the first value that is NaN or infinite."""
     for site, values in sites.items():
         bad = ~torch.isfinite(values).all(-1)
         if bad.any():
             sequence, position = bad.nonzero()[0].tolist()
-            raise ValueError(
+            raise Refused(
                 f"{site} is not finite in {where}, sequence {first_sequence + sequence}, token {position}; "
                 "finished shards are kept. Try --compute-dtype float32 (or bfloat16 for models trained in it)"
             )
 
 
 def check_identity(sites: dict[str, Tensor]) -> None:
-    """ValueError unless resid_post = resid_mid + mlp_out, and resid_mid = resid_pre + attn_out."""
+    """Refused unless resid_post = resid_mid + mlp_out, and resid_mid = resid_pre + attn_out."""
     for names in IDENTITIES:
         whole, before, added = (sites[name].float() for name in names)
         tolerance = 2 * torch.finfo(sites[names[0]].dtype).eps * (before.abs() + added.abs())
         worst = ((whole - before - added).abs() - tolerance).max().item()
         if worst > 0:
-            raise ValueError(f"{names[0]} differs from {names[1]} + {names[2]} by {worst:.3g} beyond rounding: wrong hooks")
+            raise Refused(f"{names[0]} differs from {names[1]} + {names[2]} by {worst:.3g} beyond rounding: wrong hooks")

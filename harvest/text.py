@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harvest import embedded
+from store.errors import Refused
 from store.shards.manifest import Recipe
 
 UNEMBEDDINGS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
@@ -31,7 +32,7 @@ def model_source(model: str) -> str:
 
 
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that wrote a store, from its model or from a folder. ValueError when it is not that one."""
+    """The tokenizer that wrote a store, from its model or from a folder. Refused when it is not that one."""
     place = str(source) if source else model_source(recipe.model)
     ours = source is None and recipe.model == embedded.NAME  # its one file says all about ids and texts, sooner
     try:
@@ -39,10 +40,10 @@ def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedToke
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=file) if ours else AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ValueError(f"the tokenizer of {place} cannot be loaded ({line}); give its folder with --tokenizer") from None
+        raise Refused(f"the tokenizer of {place} cannot be loaded ({line}); give its folder with --tokenizer") from None
     found = vocabulary_hash(tokenizer)
     if found != recipe.tokenizer_hash:
-        raise ValueError(
+        raise Refused(
             f"the tokenizer of {place} has hash {found}, but the store was made with {recipe.tokenizer_hash}; "
             "give that one's folder with --tokenizer"
         )
@@ -60,17 +61,17 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[
 def load_unembedding(model: str) -> Float[Tensor, "vocabulary d"]:
     """The unembedding with the final norm's gain folded in, float32; nothing else of the model is read.
 
-    ValueError when the model's weights are not in a local folder, or have unknown names.
+    Refused when the model's weights are not in a local folder, or have unknown names.
     """
     folder = Path(model_source(model))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder} holds no safetensors weights; download the model, or leave --promoted-tokens out")
+        raise Refused(f"{folder} holds no safetensors weights; download the model, or leave --promoted-tokens out")
     place = {name: path for path in files for name in _names(path)}
     unembedding = next((name for name in UNEMBEDDINGS if name in place), None)
     norm = next((name for name in FINAL_NORMS if name in place), None)
     if unembedding is None or norm is None:
-        raise ValueError(f"{folder} has no unembedding or final norm under a known name; leave --promoted-tokens out")
+        raise Refused(f"{folder} has no unembedding or final norm under a known name; leave --promoted-tokens out")
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     plus = FINAL_NORMS[norm] if architecture.startswith("Gemma") else 0.0
     gain = _read(place[norm], norm).float() + plus

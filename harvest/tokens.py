@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from store.errors import Refused
+
 PACKING = "bos-rows; documents joined by eos; a shard begins with a new document"
 DOCUMENTS_AT_ONCE = 64
 
@@ -31,10 +33,10 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
-        """ValueError when the tokenizer has no BOS or no EOS."""
+        """Refused when the tokenizer has no BOS or no EOS."""
         bos, eos, pad = (getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         if bos is None or eos is None:
-            raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has bos {bos} and eos {eos}; both are needed")
+            raise Refused(f"the tokenizer of {tokenizer.name_or_path} has bos {bos} and eos {eos}; both are needed")
         found = {token for token in (bos, eos, pad) if token is not None}
         return cls(bos=int(bos), eos=int(eos), excluded=tuple(sorted(found)))
 
