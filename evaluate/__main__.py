@@ -1,6 +1,5 @@
 """`python -m evaluate COMMAND`: parses the options, calls the command, prints the paths of what it wrote."""
 
-from importlib import import_module
 from pathlib import Path
 
 from evaluate.browse.config import BrowseConfig, ExportConfig
@@ -9,24 +8,23 @@ from evaluate.config import EvaluateConfig
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
-from store.cli import one_line_errors, parse_subcommand
+from store.cli import Commands, run_command
 from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
 
-COMMANDS: dict[str, tuple[type, str, str]] = {
-    "metrics": (EvaluateConfig, "evaluate.compare.commands", "evaluate_run"),
-    "compare": (CompareConfig, "evaluate.compare.layers", "compare"),
-    "features": (FeaturesConfig, "evaluate.features.samples", "collect_samples"),
-    "analyze": (AnalyzeConfig, "evaluate.features.analyze", "analyze"),
-    "compare-layers": (CompareLayersConfig, "evaluate.features.partners", "match_features"),
-    "browse": (BrowseConfig, "evaluate.browse.server", "browse"),
-    "browse-export": (ExportConfig, "evaluate.browse.export", "export"),
-    "intervene": (InterveneConfig, "evaluate.model.intervene", "intervene"),
-    "importance": (ImportanceConfig, "evaluate.model.importance", "importance"),
-    "judge-export": (JudgeExportConfig, "evaluate.judge.questions", "export_questions"),
-    "judge": (JudgeConfig, "evaluate.judge.ask", "judge"),
-    "judge-score": (JudgeScoreConfig, "evaluate.judge.score", "score_answers"),
+COMMANDS: Commands = {
+    "metrics": (EvaluateConfig, "evaluate.compare.commands:evaluate_run"),
+    "compare": (CompareConfig, "evaluate.compare.layers:compare"),
+    "features": (FeaturesConfig, "evaluate.features.samples:collect_samples"),
+    "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),
+    "compare-layers": (CompareLayersConfig, "evaluate.features.partners:match_features"),
+    "browse": (BrowseConfig, "evaluate.browse.server:browse"),
+    "browse-export": (ExportConfig, "evaluate.browse.export:export"),
+    "intervene": (InterveneConfig, "evaluate.model.intervene:intervene"),
+    "importance": (ImportanceConfig, "evaluate.model.importance:importance"),
+    "judge-export": (JudgeExportConfig, "evaluate.judge.questions:export_questions"),
+    "judge": (JudgeConfig, "evaluate.judge.ask:judge"),
+    "judge-score": (JudgeScoreConfig, "evaluate.judge.score:score_answers"),
 }
-"""By name: its options, and the function that does it (imported only when it is asked for)."""
 SHOWN = (
     "index.html",
     REPORT,
@@ -41,12 +39,15 @@ SHOWN = (
 )
 
 
+def written(config: object, folder: Path | None) -> str:
+    """The paths of the files that a command left for people, a line each."""
+    if folder is None:
+        return ""
+    return "\n".join(str(folder / file) for file in SHOWN if (folder / file).exists())
+
+
 def main() -> None:
-    with one_line_errors("evaluate"):
-        name, config = parse_subcommand({name: kind for name, (kind, *_) in COMMANDS.items()}, "python -m evaluate")
-        _, module, function = COMMANDS[name]
-        folder: Path | None = getattr(import_module(module), function)(config)
-        print("\n".join(str(folder / file) for file in SHOWN if folder and (folder / file).exists()))
+    run_command("evaluate", COMMANDS, say=written)
 
 
 if __name__ == "__main__":

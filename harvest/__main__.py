@@ -1,42 +1,18 @@
-"""`python -m harvest` harvests; `python -m harvest info` and `python -m harvest repair` look after the stores made."""
+"""`python -m harvest` harvests; its commands plan a harvest, and describe and repair the stores made."""
 
-import sys
+from harvest.config import HarvestConfig, InfoConfig, PlanConfig, RepairConfig
+from store.cli import Commands, run_command
 
-from store.cli import one_line_errors, parse
+COMMANDS: Commands = {
+    "run": (HarvestConfig, "harvest.run:run"),
+    "plan": (PlanConfig, "harvest.loop:plan"),
+    "info": (InfoConfig, "harvest.info:info"),
+    "repair": (RepairConfig, "harvest.repair:repair"),
+}
 
 
 def main() -> None:
-    with one_line_errors("harvest"):
-        if sys.argv[1:2] in (["info"], ["repair"]):
-            from harvest import repair as care
-
-            print(care.COMMANDS[sys.argv.pop(1)](), end="")
-            return
-        from harvest.config import HarvestConfig
-
-        config = parse(HarvestConfig, "python -m harvest")
-        if config.plan:
-            from harvest.loop import plan
-
-            print(plan(config))
-            return
-        from harvest.done import already_done
-        from harvest.ranks import Rank
-
-        manifests = already_done(config)
-        if manifests is None:
-            from harvest.loop import harvest_rest
-
-            manifests = harvest_rest(config)
-        if Rank.of_environment().index:
-            return
-        for manifest, directory in zip(manifests, config.directories.values(), strict=True):
-            megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-            print(
-                f"{directory}: {manifest.n_tokens:,} tokens in {len(manifest.shards)} shards ({megabytes:,.0f} MB), "
-                f"{manifest.n_rows('train'):,} rows to train on, {manifest.n_rows('heldout'):,} held out; "
-                f"fingerprint {manifest.fingerprint}"
-            )
+    run_command("harvest", COMMANDS, default="run")
 
 
 if __name__ == "__main__":

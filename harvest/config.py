@@ -1,11 +1,13 @@
-"""What to harvest: the options of `python -m harvest`."""
+"""What to harvest: the options of `python -m harvest` and of its other commands."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, Layers, StorePathOption, check_at_least
+from store.cli import Count, Layers, Options, Positive, Range, StoreOptions, StorePathOption
+from store.counts import ceil_div
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.layout import default_store
@@ -23,10 +25,15 @@ SITES = {
 Sites = Annotated[
     tuple[str, ...],
     PrimitiveConstructorSpec(
-        nargs=1, metavar="SITE[,SITE...]", instance_from_str=lambda args: tuple(args[0].split(",")),
-        is_instance=lambda value: isinstance(value, tuple), str_from_instance=lambda value: [",".join(value)],
+        nargs=1,
+        metavar="SITE[,SITE...]",
+        instance_from_str=lambda args: tuple(args[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value)],
     ),
-]  # fmt: skip
+]
+"""Sites of a block, as a command line gives them: resid_mid,mlp_out."""
+SEED_LIMIT = 2**40
 
 
 Compression = Annotated[
@@ -43,11 +50,12 @@ Compression = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarvestConfig:
+class HarvestConfig(Options):
     """Run a language model over text once and shard (resid_mid, mlp_out) pairs to disk.
 
     Killed or interrupted, the same command continues; finished, it does nothing; with more --tokens it extends.
-    `python -m harvest info` describes a store, `python -m harvest repair` harvests damaged shards again.
+    `python -m harvest plan` says before what it will take, `python -m harvest info` describes a store, and
+    `python -m harvest repair` harvests damaged shards again.
     """
 
     model: str = "google/gemma-2-2b"
@@ -71,60 +79,57 @@ class HarvestConfig:
     """Column that holds the documents."""
     tokens: Count = 16_384_000
     """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
-    context: int = 128
+    context: Annotated[int, Range(2)] = 128
     """Tokens in one row of the model's input, BOS included."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. Of several layers, the folder of
-    their layerL."""
+    """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. With several layers, the folder
+    that holds layerL for each."""
     shard_tokens: Count = 65_536
     """Tokens in a shard. A crash loses at most two shards' work; host memory holds two shards of each layer's rows (one
     being filled, one being written) and one layer's shard again while it is shuffled."""
-    heldout_every: int = 20
+    heldout_every: Annotated[int, Range(2)] = 20
     """One shard in this many is held out from training."""
-    keep_shards: int | None = None
+    keep_shards: Positive | None = None
     """Keep at most this many training shards on disk: `train --follow` runs beside the harvest, and what it has trained on
     and saved is deleted. Held-out shards are kept. All shards are kept when not given."""
-    batch_sequences: int = 32
+    batch_sequences: Positive = 32
     """Sequences in one forward pass."""
     device: str = "auto"
     """auto takes CUDA where there is one; each rank of torchrun takes its own."""
     device_map: str | None = None
     """auto spreads a model that one GPU cannot hold over all of this process's GPUs."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the language model. auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
+    """Precision in which the language model runs. auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions,
+    otherwise float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the rows on disk."""
+    """Precision of the rows on disk."""
     format: Literal["safetensors", "zarr"] = "safetensors"
-    """Of the shards. zarr (v3, sharded, one zip a shard) can be compressed and opens in any zarr library."""
+    """File format of the shards. zarr (v3, sharded, one zip a shard) can be compressed and opens in any zarr library."""
     compression: Compression = "none"
-    """Of zarr's chunks: none, or zstd, which saves a sixth of the disk and reads many times slower."""
-    seed: int = 0
-    """Of the shuffle of rows within each shard."""
-    plan: bool = False
-    """Measure a few batches, say what the harvest would take (disk, time, memory, what limits it), and stop."""
+    """Compression of zarr's chunks: none, or zstd, which saves a sixth of the disk and reads many times slower."""
+    seed: Annotated[int, Range(1 - SEED_LIMIT, SEED_LIMIT - 1)] = 0
+    """Seed of the shuffle of rows within each shard."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, tokens=1, shard_tokens=1, context=2, batch_sequences=1, heldout_every=2)
-        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
-            raise ValueError(f"layer is {self.layer}; give each layer once, counted from 0")
+        super().__post_init__()
+        if len(set(self.layers)) != len(self.layers):
+            raise Refused(f"layer is {self.layer}; give each layer once, counted from 0")
         wrong = [site for site in self.sites if site not in SITES]
         if wrong or not self.sites:
-            raise ValueError(f"sites are {self.sites}; choose from {', '.join(SITES)}")
+            raise Refused(f"sites are {self.sites}; choose from {', '.join(SITES)}")
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if self.keep_shards is not None and self.keep_shards < 2:
-            raise ValueError(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
+            raise Refused(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
         if self.keep_shards is not None and isinstance(self.store, Remote):
-            raise ValueError(f"store is {self.store}, but keep_shards needs a folder: trainer and harvester meet in it")
+            raise Refused(f"store is {self.store}, but keep_shards needs a folder: trainer and harvester meet in it")
         if self.compression == "blosc":
             raise Refused("compression is 'blosc', which is read but no longer written; give --compression zstd")
         if self.compression not in ("none", "zstd"):
             raise Refused(f"compression is {self.compression!r}; choose none or zstd")
         if self.format != "zarr" and self.compression != "none":
-            raise ValueError(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
-        if abs(self.seed) >= 2**40:
-            raise ValueError(f"seed is {self.seed}; it must lie within 2**40, either side of 0")
+            raise Refused(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
         if self.shard_tokens % self.context:
-            raise ValueError(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
+            raise Refused(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 
     @property
     def shard_sequences(self) -> int:
@@ -133,7 +138,7 @@ class HarvestConfig:
     @property
     def n_shards(self) -> int:
         """Shards wanted: enough for the tokens, and at least one for training and one held out."""
-        return max(2, -(-self.tokens // self.shard_tokens))
+        return max(2, ceil_div(self.tokens, self.shard_tokens))
 
     @property
     def shard_format(self) -> str:
@@ -158,3 +163,34 @@ class HarvestConfig:
         if len(self.layers) == 1:
             return {self.layers[0]: self.store}
         return {layer: self.store / f"layer{layer}" for layer in self.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(HarvestConfig):
+    """Say what a harvest would take (disk, time, memory, what limits it), from a few measured batches; write nothing.
+
+    Takes the options of `python -m harvest`.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(StoreOptions):
+    """Describe a store: what it holds, how much, its statistics and disk, how well batches mix, and some of its text."""
+
+    batch_rows: Annotated[int, Range(2)] = 1024
+    """Rows of the batches whose mix is measured."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the store's model is not at hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairConfig(StoreOptions):
+    """Harvest the damaged shards of a store again, with the model, text and options that its manifest records.
+
+    A shard takes its place only when it has the recorded checksum. Killed or interrupted, the same command continues.
+    """
+
+    device: str = "auto"
+    """auto takes CUDA where there is one. Only the kind of device that made the store gives its very bytes."""
+    batch_sequences: Positive = 32
+    """Sequences in one forward pass: give what the harvest had, since it can change the last bit."""

@@ -2,46 +2,31 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 
 import numpy as np
 
+from harvest.config import InfoConfig
 from harvest.text import load_tokenizer
-from store.cli import StoreOptions, check_at_least, parse
 from store.loader.schedule import Mix, Schedule
 from store.shards.documents import documents_of
 from store.shards.manifest import ShardEntry
 from store.shards.reader import Store, open_store
 
-
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig(StoreOptions):
-    """Describe a store: what it holds, how much, its statistics and disk, how well batches mix, and some of its text."""
-
-    batch_rows: int = 1024
-    """Rows of the batches whose mix is measured."""
-    tokenizer: Path | None = None
-    """Folder of the tokenizer, where the store's model is not at hand."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, batch_rows=2)
+SAMPLED_BATCHES = 50
+"""Batches in which pairs of rows are counted."""
+TEXT_ROWS = 3
+"""Rows of tokens that are shown as text."""
 
 
-def info() -> str:
-    config = parse(InfoConfig, "python -m harvest info")
+def info(config: InfoConfig) -> str:
+    """The description of a store; without text where its tokenizer cannot be loaded."""
     store = open_store(config.store_directory)
     try:
         tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     except ValueError as error:
         return describe(store, str(error), config.batch_rows)
     return describe(store, lambda tokens: str(tokenizer.decode(tokens)), config.batch_rows)
-
-
-SAMPLED_BATCHES = 50
-
-TEXT_ROWS = 3
 
 
 def document_of_rows(store: Store, shard: ShardEntry) -> np.ndarray:
@@ -59,19 +44,23 @@ def same_document_shares(store: Store, batch_rows: int, seed: int = 0) -> tuple[
     shards = store.manifest.of_split("train")
     documents = [document_of_rows(store, shard) for shard in shards]
     n_rows = sum(map(len, documents))
+    ideal = sum(_pairs(np.bincount(of_shard)) for of_shard in documents) / (n_rows * (n_rows - 1))
+
+    item = store.manifest.recipe.torch_dtype.itemsize
+    row_bytes = [item * store.manifest.widths[site] for site in ("resid_mid", "mlp_out")]
+    schedule = Schedule([len(of_shard) for of_shard in documents], seed, Mix.of(len(shards), row_bytes))
+
     rows = min(batch_rows, n_rows)
-    ideal = sum(_pairs(np.bincount(own)) for own in documents) / (n_rows * (n_rows - 1))
-    widths = [store.manifest.widths[site] for site in ("resid_mid", "mlp_out")]
-    item = 2 if store.manifest.recipe.dtype == "bfloat16" else 4
-    schedule = Schedule([len(own) for own in documents], seed, Mix.of(len(shards), [item * width for width in widths]))
     starts = np.linspace(0, n_rows - rows, min(SAMPLED_BATCHES, n_rows // rows)).astype(int)
-    found = [
-        _pairs(np.unique(_served(schedule, documents, start, rows), return_counts=True)[1]) for start in starts.tolist()
-    ]
-    return float(np.mean(found)) / (rows * (rows - 1)), ideal
+    pairs = []
+    for start in starts.tolist():
+        _, counts = np.unique(_served(schedule, documents, start, rows), return_counts=True)
+        pairs.append(_pairs(counts))
+    return float(np.mean(pairs)) / (rows * (rows - 1)), ideal
 
 
 def _pairs(counts: np.ndarray) -> int:
+    """Ordered pairs of different rows of one document, from the number of rows of each document."""
     counts = counts.astype(np.int64)
     return int((counts * (counts - 1)).sum())
 
@@ -80,12 +69,12 @@ def _served(schedule: Schedule, documents: list[np.ndarray], start: int, rows: i
     """A number for the document of each row of a batch."""
     parts = []
     for window in takewhile(lambda window: window.start < start + rows, schedule.windows(start)):
-        pieces = zip(window.shard, window.first, window.rows, strict=True)
-        held = np.concatenate(
-            [documents[shard][first : first + n].astype(np.int64) + (shard << 32) for shard, first, n in pieces]
-        )
+        pieces = []
+        for shard, first, n in zip(window.shard, window.first, window.rows, strict=True):
+            pieces.append(documents[shard][first : first + n].astype(np.int64) + (shard << 32))
         assert window.order is not None
-        parts.append(held[window.order][max(0, start - window.start) : start + rows - window.start])
+        held = np.concatenate(pieces)[window.order]
+        parts.append(held[max(0, start - window.start) : start + rows - window.start])
     return np.concatenate(parts)
 
 

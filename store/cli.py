@@ -1,4 +1,4 @@
-"""How every room's command line behaves: counts like `100M`, one-line errors, Ctrl-C, where things lie by default."""
+"""How every room's command line behaves: its commands, options like `100M`, one-line errors, Ctrl-C, a closed pipe."""
 
 import contextlib
 import dataclasses
@@ -6,71 +6,138 @@ import errno
 import inspect
 import logging
 import os
+import select
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 from docstring_parser import parse_from_object
+from tyro import _errors as parse_errors
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.counts import parse_count
+from store.counts import MOST, parse_count
 from store.disk.remote import Remote, StorePath, parse_store_path
+from store.errors import Refused
 from store.layout import default_store
+from store.usage import CommandLine, choose_command, leaves
 
 INTERRUPTED = 130
-
+PIPE_CLOSED = 141
+"""Exit codes of a shell's commands that end by SIGINT and by SIGPIPE."""
 
 T = TypeVar("T")
+Commands = Mapping[str, tuple[type, str]]
+"""By name: the config dataclass, and `module:function`, which is imported only when the command is asked for."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that an option takes, as metadata of its type: from `low` to `high`."""
+
+    low: int | float
+    high: int | float = MOST
+    above: bool = False
+    """Leaves `low` itself out."""
+
+    def check(self, name: str, value: int | float) -> None:
+        """Refused naming the option and the limit that the value is beyond."""
+        if self.low <= value <= self.high and not (self.above and value == self.low):
+            return
+        if value != value:
+            limit = "it must be a number"
+        elif self.high < MOST:
+            limit = f"it must lie within {self.low:,} to {self.high:,}{f', {self.low} left out' * self.above}"
+        elif value > self.high:
+            limit = f"it must be at most {self.high:,}"
+        elif self.above:
+            limit = f"it must be above {self.low}"
+        else:
+            limit = f"it must be at least {self.low}" if self.low else "it must not be negative"
+        raise Refused(f"{name} is {value}; {limit}")
+
+
+Positive = Annotated[int, Range(1)]
+NotNegative = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**40 - 1)]
 
 Count = Annotated[
     int,
     PrimitiveConstructorSpec(
-        nargs=1, metavar="COUNT", instance_from_str=lambda args: parse_count(args[0]),
-        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
+        nargs=1,
+        metavar="COUNT",
+        instance_from_str=lambda args: parse_count(args[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
     ),
-]  # fmt: skip
-"""An integer that may be written with a suffix: 300K, 16.4M."""
+    Range(1),
+]
+"""An integer, at least 1, that may be written with a suffix: 300K, 16.4M."""
 
 StorePathOption = Annotated[
     Path | Remote,
     PrimitiveConstructorSpec(
-        nargs=1, metavar="FOLDER|URL", instance_from_str=lambda args: parse_store_path(args[0]),
-        is_instance=lambda value: isinstance(value, Path | Remote), str_from_instance=lambda value: [str(value)],
+        nargs=1,
+        metavar="FOLDER|URL",
+        instance_from_str=lambda args: parse_store_path(args[0]),
+        is_instance=lambda value: isinstance(value, Path | Remote),
+        str_from_instance=lambda value: [str(value)],
     ),
-]  # fmt: skip
+]
 """Where a store lies: a folder, or a URL that fsspec knows, such as s3://bucket/folder."""
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """The layers in `8` or `8,12,17`. ValueError for anything else."""
+    """The layers in `8` or `8,12,17`. Refused for anything else."""
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ValueError(f"{text!r} are not layers; write each once, like 8 or 8,12,17")
+        raise Refused(f"{text!r} are not layers; write each once, like 8 or 8,12,17")
     return tuple(map(int, parts))
+
+
+def _layers_as_words(value: int | tuple[int, ...]) -> list[str]:
+    return [",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
 
 
 Layers = Annotated[
     int | tuple[int, ...],
     PrimitiveConstructorSpec(
-        nargs=1, metavar="L[,L...]", instance_from_str=lambda args: parse_layers(args[0]),
+        nargs=1,
+        metavar="L[,L...]",
+        instance_from_str=lambda args: parse_layers(args[0]),
         is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
+        str_from_instance=_layers_as_words,
     ),
-]  # fmt: skip
+    Range(0),
+]
 """A layer, or several, as a command line gives them: 8 or 8,12,17."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StoreOptions:
+class Options:
+    """Base of all config dataclasses: refuses a number outside the Range of its field's type."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+            for limits in leaves(hints[field.name]):
+                if isinstance(limits, Range):
+                    for number in numbers:
+                        limits.check(field.name, number)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreOptions(Options):
     """Which store a command is about."""
 
     model: str = "google/gemma-2-2b"
     """Names the store when --store is not given."""
-    layer: int = 8
+    layer: NotNegative = 8
     """Likewise."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
@@ -80,40 +147,93 @@ class StoreOptions:
         return self.store or default_store(self.model, self.layer)
 
 
-def parse(kind: type[T], prog: str, arguments: Sequence[str] | None = None) -> T:
+def run_command(
+    room: str,
+    commands: Commands,
+    *,
+    default: str | None = None,
+    expand: Callable[[Sequence[str]], Sequence[str]] = list,
+    other_flags: tuple[str, ...] = (),
+    say: Callable[[Any, Any], str | None] = lambda config, result: result,
+) -> None:
+    """Runs the command that `python -m ROOM` was given, and prints what it has to say.
+
+    default: the command of a line that names none.
+    expand: replaces words of the command line by options, as presets do; these words are the `other_flags`.
+    say: the text to print, from the command's options and what its function returned.
+    """
+    kinds = {name: kind for name, (kind, _) in commands.items()}
+    prog = f"python -m {room}"
+    with one_line_errors(room):
+        words = sys.argv[1:]
+        if words[:1] in (["-h"], ["--help"]):
+            print(_help_of_room(kinds, default, prog))
+            if default is None:
+                return
+        elif default is None and words and words[0].startswith("-"):
+            CommandLine(prog=prog, kind=Options, words=words, commands=kinds).refuse_words()
+        name, words = choose_command(words, list(commands), default, prog)
+        full = prog if name == default else f"{prog} {name}"
+        kind, place = commands[name]
+        config = parse(kind, full, expand(words), kinds, other_flags)
+        module, _, function = place.partition(":")
+        text = say(config, getattr(import_module(module), function)(config))
+        if text:
+            print(text.rstrip("\n"))
+
+
+def _help_of_room(kinds: Mapping[str, type], default: str | None, prog: str) -> str:
+    """A line for every command: the first of its config's docstring."""
+    command = "COMMAND" if default is None else "[COMMAND]"
+    lines = [f"usage: {prog} {command} [OPTIONS]", "", f"commands (`{prog} COMMAND --help` lists the options of one):"]
+    width = max(map(len, kinds))
+    for name, kind in kinds.items():
+        first_line = (inspect.getdoc(kind) or "").partition("\n")[0]
+        lines.append(f"  {name:{width}s}  {first_line}")
+    if default is not None:
+        lines += ["", f"without a command, `{default}`:", ""]
+    return "\n".join(lines)
+
+
+def parse(
+    kind: type[T],
+    prog: str,
+    arguments: Sequence[str] | None = None,
+    commands: Mapping[str, type] | None = None,
+    other_flags: tuple[str, ...] = (),
+) -> T:
     """The options of the command line (or of other arguments) as a config dataclass.
 
-    Types are tyro's business; what `__post_init__` refuses comes out as a ValueError of its own, one line, not in a box.
+    prog: what the words follow, for messages.
+    commands: all commands of the room: an option of another one is then named as such.
+    other_flags: options that are read elsewhere, for hints.
+
+    Misspelt when the words cannot be read; what the config's `__post_init__` raises when a value is refused.
     """
-    return _checked(kind, tyro.cli(_unchecked(kind), prog=prog, args=arguments))
-
-
-def parse_subcommand(kinds: dict[str, type], prog: str) -> tuple[str, Any]:
-    """The subcommand that was named, and its options."""
-    unchecked = {name: _unchecked(kind) for name, kind in kinds.items()}
-    choices = (Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in unchecked.items())
-    options = tyro.cli(Union[tuple(choices)], prog=prog)  # type: ignore[call-overload]  # noqa: UP007
-    name = next(name for name, kind in unchecked.items() if type(options) is kind)
-    return name, _checked(kinds[name], options)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    line = CommandLine(prog=prog, kind=kind, words=words, commands=commands or {}, other_flags=other_flags)
+    with parse_errors.on_parse_error(line.refuse):
+        options = tyro.cli(_unchecked(kind), prog=prog, args=words)
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**values)
 
 
 def _unchecked(kind: type) -> type:
     """The dataclass without its checks, its fields' docstrings on one line each: tyro breaks before indented lines."""
-    fields = [field for base in reversed(kind.__mro__[:-1]) for field in parse_from_object(base).params]
-    documented = {field.arg_name: " ".join((field.description or "").split()) for field in fields}
+    documented = {}
+    for base in reversed(kind.__mro__[:-1]):
+        for parameter in parse_from_object(base).params:
+            documented[parameter.arg_name] = " ".join((parameter.description or "").split())
     listed = "".join(f"\n    {name}: {text}" for name, text in documented.items())
     docstring = f"{inspect.getdoc(kind)}\n\nArgs:{listed}"
     return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": docstring})
-
-
-def _checked(kind: type[T], options: Any) -> T:
-    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Runs a command's body: a bad input ends it with one line and exit code 1, Ctrl-C with one line and 130.
 
+    A command line that cannot be read has exit code 2. When the reader of a pipe has gone, the command ends in silence.
     `MATRYOSHKA_TRACEBACK=1` shows where an error came from.
     """
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
@@ -122,15 +242,39 @@ def one_line_errors(name: str) -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, since a closed pipe would be reported at the interpreter's end
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what was finished is kept, the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _silence_closed_pipes():
+            sys.exit(PIPE_CLOSED)
         if os.environ.get("MATRYOSHKA_TRACEBACK"):
             raise
         print(f"{name}: error: {_in_words(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _silence_closed_pipes() -> bool:
+    """Whether a reader of our output has gone; what is still to be written then goes nowhere. Sockets do not count."""
+    closed = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            descriptor = stream.fileno()
+        except (OSError, ValueError):  # replaced by one in memory
+            continue
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(flags & select.POLLERR for _, flags in poll.poll(0)):
+            closed.append(descriptor)
+    for descriptor in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    return bool(closed)
 
 
 def _in_words(error: ValueError | OSError) -> str:
@@ -145,7 +289,6 @@ def _in_words(error: ValueError | OSError) -> str:
 
 
 def check_at_least(options: object, **least: int) -> None:
-    """ValueError naming the first option that is below its limit."""
+    """Refused naming the first option that is below its limit."""
     for name, low in least.items():
-        if getattr(options, name) < low:
-            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least {low}")
+        Range(low).check(name, getattr(options, name))

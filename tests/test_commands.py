@@ -35,7 +35,7 @@ from train.config import TrainConfig
         ),
         ("harvest --model MODEL --layer 1 --dataset TEXT --context 64 --tokens 1000000B", "too little; free some"),
         (
-            "harvest --model MODEL --layer 1 --dataset TEXT --split test --store STORE --plan",
+            "harvest plan --model MODEL --layer 1 --dataset TEXT --split test --store STORE",
             "dataset_split: 'train' != 'test'",
         ),
         ("harvest info --store STORE --batch-rows 1", "batch_rows is 1; it must be at least 2"),
@@ -99,7 +99,7 @@ def test_a_misspelt_option_is_refused_with_the_nearest_name(monkeypatch, capsys)
 def test_help_teaches(room):
     said = python("-m", room, "--help")
     assert "usage: python -m " + room in said
-    expected = {"harvest": "harvest repair", "train": "train sweep", "evaluate": "compare", "store": "--store"}
+    expected = {"harvest": "harvest repair", "train": "train sweep", "evaluate": "compare", "store": "verify"}
     assert expected[room] in said
 
 
@@ -128,15 +128,21 @@ def test_what_is_no_count_is_refused(text):
 
 
 def test_makefile_variables_reach_the_commands():
-    values = {"MODEL": "m", "LAYER": 3, "DATASET": "d", "TOKENS": "1M", "STORE": "s", "RUN": "r", "DEVICE": "cpu"}
-    values |= {"L0": 92, "BASELINE": "b", "ARGS": "--force"}
-    variables = [f"{name}={value}" for name, value in values.items()]
+    values = {"MODEL": "m", "LAYER": 3, "STORE": "s", "DEVICE": "cpu", "ARGS": "--force"}
+    run_values = values | {"RUN": "r"}
+    text_values = {"DATASET": "d", "TOKENS": "1M", "SITES": "resid_pre,mlp_out"}
     expected = {
-        "harvest": "-m harvest --model m --layer 3 --store s --device cpu --dataset d --tokens 1M --force",
-        "train": "-m train --model m --layer 3 --store s --device cpu --run r --tokens 1M --force",
-        "evaluate": "-m evaluate metrics --model m --layer 3 --store s --device cpu --run r --force",
-        "compare": "-m evaluate compare --model m --layer 3 --store s --device cpu --run r --baseline b --l0 92 --force",
-    }
-    for target, words in expected.items():
+        "harvest": (values | text_values, "-m harvest --model m --layer 3 --store s --device cpu --dataset d --tokens 1M "
+                    "--sites resid_pre,mlp_out --force"),
+        "plan": (values | text_values, "-m harvest plan --model m --layer 3 --store s --device cpu --dataset d --tokens 1M "
+                 "--sites resid_pre,mlp_out --force"),
+        "train": (run_values | {"TOKENS": "1M", "K": 32, "D_SAE": 2048},
+                  "-m train --model m --layer 3 --store s --device cpu --run r --tokens 1M --k 32 --d-sae 2048 --force"),
+        "evaluate": (run_values, "-m evaluate metrics --model m --layer 3 --store s --device cpu --run r --force"),
+        "compare": (run_values | {"L0": 92, "BASELINE": "b"},
+                    "-m evaluate compare --model m --layer 3 --store s --device cpu --run r --baseline b --l0 92 --force"),
+    }  # fmt: skip
+    for target, (chosen, words) in expected.items():
+        variables = [f"{name}={value}" for name, value in chosen.items()]
         done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
         assert words in " ".join(done.stdout.split())

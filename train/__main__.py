@@ -1,28 +1,29 @@
 """`python -m train` trains one dictionary; `python -m train sweep` many, from one pass over the store."""
 
 import os
-import sys
+from typing import Any
 
-from store.cli import one_line_errors, parse
+from store.cli import Commands, run_command
+from train.config import SweepConfig, TrainConfig
+from train.presets import expand
+
+COMMANDS: Commands = {
+    "run": (TrainConfig, "train.loop:train"),
+    "sweep": (SweepConfig, "train.sweep:sweep"),
+}
+
+
+def describe(config: TrainConfig, result: Any) -> str | None:
+    """A sweep's summary as it is; for one run, its folder and the transcoder in it. Under torchrun one process speaks."""
+    if isinstance(result, str):
+        return result
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    return f"{config.run_directory}: {result.config.name}, d_sae {result.config.d_sae}"
 
 
 def main() -> None:
-    with one_line_errors("train"):
-        from train.config import SweepConfig, TrainConfig
-        from train.presets import expand
-
-        if sys.argv[1:2] == ["sweep"]:
-            many = parse(SweepConfig, "python -m train sweep", expand(sys.argv[2:]))
-            from train.sweep import sweep
-
-            print(sweep(many), end="")
-            return
-        config = parse(TrainConfig, "python -m train", expand(sys.argv[1:]))
-        from train.loop import train
-
-        transcoder = train(config)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{config.run_directory}: {transcoder.config.name}, d_sae {transcoder.config.d_sae}")
+    run_command("train", COMMANDS, default="run", expand=expand, other_flags=("--preset",), say=describe)
 
 
 if __name__ == "__main__":

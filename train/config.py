@@ -219,12 +219,12 @@ def _activation(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(TrainConfig):
-    """Train many dictionaries from one pass over the store: every combination of the values that k, d_sae, activation and
-    lr are given (32,64,128). Each is the run that it would be by itself, bit for bit.
+    """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation and lr.
 
-    All other options are those of `python -m train`, and shared. Writes a run for each, and then summary.txt, summary.json
-    and frontier.png (FVU against L0, on all held-out rows) beside them. Ctrl-C saves all; the same command continues, and
-    with more values than before trains only the new ones.
+    Each is the run that it would be by itself, bit for bit. Several values are written with commas (32,64,128). All other
+    options are those of `python -m train`, and shared. Writes a run for each, and then summary.txt, summary.json and
+    frontier.png (FVU against L0, on all held-out rows) beside them. Ctrl-C saves all; the same command continues, and with
+    more values than before trains only the new ones.
     """
 
     run: Path | None = None

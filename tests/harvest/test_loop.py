@@ -166,9 +166,9 @@ import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from harvest.config import HarvestConfig
+from harvest.config import HarvestConfig, RepairConfig
 import harvest.corpus, harvest.loop, harvest.model, harvest.repair
-from tests.harvest.making import REPAIR, damage, shards_of
+from tests.harvest.making import damage, shards_of
 from tests.killed import dies_at
 
 config = HarvestConfig(
@@ -187,8 +187,7 @@ def child(store, patches, repairs=False):
         for owner, name, n in patches:
             setattr(owner, name, dies_at(getattr(owner, name), n))
         if repairs:
-            sys.argv = [*REPAIR[1:], store]
-            harvest.repair.repair()
+            harvest.repair.repair(RepairConfig(store=Path(store), device="cpu", batch_sequences=5))
         else:
             harvest.loop.harvest(replace(config, store=Path(store)))
         os._exit(0)

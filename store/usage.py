@@ -1,0 +1,162 @@
+"""What is wrong with a command line, in one line: what was given, and the nearest right word."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, get_args
+
+from tyro import _errors as parse_errors  # private, hence the exact version of tyro in pyproject.toml
+from tyro.constructors import PrimitiveConstructorSpec
+
+from store.errors import Refused
+
+PYTHONS_OWN = ("invalid literal for int()", "could not convert string to float")
+"""How Python's messages about a number begin; they explain nothing to a user."""
+
+
+class Misspelt(Refused):
+    """A command line that cannot be read: an unknown word, a missing option, or a value that does not parse."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """The words given to one command, and what those words may be."""
+
+    prog: str
+    """What the words follow: python -m evaluate compare."""
+    kind: type
+    """Config dataclass of the command."""
+    words: Sequence[str]
+    commands: Mapping[str, type]
+    """Config dataclasses of all commands of the room, by name; empty for a program without commands."""
+    other_flags: tuple[str, ...] = ()
+    """Options that are no fields of `kind`."""
+
+    def refuse(self, event: parse_errors.ParseErrorEvent) -> NoReturn:
+        """Misspelt with the one line that says what tyro is about to reject."""
+        match event:
+            case parse_errors.UnrecognizedArgs(tokens=[*unknown]):
+                raise Misspelt(self._unknown(unknown))
+            case parse_errors.MissingArgs(unrecognized_tokens=[_, *_] as unknown):
+                raise Misspelt(self._unknown(unknown))
+            case parse_errors.MissingArgs(missing_arguments=missing):
+                flags = [each.arg.lowered.name_or_flags[0] for each in missing]
+                verb = "is" if len(flags) == 1 else "are"
+                raise Misspelt(f"{listed(flags)} {verb} missing {self._help('explains')}")
+            case parse_errors.InvalidChoice(argument=argument, value=value, choices=choices):
+                wrong = f"{argument.lowered.name_or_flags[0]} {value} is not one of {', '.join(choices)}"
+                raise Misspelt(wrong + did_you_mean(value, choices))
+            case parse_errors.BadValue(argument=argument):
+                raise Misspelt(f"{argument.lowered.name_or_flags[0]} lacks its value {self._help('explains')}")
+            case parse_errors.InstantiationFailure(argument=argument, message=message) if argument is not None:
+                raise Misspelt(self._unreadable(argument, message))
+            case _:
+                raise Misspelt(f"these options cannot be read {self._help('lists')}")
+
+    def refuse_words(self) -> NoReturn:
+        """Misspelt about the first word, which stands where a command should."""
+        raise Misspelt(self._unknown(self.words))
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        word = next((word for word in words if word.startswith("-")), words[0])
+        if not word.startswith("-"):
+            return f"{word!r} belongs to no option {self._help('lists')}"
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.lstrip("-") in self.commands:
+            return f"{flag} is a command: {self._of_room(flag.lstrip('-'))}"
+        own = (*flags_of(self.kind), *self.other_flags)
+        owners = [name for name, kind in self.commands.items() if flag in flags_of(kind)]
+        if owners:
+            return f"{flag} is an option of {listed(owners, 'and')} ({self._of_room(owners[0])} --help explains it)"
+        close = nearest(flag, own)
+        if close is not None:
+            return f"unknown option {flag}; did you mean {close}? {self._help('lists')}"
+        owner_of = {option: name for name, kind in self.commands.items() for option in flags_of(kind)}
+        close = nearest(flag, owner_of)
+        if close is not None:
+            owner = owner_of[close]
+            return f"unknown option {flag}; did you mean {close} of {owner}? ({self._of_room(owner)} --help lists them)"
+        return f"unknown option {flag} {self._help('lists')}"
+
+    def _unreadable(self, argument: Any, message: str) -> str:
+        flag = argument.lowered.name_or_flags[0]
+        given = " ".join(values_of(flag, self.words))
+        parts = leaves(argument.field.type)
+        if any(isinstance(part, PrimitiveConstructorSpec) for part in parts) and not message.startswith(PYTHONS_OWN):
+            return f"{flag} {given}: {message.strip().splitlines()[-1].removeprefix('- ')}"
+        wanted = "a whole number" if int in parts else "a number" if float in parts else "what it takes"
+        several = argument.lowered.nargs != 1 or "," in given
+        if several and int in parts:
+            wanted = "whole numbers"
+        return f"{flag} {given} {'are' if several else 'is'} not {wanted} {self._help('explains')}"
+
+    def _of_room(self, command: str) -> str:
+        room = " ".join(self.prog.split()[:3])
+        return f"{room} {command}"
+
+    def _help(self, verb: str) -> str:
+        return f"({self.prog} --help {verb} {'them' if verb == 'lists' else 'it'})"
+
+
+def choose_command(words: Sequence[str], names: Sequence[str], default: str | None, prog: str) -> tuple[str, list[str]]:
+    """The command that the first word names, or the default one, and the words after it. Misspelt for any other word."""
+    if words and words[0] in names:
+        return words[0], list(words[1:])
+    if words and not words[0].startswith("-"):
+        hint = did_you_mean(words[0], names) or f"; there are {', '.join(names)}"
+        raise Misspelt(f"unknown command {words[0]!r}{hint} ({prog} --help lists them)")
+    if default is None:
+        raise Misspelt(f"name a command first: {', '.join(names)} ({prog} --help lists them)")
+    return default, list(words)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one was meant to be, whatever its case."""
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint to follow a message that ends without a full stop; empty where nothing is near."""
+    close = nearest(word, known)
+    return "" if close is None else f"; did you mean {close}?"
+
+
+def flags_of(kind: type) -> list[str]:
+    """The options that a config dataclass gives a command line: --d-sae, --check, --no-check."""
+    flags = []
+    for field in fields(kind):
+        name = field.name.replace("_", "-")
+        flags.append(f"--{name}")
+        if field.type is bool:
+            flags.append(f"--no-{name}")
+    return flags
+
+
+def values_of(flag: str, words: Sequence[str]) -> list[str]:
+    """The values that a command line gives an option; those of the last time where it is given twice."""
+    values: list[str] = []
+    inside = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            inside = name.replace("_", "-") == flag
+            if inside:
+                values = [value] if equals else []
+        elif inside:
+            values.append(word)
+    return values
+
+
+def leaves(hint: Any) -> list[Any]:
+    """The types and the metadata within a type hint."""
+    inner = (*get_args(hint), *getattr(hint, "__metadata__", ()))
+    return [hint] + [leaf for part in inner for leaf in leaves(part)]
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

@@ -1,0 +1,170 @@
+"""The dispatcher of all rooms: help, misspelt words in one line, and output that nobody reads to its end."""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from store.cli import run_command
+from store.errors import Refused
+from store.usage import values_of
+from tests.child import PATIENCE, ROOT
+from tests.rooms import ROOMS
+from tests.test_commands import run
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_help_has_a_line_for_every_command_that_is_a_whole_sentence(monkeypatch, capsys, room):
+    monkeypatch.setattr(sys, "argv", [room, "--help"])
+    with contextlib.suppress(SystemExit):  # tyro's, after the help of a default command
+        ROOMS[room].main()
+    shown = capsys.readouterr().out.splitlines()
+    for name in ROOMS[room].COMMANDS:
+        (line,) = [line for line in shown if line.startswith(f"  {name} ")]
+        assert line.split(maxsplit=1)[1].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "train --d-sea 64",
+            "train: error: unknown option --d-sea; did you mean --d-sae? (python -m train --help lists them)",
+        ),
+        ("train --d-sea=64", "unknown option --d-sea; did you mean --d-sae?"),
+        ("train --D_SAE 64", "unknown option --D-SAE; did you mean --d-sae?"),
+        ("train -k 64", "unknown option -k; did you mean --k?"),
+        ("train --presett demo", "unknown option --presett; did you mean --preset?"),
+        ("train --zzzzzz", "unknown option --zzzzzz (python -m train --help lists them)"),
+        ("train swep --k 3", "unknown command 'swep'; did you mean sweep?"),
+        ("train sweep --kk 3", "unknown option --kk; did you mean --k? (python -m train sweep --help lists them)"),
+        ("train --k 3 4", "'4' belongs to no option"),
+        ("train --k abc", "--k abc is not a whole number"),
+        ("train --k", "--k lacks its value"),
+        ("train --lr fast", "--lr fast is not a number"),
+        ("train sweep --k 32,x", "--k 32,x are not whole numbers"),
+        ("train --activation topkk", "--activation topkk is not one of batchtopk, topk, relu"),
+        ("train --activation topkk", "did you mean topk?"),
+        ("harvest --tokens 3X", "--tokens 3X: '3X' is not a count; write it like 300000, 300K or 16.4M"),
+        ("harvest --layer 8,8", "--layer 8,8: '8,8' are not layers; write each once"),
+        ("harvest --keep-shards x", "--keep-shards x is not a whole number"),
+        ("harvest --layer 8 --plan", "--plan is a command: python -m harvest plan"),
+        ("harvest inof", "unknown command 'inof'; did you mean info?"),
+        ("evaluate", "name a command first: metrics, compare"),
+        ("evaluate --sequences 3", "--sequences is an option of compare and importance (python -m evaluate compare --help"),
+        ("evaluate metrics --sequences 3", "--sequences is an option of compare and importance"),
+        ("evaluate --sequnces 3", "unknown option --sequnces; did you mean --sequences of "),
+        ("evaluate judge", "--run, --endpoint and --model are missing (python -m evaluate judge --help explains"),
+        ("evaluate judge --endpiont x", "unknown option --endpiont; did you mean --endpoint?"),
+        ("evaluate intervene --ablate 1 x", "--ablate 1 x are not whole numbers"),
+        ("store verfy", "unknown command 'verfy'; did you mean verify?"),
+    ],
+)  # fmt: skip
+def test_what_is_misspelt_is_named_in_one_line_with_the_nearest_right_word(monkeypatch, capsys, command, message):
+    code, errors = run(monkeypatch, capsys, *command.split())
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert errors.startswith(f"{command.split()[0]}: error: ")
+    assert message in errors
+
+
+def test_a_refused_value_has_exit_code_1(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "evaluate", "metrics", "--batch-rows", "0") == (
+        1,
+        "evaluate: error: batch_rows is 0; it must be at least 1\n",
+    )
+
+
+def test_the_values_of_an_option_are_those_that_were_given_last():
+    words = ["--a-b", "1", "2", "--c", "3", "--a_b=4", "--d"]
+    assert values_of("--a-b", words) == ["4"]
+    assert values_of("--c", words) == ["3"]
+    assert values_of("--d", words) == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Echo:
+    """Print many lines."""
+
+    lines: int = 100_000
+    """How many."""
+
+
+def echo(config: Echo) -> str:
+    return "\n".join(map(str, range(config.lines)))
+
+
+def fail(config: Echo) -> str:
+    raise Refused("no")
+
+
+def main() -> None:
+    commands = {"run": (Echo, f"{__name__}:echo"), "fail": (Echo, f"{__name__}:fail")}
+    run_command("echo", commands, default="run")
+
+
+def test_the_default_command_runs_with_and_without_its_name(monkeypatch, capsys):
+    for words in (["--lines", "2"], ["run", "--lines", "2"]):
+        monkeypatch.setattr(sys, "argv", ["echo", *words])
+        main()
+        assert capsys.readouterr().out == "0\n1\n"
+    monkeypatch.setattr(sys, "argv", ["echo", "fail"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == "echo: error: no\n"
+
+
+LONG = ("-c", "from tests.test_command_lines import main; main()")
+
+
+def into_a_pipe(*words: str, bytes_read: int) -> tuple[int, bytes]:
+    """Exit code and standard error of a Python whose reader leaves after so many bytes."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-W", "ignore", *words]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, pass_fds=()) as process:
+        os.close(writer)
+        if bytes_read:
+            os.read(reader, bytes_read)
+        os.close(reader)
+        _, errors = process.communicate(timeout=PATIENCE)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("words", "bytes_read"),
+    [
+        *((("-m", room, "--help"), 0) for room in ("harvest", "train", "evaluate", "store")),
+        (LONG, 0),
+        (LONG, 10),
+        ((*LONG, "--lines", "1"), 0),
+    ],
+)
+def test_output_that_nobody_reads_ends_in_silence(words, bytes_read):
+    assert into_a_pipe(*words, bytes_read=bytes_read) == (141, b"")
+
+
+def test_a_socket_that_closes_is_still_an_error(monkeypatch, capsys):
+    def broken(config: Echo) -> str:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys.modules[__name__], "echo", broken)
+    monkeypatch.setattr(sys, "argv", ["echo"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == "echo: error: Broken pipe\n"
+
+
+@pytest.mark.parametrize("room", ["harvest", "evaluate"])
+def test_help_starts_without_the_heavy_libraries(room):
+    code = (
+        f"import sys, {room}.__main__ as room\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try: room.main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
+    assert done.stdout.splitlines()[-1] == "[]"
