@@ -1,7 +1,6 @@
 """Documents: a data set on the hub, a local file or the embedded text -> strings, in an order that never changes."""
 
 import ast
-import importlib.metadata
 import importlib.util
 import logging
 import time
@@ -20,11 +19,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from harvest.config import HarvestConfig
-from store.disk.files import hash_file
+from harvest.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, LOCAL_LOADERS, origin_of
+from store.errors import Damaged, Refused
 
-DOCUMENTED_PACKAGES = ("numpy", "networkx", "pandas", "sympy", "torch")
-DOCSTRINGS = "pip:docstrings"
-LOCAL_LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
 FILES_A_GROUP = 256
@@ -46,29 +43,31 @@ class Corpus:
 
 
 def open_corpus(config: HarvestConfig) -> Corpus:
-    """The corpus that a configuration names. ValueError when it is missing or has no such text column."""
-    if config.dataset.startswith("pip:"):
-        if config.dataset != DOCSTRINGS:
-            raise ValueError(f"unknown embedded text {config.dataset!r}; the only one is {DOCSTRINGS}")
-        return Corpus(DOCSTRINGS, documented_versions(), lambda start: islice(docstrings(), start, None))
-    if Path(config.dataset).suffix in LOCAL_LOADERS:
-        return _open_local(Path(config.dataset), config)
-    return _open_hub(config)
+    """The corpus that a configuration names. Refused when it is missing or has no such text column."""
+    origin = origin_of(config)
+    if origin is None:
+        return _open_hub(config)
+    name, revision = origin
+    if name == DOCSTRINGS:
+        return Corpus(DOCSTRINGS, revision, lambda start: islice(docstrings(), start, None))
+    return _open_local(Path(name), revision, config)
 
 
 def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
     """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
 
-    ValueError after RETRIES attempts in a row without a document, or naming a document that is no text.
+    ValueError after RETRIES attempts in a row without a document. Damaged, naming the document, when one is no text.
     """
-    at, failures = start, 0
+    at = start
+    failures = 0
     while True:
         try:
             for text in corpus.documents(at):
                 if not isinstance(text, str):
                     raise TypeError(f"its text is {text!r}")
                 yield text
-                at, failures = at + 1, 0
+                at += 1
+                failures = 0
             return
         except TRANSIENT as error:
             failures += 1
@@ -79,23 +78,14 @@ def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.
                     "command again"
                 ) from None
             pause = 2.0 ** (failures - 1)
-            log.warning("the text broke off at document %d (%s: %s); trying again in %.0f s", at, type(error).__name__,
-                        error, pause)  # fmt: skip
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("the text broke off at document %d (%s); trying again in %.0f s", at, reason, pause)
             wait(pause)
         except (TypeError, ValueError) as error:  # a damaged or odd record: to try again would not help
-            raise ValueError(
+            raise Damaged(
                 f"document {at} of {corpus.name} cannot be read ({error}); finished shards are kept: mend the file, or "
                 "choose another --dataset or --text-column"
             ) from None
-
-
-def is_on_this_machine(dataset: str) -> bool:
-    """Whether a data set needs no network: the embedded text, or a local file."""
-    return dataset == DOCSTRINGS or Path(dataset).suffix in LOCAL_LOADERS
-
-
-def documented_versions() -> str:
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in DOCUMENTED_PACKAGES)
 
 
 def docstrings() -> Iterator[str]:
@@ -104,12 +94,11 @@ def docstrings() -> Iterator[str]:
     Source files come in the order of a hash of their names, and within groups of files docstrings in the order of a
     hash of their text, so that any stretch of documents mixes packages. Nothing is imported: the sources are parsed.
     """
-    files = [
-        (xxhash.xxh3_64_intdigest(f"{name}/{path.relative_to(root)}".encode()), path)
-        for name in DOCUMENTED_PACKAGES
-        for root in [_package_root(name)]
-        for path in root.rglob("*.py")
-    ]
+    files = []
+    for name in DOCUMENTED_PACKAGES:
+        root = _package_root(name)
+        for path in root.rglob("*.py"):
+            files.append((xxhash.xxh3_64_intdigest(f"{name}/{path.relative_to(root)}".encode()), path))
     files.sort()
     seen: set[int] = set()
     for start in range(0, len(files), FILES_A_GROUP):
@@ -125,7 +114,7 @@ def docstrings() -> Iterator[str]:
 def _package_root(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise ValueError(f"{DOCSTRINGS} needs the package {name}; install the project's dependencies")
+        raise Refused(f"{DOCSTRINGS} needs the package {name}; install the project's dependencies")
     return Path(spec.origin).parent
 
 
@@ -143,13 +132,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _open_local(path: Path, config: HarvestConfig) -> Corpus:
-    if not path.exists():
-        raise ValueError(f"data set file {path} does not exist; give a .txt, .jsonl or .parquet file or a hub data set")
-    if not path.stat().st_size:
-        raise ValueError(f"data set file {path} is empty; give one with text in it")
-    digest = xxhash.xxh3_128()
-    hash_file(digest, path)
+def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
     loader = LOCAL_LOADERS[path.suffix]
     options: dict[str, Any] = {"sample_by": "paragraph"} if loader == "text" else {}
     column = "text" if loader == "text" else config.text_column
@@ -157,7 +140,7 @@ def _open_local(path: Path, config: HarvestConfig) -> Corpus:
     def load() -> datasets.IterableDataset:
         return datasets.load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
 
-    return _checked(Corpus(str(path), digest.hexdigest(), lambda start: _texts(load(), column, start)), load, column)
+    return _checked(Corpus(str(path), revision, lambda start: _texts(load(), column, start)), load, column)
 
 
 def _open_hub(config: HarvestConfig) -> Corpus:
@@ -172,7 +155,7 @@ def _open_hub(config: HarvestConfig) -> Corpus:
         corpus = Corpus(label, revision, lambda start: _texts(load(), config.text_column, start))
         return _checked(corpus, load, config.text_column)
     except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(
+        raise Refused(
             f"data set {name!r} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}); check the name "
             "and the network, or give a local .txt, .jsonl or .parquet file, or pip:docstrings"
         ) from None
@@ -183,16 +166,17 @@ def _texts(dataset: datasets.IterableDataset, column: str, start: int) -> Iterat
 
 
 def _checked(corpus: Corpus, load: Callable[[], datasets.IterableDataset], column: str) -> Corpus:
+    """The corpus, if its first record has text. Damaged when it cannot be read, Refused when it has no such column."""
     try:
         first = next(iter(load()), None)
     except ValueError as error:
-        raise ValueError(
+        raise Damaged(
             f"data set {corpus.name} cannot be read ({error}); mend the file, or choose another --dataset"
         ) from None
     if first is None:
-        raise ValueError(f"data set {corpus.name} has no documents")
+        raise Refused(f"data set {corpus.name} has no documents")
     if not isinstance(first.get(column), str):
-        raise ValueError(
+        raise Refused(
             f"data set {corpus.name} has no text column {column!r}; it has {sorted(first)}: choose with --text-column"
         )
     return corpus

@@ -12,18 +12,20 @@ from tqdm import tqdm
 
 from harvest.config import HarvestConfig
 from harvest.corpus import Corpus, open_corpus, resuming
-from harvest.done import already_done
 from harvest.model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
 from harvest.pool import Lanes
+from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
+from store.counts import share
 from store.devices import resolve_device
+from store.errors import Refused
 from store.shards.formats import FORMATS
-from store.shards.manifest import MANIFEST, Manifest, Recipe, load_manifest
-from store.shards.writer import ShardRows, StoreWriter, refuse_what_cannot_be_written
+from store.shards.manifest import Manifest, Recipe
+from store.shards.writer import ShardRows, StoreWriter
 
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
@@ -35,49 +37,61 @@ def recipe_of(
     """What decides the numbers of a layer's store, frozen in its manifest."""
     libraries = (*LIBRARIES, *FORMATS[config.shard_format].libraries)
     return Recipe(
-        model=config.model, model_revision=model.revision, tokenizer_hash=model.tokenizer_hash, layer=layer,
-        sites=config.sites, dataset=corpus.name, dataset_revision=corpus.revision, dataset_split=config.split,
-        text_column=config.text_column, context=config.context, packing=PACKING,
-        excluded_tokens=SpecialTokens.of(model.tokenizer).excluded, shard_sequences=config.shard_sequences,
-        heldout_every=config.heldout_every, seed=config.seed, format=config.shard_format, dtype=config.dtype,
+        model=config.model,
+        model_revision=model.revision,
+        tokenizer_hash=model.tokenizer_hash,
+        layer=layer,
+        sites=config.sites,
+        dataset=corpus.name,
+        dataset_revision=corpus.revision,
+        dataset_split=config.split,
+        text_column=config.text_column,
+        context=config.context,
+        packing=PACKING,
+        excluded_tokens=SpecialTokens.of(model.tokenizer).excluded,
+        shard_sequences=config.shard_sequences,
+        heldout_every=config.heldout_every,
+        seed=config.seed,
+        format=config.shard_format,
+        dtype=config.dtype,
         compute_dtype=str(compute_dtype).removeprefix("torch."),  # type: ignore[arg-type]
         libraries={name: importlib.metadata.version(name) for name in libraries},
-    )  # fmt: skip
+    )
 
 
 def harvest(config: HarvestConfig) -> list[Manifest]:
-    """The manifests of the finished stores, one a layer. ValueError for bad input, OSError when the disk is full."""
-    done = already_done(config)
-    return harvest_rest(config) if done is None else done
+    """The manifests of the finished stores, one a layer.
+
+    Refused for a bad option, Busy when another process writes a store, OSError when the disk is full.
+    """
+    stores = visit(config)
+    finished = stores.finished
+    return harvest_rest(stores) if finished is None else finished
 
 
-def harvest_rest(config: HarvestConfig) -> list[Manifest]:
-    """`harvest` for stores of which `already_done` says that something is missing."""
-    rank = Rank.of_environment()
-    for directory in config.directories.values():
-        refuse_what_cannot_be_written(directory, rank.index)
-    corpus, model, dtype = open_all(config, rank)
-    with ExitStack() as stack:
-        writers = {
-            layer: stack.enter_context(
-                StoreWriter(
-                    directory, recipe_of(config, layer, corpus, model, dtype), model.norm_of(layer), rank.index, rank.world
-                )
-            )
-            for layer, directory in config.directories.items()
-        }
+def harvest_rest(stores: Visit) -> list[Manifest]:
+    """`harvest` for stores that lack something; they are locked before the model is loaded."""
+    config, rank = stores.config, Rank.of_environment()
+    with stores.locked(rank) as locks, ExitStack() as stack:
+        corpus, model, dtype = open_all(config, rank)
+        writers = {}
+        for layer, directory in config.directories.items():
+            recipe = recipe_of(config, layer, corpus, model, dtype)
+            norm = model.norm_of(layer)
+            writer = StoreWriter(directory, recipe, norm, rank.index, rank.world, locks.pop(layer))
+            writers[layer] = stack.enter_context(writer)
         refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
-        found = _fill(config, corpus, model, writers, rank, ring)
-        if not found:
-            raise ValueError(
+        n_shards = _fill(config, corpus, model, writers, rank, ring)
+        if not n_shards:
+            raise Refused(
                 f"{corpus.name} is too short: it does not fill one shard of {config.shard_tokens} tokens; "
                 "give more text or a smaller --shard-tokens"
             )
         if rank.index == 0:
-            _wait_for_ranks(writers, found, ring)
+            _wait_for_ranks(writers, n_shards, ring)
             if ring is None or not ring.finished:
-                _note_the_end(config, writers, found)
+                _note_the_end(config, writers, n_shards)
         return [writer.manifest for writer in writers.values()]
 
 
@@ -89,18 +103,22 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     model = load_model(
         config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
     )
-    log.info("%s layer %s on %s in %s; text from %s", config.model, ", ".join(map(str, config.layers)), device, dtype,
-             corpus.name)  # fmt: skip
+    layers = ", ".join(map(str, config.layers))
+    log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.name)
     return corpus, model, dtype
 
 
 def _fill(
-    config: HarvestConfig, corpus: Corpus, model: LanguageModel, writers: dict[int, StoreWriter], rank: Rank,
+    config: HarvestConfig,
+    corpus: Corpus,
+    model: LanguageModel,
+    writers: dict[int, StoreWriter],
+    rank: Rank,
     ring: RingKeeper | None = None,
-) -> int:  # fmt: skip
-    """Shards of the stream, up to those asked for, when each that is this rank's and was lacking has been written.
+) -> int:
+    """How many shards the text gives, up to those asked for, once this rank has written each that was its to write.
 
-    Of a ring whose runs are finished, the shards that there are.
+    With a ring whose runs are finished: how many shards there are.
     """
     shortest = min((writer.manifest for writer in writers.values()), key=lambda manifest: len(manifest.shards))
     first = len(shortest.shards)
@@ -109,16 +127,10 @@ def _fill(
         log.info("continuing after %d finished shards of %d", first, config.n_shards)
     documents = tokenize(resuming(corpus, start), model.tokenizer)
     stream = pack(documents, start, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
-    mine, done = (len(range(rank.index, shards, rank.world)) for shards in (config.n_shards, first))
-    bar = tqdm(
-        total=mine * config.shard_tokens, initial=min(mine, done) * config.shard_tokens,
-        unit="tok", unit_scale=True, desc="harvest" if rank.world == 1 else f"harvest, rank {rank.index} of {rank.world}",
-        position=rank.local,
-    )  # fmt: skip
     number = first - 1
     lanes = Lanes(model)
     on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
-    with bar, ThreadPoolExecutor(1) as thread:
+    with _progress(config, first, rank) as bar, ThreadPoolExecutor(1) as thread:
         writing: Future | None = None
         for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
             if ring is not None and not ring.has_room(number):
@@ -137,6 +149,20 @@ def _fill(
         if writing is not None:
             writing.result()
     return number + 1
+
+
+def _progress(config: HarvestConfig, first: int, rank: Rank) -> tqdm:
+    """A bar over the tokens of this rank's shards; those before shard `first` are done."""
+    own = share(config.n_shards, rank.index, rank.world)
+    done = min(own, share(first, rank.index, rank.world))
+    return tqdm(
+        total=own * config.shard_tokens,
+        initial=done * config.shard_tokens,
+        unit="tok",
+        unit_scale=True,
+        desc="harvest" if rank.world == 1 else f"harvest, rank {rank.index} of {rank.world}",
+        position=rank.local,
+    )
 
 
 def _write(writers: dict[int, StoreWriter], rows: dict[int, ShardRows], number: int) -> None:
@@ -172,19 +198,15 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
 
 
 def plan(config: HarvestConfig) -> str:
-    """What the harvest would take, from a probe of the model and the disk; nothing of a store is written."""
-    already_done(config)  # refuses what the harvest would: stores of another one
+    """What the harvest would take, from a probe of the model and the disk; nothing of a store is written.
+
+    Refused where the harvest would be: for a store of another one.
+    """
+    stores = visit(config)
     corpus, model, _ = open_all(config, Rank())
     sequences = config.batch_sequences * PROBE_BATCHES
     documents = tokenize(resuming(corpus, 0), model.tokenizer)
     packed = next(pack(documents, 0, SpecialTokens.of(model.tokenizer), sequences, config.context), None)
     if packed is None:
-        raise ValueError(
-            f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1"
-        )
-    finished = {
-        layer: len(load_manifest(directory).shards)
-        for layer, directory in config.directories.items()
-        if (directory / MANIFEST).exists()
-    }
-    return describe(config, model.d_model, finished, probe(config, model, packed))
+        raise Refused(f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1")
+    return describe(config, model.d_model, stores.finished_shards, probe(config, model, packed))

@@ -7,9 +7,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig, RepairConfig
-from harvest.corpus import Corpus, is_on_this_machine, open_corpus, resuming
+from harvest.corpus import Corpus, open_corpus, resuming
 from harvest.loop import recipe_of
 from harvest.model import load_model
+from harvest.origin import is_on_this_machine
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.tokens import SpecialTokens, pack, tokenize

@@ -1,17 +1,18 @@
 """`python -m harvest`: harvests what is lacking, and says what the stores hold."""
 
 from harvest.config import HarvestConfig
-from harvest.done import already_done
+from harvest.preflight import visit
 from harvest.ranks import Rank
 
 
 def run(config: HarvestConfig) -> str:
     """A line for every finished store; empty for ranks other than 0."""
-    manifests = already_done(config)
+    stores = visit(config)
+    manifests = stores.finished
     if manifests is None:
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds
 
-        manifests = harvest_rest(config)
+        manifests = harvest_rest(stores)
     if Rank.of_environment().index:
         return ""
     lines = []

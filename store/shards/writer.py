@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from store.disk.files import appearing_whole, refuse_unwritable, write_tensors, write_text
-from store.disk.lock import WRITER_LOCK, lock_of
+from store.disk.lock import WRITER_LOCK, RemoteLock, WriterLock, lock_of
 from store.disk.remote import StorePath
 from store.shards.arrays import read_array
 from store.shards.formats import FORMATS, writer_for
@@ -68,13 +68,15 @@ def _lock_path(directory: StorePath, rank: int) -> StorePath:
     return directory / (f"writer-{rank}.lock" if rank else WRITER_LOCK)
 
 
-def refuse_what_cannot_be_written(directory: StorePath, rank: int = 0) -> None:
-    """ValueError when another process writes the store, or its folder could not be made; nothing is written to know."""
+def lock_for_writing(directory: StorePath, rank: int = 0) -> WriterLock | RemoteLock:
+    """The lock of a rank's writer, in a folder that is made if need be; to be given to a StoreWriter, or released.
+
+    Refused when the folder cannot be written, Busy when another process writes the store.
+    """
     if isinstance(directory, Path):
         refuse_unwritable(directory, "store", "STORE")
-    lock = _lock_path(directory, rank)
-    if lock.exists():
-        lock_of(lock).release()
+    directory.mkdir(parents=True, exist_ok=True)
+    return lock_of(_lock_path(directory, rank))
 
 
 def holds_shards(directory: StorePath, manifest: Manifest) -> bool:
@@ -87,14 +89,22 @@ class StoreWriter:
 
     Of several processes, each publishes shards of its own numbers (number mod world is its rank), and rank 0 enters them
     in the manifest in order. ValueError when the directory holds a store of another recipe (both are shown), or when
-    another process is writing it.
+    another process is writing it. A lock that `lock_for_writing` has given is the writer's from then on.
     """
 
-    def __init__(self, directory: StorePath, recipe: Recipe, norm: Norm, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        directory: StorePath,
+        recipe: Recipe,
+        norm: Norm,
+        rank: int = 0,
+        world: int = 1,
+        lock: WriterLock | RemoteLock | None = None,
+    ) -> None:
         self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
         self.format, self.write = FORMATS[recipe.format], writer_for(recipe.format)
         directory.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_of(_lock_path(directory, rank))
+        self.lock = lock or lock_of(_lock_path(directory, rank))
         try:
             self.manifest = self._open_or_create()
             self._clear_leftovers()

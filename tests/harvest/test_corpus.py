@@ -7,7 +7,8 @@ from datasets import IterableDataset
 
 from harvest import corpus
 from harvest.config import HarvestConfig
-from harvest.corpus import docstrings, documented_versions, open_corpus, resuming
+from harvest.corpus import docstrings, open_corpus, resuming
+from harvest.origin import documented_versions
 
 
 def first(config: HarvestConfig, n: int, start: int = 0) -> list[str]:

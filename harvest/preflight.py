@@ -1,0 +1,113 @@
+"""Before a harvest: the stores are opened, other harvests are refused, and the stores are locked, in one visit.
+
+Nothing here imports the language model's libraries, so that a finished harvest answers at once.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harvest.config import HarvestConfig
+from harvest.origin import origin_of
+from harvest.ranks import Rank
+from store.disk.lock import RemoteLock, WriterLock
+from store.disk.remote import StorePath
+from store.errors import Refused
+from store.shards.manifest import MANIFEST, Manifest, load_manifest
+from store.shards.reader import check_sizes
+from store.shards.writer import holds_shards, lock_for_writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """What the stores of a harvest hold, none of them of another harvest."""
+
+    config: HarvestConfig
+    manifests: dict[int, Manifest]
+    """By layer, where the store has one."""
+
+    @property
+    def finished(self) -> list[Manifest] | None:
+        """The manifests, if every store has all shards that are asked for, or all that its text gives."""
+        complete = [m for m in self.manifests.values() if m.exhausted or len(m.shards) >= self.config.n_shards]
+        return complete if len(complete) == len(self.config.layers) else None
+
+    @property
+    def finished_shards(self) -> dict[int, int]:
+        """How many shards each store has."""
+        return {layer: len(manifest.shards) for layer, manifest in self.manifests.items()}
+
+    @contextlib.contextmanager
+    def locked(self, rank: Rank) -> Iterator[dict[int, WriterLock | RemoteLock]]:
+        """This rank's lock on every store, by layer. Whoever takes one out of the dict releases it.
+
+        Folders that were made for the locks are removed again if nothing was written into them. Refused for a folder that
+        cannot be written, Busy when another process writes a store.
+        """
+        locks: dict[int, WriterLock | RemoteLock] = {}
+        with contextlib.ExitStack() as folders:
+            try:
+                for layer, directory in self.config.directories.items():
+                    folders.callback(_remove_empty, _missing(directory))
+                    locks[layer] = lock_for_writing(directory, rank.index)
+                yield locks
+            finally:
+                for lock in locks.values():
+                    lock.release()
+
+
+def visit(config: HarvestConfig) -> Visit:
+    """Opens the stores. Refused when one holds another harvest, as far as the options tell without a model.
+
+    Damaged when a shard is missing or has another size than recorded.
+    """
+    manifests = {}
+    for layer, directory in config.directories.items():
+        if (directory / MANIFEST).exists():
+            manifests[layer] = load_manifest(directory)
+    origin = origin_of(config)
+    for layer, manifest in manifests.items():
+        directory = config.directories[layer]
+        if holds_shards(directory, manifest):
+            _refuse_another(config, layer, origin, manifest)
+            check_sizes(directory, manifest)
+    return Visit(config=config, manifests=manifests)
+
+
+def _refuse_another(config: HarvestConfig, layer: int, origin: tuple[str, str] | None, manifest: Manifest) -> None:
+    """Refused when a store was made with other options, as far as they tell without a model."""
+    asked: dict[str, object] = {
+        name: getattr(config, name)
+        for name in ("model", "sites", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
+    }
+    asked |= {"layer": layer, "format": config.shard_format, "dataset_split": config.split}
+    if origin is None:
+        asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
+    else:
+        asked["dataset"], asked["dataset_revision"] = origin
+    if config.compute_dtype != "auto":
+        asked["compute_dtype"] = config.compute_dtype
+    different = [
+        f"{name}: {getattr(manifest.recipe, name)!r} != {value!r}"
+        for name, value in asked.items()
+        if getattr(manifest.recipe, name) != value
+    ]
+    if different:
+        raise Refused(
+            f"{config.directories[layer]} holds another harvest ({manifest.fingerprint}): {'; '.join(different)}; "
+            "choose another STORE, or delete that one"
+        )
+
+
+def _missing(directory: StorePath) -> list[Path]:
+    """The folders that must be made for a directory, the innermost first."""
+    if not isinstance(directory, Path):
+        return []
+    return [folder for folder in (directory, *directory.parents) if not folder.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it holds something now
+            folder.rmdir()

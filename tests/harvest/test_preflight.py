@@ -1,0 +1,95 @@
+"""One visit before a harvest: it opens the stores, refuses, and locks them before the model is loaded."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+import harvest.loop
+import harvest.origin
+from harvest.config import HarvestConfig
+from harvest.preflight import visit
+from harvest.ranks import Rank
+from store.disk.lock import WRITER_LOCK, lock_of
+from store.errors import Refused
+from tests.child import python
+from tests.harvest.test_loop import (
+    config,  # noqa: F401
+    files_of,
+)
+
+
+def words_of(config: HarvestConfig) -> list[str]:  # noqa: F811
+    """The command line that stands for the options, where they are not the defaults."""
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_a_finished_harvest_answers_without_the_libraries_of_models_and_data_sets(config):  # noqa: F811
+    harvest.loop.harvest(config)
+    code = (
+        "import sys, harvest.__main__ as room\n"
+        "room.main()\n"
+        "print([name for name in ('transformers', 'transformer_lens', 'datasets') if name in sys.modules])"
+    )
+    shown = python("-c", code, *words_of(config)).splitlines()
+    assert shown[0].startswith(f"{config.directory}: 1,536 tokens in 3 shards")
+    assert shown[1] == "[]"
+
+
+def test_a_local_data_set_is_hashed_once(config, monkeypatch):  # noqa: F811
+    hashed = []
+    original = harvest.origin.hash_file
+    harvest.origin._hash_of.cache_clear()
+    monkeypatch.setattr(harvest.origin, "hash_file", lambda digest, path: (hashed.append(path), original(digest, path)))
+    harvest.loop.harvest(config)
+    harvest.loop.harvest(replace(config, tokens=4 * 512))
+    assert len(hashed) == 1
+
+
+def test_a_changed_data_set_is_hashed_again(config, tmp_path):  # noqa: F811
+    path = tmp_path / "text.txt"
+    path.write_text("one")
+    asked = replace(config, dataset=str(path))
+    before = harvest.origin.origin_of(asked)
+    path.write_text("three")
+    assert harvest.origin.origin_of(asked) != before
+
+
+def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):  # noqa: F811
+    load_model, locked = harvest.loop.load_model, []
+
+    def loading(*args):
+        with pytest.raises(ValueError, match="is writing"):
+            lock_of(config.directory / WRITER_LOCK)
+        locked.append(True)
+        return load_model(*args)
+
+    monkeypatch.setattr(harvest.loop, "load_model", loading)
+    harvest.loop.harvest(config)
+    assert locked
+    assert not (config.directory / WRITER_LOCK).exists()
+
+
+def test_a_harvest_that_is_refused_after_locking_leaves_neither_folder_nor_lock(config, monkeypatch):  # noqa: F811
+    several = replace(config, store=config.store / "a" / "b", layer=(0, 1))
+
+    def refuses(*args):
+        assert all((directory / WRITER_LOCK).exists() for directory in several.directories.values())
+        raise Refused("no such model")
+
+    monkeypatch.setattr(harvest.loop, "load_model", refuses)
+    with pytest.raises(Refused, match="no such model"):
+        harvest.loop.harvest(several)
+    assert not config.store.exists()
+
+
+def test_a_second_store_that_is_busy_frees_the_first(config):  # noqa: F811
+    several = replace(config, layer=(0, 1))
+    first, second = several.directories.values()
+    second.mkdir(parents=True)
+    lock = lock_of(second / WRITER_LOCK)
+    with pytest.raises(ValueError, match="is writing"), visit(several).locked(Rank()):
+        pass
+    lock.release()
+    assert not first.exists()
+    assert files_of(second) == {}
