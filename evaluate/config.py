@@ -3,18 +3,18 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from store.cli import Layers, StorePathOption
+from store.cli import Layers, NotNegative, Options, Positive, StorePathOption
 from store.errors import Refused
 from store.layout import default_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Options):
     """Measure a run on the held-out rows of its store: metrics.json, summary.txt and report.html."""
 
     model: str = "google/gemma-2-2b"
     """Names the store and the run when --store and --run are not given."""
-    layer: int = 8
+    layer: NotNegative = 8
     """Likewise."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given, of the model and layer
@@ -23,7 +23,7 @@ class EvaluateConfig:
     """Where the run predicts another layer: that layer's store; data/MODEL/layerT when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/matryoshka_batchtopk when not given."""
-    batch_rows: int = 2048
+    batch_rows: Positive = 2048
     """Rows in a step; changes speed and memory, not results."""
     device: str = "auto"
     """auto takes CUDA where there is one."""
@@ -51,6 +51,7 @@ class LayersConfig(EvaluateConfig):
     their layerL, and --run and --baseline have {layer} in them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         plain = [str(path) for path in self.paths if path and LAYER not in str(path)]
         if len(self.layers) > 1 and plain:
             raise Refused(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, StorePathOption, check_at_least
+from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
 from store.disk.remote import StorePath
 from store.layout import default_run, default_store
 from store.transcoders.transcoder import cumulative_sizes
@@ -17,10 +17,11 @@ from store.views import ViewName
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"
+AboveZero = Annotated[float, Range(0, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Options):
     """Train a transcoder on cached activations.
 
     --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
@@ -31,7 +32,7 @@ class TrainConfig:
 
     model: str = "google/gemma-2-2b"
     """Names the store and the run when --store and --run are not given."""
-    layer: int = 8
+    layer: NotNegative = 8
     """Likewise."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
@@ -40,21 +41,21 @@ class TrainConfig:
     activation: Activation = "batchtopk"
     """batchtopk (arXiv 2412.06410), topk (2406.04093), relu with an L1 penalty, jumprelu with an L0 penalty (2407.14435),
     or gated (2404.16014). All reach k on held-out rows, nested or not: jumprelu within a tenth after enough steps."""
-    d_sae: int = 18_432
+    d_sae: Positive = 18_432
     """Width of the dictionary."""
-    k: int = 96
+    k: Positive = 96
     """Mean active latents per row (L0). relu and gated hold it by penalty and biases; jumprelu's penalty aims at it."""
     prefix_sizes: str | None = None
     """Nested dictionaries (Matryoshka, arXiv 2503.17547), as cumulative sizes that end at d_sae (2304,4608,18432), as group
     sizes that sum to it, or either as a JSON list; 1/8, 1/4, 1/2, 3/4 and all of d_sae when not given; `none` for a plain
     dictionary."""
-    random_prefixes: int = 0
+    random_prefixes: NotNegative = 0
     """Draw this many prefixes anew in every step, short ones more often, instead of training the listed ones; 0 for not."""
     source_site: str = "resid_mid"
     """What is read. The same site as source and target makes a sparse autoencoder."""
     target_site: str = "mlp_out"
     """What is predicted."""
-    target_layer: int | None = None
+    target_layer: NotNegative | None = None
     """Predict the target site of this layer instead, from a store harvested in the same run: harvest --layer 8,12."""
     target_store: StorePathOption | None = None
     """Folder of that layer's store; data/MODEL/layerTARGET when not given."""
@@ -65,40 +66,40 @@ class TrainConfig:
     for an autoencoder and for other sites."""
     tokens: Count = 16_384_000
     """Rows to train on; more than the store holds means several epochs."""
-    batch_rows: int = 1024
+    batch_rows: Positive = 1024
     """Rows in a step."""
-    lr: float = 4e-4
+    lr: AboveZero = 4e-4
     """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
-    warmup_steps: int = 1024
-    """Steps of linear warm-up; afterwards a cosine down to min_lr."""
-    min_lr: float = 0.01
-    """Final learning rate, as a fraction of lr."""
-    aux_weight: float = 1 / 64
-    """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093)."""
-    aux_k: int = 256
+    warmup_steps: NotNegative = 1024
+    """Steps of linear warm-up, 0 for none; afterwards a cosine down to min_lr."""
+    min_lr: Annotated[float, Range(0, 1)] = 0.01
+    """Final learning rate, as a fraction of lr, from 0 to 1."""
+    aux_weight: Annotated[float, Range(0)] = 1 / 64
+    """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093); 0 for none."""
+    aux_k: Positive = 256
     """Dead latents that AuxK uses in each row."""
     dead_after: Count = 1_000_000
     """Tokens without firing before a latent counts as dead."""
-    l0_weight: float = 1.0
-    """jumprelu: weight of the penalty (L0 / k - 1)^2."""
-    bandwidth: float = 0.5
+    l0_weight: Annotated[float, Range(0)] = 1.0
+    """jumprelu: weight of the penalty (L0 / k - 1)^2; 0 for none."""
+    bandwidth: AboveZero = 0.5
     """jumprelu: width of the straight-through kernel, in units of the normalised pre-activations."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents; their values and gradients are float32 always. auto is bfloat16 where
     the device multiplies it natively, float32 elsewhere."""
-    seed: int = 0
+    seed: Seed = 0
     """Of initialisation, data order and random prefixes."""
     device: str = "auto"
     """auto takes CUDA where there is one."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
-    log_every: int = 10
+    log_every: Positive = 10
     """Steps between lines of training_log.jsonl; on a GPU each line waits for the steps before it."""
-    heldout_every: int = 1000
+    heldout_every: NotNegative = 1000
     """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none."""
     heldout_rows: Count = 8192
     """Held-out rows in such a measurement."""
-    features_every: int = 0
+    features_every: NotNegative = 0
     """Steps between snapshots, each a run of its own in the run's folder, whose features `python -m evaluate features`
     collects beside the training, one snapshot at a time; 0 for none."""
     tokenizer: Path | None = None
@@ -116,6 +117,7 @@ class TrainConfig:
     """Verify the checksums of all training shards first."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_numbers()
         self._check_sites()
         self.prefixes  # noqa: B018  # refuses a bad list at the door
@@ -130,18 +132,8 @@ class TrainConfig:
             )
 
     def _check_numbers(self) -> None:
-        least_1 = "d_sae k tokens batch_rows aux_k dead_after checkpoint_every log_every heldout_rows"
-        check_at_least(self, **dict.fromkeys(least_1.split(), 1))
-        for name in ("lr", "bandwidth"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "aux_weight", "l0_weight", "heldout_every", "features_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, but the dictionary has only {self.d_sae} latents; choose k <= d_sae")
-        if not 0 <= self.min_lr <= 1:
-            raise ValueError(f"min_lr is {self.min_lr}; it is a fraction of lr, between 0 and 1")
         if self.n_steps < 1:
             raise ValueError(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
 

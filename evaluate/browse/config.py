@@ -2,38 +2,38 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from store.cli import check_at_least
+from store.cli import Options, Positive, Range
+from store.errors import Refused
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrowseConfig:
+class BrowseConfig(Options):
     """Look at everything in a results folder in a web browser: runs, their features, two side by side. Reads only."""
 
     results: Path = Path("results")
     """Folder of the runs."""
     host: str = "127.0.0.1"
     """Address to listen on; the default cannot be reached from other machines."""
-    port: int = 0
+    port: Annotated[int, Range(0, 65535)] = 0
     """0 takes a free one."""
     open: bool = True
     """Open the browser."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port is {self.port}; it must be 0 (any free one) to 65535")
+            raise Refused(f"port is {self.port}; it must be 0 (any free one) to 65535")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Options):
     """Write the browser's pages as files that any web host serves."""
 
     results: Path = Path("results")
     """Folder of the runs."""
     out: Path = Path("results-site")
     """Folder to write to; new, empty or an earlier export."""
-    features: int = 1000
+    features: Positive = 1000
     """Features of each run that get a page, from the first prefix on."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, features=1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluate.config import LayersConfig, at_layer
-from store.errors import Refused
+from store.cli import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class CompareConfig(LayersConfig):
     l0: str | None = None
     """Which of Google's: its label (92; or small, medium, big), words of its path (width_65k), or all; the L0 nearest to
     ours when not given."""
-    sequences: int = 64
+    sequences: NotNegative = 64
     """Held-out sequences on which each output is spliced into the language model (delta CE, KL); 0 leaves the model out."""
     every_prefix: bool = False
     """Splice every prefix too, not only the whole dictionary: one more run of the model for each."""
@@ -33,11 +33,6 @@ class CompareConfig(LayersConfig):
     """Draw FVU (and, with the language model, delta CE) against L0 for both, by moving their thresholds."""
     trivial: bool = True
     """Measure the mean and linear maps too, fitted on training rows: they put every figure in its place."""
-
-    def __post_init__(self) -> None:
-        if self.sequences < 0:
-            raise Refused(f"sequences is {self.sequences}; it must be at least 0 (0 leaves the language model out)")
-        super().__post_init__()
 
     @property
     def paths(self) -> tuple[Path | None, ...]:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from evaluate.config import EvaluateConfig, LayersConfig
-from store.cli import Count, Layers, check_at_least
+from store.cli import Count, Layers, Positive, Range
+from store.errors import Refused
 from store.layout import SAMPLES
+
+Cosine = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +35,11 @@ class FeaturesConfig(EvaluateConfig):
 
     split: Literal["heldout", "train"] = "heldout"
     """Rows to look at. Held-out rows show what a latent does on text it was not fitted to; train has more of them."""
-    contexts: int = 20
+    contexts: Positive = 20
     """Strongest contexts kept of each latent, one a document."""
-    samples: int = 20
+    samples: Annotated[int, Range(5)] = 20
     """Firings drawn at random of each latent, shown in five equal groups by activation."""
-    neighbours: int = 10
+    neighbours: Positive = 10
     """Nearest latents kept, of each kind."""
     coactivation_rows: Count = 65_536
     """Rows, from the first on, in which latents that fire together are counted; each costs 8 bytes a firing."""
@@ -53,11 +56,11 @@ class FeaturesConfig(EvaluateConfig):
     """Likewise, Google's on the hub: its label (92; or small, medium, big), or nearest (to the run's L0)."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, contexts=1, samples=5, neighbours=1, batch_rows=1)
+        super().__post_init__()
         if self.baseline and self.l0:
-            raise ValueError(f"baseline is {self.baseline} and l0 is {self.l0}; give a folder or Google's L0, not both")
+            raise Refused(f"baseline is {self.baseline} and l0 is {self.l0}; give a folder or Google's L0, not both")
         if self.l0 == "all":
-            raise ValueError("l0 is all; features are collected of one at a time: give one label, or nearest")
+            raise Refused("l0 is all; features are collected of one at a time: give one label, or nearest")
 
     @property
     def folder(self) -> Path:
@@ -68,12 +71,7 @@ class FeaturesConfig(EvaluateConfig):
 class AnalyzeConfig(EvaluateConfig):
     """Write the interpretability report of a run from its collected features: report.md and report.html in analysis/."""
 
-    alike: float = 0.7
+    alike: Cosine = 0.7
     """Cosine of decoder rows from which two latents are put into one group."""
-    together: float = 0.7
+    together: Cosine = 0.7
     """Cosine of firing patterns from which two latents are put into one group."""
-
-    def __post_init__(self) -> None:
-        for name in ("alike", "together"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a cosine: above 0, at most 1")

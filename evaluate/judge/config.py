@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from evaluate.config import EvaluateConfig
-from store.cli import check_at_least
+from store.cli import NotNegative, Options, Positive, Range, Seed
+from store.errors import Refused
 from store.layout import JUDGE, model_slug
 
 
@@ -17,24 +19,21 @@ class JudgeExportConfig(EvaluateConfig):
     is (Paulo et al. 2024, arXiv 2410.13928). `python -m evaluate judge` asks them; `judge-score` marks anyone's answers.
     """
 
-    latents: tuple[int, ...] = ()
+    latents: tuple[NotNegative, ...] = ()
     """Latents to ask about; --count of them at random when none is named."""
-    count: int = 100
+    count: Positive = 100
     """How many; only latents with positives of every quantile, in the text that is not shown to the explainer."""
-    per_quantile: int = 2
+    per_quantile: Positive = 2
     """Positives from each of the five quantiles of the samples; as many negatives as positives in all, half of them near
     misses (texts of the nearest latents, in which this one is silent)."""
-    explained: int = 10
+    explained: Positive = 10
     """Strongest contexts that the explainer is shown; no positive overlaps them."""
-    context: int = 24
+    context: Annotated[int, Range(4)] = 24
     """Tokens of each text, cut around the firing at a random offset so that its place says nothing."""
-    seed: int = 0
+    seed: Seed = 0
     """Of every random choice."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model cannot be reached."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, count=1, per_quantile=1, explained=1, context=4)
 
     @property
     def folder(self) -> Path:
@@ -42,7 +41,7 @@ class JudgeExportConfig(EvaluateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
+class JudgeConfig(Options):
     """Ask a language model to explain features and to answer the questions of judge-export; then mark its answers.
 
     Any server with OpenAI's /v1/chat/completions will do. Answers are appended as they come: the same command continues.
@@ -60,21 +59,22 @@ class JudgeConfig:
     """Folder for explanations, answers and scores; RUN/judge/MODEL when not given."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the API key; without it none is sent."""
-    at_once: int = 5
+    at_once: Positive = 5
     """Texts in one request, all of one feature."""
-    parallel: int = 4
+    parallel: Positive = 4
     """Requests under way at once."""
-    retries: int = 5
-    """Times that a request is repeated when the server is busy, fails or answers something that cannot be read."""
-    wait: float = 1.0
-    """Seconds before the first repetition; twice as long before each further one."""
-    timeout: float = 120.0
+    retries: NotNegative = 5
+    """Times that a request is repeated when the server is busy, fails or answers something that cannot be read; 0 for
+    never."""
+    wait: Annotated[float, Range(0)] = 1.0
+    """Seconds before the first repetition; twice as long before each further one; 0 for none."""
+    timeout: Annotated[float, Range(1)] = 120.0
     """Seconds to wait for an answer."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, at_once=1, parallel=1, retries=0, wait=0, timeout=1)
+        super().__post_init__()
         if not re.fullmatch(r"https?://(\[[\w:.]+\]|[^\s/:[]+)(:\d+)?(/\S*)?", self.endpoint):
-            raise ValueError(f"endpoint is {self.endpoint!r}; it must be an address like http://127.0.0.1:8000")
+            raise Refused(f"endpoint is {self.endpoint!r}; it must be an address like http://127.0.0.1:8000")
 
     @property
     def folder(self) -> Path:
@@ -82,7 +82,7 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeScoreConfig:
+class JudgeScoreConfig(Options):
     """Mark a judge's answers against the ground truth of judge-export, beside the score of a constant answer."""
 
     run: Path

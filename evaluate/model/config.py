@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from evaluate.config import EvaluateConfig
-from store.cli import check_at_least
+from store.cli import NotNegative, Positive
+from store.errors import Refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class InterveneConfig(EvaluateConfig):
     """Text to run on."""
     file: Path | None = None
     """File with the text."""
-    ablate: tuple[int, ...] = ()
+    ablate: tuple[NotNegative, ...] = ()
     """Latents that are set to zero."""
     scale: tuple[str, ...] = ()
     """LATENT:FACTOR, like 42:2.5."""
@@ -28,37 +29,34 @@ class InterveneConfig(EvaluateConfig):
     """LATENT:ACTIVATION, held on every token but special ones; in units of the transcoder's activations."""
     keep_error: bool = False
     """Add what the transcoder misses, so that without a change the model does what it does without the transcoder."""
-    top: int = 5
+    top: Positive = 5
     """Tokens shown whose probability rises, and as many whose falls, most."""
     out: Path | None = None
     """File for the result; RUN/intervention.json when not given."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.text is None) == (self.file is None):
-            raise ValueError("give the text to run on with --text, or a file of it with --file, and not both")
+            raise Refused("give the text to run on with --text, or a file of it with --file, and not both")
         if not (self.ablate or self.scale or self.pin):
-            raise ValueError(
+            raise Refused(
                 "nothing is changed; name latents with --ablate, --scale LATENT:FACTOR or --pin LATENT:ACTIVATION"
             )
         if self.out and self.out.is_dir():
-            raise ValueError(f"out is {self.out}, a folder; name a file")
-        check_at_least(self, top=1)
+            raise Refused(f"out is {self.out}, a folder; name a file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceConfig(EvaluateConfig):
     """Rank latents by what ablating each costs the model's predictions on held-out text (delta CE). Loads the model."""
 
-    latents: tuple[int, ...] = ()
+    latents: tuple[NotNegative, ...] = ()
     """Latents to rank; --count of them when none is named."""
-    count: int = 20
+    count: Positive = 20
     """How many."""
     by: Literal["density", "activation"] = "density"
     """Which: those that fire on most of these rows, or those with the largest sum of activations."""
-    sequences: int = 8
+    sequences: Positive = 8
     """Held-out sequences; the model is restarted from the cached layer once for each latent that fires in them."""
     keep_error: bool = False
     """Add what the transcoder misses, so that latents are ablated from the model itself, not from the spliced one."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, count=1, sequences=1)
