@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
 # MODEL, LAYER, DATASET, TOKENS, STORE, RUN, DEVICE choose what to work on; ARGS passes any other option on.
+# `reads_TARGET` below lists what each target reads.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +11,47 @@ where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(
 where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE))
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
 run := $(if $(RUN),--run $(RUN))
+size := $(if $(K),--k $(K)) $(if $(D_SAE),--d-sae $(D_SAE))
+
+# The variables that each target reads. Any other on the command line is refused: make would run on with the defaults.
+of_store := MODEL LAYER STORE ARGS
+of_run := $(of_store) DEVICE RUN
+reads_harvest := $(of_store) DEVICE DATASET TOKENS SITES
+reads_plan := $(reads_harvest)
+reads_verify := $(of_store)
+reads_repair := $(of_store) DEVICE
+reads_info := $(of_store)
+reads_train := $(of_run) PRESET TOKENS K D_SAE
+reads_sweep := $(reads_train)
+reads_evaluate := $(of_run)
+reads_compare := $(of_run) BASELINE L0
+reads_features := $(of_run) BASELINE L0
+reads_analyze := $(of_run)
+reads_compare-layers := $(of_run)
+reads_intervene := $(of_run)
+reads_importance := $(of_run)
+reads_judge-export := $(of_run)
+reads_judge := RUN ENDPOINT JUDGE ARGS
+reads_browse := RESULTS ARGS
+reads_browse-export := RESULTS ARGS
+reads_demo := TOKENS
+reads_demo-more := TOKENS
+reads_demo-standin := brief TOKENS
+reads_test := ARGS
+reads_test-all := ARGS
+reads_bench-gpu := DEVICE ARGS
+reads_bench-peers := STORE ARGS
+reads_ablation := STORE ARGS
+
+goals := $(or $(MAKECMDGOALS),help)
+readable := $(sort $(foreach goal,$(goals),$(reads_$(goal))))
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unread := $(firstword $(filter-out $(readable) PYTHON VENV,$(given)))
+ifdef unread
+nearest := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
+hint := $(shell $(PYTHON) -c '$(nearest)' '$(unread)' $(readable))
+$(error make $(goals) does not read $(unread)$(if $(hint),; did you mean $(hint)?) (it reads $(or $(readable),no variable)))
+endif
 
 .PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
@@ -33,7 +75,7 @@ harvest: $(VENV)/base  ## Run the language model once: (resid_mid, mlp_out) pair
 	$(PY) -m harvest $(where) $(what) $(ARGS)
 
 plan: $(VENV)/base  ## What a harvest would take: disk, memory and time, from a measured probe
-	$(PY) -m harvest $(where) $(what) --plan $(ARGS)
+	$(PY) -m harvest plan $(where) $(what) $(ARGS)
 
 verify: $(VENV)/base  ## Compare the checksum of every shard of a store; names the damaged ones
 	$(PY) -m store verify $(where_store) $(ARGS)
@@ -44,12 +86,11 @@ repair: $(VENV)/base  ## Harvest the damaged shards of a store again, byte for b
 info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuffle, some text
 	$(PY) -m harvest info $(where_store) $(ARGS)
 
-train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards
-	$(PY) -m train $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
+	$(PY) -m train $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
 sweep: $(VENV)/base  ## Train many from one pass over the shards: K=32,64,128 D_SAE=8192,16384
-	$(PY) -m train sweep $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) \
-	  $(if $(K),--k $(K)) $(if $(D_SAE),--d-sae $(D_SAE)) $(ARGS)
+	$(PY) -m train sweep $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
 evaluate: $(VENV)/base  ## Metrics on the held-out shards
 	$(PY) -m evaluate metrics $(where) $(run) $(ARGS)

@@ -1,0 +1,52 @@
+"""Variables of make: each reaches its command, and a target refuses those that it does not read."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.child import ROOT
+
+TABLE = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+READS = {name: words.split() for name, words in re.findall(r"^reads_(\S+) := (.*)$", TABLE, re.MULTILINE)}
+"""The variables that each target says it reads."""
+assert len(READS) > 20
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    """`make -n WORDS`, which runs nothing: the targets here start no other make."""
+    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("harvest LAYERS=9", "make harvest does not read LAYERS; did you mean LAYER?"),
+        ("harvest Token=5", "make harvest does not read Token; did you mean TOKENS?"),
+        ("harvest layer=9", "make harvest does not read layer; did you mean LAYER?"),
+        ("harvest K=32", "make harvest does not read K (it reads ARGS DATASET"),
+        ("compare BASELNE=b LAYER=9", "make compare does not read BASELNE; did you mean BASELINE?"),
+        ("lint LAYER=9", "make lint does not read LAYER (it reads no variable)"),
+    ],
+)
+def test_a_variable_that_a_target_does_not_read_is_refused(words, message):
+    done = make(*words.split())
+    assert done.returncode == 2
+    assert not done.stdout
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_several_targets_read_the_variables_of_each():
+    done = make("harvest", "train", "K=32", "D_SAE=2048", "DATASET=d", "LAYER=9")
+    assert done.returncode == 0
+    assert "-m harvest --layer 9 --dataset d" in " ".join(done.stdout.split())
+    assert "-m train --layer 9 --k 32 --d-sae 2048" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("target", sorted(READS.keys() - {"demo", "demo-more", "demo-standin"}))
+def test_every_variable_that_a_target_reads_changes_what_it_runs(target):
+    for variable in READS[target]:
+        done = make(target, f"{variable}=chosen")
+        assert done.returncode == 0, done.stderr
+        assert "chosen" in done.stdout, variable
