@@ -58,7 +58,7 @@ def test_a_mistake_in_the_baseline_costs_every_winner(trained, store, mistake):
     ours = Transcoder.load(trained.run)
     config = replace(trained, trivial=False, frontier=False)
     measured = measure(config, store, [ours, MISTAKES[mistake](ours)])
-    assert measured[0].warnings == []
+    assert measured[0].warnings == ()
     assert measured[1].warnings
     comparison = name_winners(measured, store)
     assert all("not judged: it does not hold" in verdict for verdict in comparison.winners.values())
@@ -71,14 +71,14 @@ def test_views_swapped_either_way_are_noticed_without_any_label(trained, store, 
     right = changed(Transcoder.load(trained.run.parent / run), k=None)
     config = replace(trained, trivial=False, frontier=False)
     sound, wrong = measure(config, store, [right, changed(right, view=view)])
-    assert sound.warnings == []
+    assert sound.warnings == ()
     assert any("the norm's gain is applied where it must not be" in warning for warning in wrong.warnings)
 
 
 def test_the_wrong_input_tensor_is_reported_loudly(trained, store, caplog):
     ours = Transcoder.load(trained.run)
     right, wrong, *_ = measure(trained, store, [ours, changed(ours, view="raw")])
-    assert right.warnings == []
+    assert right.warnings == ()
     assert "MEASURED L0 IS" in wrong.warnings[0]
     assert any("MEASURED L0 IS" in record.message for record in caplog.records if record.levelno == logging.WARNING)
 
@@ -140,7 +140,7 @@ def test_a_run_of_another_store_may_have_seen_the_heldout_rows_in_training(train
     assert "was trained on store 00000000" in measured[1].warnings[0]
     assert all("it was trained on this store" in verdict for verdict in name_winners(measured, store).winners.values())
     elsewhere = measure(config, store, [ours, changed(ours, store_fingerprint=None)])
-    assert elsewhere[1].warnings == []
+    assert elsewhere[1].warnings == ()
 
 
 IMPOSTORS = {
