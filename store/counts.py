@@ -1,6 +1,8 @@
 """Whole numbers: as people write them (16.4M), checked, and divided up."""
 
 import re
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from store.errors import Refused
 
@@ -27,3 +29,10 @@ def ceil_div(count: int, size: int) -> int:
 def share(count: int, rank: int, world: int) -> int:
     """How many of `count` items fall to one of `world` ranks, when they are dealt out in turn."""
     return len(range(rank, count, world))
+
+
+def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None:
+    """Prefix sizes from a list of prefix sizes (they increase and end at d_sae) or group sizes (they sum to it)."""
+    if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
+        return tuple(sizes)
+    return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None

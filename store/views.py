@@ -11,8 +11,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from store.disk.remote import StorePath
+from store.names import ViewName as ViewName
 
-ViewName = Literal["raw", "rms", "normed"]
 NormKind = Literal["rms", "layernorm"]
 
 

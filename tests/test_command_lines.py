@@ -1,19 +1,17 @@
 """The dispatcher of all rooms: help, misspelt words in one line, and output that nobody reads to its end."""
 
 import contextlib
-import dataclasses
 import os
 import subprocess
 import sys
 
 import pytest
 
-from store.cli import run_command
-from store.errors import Refused
 from store.usage import values_of
+from tests import echo
 from tests.child import PATIENCE, ROOT
+from tests.command import run
 from tests.rooms import ROOMS
-from tests.test_commands import run
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -85,39 +83,18 @@ def test_the_values_of_an_option_are_those_that_were_given_last():
     assert values_of("--d", words) == []
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Echo:
-    """Print many lines."""
-
-    lines: int = 100_000
-    """How many."""
-
-
-def echo(config: Echo) -> str:
-    return "\n".join(map(str, range(config.lines)))
-
-
-def fail(config: Echo) -> str:
-    raise Refused("no")
-
-
-def main() -> None:
-    commands = {"run": (Echo, f"{__name__}:echo"), "fail": (Echo, f"{__name__}:fail")}
-    run_command("echo", commands, default="run")
-
-
 def test_the_default_command_runs_with_and_without_its_name(monkeypatch, capsys):
     for words in (["--lines", "2"], ["run", "--lines", "2"]):
         monkeypatch.setattr(sys, "argv", ["echo", *words])
-        main()
+        echo.main()
         assert capsys.readouterr().out == "0\n1\n"
     monkeypatch.setattr(sys, "argv", ["echo", "fail"])
     with pytest.raises(SystemExit, match="1"):
-        main()
+        echo.main()
     assert capsys.readouterr().err == "echo: error: no\n"
 
 
-LONG = ("-c", "from tests.test_command_lines import main; main()")
+LONG = ("-m", "tests.echo")
 
 
 def into_a_pipe(*words: str, bytes_read: int) -> tuple[int, bytes]:
@@ -147,17 +124,17 @@ def test_output_that_nobody_reads_ends_in_silence(words, bytes_read):
 
 
 def test_a_socket_that_closes_is_still_an_error(monkeypatch, capsys):
-    def broken(config: Echo) -> str:
+    def broken(config: echo.Echo) -> str:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(sys.modules[__name__], "echo", broken)
+    monkeypatch.setattr(echo, "echo", broken)
     monkeypatch.setattr(sys, "argv", ["echo"])
     with pytest.raises(SystemExit, match="1"):
-        main()
+        echo.main()
     assert capsys.readouterr().err == "echo: error: Broken pipe\n"
 
 
-@pytest.mark.parametrize("room", ["harvest", "evaluate"])
+@pytest.mark.parametrize("room", ROOMS)
 def test_help_starts_without_the_heavy_libraries(room):
     code = (
         f"import sys, {room}.__main__ as room\n"

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, cast, get_args
 from tyro.constructors import PrimitiveConstructorSpec
 
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
+from store.counts import cumulative_sizes
 from store.disk.remote import StorePath
 from store.layout import default_run, default_store
-from store.transcoders.transcoder import cumulative_sizes
-from store.views import ViewName
+from store.names import ViewName
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from store.counts import cumulative_sizes
 from store.errors import Damaged, Refused
 from store.transcoders.files import check_arrays, read_settings
-from store.transcoders.transcoder import Transcoder, TranscoderConfig, cumulative_sizes
+from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import Norm, ViewName
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoints/final.pt")

@@ -3,9 +3,8 @@
 `recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember (DESIGN of the files: FORMAT.md).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -62,13 +61,6 @@ class TranscoderConfig(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return {key: value for key, value in fields.items() if (key, value) not in OBSOLETE}
-
-
-def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None:
-    """Prefix sizes from a list of prefix sizes (they increase and end at d_sae) or group sizes (they sum to it)."""
-    if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
-        return tuple(sizes)
-    return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None
 
 
 def check_prefix_sizes(sizes: tuple[int, ...], d_sae: int) -> None:

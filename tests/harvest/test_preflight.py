@@ -12,19 +12,17 @@ from harvest.ranks import Rank
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.errors import Refused
 from tests.child import python
-from tests.harvest.test_loop import (
-    config,  # noqa: F401
-    files_of,
-)
+from tests.command import words
+from tests.harvest.making import store_files
 
 
-def words_of(config: HarvestConfig) -> list[str]:  # noqa: F811
+def words_of(config: HarvestConfig) -> list[str]:
     """The command line that stands for the options, where they are not the defaults."""
     changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
-    return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return words(**changed)
 
 
-def test_a_finished_harvest_answers_without_the_libraries_of_models_and_data_sets(config):  # noqa: F811
+def test_a_finished_harvest_answers_without_the_libraries_of_models_and_data_sets(config):
     harvest.loop.harvest(config)
     code = (
         "import sys, harvest.__main__ as room\n"
@@ -36,7 +34,7 @@ def test_a_finished_harvest_answers_without_the_libraries_of_models_and_data_set
     assert shown[1] == "[]"
 
 
-def test_a_local_data_set_is_hashed_once(config, monkeypatch):  # noqa: F811
+def test_a_local_data_set_is_hashed_once(config, monkeypatch):
     hashed = []
     original = harvest.origin.hash_file
     harvest.origin._hash_of.cache_clear()
@@ -46,7 +44,7 @@ def test_a_local_data_set_is_hashed_once(config, monkeypatch):  # noqa: F811
     assert len(hashed) == 1
 
 
-def test_a_changed_data_set_is_hashed_again(config, tmp_path):  # noqa: F811
+def test_a_changed_data_set_is_hashed_again(config, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("one")
     asked = replace(config, dataset=str(path))
@@ -55,7 +53,7 @@ def test_a_changed_data_set_is_hashed_again(config, tmp_path):  # noqa: F811
     assert harvest.origin.origin_of(asked) != before
 
 
-def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):  # noqa: F811
+def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):
     load_model, locked = harvest.loop.load_model, []
 
     def loading(*args):
@@ -70,7 +68,7 @@ def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):  
     assert not (config.directory / WRITER_LOCK).exists()
 
 
-def test_a_harvest_that_is_refused_after_locking_leaves_neither_folder_nor_lock(config, monkeypatch):  # noqa: F811
+def test_a_harvest_that_is_refused_after_locking_leaves_neither_folder_nor_lock(config, monkeypatch):
     several = replace(config, store=config.store / "a" / "b", layer=(0, 1))
 
     def refuses(*args):
@@ -83,7 +81,7 @@ def test_a_harvest_that_is_refused_after_locking_leaves_neither_folder_nor_lock(
     assert not config.store.exists()
 
 
-def test_a_second_store_that_is_busy_frees_the_first(config):  # noqa: F811
+def test_a_second_store_that_is_busy_frees_the_first(config):
     several = replace(config, layer=(0, 1))
     first, second = several.directories.values()
     second.mkdir(parents=True)
@@ -92,4 +90,4 @@ def test_a_second_store_that_is_busy_frees_the_first(config):  # noqa: F811
         pass
     lock.release()
     assert not first.exists()
-    assert files_of(second) == {}
+    assert store_files(second) == {}
