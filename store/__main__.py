@@ -1,8 +1,7 @@
 """`python -m store COMMAND`: looks after a store, without a language model."""
 
 from store.cli import Commands, run_command
-from store.config import VerifyConfig
-from store.export import ExportConfig
+from store.config import ExportConfig, VerifyConfig
 
 COMMANDS: Commands = {
     "verify": (VerifyConfig, "store.verify:verify"),

@@ -2,13 +2,9 @@
 
 import os
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
-
-from store.cli import Options, StorePathOption
+from store.config import ExportConfig
 from store.disk.files import fsync_directory, refuse_unwritable
 from store.errors import Refused
 from store.layout import default_store
@@ -23,21 +19,6 @@ ROWS = 256
 
 TOLERANCE = 1e-5
 """The largest relative difference of the outputs. Pre-activations within as much of their threshold may pass it or not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(Options):
-    """Write a finished run in the file layout of another project, read it back, and compare its outputs with the run's."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    layout: str
-    """gemma-scope-2 (Google's), saelens (sae-lens 6.54), or run (ours)."""
-    out: Path
-    """Folder to write; it must not hold anything yet."""
-    store: StorePathOption | None = None
-    """Folder or URL of the store that the run was trained on, for the norm's gain and for held-out rows; data/MODEL/layerL
-    when not given, if that is the one."""
 
 
 def export(config: ExportConfig) -> str:
