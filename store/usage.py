@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn, get_args
 
 from tyro import _errors as parse_errors  # private, hence the exact version of tyro in pyproject.toml
+from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
 from store.errors import Refused
@@ -42,14 +43,17 @@ class CommandLine:
             case parse_errors.MissingArgs(unrecognized_tokens=[_, *_] as unknown):
                 raise Misspelt(self._unknown(unknown))
             case parse_errors.MissingArgs(missing_arguments=missing):
-                flags = [each.arg.lowered.name_or_flags[0] for each in missing]
+                flags = [named(each.arg) for each in missing]
                 verb = "is" if len(flags) == 1 else "are"
                 raise Misspelt(f"{listed(flags)} {verb} missing {self._help('explains')}")
             case parse_errors.InvalidChoice(argument=argument, value=value, choices=choices):
-                wrong = f"{argument.lowered.name_or_flags[0]} {value} is not one of {', '.join(choices)}"
+                wrong = f"{named(argument)} {value} is not one of {', '.join(choices)}"
                 raise Misspelt(wrong + did_you_mean(value, choices))
             case parse_errors.BadValue(argument=argument):
-                raise Misspelt(f"{argument.lowered.name_or_flags[0]} lacks its value {self._help('explains')}")
+                unknown = [word for word in self.words if word.startswith("--") and flag_in(word) not in self._own]
+                if argument.is_positional() and unknown:  # its value was sought at an option that does not exist
+                    raise Misspelt(self._unknown(unknown))
+                raise Misspelt(f"{named(argument)} lacks its value {self._help('explains')}")
             case parse_errors.InstantiationFailure(argument=argument, message=message) if argument is not None:
                 raise Misspelt(self._unreadable(argument, message))
             case _:
@@ -63,14 +67,15 @@ class CommandLine:
         word = next((word for word in words if word.startswith("-")), words[0])
         if not word.startswith("-"):
             return f"{word!r} belongs to no option {self._help('lists')}"
-        flag = word.partition("=")[0].replace("_", "-")
+        flag = flag_in(word)
+        if flag.lstrip("-").replace("-", "_") in positionals_of(self.kind):
+            return f"{flag} is not written out: it is {self.prog} {flag.lstrip('-').upper()}"
         if flag.lstrip("-") in self.commands:
             return f"{flag} is a command: {self._of_room(flag.lstrip('-'))}"
-        own = (*flags_of(self.kind), *self.other_flags)
         owners = [name for name, kind in self.commands.items() if flag in flags_of(kind)]
         if owners:
             return f"{flag} is an option of {listed(owners, 'and')} ({self._of_room(owners[0])} --help explains it)"
-        close = nearest(flag, own)
+        close = nearest(flag, self._own)
         if close is not None:
             return f"unknown option {flag}; did you mean {close}? {self._help('lists')}"
         owner_of = {option: name for name, kind in self.commands.items() for option in flags_of(kind)}
@@ -80,8 +85,12 @@ class CommandLine:
             return f"unknown option {flag}; did you mean {close} of {owner}? ({self._of_room(owner)} --help lists them)"
         return f"unknown option {flag} {self._help('lists')}"
 
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return (*flags_of(self.kind), *self.other_flags)
+
     def _unreadable(self, argument: Any, message: str) -> str:
-        flag = argument.lowered.name_or_flags[0]
+        flag = named(argument)
         given = " ".join(values_of(flag, self.words))
         parts = leaves(argument.field.type)
         if any(isinstance(part, PrimitiveConstructorSpec) for part in parts) and not message.startswith(PYTHONS_OWN):
@@ -128,7 +137,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def flags_of(kind: type) -> list[str]:
     """The options that a config dataclass gives a command line: --d-sae, --check, --no-check."""
     flags = []
+    positional = positionals_of(kind)
     for field in fields(kind):
+        if field.name in positional:
+            continue
         name = field.name.replace("_", "-")
         flags.append(f"--{name}")
         if field.type is bool:
@@ -136,14 +148,30 @@ def flags_of(kind: type) -> list[str]:
     return flags
 
 
+def positionals_of(kind: type) -> list[str]:
+    """The fields that a command line gives without a name."""
+    return [field.name for field in fields(kind) if Positional in leaves(field.type)]
+
+
+def named(argument: Any) -> str:
+    """How a message names tyro's argument: --d-sae, or RUN where no name is written."""
+    name = argument.lowered.name_or_flags[0]
+    return name.upper() if argument.is_positional() else name
+
+
+def flag_in(word: str) -> str:
+    """The option of `--d_sae=3`, as it is spelt: --d-sae."""
+    return word.partition("=")[0].replace("_", "-")
+
+
 def values_of(flag: str, words: Sequence[str]) -> list[str]:
     """The values that a command line gives an option; those of the last time where it is given twice."""
     values: list[str] = []
     inside = False
     for word in words:
-        name, equals, value = word.partition("=")
+        _, equals, value = word.partition("=")
         if word.startswith("--"):
-            inside = name.replace("_", "-") == flag
+            inside = flag_in(word) == flag
             if inside:
                 values = [value] if equals else []
         elif inside:
