@@ -1,7 +1,7 @@
 """Writes a store: shards become visible only whole, in order, and once, so that a killed writer leaves a valid store."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,8 @@ from store.shards.manifest import (
 )
 from store.shards.reader import check_sizes
 from store.shards.ring import Ring, from_shard, load_ring, number_of, save
-from store.views import Norm, rms
-
-RMS = "resid_mid.rms"
+from store.shards.sums import added, shard_sums
+from store.views import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +179,7 @@ class StoreWriter:
         ring = load_ring(self.directory)
         sums = ring.tensors() if ring else {}
         for shard in from_shard(self.manifest, ring.deleted if ring else 0).of_split("train"):
-            sums = _added(sums, self._sums_of(shard))
+            sums = added(sums, self._sums_of(shard))
         return sums
 
     def finished(self, number: int) -> bool:
@@ -258,7 +257,7 @@ class StoreWriter:
     def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:
         entry = pending.entry
         if entry.split == "train":
-            self.sums = _added(self.sums, sums)
+            self.sums = added(self.sums, sums)
         shards = (*self.manifest.shards, entry)
         rows = sum(shard.kept for shard in shards if shard.split == "train")
         statistics = {}
@@ -274,7 +273,7 @@ class StoreWriter:
         sums = before.tensors()
         for shard in from_shard(self.manifest, before.deleted).of_split("train"):
             if number_of(shard) < trained:
-                sums = _added(sums, self._sums_of(shard))
+                sums = added(sums, self._sums_of(shard))
         deleted = max(trained, before.deleted)
         sums_kept = {name: tuple(values.tolist()) for name, values in sums.items()}
         save(self.directory, Ring(keep_shards=keep, deleted=deleted, sums=sums_kept))
@@ -289,28 +288,3 @@ class StoreWriter:
     def _replace(self, **changes: object) -> None:
         self.manifest = self.manifest.model_copy(update=changes)
         save_manifest(self.directory, self.manifest)
-
-
-def _added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: sums[key] + more[key] if key in sums else more[key] for key in more}
-
-
-def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:
-    """float64 sums and sums of squares by dimension over the kept rows, for each site and for resid_mid's rms view."""
-    sums: dict[str, Tensor] = {}
-    for site, values in sites.items():
-        _add_moments(sums, site, values[:kept], lambda block: block.double())
-    if "resid_mid" in sites:
-        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
-    return sums
-
-
-def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare: Callable[[Tensor], Tensor]) -> None:
-    total = torch.zeros(values.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for block in values.split(4096):
-        wide = prepare(block)
-        total += wide.sum(0)
-        squares += wide.square().sum(0)
-    sums["sum." + name] = total
-    sums["sum_of_squares." + name] = squares
