@@ -2,16 +2,18 @@
 
 import torch
 
+from store.errors import Refused
+
 
 def resolve_device(name: str) -> torch.device:
-    """The device named; `auto` is CUDA where there is one. ValueError for a device that this machine lacks."""
+    """The device named; `auto` is CUDA where there is one. Refused for a device that this machine lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()  # meta and its like hold no values
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); give cpu or auto") from None
+        raise Refused(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); give cpu or auto") from None
     return device
 
 

@@ -2,17 +2,18 @@
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+
+import torch
 
 from store.config import ExportConfig
 from store.disk.files import fsync_directory, refuse_unwritable
 from store.errors import Refused
 from store.layout import default_store
-
-if TYPE_CHECKING:  # `--help` starts without torch
-    from store.shards.reader import Store
-    from store.transcoders.layouts import Layout
-    from store.transcoders.transcoder import Transcoder
+from store.shards.manifest import MANIFEST, load_manifest
+from store.shards.reader import Store, open_store
+from store.transcoders.convert import to_normed, to_rms
+from store.transcoders.layouts import LAYOUTS, Layout, load_run
+from store.transcoders.transcoder import Transcoder
 
 ROWS = 256
 """Rows on which the outputs of both are compared."""
@@ -27,8 +28,6 @@ def export(config: ExportConfig) -> str:
     Refused for a layout that cannot hold the run, and for a folder that holds something. The folder appears whole, after
     its files were read back and compared, or not at all.
     """
-    from store.transcoders.layouts import load_run
-
     layout = _layout(config.layout)
     if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise Refused(f"{config.out} is not an empty folder; choose another --out")
@@ -55,10 +54,8 @@ def export(config: ExportConfig) -> str:
     return "\n".join([*lines, f"  {agreement}"])
 
 
-def _layout(name: str) -> "Layout":
+def _layout(name: str) -> Layout:
     """Refused for a layout that does not exist, or that is only read."""
-    from store.transcoders.layouts import LAYOUTS
-
     written = [each for each, layout in LAYOUTS.items() if layout.save is not None]
     if name not in LAYOUTS:
         raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}")
@@ -67,11 +64,8 @@ def _layout(name: str) -> "Layout":
     return LAYOUTS[name]
 
 
-def _store_of(config: ExportConfig, ours: "Transcoder") -> "Store | None":
+def _store_of(config: ExportConfig, ours: Transcoder) -> Store | None:
     """The store that the run was trained on. Refused when another one is given; None where the default one is not there."""
-    from store.shards.manifest import MANIFEST, load_manifest
-    from store.shards.reader import open_store
-
     trained_on = ours.config.store_fingerprint
     directory = config.store or default_store(ours.config.model, ours.config.layer)
     if config.store is None and not (directory / MANIFEST).exists():
@@ -87,13 +81,11 @@ def _store_of(config: ExportConfig, ours: "Transcoder") -> "Store | None":
     )
 
 
-def _made_for(layout: "Layout", name: str, ours: "Transcoder", store: "Store | None") -> "Transcoder":
+def _made_for(layout: Layout, name: str, ours: Transcoder, store: Store | None) -> Transcoder:
     """The run's transcoder in a view that a layout can name.
 
     Refused, with the cure, where the layout has no place for it, and where its view can only be converted with a store.
     """
-    from store.transcoders.convert import to_normed, to_rms
-
     config, holds = ours.config, layout.holds
     if holds.everything:
         return ours
@@ -120,13 +112,11 @@ def _made_for(layout: "Layout", name: str, ours: "Transcoder", store: "Store | N
     return to_normed(ours, store.norm) if config.view == "rms" else to_rms(ours, store.norm)
 
 
-def _agreement(ours: "Transcoder", again: "Transcoder", store: "Store | None") -> str:
+def _agreement(ours: Transcoder, again: Transcoder, store: Store | None) -> str:
     """How far outputs of the written files are from the run's, for people. Refused where that is more than TOLERANCE.
 
     Rows in which a pre-activation is so near its threshold that only one of the two lets it pass are left out, and counted.
     """
-    import torch
-
     if store is None:
         kind = "random rows"
         x = torch.randn(ROWS, ours.config.d_in, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""What a transcoder reads: resid_mid as stored -> one of three views of it, in float32."""
+"""Views: what a transcoder reads of resid_mid as stored, in float32: raw, rms (normalised) or normed (with gain)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from store.disk.remote import StorePath
+from store.errors import Damaged
 from store.names import ViewName as ViewName
 
 NormKind = Literal["rms", "layernorm"]
@@ -33,13 +34,11 @@ class Norm:
 
     @classmethod
     def load(cls, path: StorePath, kind: NormKind, eps: float) -> "Norm":
-        """The norm whose gain (and bias) lie in a safetensors file. ValueError when it is damaged."""
+        """The norm whose gain (and bias) lie in a safetensors file. Damaged when that cannot be read."""
         try:
             arrays = load(path.read_bytes())
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); restore it, or copy that of another store of this layer"
-            ) from None
+            raise Damaged(f"{path} is damaged ({error}); restore it, or copy that of another store of this layer") from None
         return cls(kind=kind, eps=eps, gain=arrays["gain"], bias=arrays.get("bias"))
 
 

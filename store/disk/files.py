@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from store.disk.remote import Remote, StorePath
+from store.errors import Refused
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """A full disk, and a user's full share of one."""
@@ -27,12 +28,12 @@ def hash_file(digest: xxhash.xxh3_128, path: StorePath) -> None:
 
 
 def allow_open_files(n_files: int) -> None:
-    """Raises this process's limit of open files, where it is too low. ValueError when the system does not let it."""
+    """Raises this process's limit of open files, where it is too low. Refused when the system does not allow that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = n_files + 256
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
-            raise ValueError(f"{n_files} shards need {needed} open files, the limit is {hard}; raise it with `ulimit -Hn`")
+            raise Refused(f"{n_files} shards need {needed} open files, the limit is {hard}; raise it with `ulimit -Hn`")
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
@@ -45,17 +46,21 @@ def sizes_in(directory: StorePath) -> dict[str, int]:
 
 
 def nearest_there(path: Path) -> Path:
-    """The path, or the nearest of its parents that exists, if only as a link: its disk holds what is written below."""
+    """The path, or its nearest parent that exists, if only as a link: its disk holds what is written below."""
     return next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
 
 
 def refuse_unwritable(folder: Path, kind: str, option: str) -> None:
-    """ValueError when a folder of this kind could not be made there, or written to; nothing is written to know."""
+    """Refused when a folder could not be made there, or written to. Writes nothing.
+
+    kind: what the folder would be, for the message (`run`).
+    option: what to give instead (`RUN`).
+    """
     nearest = nearest_there(folder)
     if not nearest.is_dir():
-        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is not a folder; choose another {option}")
+        raise Refused(f"{folder} cannot be a {kind}: {nearest} is not a folder; choose another {option}")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder} cannot be a {kind}: {nearest} is read-only for you; choose another {option}")
+        raise Refused(f"{folder} cannot be a {kind}: {nearest} is read-only for you; choose another {option}")
 
 
 def fsync_directory(directory: Path) -> None:

@@ -13,32 +13,40 @@ from threading import Event, Thread
 import xxhash
 
 from store.disk.remote import Remote, StorePath
+from store.errors import Busy
 
 WRITER_LOCK = "writer.lock"
 
-BEAT, SILENT = 20.0, 300.0
+BEAT = 20.0
+"""Seconds between two signs of life of a lock's holder."""
+
+SILENT = 300.0
+"""Seconds without a sign of life after which a lock of another host is taken over."""
 
 log = logging.getLogger(__name__)
 
 
 class WriterLock:
-    """Held from construction to `release`. ValueError naming the host and pid of whoever holds it already.
+    """Held from construction to `release`. Busy, naming host and pid, when another process holds it already.
 
     The kernel frees the lock when its holder dies, however it dies: a file that a dead process of this host left is
-    taken over. Not every network file system locks across hosts: one that another host left is taken over when it has
-    been silent for SILENT seconds, by the file system's own clock; its holder gives a sign of life every BEAT seconds.
+    taken over. Not every network file system locks across hosts. A file that another host left is therefore taken over
+    when it has been silent for SILENT seconds, by the file system's own clock; a holder touches its file every BEAT
+    seconds.
     """
 
     def __init__(self, path: Path, store: StorePath | None = None) -> None:
-        self.path, self.store = path, store or path.parent
+        self.path = path
+        self.store = store or path.parent
         self.descriptor = self._locked()
         released = Event()
         self._closer = weakref.finalize(self, _let_go, self.descriptor, released)
-        here, holder = socket.gethostname(), _holder(self.descriptor)
+        here = socket.gethostname()
+        holder = _holder(self.descriptor)
         silent = _age(path) if holder and holder[0] != here else SILENT
         if holder and silent < SILENT:
             self._closer()
-            raise ValueError(
+            raise Busy(
                 f"{path} says that pid {holder[1]} on {holder[0]} is writing {self.store}; wait for it. If it is gone, "
                 f"its lock ends in {SILENT - silent:.0f} s; or delete that file"
             )
@@ -62,7 +70,7 @@ class WriterLock:
             except BlockingIOError:
                 host, pid = _holder(descriptor) or ("unknown", "unknown")
                 os.close(descriptor)
-                raise ValueError(
+                raise Busy(
                     f"pid {pid} on {host} is writing {self.store}; wait for it, stop it, or choose another folder"
                 ) from None
             os.close(descriptor)  # its holder ended, and removed it, between our opening and our locking
@@ -81,13 +89,14 @@ class WriterLock:
 
 
 class RemoteLock:
-    """The same for a store at a URL: an object names host and pid; processes of one host meet at a local lock.
+    """The lock of a store at a URL: an object that names host and pid, and a local lock among the processes of this host.
 
-    Whoever holds the local lock knows that another holder on this host is gone. Nothing looks at a clock.
+    With the local lock held, an object that names this host was left by a dead process. Nothing looks at a clock.
     """
 
     def __init__(self, path: Remote) -> None:
-        self.path, here = path, socket.gethostname()
+        self.path = path
+        here = socket.gethostname()
         name = f"matryoshka-{xxhash.xxh3_64_hexdigest(path.url.encode())}.lock"
         self.local = WriterLock(Path(tempfile.gettempdir()) / name, path.parent)
         try:
@@ -99,7 +108,7 @@ class RemoteLock:
             path.create(f"{here} {os.getpid()}\n".encode())
         except FileExistsError:
             self.local.release()
-            raise ValueError(
+            raise Busy(
                 f"{path} says that a process on {self._holder()} is writing {path.parent}; wait for it, "
                 "or delete that object if the process is gone"
             ) from None
@@ -120,6 +129,7 @@ class RemoteLock:
 
 
 def lock_of(path: StorePath) -> WriterLock | RemoteLock:
+    """The lock at a path, taken. Busy when another process holds it."""
     return RemoteLock(path) if isinstance(path, Remote) else WriterLock(path)
 
 
@@ -145,7 +155,7 @@ def _age(path: Path) -> float:
 
 
 def writer_of(directory: StorePath) -> str | None:
-    """Who writes a store, as far as its lock says; None where nobody does, or who did is gone."""
+    """The process that writes a store, by its lock; None where there is no lock, or where its process is gone."""
     try:
         words = (directory / WRITER_LOCK).read_text().split()
     except FileNotFoundError:

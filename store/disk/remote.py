@@ -1,7 +1,7 @@
-"""Stores that are not on this machine's disks: the part of pathlib that stores use, over fsspec, with patience.
+"""Stores at URLs (s3://, gs://, hf://): the part of pathlib that stores use, over fsspec, with retries.
 
-An object appears whole: its upload ends, or nothing is there. Whatever can pass (throttling, a dropped connection) is
-tried again with growing pauses; what cannot (no such object, no permission) is said at once.
+An object appears whole when its upload ends. Failures that can pass (throttling, a dropped connection) are tried again
+with growing pauses; others (no such object, no permission) are raised at once.
 """
 
 import errno
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+
+from store.errors import Refused
 
 ATTEMPTS = 7
 
@@ -46,11 +48,11 @@ class Stat(NamedTuple):
 
 @cache
 def filesystem(protocol: str) -> fsspec.AbstractFileSystem:
-    """ValueError when nothing is installed that speaks the protocol."""
+    """The file system of a protocol. Refused when nothing is installed that speaks it."""
     try:
         found = fsspec.filesystem(protocol, use_listings_cache=False, **OPTIONS.get(protocol, {}))
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{protocol}:// cannot be opened ({error}); install what it names into .venv") from None
+        raise Refused(f"{protocol}:// cannot be opened ({error}); install what it names into .venv") from None
     if protocol == "s3":
         found.retries = 2  # of one part of an upload; `with_retries` does the rest
     return found
@@ -125,7 +127,9 @@ class Remote:
         return self.read_bytes().decode()
 
     def read_range(self, start: int, stop: int) -> bytes:
-        return with_retries(self, "read", lambda fs: fs.cat_file(self.path, start=start, end=stop)) if stop > start else b""
+        if stop <= start:
+            return b""
+        return with_retries(self, "read", lambda fs: fs.cat_file(self.path, start=start, end=stop))
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         assert mode == "rb"
@@ -150,9 +154,10 @@ class Remote:
                 fs.makedirs(self.parent.path, exist_ok=True)
                 fs.put_file(str(local), self.path + ".partial")
                 fs.mv(self.path + ".partial", self.path)
-            found, size = _fresh(fs, self).info(self.path)["size"], local.stat().st_size
-            if found != size:
-                raise OSError(errno.EIO, f"{found} of {size} bytes arrived")
+            arrived = _fresh(fs, self).info(self.path)["size"]
+            size = local.stat().st_size
+            if arrived != size:
+                raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
 
         with_retries(self, "written", put)
 
@@ -164,8 +169,14 @@ def _fresh(fs: fsspec.AbstractFileSystem, place: Remote) -> fsspec.AbstractFileS
 
 
 def with_retries(place: Remote, what: str, action: Callable[[fsspec.AbstractFileSystem], Any]) -> Any:
-    """What the action gives, after as many attempts as it takes. OSError naming the URL when they are used up."""
-    fs, last = filesystem(place.protocol), None
+    """The action's result, from as many attempts as it takes. OSError naming the URL when ATTEMPTS are used up.
+
+    place: the object or folder.
+    what: what the action does to it, for messages: `read`, `written`.
+    action: gets the file system.
+    """
+    fs = filesystem(place.protocol)
+    last: Exception | None = None
     for attempt in range(ATTEMPTS):
         try:
             return action(fs)

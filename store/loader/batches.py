@@ -17,6 +17,7 @@ from torch import Tensor
 
 from store.disk.files import allow_open_files
 from store.disk.remote import Remote, RemoteFile, StorePath
+from store.errors import Damaged, Refused
 from store.loader.schedule import Mix, Schedule, Window
 from store.shards.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
 from store.shards.manifest import Split
@@ -24,10 +25,10 @@ from store.shards.reader import Store
 from store.views import VIEWS, ViewName
 
 READERS = min(4, os.cpu_count() or 1)
-"""Threads that read: disks are fastest with several requests at once, the page cache with no more than there are cores."""
+"""Threads that read. Disks are fastest with several requests at once, the page cache with one a core."""
 
 REMOTE_READERS = 16
-"""The same for stores at a URL, where a request waits for the network."""
+"""Threads that read a store at a URL, where a request waits for the network."""
 
 Sites = tuple[Tensor, ...]
 
@@ -49,7 +50,8 @@ class Reader:
     """Fills host buffers with pieces of shards; threads may call it at once."""
 
     def __init__(self, stores: tuple[Store, Store], split: Split, sites: tuple[str, str]) -> None:
-        self.stores, self.sites = stores, sites
+        self.stores = stores
+        self.sites = sites
         self.shards = [store.manifest.of_split(split) for store in stores]
         self.kept = [shard.kept for shard in self.shards[0]]
         self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
@@ -61,8 +63,13 @@ class Reader:
         allow_open_files(sum(map(len, self.shards)))
 
     def fill(self, window: Window, pieces: slice, buffers: Sequence[memoryview]) -> None:
-        """Reads some pieces of a window to their places. ValueError naming the shard that is gone or damaged."""
-        shard, ends = window.shard[pieces], np.cumsum(window.rows)[pieces]
+        """Reads some pieces of a window to their places. Damaged naming a shard that is gone or cannot be read.
+
+        pieces: which of the window's.
+        buffers: memory for the whole window, one a site.
+        """
+        shard = window.shard[pieces]
+        ends = np.cumsum(window.rows)[pieces]
         starts = ends - window.rows[pieces]
         for side, (row_bytes, buffer) in enumerate(zip(self.row_bytes, buffers, strict=True)):
             reads = zip(shard.tolist(), window.first[pieces].tolist(), starts.tolist(), ends.tolist(), strict=True)
@@ -75,7 +82,7 @@ class Reader:
             read_rows(*place, first, into)
         except (OSError, EOFError, ValueError) as error:
             path = self.stores[side].directory / self.shards[side][number].name
-            raise ValueError(
+            raise Damaged(
                 f"{path} cannot be read at row {first} ({error!r}); run `make repair`, or restore it from a copy"
             ) from None
 
@@ -111,15 +118,21 @@ def batches(
     shuffle: bool = True,
     mix: Mix | None = None,
 ) -> Generator[Batch, None, None]:
-    """Batches of `rows` rows (per rank) from row `cursor` of the stream on; endless without `stop`.
+    """Batches of `rows` rows (per rank) of the stream, endless without `stop`. Refused when the split has no rows.
 
-    With `stop` (a row of the stream) the last batch may be shorter. Memory is two windows, at most `2 * WINDOW_BYTES`
-    whatever the size of the store; on CUDA that much of pinned memory, and as much on the device. Every rank reads all
-    windows, and serves its own rows of them. Of a pair of stores the second site is read from the target's. ValueError
-    when the split has no rows.
+    store: of a pair the second site is read from the target's store.
+    view: of resid_mid, where that is the first site.
+    sites: the source and the target.
+    device: where batches lie.
+    cursor, stop: rows of the stream at which it begins and ends; the last batch before `stop` may be shorter.
+    rank, world: every rank reads all windows, and serves its own rows of them.
+    seed, shuffle, mix: the order (schedule.py).
+
+    Memory is two windows, at most `2 * WINDOW_BYTES` whatever the size of the store; on CUDA that much of pinned memory,
+    and as much on the device.
     """
     if not store.manifest.n_rows(split):
-        raise ValueError(f"{store.directory} has no {split} rows yet; harvest more tokens")
+        raise Refused(f"{store.directory} has no {split} rows yet; harvest more tokens")
     reader = Reader((store, store.target_side), split, sites)
     schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
     windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop)
@@ -128,7 +141,8 @@ def batches(
         position = cursor
         while stop is None or position < stop:
             end = position + rows * world if stop is None else min(stop, position + rows * world)
-            first, last = (min(end, position + number * rows) for number in (rank, rank + 1))
+            first = min(end, position + rank * rows)
+            last = min(end, position + (rank + 1) * rows)
             source, target = windows.rows(first, last)
             yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
             position = end
@@ -143,7 +157,8 @@ class Windows:
         self, reader: Reader, schedule: Schedule, dtype: torch.dtype, device: torch.device, start: int, stop: int | None
     ) -> None:
         self.slots = [_Slot(reader, schedule.largest_window, dtype, device) for _ in range(2)]
-        self.upcoming, self.stop = schedule.windows(start), stop
+        self.upcoming = schedule.windows(start)
+        self.stop = stop
         self.reader = reader
         self.n_readers = REMOTE_READERS if isinstance(reader.stores[0].directory, Remote) else READERS
         self.readers = ThreadPoolExecutor(max_workers=self.n_readers, thread_name_prefix="reader")
@@ -154,7 +169,7 @@ class Windows:
             self._read_ahead(slot)
 
     def take(self, first: int, last: int) -> Iterator[tuple[Sites, Index]]:
-        """Where rows first..last of the stream are held; each part is valid until the next is asked for."""
+        """The memory and the index of rows first..last of the stream; each part is valid until the next is asked for."""
         while first < last:
             slot, window, order = self._holding(first)
             end = min(last, window.stop)
@@ -213,13 +228,13 @@ class _Slot:
         self.memory = [bytes_of(site) for site in self.host]
         self.held = tuple(torch.empty_like(site, device=device) for site in self.host) if cuda else self.host
         self.device = device
-        self.stream, self.copied, self.free = (
-            (torch.cuda.Stream(device), torch.cuda.Event(), torch.cuda.Event()) if cuda else (None, None, None)
-        )
+        self.stream = torch.cuda.Stream(device) if cuda else None
+        self.copied = torch.cuda.Event() if cuda else None
+        self.free = torch.cuda.Event() if cuda else None
 
     def copy(self, rows: int, order: Tensor | None) -> Tensor | None:
-        """Copies the first rows to the device, once what was there has been served, and their order beside them: on a
-        stream of its own, so that only the thread that reads ahead waits."""
+        """Copies the first `rows` rows and their order to the device on a side stream, after the previous window has been
+        served. Only the read-ahead thread blocks."""
         if self.stream is not None and self.free is not None:
             with torch.cuda.stream(self.stream):
                 self.stream.wait_event(self.free)
@@ -231,9 +246,11 @@ class _Slot:
         return order
 
     def ready(self) -> None:
+        """Lets the current stream wait for the copy."""
         if self.copied is not None:
             torch.cuda.current_stream(self.device).wait_event(self.copied)
 
     def served(self) -> None:
+        """Marks the point of the current stream after which the memory may be overwritten."""
         if self.free is not None:
             torch.cuda.current_stream(self.device).record_event(self.free)

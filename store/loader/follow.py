@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 
 from store.disk.remote import StorePath
+from store.errors import Refused
 from store.loader.batches import Batch, Reader, Windows
 from store.loader.schedule import Mix, Schedule
 from store.shards.manifest import ShardEntry, load_manifest
@@ -44,7 +45,7 @@ class Ledger:
         return self.ends[-1] if self.ends else 0
 
     def holding(self, row: int) -> int:
-        """Which of the training shards (counted from 0) has this row of the stream."""
+        """The training shard, counted from 0, that has this row of the stream."""
         return bisect_right(self.ends, row)
 
     def trained(self, position: int) -> int:
@@ -58,32 +59,46 @@ class Ledger:
         """Training shard, first row and end row in it, of each part of rows first..last of the stream."""
         while first < last:
             shard = self.holding(first)
-            begins, end = self.ends[shard] - self.shards[shard].kept, min(last, self.ends[shard])
+            begins = self.ends[shard] - self.shards[shard].kept
+            end = min(last, self.ends[shard])
             yield shard, first - begins, end - begins
             first = end
 
     def open(self, shard: int) -> Store:
-        """The store, with that of the target, of one training shard alone."""
+        """The source's store as if it had this training shard alone, with the target's likewise."""
         name = self.shards[shard].name
         source, *target = (only(open_store(directory), name) for directory in self.directories)
         return replace(source, target=target[0]) if target else source
 
 
 def only(store: Store, name: str) -> Store:
-    """A store as if it had this one shard. ValueError when it has not, or has it no longer."""
+    """A store as if it had this one shard. Refused when it has not, or has it no longer."""
     entries = tuple(entry for entry in store.manifest.shards if entry.name == name)
     if not entries:
-        raise ValueError(f"{store.directory} no longer has {name}: it was deleted after another run had trained on it")
+        raise Refused(f"{store.directory} no longer has {name}: it was deleted after another run had trained on it")
     return replace(store, manifest=store.manifest.model_copy(update={"shards": entries}))
 
 
 def follow(
-    ledger: Ledger, rows: int, *, view: ViewName, sites: tuple[str, str], device: torch.device, cursor: int, stop: int,
-    wait: Callable[[int], None], rank: int = 0, world: int = 1,
-) -> Generator[Batch, None, None]:  # fmt: skip
-    """Batches of `rows` rows (per rank) of the stream, in order; ends before `stop` when the text ended.
+    ledger: Ledger,
+    rows: int,
+    *,
+    view: ViewName,
+    sites: tuple[str, str],
+    device: torch.device,
+    cursor: int,
+    stop: int,
+    wait: Callable[[int], None],
+    rank: int = 0,
+    world: int = 1,
+) -> Generator[Batch, None, None]:
+    """Batches of `rows` rows (per rank) of the stream, in order.
 
-    `wait(position)` is called as long as the batch that begins there is not whole yet; it sleeps, and may raise.
+    ledger: the shards that there are so far; looked at again while a batch is not whole.
+    view, sites: what is read: the view of the first site, and the second site as the target.
+    cursor, stop: the first row of the stream, and the row to end at; the stream ends before when the text does.
+    wait: called with the position of a batch as long as that is not whole yet; it sleeps, and may raise.
+    rank, world: which of how many processes this is; each gets rows of its own.
     """
     opened: dict[int, tuple[Windows, Store]] = {}
     try:
@@ -102,13 +117,18 @@ def follow(
 
 
 def _batch(
-    ledger: Ledger, opened: dict[int, tuple[Windows, Store]], rows: tuple[int, int], sites: tuple[str, str],
-    view: ViewName, device: torch.device, cursor: int,
-) -> Batch:  # fmt: skip
-    """One batch; opens the shards that it needs and closes those that no later one does."""
+    ledger: Ledger,
+    opened: dict[int, tuple[Windows, Store]],
+    rows: tuple[int, int],
+    sites: tuple[str, str],
+    view: ViewName,
+    device: torch.device,
+    cursor: int,
+) -> Batch:
+    """One batch; opens the shards that it needs and closes those that no later batch does."""
     for passed in [shard for shard in opened if shard < ledger.holding(rows[0])]:
         opened.pop(passed)[0].close()
-    found: list[list[torch.Tensor]] = []
+    parts: list[list[torch.Tensor]] = []
     norm = None
     for shard, first, last in ledger.parts(*rows):
         if shard not in opened:
@@ -116,8 +136,8 @@ def _batch(
             opened[shard] = _windows(alone, sites, device, first), alone
         windows, store = opened[shard]
         norm = store.norm.to(device)
-        found.append(windows.rows(first, last))
-    source, target = (torch.cat(parts) for parts in zip(*found, strict=True))
+        parts.append(windows.rows(first, last))
+    source, target = (torch.cat(of_site) for of_site in zip(*parts, strict=True))
     assert norm is not None
     return Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=cursor)
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from store.counts import ceil_div
+
 PIECE_BYTES = 1 << 23
-"""Bytes of a site that are read at a time, where windows have room for as much of every shard: each window costs its
-threads a wake-up, which less would not repay."""
+"""Target size of one read, per shard and site. Smaller reads do not pay for waking the reader threads."""
 
 LEAST_PIECE_BYTES = 1 << 17
-"""Smaller reads than this lose speed: with more shards than fit, a window has pieces of some of them only."""
+"""Smallest size of one read. With more shards than fit into a window, a window has pieces of some of them only."""
 
 WINDOW_BYTES = 1 << 29
 """The most that a window takes, both sites together; the loader holds two."""
@@ -31,9 +32,13 @@ class Mix:
 
     @classmethod
     def of(cls, n_shards: int, row_bytes: Sequence[int]) -> "Mix":
-        """The mix for rows of these sizes, one for each site read: as small a window as mixes all shards, within bounds."""
+        """The smallest window that mixes all shards, within the bounds above.
+
+        row_bytes: bytes of a row of each site that is read.
+        """
         most = max(1, WINDOW_BYTES // sum(row_bytes))
-        least, wanted = (max(1, size // max(row_bytes)) for size in (LEAST_PIECE_BYTES, PIECE_BYTES))
+        least = max(1, LEAST_PIECE_BYTES // max(row_bytes))
+        wanted = max(1, PIECE_BYTES // max(row_bytes))
         piece = min(most, max(least, min(wanted, most // n_shards)))
         return cls(piece_rows=piece, window_rows=min(most, n_shards * piece))
 
@@ -45,11 +50,13 @@ class Window:
     start: int
     """Row of the stream with which it begins."""
     shard: np.ndarray
-    """Of each piece; likewise the next two."""
+    """int64 [pieces]: the shard of each piece."""
     first: np.ndarray
+    """int64 [pieces]: the first row of each piece in its shard."""
     rows: np.ndarray
+    """int64 [pieces]: the rows of each piece."""
     order: np.ndarray | None
-    """Place in the window of each row served; None where that is the order of the places."""
+    """int64 [rows]: the place in the window of each row, in the order served; None for the order of the places."""
 
     @property
     def stop(self) -> int:
@@ -57,24 +64,28 @@ class Window:
 
 
 class Schedule:
-    """The endless stream of rows: epoch after epoch, every one of the `kept` rows of each shard once in each.
+    """The endless stream of rows: every row of every shard once an epoch. Memory grows with the number of shards alone.
 
-    With `shuffle=False` rows come as they lie on disk. Takes memory in proportion to the number of shards alone.
+    kept: rows of each shard.
+    seed: decides the order, together with the epoch.
+    mix: sizes of pieces and windows.
+    shuffle: False leaves rows in the order on disk.
     """
 
     def __init__(self, kept: Sequence[int], seed: int, mix: Mix, shuffle: bool = True) -> None:
         self.kept = np.asarray(kept, dtype=np.int64)
         self.n_rows = int(self.kept.sum())
-        self.seed, self.shuffle = seed, shuffle
-        self.groups = -(-len(self.kept) * mix.piece_rows // mix.window_rows) if shuffle else 1
-        self.cuts = max(1, -(-self.n_rows // (mix.window_rows * self.groups)))
+        self.seed = seed
+        self.shuffle = shuffle
+        self.groups = ceil_div(len(self.kept) * mix.piece_rows, mix.window_rows) if shuffle else 1
+        self.cuts = max(1, ceil_div(self.n_rows, mix.window_rows * self.groups))
 
     @property
     def largest_window(self) -> int:
         """Rows that the largest window can have."""
         if not self.shuffle:
-            return -(-self.n_rows // self.cuts)
-        return -(-len(self.kept) // self.groups) * int(-(-self.kept.max() // self.cuts))
+            return ceil_div(self.n_rows, self.cuts)
+        return ceil_div(len(self.kept), self.groups) * ceil_div(int(self.kept.max()), self.cuts)
 
     def windows(self, start: int) -> Iterator[Window]:
         """The windows from the one that holds row `start` of the stream on, without end."""
@@ -84,7 +95,10 @@ class Schedule:
             for window in self._of_cut(epoch, cut):
                 if window.stop > max(start, window.start):
                     yield window
-            epoch, cut = (epoch, cut + 1) if cut + 1 < self.cuts else (epoch + 1, 0)
+            cut += 1
+            if cut == self.cuts:
+                epoch += 1
+                cut = 0
 
     def _before(self, cut: int) -> np.ndarray:
         """Rows of each shard that come before a cut of the epoch."""
@@ -95,7 +109,8 @@ class Schedule:
         return np.clip(self.n_rows * cut // self.cuts - begins, 0, self.kept)
 
     def _of_cut(self, epoch: int, cut: int) -> Iterator[Window]:
-        before, after = self._before(cut), self._before(cut + 1)
+        before = self._before(cut)
+        after = self._before(cut + 1)
         start = epoch * self.n_rows + int(before.sum())
         for number, shards in enumerate(self._shards_of(epoch, cut)):
             shard, first, rows = self._pieces(epoch, shards, before[shards], after[shards] - before[shards])

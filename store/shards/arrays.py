@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from store.counts import ceil_div
 from store.disk.remote import Remote, RemoteFile, StorePath
+from store.errors import Damaged
 
 CRC_BYTES = 4
 """A CRC32C that follows each chunk."""
@@ -91,37 +93,43 @@ def read_array(path: StorePath, place: ArrayPlace) -> Tensor:
 
 
 def read_rows(file: LocalFile | RemoteFile, place: ArrayPlace, first: int, into: memoryview) -> None:
-    """Fills the buffer with rows, from `first` on. EOFError or ValueError when the file is cut short or damaged."""
-    row_bytes, chunks = place.row_bytes, place.chunks
+    """Fills the buffer with rows, from `first` on. EOFError when the file is cut short, Damaged when bytes changed.
+
+    place: the array in the file.
+    into: as many bytes as the rows wanted have.
+    """
+    row_bytes = place.row_bytes
+    chunks = place.chunks
     if chunks is None:
         file.read(into, place.offset + first * row_bytes)
         return
     stop = first + len(into) // row_bytes if row_bytes else first
-    numbers = range(first // chunks.rows, -(-stop // chunks.rows))
-    found = None if chunks.decode is None else _decoded(file, place, chunks, numbers)
+    numbers = range(first // chunks.rows, ceil_div(stop, chunks.rows))
+    decoded = None if chunks.decode is None else _decoded(file, place, chunks, numbers)
     for number in numbers:
         start = number * chunks.rows
         low, high = max(first, start), min(stop, start + chunks.rows)
         part = into[(low - first) * row_bytes : (high - first) * row_bytes]
-        if found is None:
+        if decoded is None:
             stride = chunks.rows * row_bytes + CRC_BYTES
             file.read(part, place.offset + number * stride + (low - start) * row_bytes)
         else:
-            part[:] = memoryview(next(found))[(low - start) * row_bytes : (high - start) * row_bytes]
+            part[:] = memoryview(next(decoded))[(low - start) * row_bytes : (high - start) * row_bytes]
 
 
 def _decoded(file: LocalFile | RemoteFile, place: ArrayPlace, chunks: Chunks, numbers: range):
     """The decompressed bytes of neighbouring chunks, which are read at once."""
     index = np.empty((len(numbers), 2), dtype="<u8")
     file.read(index.data.cast("B"), chunks.index_offset + INDEX_BYTES * numbers.start)
-    begins, ends = index[:, 0], index.sum(1)
+    begins = index[:, 0]
+    ends = index.sum(1)
     if not (np.array_equal(begins[1:], ends[:-1]) and place.offset + int(ends[-1]) <= chunks.index_offset):
-        raise ValueError("its index of chunks is damaged")
+        raise Damaged("its index of chunks is damaged")
     raw = memoryview(bytearray(int(ends[-1] - begins[0])))
     file.read(raw, place.offset + int(begins[0]))
     assert chunks.decode is not None
     for begin, end in zip((begins - begins[0]).tolist(), (ends - begins[0]).tolist(), strict=True):
         chunk = bytes(raw[begin : end - CRC_BYTES])
         if google_crc32c.value(chunk) != int.from_bytes(raw[end - CRC_BYTES : end], "little"):
-            raise ValueError("a chunk has another CRC32C: its bytes changed on disk")
+            raise Damaged("a chunk has another CRC32C: its bytes changed on disk")
         yield chunks.decode(chunk)

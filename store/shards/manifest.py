@@ -1,4 +1,4 @@
-"""The manifest: what a store holds and how it was made; replaced atomically, refused when it does not fit its schema."""
+"""The manifest: what a store holds and how it was made. Replaced atomically, and checked against its schema when read."""
 
 import json
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from store.disk.files import write_text
 from store.disk.remote import StorePath
+from store.errors import Damaged, Refused
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,10 @@ class Manifest(_Strict):
 
 
 class Pending(_Strict):
-    """A shard that is whole on disk, beside it, until the manifest reaches its number."""
+    """Entry of a finished shard that cannot be listed yet because shards with smaller numbers are missing.
+
+    Stored beside the shard.
+    """
 
     fingerprint: str
     widths: dict[str, int]
@@ -171,20 +175,20 @@ def save_manifest(directory: StorePath, manifest: Manifest) -> None:
 
 
 def load_manifest(directory: StorePath) -> Manifest:
-    """The manifest of a store. ValueError when there is none, or when it is damaged or of another version."""
+    """The manifest of a store. Refused where there is none, Damaged when it does not fit its schema or was edited."""
     path = directory / MANIFEST
     if not path.exists():
-        raise ValueError(f"{directory} is not an activation store: it has no {MANIFEST}; make one with `make harvest`")
+        raise Refused(f"{directory} is not an activation store: it has no {MANIFEST}; make one with `make harvest`")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(
+        raise Damaged(
             f"{path} does not fit format {FORMAT_VERSION} at {where}: {first['msg']}; {cure_of_manifest(directory)}"
         ) from None
     if manifest.fingerprint != manifest.recipe.fingerprint:
-        raise ValueError(
+        raise Damaged(
             f"{path} was edited: its recipe hashes to {manifest.recipe.fingerprint}, "
             f"its fingerprint says {manifest.fingerprint}; {cure_of_manifest(directory)}"
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from store.disk.remote import StorePath
+from store.errors import Refused
 from store.shards.manifest import Split
 from store.shards.reader import Store, open_store
 
@@ -11,12 +12,13 @@ from store.shards.reader import Store, open_store
 def open_pair(source: StorePath, target: StorePath | None) -> Store:
     """The source's store with the target's beside it; the source's alone without a target.
 
-    ValueError, with both fingerprints, when they were not harvested together, or not as far as each other.
+    Refused, with both fingerprints, when they were not harvested together, or not as far as each other.
     """
     return open_store(source) if target is None else paired(open_store(source), open_store(target))
 
 
 def paired(source: Store, target: Store) -> Store:
+    """The source's store with the target's beside it. Refused unless both hold the same tokens, row by row."""
     for split in ("train", "heldout"):
         check_same_rows(source, target, split)
     return replace(source, target=target)
@@ -33,16 +35,18 @@ def in_common(stores: Sequence[Store]) -> list[Store]:
 
 
 def check_same_rows(store: Store, other: Store, split: Split) -> None:
-    """ValueError unless two stores hold the same tokens, row by row: harvested together, as far as each other."""
-    mine, theirs = store.manifest, other.manifest
+    """Refused unless two stores hold the same tokens, row by row: harvested together, as far as each other."""
+    mine = store.manifest
+    theirs = other.manifest
     if mine.recipe.stream != theirs.recipe.stream:
-        raise ValueError(
+        raise Refused(
             f"{store.directory} (fingerprint {store.fingerprint}) and {other.directory} (fingerprint {other.fingerprint}) "
             f"were not harvested together: {mine.recipe.differences(theirs.recipe)}; give two layers of one harvest"
         )
-    ranges = [[(s.first_document, s.next_document, s.kept) for s in m.of_split(split)] for m in (mine, theirs)]
-    if ranges[0] != ranges[1]:
-        raise ValueError(
-            f"{store.directory} has {len(ranges[0])} {split} shards and {other.directory} {len(ranges[1])}, "
+    my_shards = [(shard.first_document, shard.next_document, shard.kept) for shard in mine.of_split(split)]
+    their_shards = [(shard.first_document, shard.next_document, shard.kept) for shard in theirs.of_split(split)]
+    if my_shards != their_shards:
+        raise Refused(
+            f"{store.directory} has {len(my_shards)} {split} shards and {other.directory} {len(their_shards)}, "
             "or their tokens differ; harvest both layers to the same TOKENS"
         )

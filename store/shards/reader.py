@@ -1,4 +1,4 @@
-"""Reading a store: manifest, norm, single arrays, checksums. The fast path for training is batches.py."""
+"""Opens a store and reads its manifest, norm and single arrays; compares checksums. Training reads by store/loader."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from store.disk.files import hash_file, sizes_in
 from store.disk.remote import StorePath, parse_store_path
+from store.errors import Damaged, Refused
 from store.shards.arrays import ArrayPlace, read_array
 from store.shards.formats import FORMATS
 from store.shards.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
@@ -35,7 +36,7 @@ class Store:
         return self.manifest.fingerprint
 
     def places(self, shard: ShardEntry) -> dict[str, ArrayPlace]:
-        """Where the arrays of a shard lie, by name. ValueError when its header is damaged."""
+        """Where the arrays of a shard lie, by name. Damaged when its header is."""
         return FORMATS[self.manifest.recipe.format].places(self.directory / shard.name)
 
     def array(self, shard: ShardEntry, name: str) -> Tensor:
@@ -43,24 +44,24 @@ class Store:
 
 
 def open_store(directory: StorePath | str) -> Store:
-    """The store in a directory. ValueError naming the shard when one is missing or has another size than recorded."""
+    """The store in a directory. Refused where there is none; Damaged when a shard is missing or of another size."""
     directory = parse_store_path(directory) if isinstance(directory, str) else directory
     manifest = present(directory, load_manifest(directory))
     if not manifest.shards:
-        raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
+        raise Refused(f"{directory} has no finished shard yet; run `make harvest` until it has")
     check_sizes(directory, manifest)
     norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
     return Store(directory=directory, manifest=manifest, norm=norm)
 
 
 def check_sizes(directory: StorePath, manifest: Manifest) -> None:
-    """ValueError naming the first shard that is missing or has another size than recorded; a ring's deleted ones may be."""
+    """Damaged naming the first shard that is missing or has another size than recorded, but for deleted ones of a ring."""
     sizes = sizes_in(directory)
     for shard in present(directory, manifest).shards:
         size = sizes.get(shard.name)
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise ValueError(f"{directory / shard.name} {found}, the manifest says {shard.bytes}; {_CURE}")
+            raise Damaged(f"{directory / shard.name} {found}, the manifest says {shard.bytes}; {_CURE}")
 
 
 _CURE = "run `make repair` to harvest damaged shards again, or restore them from a copy"
@@ -78,12 +79,12 @@ def find_damage(directory: StorePath, manifest: Manifest, split: Split | None = 
     ):
 
         def check(shard: ShardEntry) -> str | None:
-            found = _damage_of(directory / shard.name, shard)
+            damage = _damage_of(directory / shard.name, shard)
             bar.update(shard.bytes)
-            return found
+            return damage
 
-        found = zip(shards, pool.map(check, shards), strict=True)
-        return {shard.name: damage for shard, damage in found if damage is not None}
+        checked = zip(shards, pool.map(check, shards), strict=True)
+        return {shard.name: damage for shard, damage in checked if damage is not None}
 
 
 def _damage_of(path: StorePath, shard: ShardEntry) -> str | None:
@@ -98,10 +99,10 @@ def _damage_of(path: StorePath, shard: ShardEntry) -> str | None:
 
 
 def check_shards(store: Store, split: Split | None = None) -> None:
-    """ValueError naming every damaged shard and its damage."""
+    """Damaged naming every damaged shard and its damage."""
     if store.target is not None:
         check_shards(store.target, split)
     damage = find_damage(store.directory, store.manifest, split)
     if damage:
         named = "; ".join(f"{name} {what}" for name, what in damage.items())
-        raise ValueError(f"{store.directory} is damaged: {named}; {_CURE}")
+        raise Damaged(f"{store.directory} is damaged: {named}; {_CURE}")

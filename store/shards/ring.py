@@ -10,6 +10,7 @@ from torch import Tensor
 
 from store.disk.files import write_text
 from store.disk.remote import StorePath
+from store.errors import Damaged
 from store.shards.manifest import Manifest, Recipe, ShardEntry
 
 RING, TRAINED = "ring.json", "trained.json"
@@ -58,7 +59,7 @@ def _load(path: StorePath, kind):
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged ({error.errors()[0]['msg']}); restore it, or delete the store") from None
+        raise Damaged(f"{path} is damaged ({error.errors()[0]['msg']}); restore it, or delete the store") from None
 
 
 def save(directory: StorePath, state: Ring | Trained) -> None:
@@ -70,7 +71,10 @@ def number_of(shard: ShardEntry) -> int:
 
 
 def present(directory: StorePath, manifest: Manifest) -> Manifest:
-    """The manifest without the training shards that the harvester has deleted, or may delete at any moment."""
+    """The manifest without the training shards that the harvester has deleted, or may delete at any moment.
+
+    Damaged when ring.json or trained.json cannot be read.
+    """
     ring = load_ring(directory)
     if ring is None:
         return manifest

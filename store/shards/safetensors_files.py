@@ -11,6 +11,7 @@ import xxhash
 from torch import Tensor
 
 from store.disk.remote import StorePath
+from store.errors import Damaged
 from store.shards.arrays import ArrayPlace, bytes_of
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I32": torch.int32}
@@ -21,10 +22,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def write_safetensors(path: Path, arrays: dict[str, Tensor]) -> tuple[int, str]:
     """Bytes and XXH3-128 of the safetensors file written and flushed to disk. OSError when the disk is full.
 
-    Written by hand, not by the library, for three things: the checksum is taken while writing, the space is reserved
-    before the first byte (a full disk shows at once), and arrays keep the order given.
+    Not written by the safetensors library, for three reasons: the checksum is taken while writing, the space is reserved
+    before the first byte (so that a full disk shows at once), and arrays keep the order given.
     """
-    header, offset = {}, 0
+    header = {}
+    offset = 0
     for name, array in arrays.items():
         end = offset + array.numel() * array.element_size()
         header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
@@ -32,7 +34,8 @@ def write_safetensors(path: Path, arrays: dict[str, Tensor]) -> tuple[int, str]:
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-(8 + len(head)) % 64)  # rows begin at a cache line
     head = struct.pack("<Q", len(head)) + head
-    digest, total = xxhash.xxh3_128(), len(head) + offset
+    digest = xxhash.xxh3_128()
+    total = len(head) + offset
     with path.open("wb") as file:
         reserve(file.fileno(), total)
         for block in (head, *(bytes_of(a.contiguous()) for a in arrays.values())):
@@ -53,13 +56,13 @@ def reserve(descriptor: int, n_bytes: int) -> None:
 
 
 def safetensors_places(path: StorePath) -> dict[str, ArrayPlace]:
-    """Each array's place. ValueError naming the file when its header is damaged or it is shorter than it says."""
+    """Each array's place. Damaged naming the file when its header is, or when it is shorter than the header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 0 < length <= size - 8:
-            raise ValueError(f"{path} is truncated: {size} bytes do not hold its header")
+            raise Damaged(f"{path} is truncated: {size} bytes do not hold its header")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
@@ -70,8 +73,8 @@ def safetensors_places(path: StorePath) -> dict[str, ArrayPlace]:
                 for name, item in header.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} has a damaged header ({error})") from None
+            raise Damaged(f"{path} has a damaged header ({error})") from None
     end = max((place.offset + place.n_bytes for place in places.values()), default=0)
     if end > size:
-        raise ValueError(f"{path} is truncated: it has {size} bytes and its header promises {end}")
+        raise Damaged(f"{path} is truncated: it has {size} bytes and its header promises {end}")
     return places

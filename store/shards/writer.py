@@ -1,4 +1,4 @@
-"""Writing a store: shards become visible only whole, in order, and once; a killed writer leaves a valid store."""
+"""Writes a store: shards become visible only whole, in order, and once, so that a killed writer leaves a valid store."""
 
 import re
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from store.disk.files import appearing_whole, refuse_unwritable, write_tensors, write_text
 from store.disk.lock import WRITER_LOCK, RemoteLock, WriterLock, lock_of
 from store.disk.remote import StorePath
+from store.errors import Damaged, Refused
 from store.shards.arrays import read_array
 from store.shards.formats import FORMATS, writer_for
 from store.shards.manifest import (
@@ -30,9 +31,8 @@ from store.shards.manifest import (
 )
 from store.shards.reader import check_sizes
 from store.shards.ring import Ring, from_shard, load_ring, number_of, save
-from store.views import Norm, rms
-
-RMS = "resid_mid.rms"
+from store.shards.sums import added, shard_sums
+from store.views import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,14 @@ class StoreWriter:
     """Appends shards to a store, continuing one that the same recipe began; the only writer of its rank.
 
     Of several processes, each publishes shards of its own numbers (number mod world is its rank), and rank 0 enters them
-    in the manifest in order. ValueError when the directory holds a store of another recipe (both are shown), or when
-    another process is writing it. A lock that `lock_for_writing` has given is the writer's from then on.
+    in the manifest in order. Refused when the directory holds a store of another recipe (both are shown), Busy when
+    another process is writing it.
+
+    directory: of the store; made where it is missing.
+    recipe: decides the numbers.
+    norm: goes to norm.safetensors, and into the statistics of the rms view.
+    rank, world: which of how many processes this is.
+    lock: from `lock_for_writing`, and the writer's from then on; taken here where it is not given.
     """
 
     def __init__(
@@ -101,8 +107,13 @@ class StoreWriter:
         world: int = 1,
         lock: WriterLock | RemoteLock | None = None,
     ) -> None:
-        self.directory, self.recipe, self.norm, self.rank, self.world = directory, recipe, norm, rank, world
-        self.format, self.write = FORMATS[recipe.format], writer_for(recipe.format)
+        self.directory = directory
+        self.recipe = recipe
+        self.norm = norm
+        self.rank = rank
+        self.world = world
+        self.format = FORMATS[recipe.format]
+        self.write = writer_for(recipe.format)
         directory.mkdir(parents=True, exist_ok=True)
         self.lock = lock or lock_of(_lock_path(directory, rank))
         try:
@@ -122,10 +133,12 @@ class StoreWriter:
         self.lock.release()
 
     def _open_or_create(self) -> Manifest:
-        directory, recipe, norm = self.directory, self.recipe, self.norm
+        directory = self.directory
+        recipe = self.recipe
+        norm = self.norm
         if (directory / MANIFEST).exists() and holds_shards(directory, manifest := load_manifest(directory)):
             if manifest.recipe != recipe:
-                raise ValueError(
+                raise Refused(
                     f"{directory} holds another harvest ({manifest.fingerprint}, this one is {recipe.fingerprint}): "
                     f"{manifest.recipe.differences(recipe)}; choose another STORE, or delete that one"
                 )
@@ -133,11 +146,16 @@ class StoreWriter:
                 check_sizes(directory, manifest)
             return manifest
         if self.rank == 0 and self._path(0).exists():
-            raise ValueError(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
+            raise Damaged(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
         manifest = Manifest(
-            format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe,
-            norm=NormInfo(kind=norm.kind, eps=norm.eps), widths={}, statistics={}, shards=(),
-        )  # fmt: skip
+            format_version=FORMAT_VERSION,
+            fingerprint=recipe.fingerprint,
+            recipe=recipe,
+            norm=NormInfo(kind=norm.kind, eps=norm.eps),
+            widths={},
+            statistics={},
+            shards=(),
+        )
         if self.rank == 0:
             arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
             write_tensors(directory / NORM_FILE, arrays)
@@ -161,7 +179,7 @@ class StoreWriter:
         ring = load_ring(self.directory)
         sums = ring.tensors() if ring else {}
         for shard in from_shard(self.manifest, ring.deleted if ring else 0).of_split("train"):
-            sums = _added(sums, self._sums_of(shard))
+            sums = added(sums, self._sums_of(shard))
         return sums
 
     def finished(self, number: int) -> bool:
@@ -173,15 +191,23 @@ class StoreWriter:
 
         OSError when the disk is full: finished shards stay, nothing half-written.
         """
-        number, recipe = len(self.manifest.shards) if number is None else number, self.recipe
+        number = len(self.manifest.shards) if number is None else number
+        recipe = self.recipe
         arrays, kept = shard_arrays(rows, number, recipe, self.norm)
         sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
         entry_bytes, checksum = self._publish(self._path(number), arrays)
         entry = ShardEntry(
-            name=self._path(number).name, split=recipe.split_of(number), rows=rows.tokens.numel(), kept=kept,
-            bytes=entry_bytes, xxh3_128=checksum, first_sequence=number * recipe.shard_sequences,
-            n_sequences=len(rows.tokens), first_document=rows.first_document, next_document=rows.next_document,
-        )  # fmt: skip
+            name=self._path(number).name,
+            split=recipe.split_of(number),
+            rows=rows.tokens.numel(),
+            kept=kept,
+            bytes=entry_bytes,
+            xxh3_128=checksum,
+            first_sequence=number * recipe.shard_sequences,
+            n_sequences=len(rows.tokens),
+            first_document=rows.first_document,
+            next_document=rows.next_document,
+        )
         pending = Pending(
             fingerprint=recipe.fingerprint,
             widths={site: values.shape[1] for site, values in rows.sites.items()},
@@ -214,13 +240,13 @@ class StoreWriter:
         try:
             pending = Pending.model_validate_json(path.read_bytes())
         except ValidationError:
-            raise ValueError(f"{path} is damaged; delete it: its shard is then harvested again") from None
+            raise Damaged(f"{path} is damaged; delete it: its shard is then harvested again") from None
         return pending if pending.fingerprint == self.recipe.fingerprint else None
 
     def _sums_of(self, shard: ShardEntry) -> dict[str, Tensor]:
         path = self.directory / shard.name
         places = self.format.places(path)
-        names = (name for name in places if name.startswith(("sum.", "sum_of_squares.")))
+        names = [name for name in places if name.startswith(("sum.", "sum_of_squares."))]
         return {name: read_array(path, places[name]) for name in names}
 
     def _publish(self, path: StorePath, arrays: dict[str, Tensor]) -> tuple[int, str]:
@@ -231,18 +257,14 @@ class StoreWriter:
     def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:
         entry = pending.entry
         if entry.split == "train":
-            self.sums = _added(self.sums, sums)
+            self.sums = added(self.sums, sums)
         shards = (*self.manifest.shards, entry)
         rows = sum(shard.kept for shard in shards if shard.split == "train")
-        statistics = {
-            key.removeprefix("sum."): Moments(
-                rows=rows,
-                mean=tuple((value / rows).tolist()),
-                mean_square=tuple((self.sums["sum_of_squares." + key.removeprefix("sum.")] / rows).tolist()),
-            )
-            for key, value in self.sums.items()
-            if key.startswith("sum.")
-        }
+        statistics = {}
+        for name in (key.removeprefix("sum.") for key in self.sums if key.startswith("sum.")):
+            mean = self.sums[f"sum.{name}"] / rows
+            mean_square = self.sums[f"sum_of_squares.{name}"] / rows
+            statistics[name] = Moments(rows=rows, mean=tuple(mean.tolist()), mean_square=tuple(mean_square.tolist()))
         self._replace(widths=pending.widths, statistics=statistics, shards=shards)
 
     def keep_ring(self, keep: int, trained: int) -> None:
@@ -251,7 +273,7 @@ class StoreWriter:
         sums = before.tensors()
         for shard in from_shard(self.manifest, before.deleted).of_split("train"):
             if number_of(shard) < trained:
-                sums = _added(sums, self._sums_of(shard))
+                sums = added(sums, self._sums_of(shard))
         deleted = max(trained, before.deleted)
         sums_kept = {name: tuple(values.tolist()) for name, values in sums.items()}
         save(self.directory, Ring(keep_shards=keep, deleted=deleted, sums=sums_kept))
@@ -266,27 +288,3 @@ class StoreWriter:
     def _replace(self, **changes: object) -> None:
         self.manifest = self.manifest.model_copy(update=changes)
         save_manifest(self.directory, self.manifest)
-
-
-def _added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: sums[key] + more[key] if key in sums else more[key] for key in more}
-
-
-def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:
-    """float64 sums and sums of squares by dimension over the kept rows, for each site and for resid_mid's rms view."""
-    sums: dict[str, Tensor] = {}
-    for site, values in sites.items():
-        _add_moments(sums, site, values[:kept], lambda block: block.double())
-    if "resid_mid" in sites:
-        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
-    return sums
-
-
-def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare) -> None:
-    total = torch.zeros(values.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for block in values.split(4096):
-        wide = prepare(block)
-        total += wide.sum(0)
-        squares += wide.square().sum(0)
-    sums["sum." + name], sums["sum_of_squares." + name] = total, squares

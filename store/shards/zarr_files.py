@@ -1,7 +1,7 @@
 """zarr v3 shards: one zip, stored as it is, that holds a group of sharded arrays; any zarr library opens it.
 
-Written by hand, not by the library, for three things: the same arrays make the same bytes in every version, chunks are
-compressed while earlier ones are written, and the loader knows where each chunk lies without parsing more than it reads.
+Not written by the zarr library, for three reasons: the same arrays make the same bytes in every version, chunks are
+compressed while earlier ones are written, and the loader finds a chunk without parsing more than it reads.
 """
 
 import json
@@ -23,6 +23,7 @@ from torch import Tensor
 from store.counts import ceil_div
 from store.disk.files import hash_file
 from store.disk.remote import StorePath
+from store.errors import Damaged
 from store.shards.arrays import CRC_BYTES, INDEX_BYTES, ArrayPlace, Chunks
 
 ZARR_TYPES = {torch.bfloat16: "uint16", torch.float32: "float32", torch.float64: "float64", torch.int32: "int32"}
@@ -90,7 +91,8 @@ def write_zarr(path: Path, arrays: dict[str, Tensor], compression: str) -> tuple
 def _entry(name: str) -> zipfile.ZipInfo:
     """A member of the zip that does not depend on when or by whom it is made."""
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    entry.create_system, entry.external_attr = 3, 0o644 << 16
+    entry.create_system = 3  # Unix
+    entry.external_attr = 0o644 << 16
     return entry
 
 
@@ -152,35 +154,36 @@ def _crc(content: bytes) -> bytes:
 
 
 def zarr_places(path: StorePath) -> dict[str, ArrayPlace]:
-    """Each array's place. ValueError naming the file when it is cut short or not laid out as FORMAT.md says."""
+    """Each array's place. Damaged naming the file when it is cut short or not laid out as FORMAT.md says."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ValueError("the zip itself is compressed")
+                raise Damaged("the zip itself is compressed")
             ends = [entry.header_offset for entry in entries[1:]] + [archive.start_dir]
             shards = {
                 entry.filename.split("/c/")[0]: (end - entry.file_size, end)
                 for entry, end in zip(entries, ends, strict=True)
                 if "/c/" in entry.filename
             }
-            return {
-                (name := entry.filename.removesuffix("/zarr.json")): _place(
-                    json.loads(archive.read(entry)), *shards.get(name, (0, 0))
-                )
-                for entry in entries
-                if entry.filename.endswith("/zarr.json")
-            }
+            places = {}
+            for entry in entries:
+                if entry.filename.endswith("/zarr.json"):
+                    name = entry.filename.removesuffix("/zarr.json")
+                    begin, end = shards.get(name, (0, 0))  # an empty array has no shard
+                    places[name] = _place(json.loads(archive.read(entry)), begin, end)
+            return places
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is truncated, or damaged ({error})") from None
+        raise Damaged(f"{path} is truncated, or damaged ({error})") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is not laid out as a shard is ({error!r})") from None
+        raise Damaged(f"{path} is not laid out as a shard is ({error!r})") from None
 
 
 def _place(document: dict[str, Any], begin: int, end: int) -> ArrayPlace:
     [sharding] = document["codecs"]
     inner = sharding["configuration"]
-    rows, codecs = inner["chunk_shape"][0], inner["codecs"]
+    rows = inner["chunk_shape"][0]
+    codecs = inner["codecs"]
     n_chunks = ceil_div(document["shape"][0], rows)
     return ArrayPlace(
         dtype=getattr(torch, document["attributes"][ATTRIBUTE]),

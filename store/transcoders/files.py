@@ -9,51 +9,60 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from store.errors import Damaged
+
 C = TypeVar("C", bound=BaseModel)
 
 
 def read_config(path: Path, kind: type[C]) -> C:
-    """A config.json. ValueError naming the file and the first field that does not fit."""
+    """A config.json. Damaged naming the file and the first field that does not fit."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise ValueError(": ".join(filter(None, (str(path), field, first["msg"])))) from None
+        where = f"{path}: {field}" if field else str(path)
+        raise Damaged(f"{where}: {first['msg']}") from None
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
-    """Every array of a safetensors file, float32. ValueError naming a file that is damaged."""
+    """Every array of a safetensors file, float32. Damaged naming a file that cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore or download it again") from None
+        raise Damaged(f"{path} is damaged ({error}); restore or download it again") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in another project's file. ValueError naming a file that holds none."""
+    """The JSON object in another project's file. Damaged naming a file that holds none."""
     try:
-        found = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; restore it")
-    return found
+        raise Damaged(f"{path} cannot be read ({error}); restore it") from None
+    if not isinstance(settings, dict):
+        raise Damaged(f"{path} holds no JSON object; restore it")
+    return settings
 
 
 def check_arrays(path: Path, arrays: dict[str, Tensor], required: Set[str], optional: Set[str] = frozenset()) -> None:
-    """ValueError naming the arrays that are missing or unknown, or one with NaN, which would pass for a silent latent."""
+    """Refuses arrays as Damaged: those that are missing or unknown, or one with NaN, which would pass for a silent latent.
+
+    path: the file that the message names.
+    arrays: what the file holds.
+    required, optional: names that it must hold, and that it may.
+    """
     check_keys(path, set(arrays), required, optional)
     for name, array in arrays.items():
         if n := int(array.isnan().sum()):
-            raise ValueError(f"{path}: {n} of {array.numel()} numbers of {name} are NaN; train or download it again")
+            raise Damaged(f"{path}: {n} of {array.numel()} numbers of {name} are NaN; train or download it again")
 
 
 def check_keys(path: Path, found: Set[str], required: Set[str], optional: Set[str] = frozenset()) -> None:
-    """ValueError naming the keys that are missing or unknown."""
-    missing, unknown = required - found, found - required - optional
+    """Damaged naming the keys that are missing or unknown."""
+    missing = required - found
+    unknown = found - required - optional
     if missing or unknown:
-        raise ValueError(
+        raise Damaged(
             f"{path}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}; expected {sorted(required)}"
         )

@@ -1,6 +1,6 @@
 """The artefact: one class for every trained transcoder, ours and others', always in raw units.
 
-`recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember (DESIGN of the files: FORMAT.md).
+`recon = decode(encode(view(resid_mid)))`: nothing to fold, rescale or remember. FORMAT.md describes the files.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
 from store.disk.files import write_tensors, write_text
+from store.errors import Damaged, Refused
 from store.layout import CONFIG, WEIGHTS
 from store.transcoders.files import check_arrays, read_arrays, read_config
 from store.views import VIEWS, Norm, ViewName
@@ -64,13 +65,11 @@ class TranscoderConfig(BaseModel):
 
 
 def check_prefix_sizes(sizes: tuple[int, ...], d_sae: int) -> None:
-    """ValueError unless the sizes are positive, increasing and end at d_sae."""
+    """Refused unless the sizes are positive, increasing and end at d_sae."""
     if not sizes or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
-        raise ValueError(f"prefix_sizes {list(sizes)} must be positive and increasing")
+        raise Refused(f"prefix_sizes {list(sizes)} must be positive and increasing")
     if sizes[-1] != d_sae:
-        raise ValueError(
-            f"prefix_sizes end at {sizes[-1]}, but d_sae is {d_sae}; make the last prefix the whole dictionary"
-        )
+        raise Refused(f"prefix_sizes end at {sizes[-1]}, but d_sae is {d_sae}; make the last prefix the whole dictionary")
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,13 @@ class Transcoder:
         c = self.config
         check_prefix_sizes(c.prefix_sizes, c.d_sae)
         if c.k is not None and not 0 < c.k <= c.d_sae:
-            raise ValueError(f"k is {c.k}, but the dictionary has {c.d_sae} latents; choose 0 < k <= d_sae")
+            raise Refused(f"k is {c.k}, but the dictionary has {c.d_sae} latents; choose 0 < k <= d_sae")
         for name, shape in _shapes(c).items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ValueError(f"{c.name}: {name} has shape {list(found)}, its config asks for {list(shape)}")
+            actual = tuple(getattr(self, name).shape)
+            if actual != shape:
+                raise Damaged(f"{c.name}: {name} has shape {list(actual)}, its config asks for {list(shape)}")
         if self.W_skip is not None and tuple(self.W_skip.shape) != (c.d_out, c.d_in):
-            raise ValueError(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
+            raise Damaged(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
 
     def view(self, resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d_in"]:
         """What this transcoder reads, x, from the rows of its source site as stored."""
@@ -130,15 +129,15 @@ class Transcoder:
     def decode(
         self, latents: Float[Tensor, "rows d_sae"], x: Float[Tensor, "rows d_in"] | None = None
     ) -> Float[Tensor, "rows d_out"]:
-        """Reconstruction of the target. ValueError when there is a skip connection and x is not given."""
+        """Reconstruction of the target. Refused when there is a skip connection and x is not given."""
         return self.to_output(torch.addmm(self.offset(x), latents, self.W_dec), x)
 
     def offset(self, x: Float[Tensor, "rows d_in"] | None) -> Tensor:
-        """What is added to the latents' sum: b_dec, and the skip connection's x @ W_skip.T where there is one."""
+        """The part of the reconstruction that is not from latents: b_dec, plus x @ W_skip.T with a skip connection."""
         if self.W_skip is None:
             return self.b_dec
         if x is None:
-            raise ValueError(f"{self.config.name} has a skip connection: decode needs x")
+            raise Refused(f"{self.config.name} has a skip connection: decode needs x")
         return torch.addmm(self.b_dec, x, self.W_skip.T)
 
     def __call__(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
@@ -147,25 +146,30 @@ class Transcoder:
     def prefix(self, m: int) -> "Transcoder":
         """The transcoder cut to its first m latents, of which topk keeps its own k largest.
 
-        ValueError unless m is one of its prefix sizes.
+        Refused unless m is one of its prefix sizes.
         """
         sizes = self.config.prefix_sizes
         if m not in sizes:
-            raise ValueError(f"{m} is not a prefix of {self.config.name}; its prefixes are {list(sizes)}")
+            raise Refused(f"{m} is not a prefix of {self.config.name}; its prefixes are {list(sizes)}")
         k = None if self.config.k is None else min(self.config.k, m)
         config = self.config.model_copy(update={"d_sae": m, "prefix_sizes": sizes[: sizes.index(m) + 1], "k": k})
         return replace(
-            self, config=config, W_enc=self.W_enc[:, :m], b_enc=self.b_enc[:m], W_dec=self.W_dec[:m],
+            self,
+            config=config,
+            W_enc=self.W_enc[:, :m],
+            b_enc=self.b_enc[:m],
+            W_dec=self.W_dec[:m],
             threshold=self.threshold[:m],
-        )  # fmt: skip
+        )
 
     def to(self, device: torch.device | str) -> "Transcoder":
         moved = {name: array.to(device) for name, array in self.arrays().items()}
         return replace(self, **moved)
 
     def arrays(self) -> dict[str, Tensor]:
-        names = (*_shapes(self.config), *(() if self.W_skip is None else ("W_skip",)))
-        return {name: getattr(self, name) for name in names}
+        """The weights by name, W_skip only where there is one."""
+        arrays = {name: getattr(self, name) for name in _shapes(self.config)}
+        return arrays if self.W_skip is None else arrays | {"W_skip": self.W_skip}
 
     def save(self, directory: Path) -> None:
         """Writes config.json and transcoder.safetensors, each whole or not at all; weights last."""
@@ -174,11 +178,11 @@ class Transcoder:
 
     @classmethod
     def load(cls, directory: Path | str, device: torch.device | str = "cpu") -> "Transcoder":
-        """The transcoder in a directory. ValueError for a missing file, a missing or unknown key, or a wrong shape."""
+        """The transcoder in a directory. Refused for a missing file; Damaged for a wrong key or shape, or a NaN."""
         directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():
-                raise ValueError(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
+                raise Refused(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
         config = read_config(directory / CONFIG, cls.config_kind)
         arrays = read_arrays(directory / WEIGHTS)
         check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
@@ -186,7 +190,10 @@ class Transcoder:
 
 
 def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
-    d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out
     return {
-        "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "threshold": (d_sae,),
-    }  # fmt: skip
+        "W_enc": (config.d_in, config.d_sae),
+        "b_enc": (config.d_sae,),
+        "W_dec": (config.d_sae, config.d_out),
+        "b_dec": (config.d_out,),
+        "threshold": (config.d_sae,),
+    }

@@ -101,7 +101,6 @@ def main() -> None:
                 train_step(module, optimizers[name], batch.source, batch.target, 2e-3)
         module = modules["five prefixes"]
         x, y = module.normalise(batch.source, batch.target)
-        matmul_weight = module.encoder.T.contiguous()
         runs: dict[str, Callable[[], object]] = {
             "step, five prefixes": lambda: train_step(
                 module, optimizers["five prefixes"], batch.source, batch.target, 2e-3
@@ -109,7 +108,6 @@ def main() -> None:
             "step, one prefix": lambda: train_step(
                 modules["one prefix"], optimizers["one prefix"], batch.source, batch.target, 2e-3
             ),
-            "one encoder matmul": lambda: x @ matmul_weight,
             DENSE: lambda: dense_step(module, x, y),
         }
         print(

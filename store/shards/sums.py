@@ -1,0 +1,40 @@
+"""Sums over the kept rows of a shard, from which the manifest's means and mean squares are made."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from store.views import Norm, rms
+
+RMS = "resid_mid.rms"
+"""Name of the rms view of resid_mid among the sums."""
+
+BLOCK = 4096
+"""Rows that are added up at a time."""
+
+
+def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sums of both, by name."""
+    return {key: sums[key] + more[key] if key in sums else more[key] for key in more}
+
+
+def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:
+    """float64 sums and sums of squares by dimension over the kept rows, for each site and for resid_mid's rms view."""
+    sums: dict[str, Tensor] = {}
+    for site, values in sites.items():
+        _add_moments(sums, site, values[:kept], lambda block: block.double())
+    if "resid_mid" in sites:
+        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
+    return sums
+
+
+def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare: Callable[[Tensor], Tensor]) -> None:
+    total = torch.zeros(values.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for block in values.split(BLOCK):
+        wide = prepare(block)
+        total += wide.sum(0)
+        squares += wide.square().sum(0)
+    sums["sum." + name] = total
+    sums["sum_of_squares." + name] = squares
