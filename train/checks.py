@@ -1,7 +1,7 @@
 """The preflight of training: opens the stores, refuses what cannot be trained, and locks the runs, in one visit."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +19,7 @@ from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from store.shards.ring import load_ring
 from store.transcoders.transcoder import Transcoder
+from train.checkpoint import identity
 from train.config import TrainConfig
 from train.follow import Following
 from train.log import wandb_mode
@@ -63,14 +64,11 @@ class Prepared:
 
 
 @contextmanager
-def preflight(
-    configs: Sequence[TrainConfig], identify: Callable[[TrainConfig, Store, torch.device], dict], heldout: bool = False
-) -> Iterator[Prepared]:
+def preflight(configs: Sequence[TrainConfig], heldout: bool = False) -> Iterator[Prepared]:
     """Everything that training one run or a sweep needs, opened, checked and locked until the end of the block.
 
-    `identify` gives a run's identity. With `heldout` the held-out rows have to be there, and sound, too. Nothing is written
-    before all is known to be right. Refused for options and stores that do not fit, ValueError for damaged shards and for
-    runs that another process trains.
+    With `heldout` the held-out rows have to be there, and sound, too. Nothing is written before all is known to be right.
+    Refused for options and stores that do not fit, ValueError for damaged shards and a run that another process trains.
     """
     first = configs[0]
     ranks = join(first.device, first.shard_dictionary)
@@ -81,7 +79,7 @@ def preflight(
     if heldout and following is None:
         check_heldout(store)
     device = resolve_device(first.device)
-    identities = [identify(config, store, device) for config in configs]
+    identities = [identity(config, store, device) for config in configs]
     finished: dict[int, Transcoder] = {}
     for position, config in enumerate(configs):
         done = already_trained(config.run_directory, identities[position])

@@ -8,12 +8,10 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from store.devices import native_bfloat16
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
-from store.sparse.scan import Candidates
 from store.transcoders.transcoder import Transcoder
-from train import checkpoint
+from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import TrainConfig
 from train.follow import Following
@@ -36,7 +34,7 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
 
     ValueError for bad input, before anything is trained.
     """
-    with preflight(configs, identity_of) as prepared:
+    with preflight(configs) as prepared:
         return train_prepared(configs, prepared)
 
 
@@ -58,19 +56,8 @@ def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[T
     return [transcoders[position] for position in range(len(configs))]
 
 
-def identity_of(config: TrainConfig, store: Store, device: torch.device) -> dict:
-    identity = checkpoint.identity(config, store.fingerprint, candidates(config, device))
-    return identity | ({} if store.target is None else {"target_store_fingerprint": store.target.fingerprint})
-
-
-def candidates(config: TrainConfig, device: torch.device) -> Candidates:
-    """Precision of the search for active latents: the config's, or what is fastest on the device."""
-    if config.candidates != "auto":
-        return config.candidates
-    return "bfloat16" if native_bfloat16(device) else "float32"
-
-
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
+    """The run from its last checkpoint, or from the start, on the device."""
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks
     )

@@ -12,7 +12,7 @@ from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from train.checks import check_heldout, preflight
 from train.config import SweepConfig, TrainConfig
-from train.loop import identity_of, train_prepared
+from train.loop import train_prepared
 
 EVALUATION_ROWS = 2048
 """Held-out rows in a step of the comparison."""
@@ -24,7 +24,7 @@ def sweep(config: SweepConfig) -> str:
     ValueError for bad input, before anything is trained. Under torchrun only rank 0 compares; the others return "".
     """
     configs = config.configs
-    with preflight(configs, identity_of, heldout=True) as prepared:
+    with preflight(configs, heldout=True) as prepared:
         transcoders = train_prepared(configs, prepared)
     if prepared.ranks.rank != 0:
         return ""

@@ -12,7 +12,7 @@ from store.shards import pair, reader
 from store.shards.reader import Store
 from tests.making import make_store
 from tests.train.making import store_of
-from train import checks, loop
+from train import checks
 from train.config import SweepConfig, TrainConfig
 from train.loop import train
 from train.sweep import sweep
@@ -126,7 +126,7 @@ def test_a_sweep_with_a_run_that_is_trained_elsewhere_locks_none(many):
 
 
 def test_locks_are_held_from_the_preflight_to_its_end(many):
-    with checks.preflight(many.configs, loop.identity_of, heldout=True) as prepared:
+    with checks.preflight(many.configs, heldout=True) as prepared:
         assert prepared.left == [0, 1]
         assert all((config.run_directory / TRAIN_LOCK).exists() for config in many.configs)
     assert not any((config.run_directory / TRAIN_LOCK).exists() for config in many.configs)

@@ -17,7 +17,7 @@ from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from tests.making import hash_of, make_store
 from tests.train.making import assert_same_run, results_of
-from train import checks, loop, run
+from train import checkpoint, checks, loop, run
 from train.config import TrainConfig
 from train.log import wandb_mode
 from train.loop import train
@@ -413,6 +413,6 @@ def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(conf
 def test_candidates_are_searched_as_the_device_can_and_never_otherwise(monkeypatch):
     plain = TrainConfig(model="tiny", layer=1)
     for native, expected, other in ((False, "float32", "bfloat16"), (True, "bfloat16", "float32")):
-        monkeypatch.setattr(loop, "native_bfloat16", lambda device, native=native: native)
-        assert loop.candidates(plain, torch.device("cpu")) == expected
-        assert loop.candidates(replace(plain, candidates=other), torch.device("cpu")) == other
+        monkeypatch.setattr(checkpoint, "native_bfloat16", lambda device, native=native: native)
+        assert checkpoint.candidates(plain, torch.device("cpu")) == expected
+        assert checkpoint.candidates(replace(plain, candidates=other), torch.device("cpu")) == other
