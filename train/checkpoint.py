@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from store.devices import native_bfloat16
 from store.disk.files import write_tensors
 from store.errors import Damaged, Refused
+from store.shards.reader import Store
 from store.sparse.scan import Candidates
 from store.transcoders.files import check_keys
 from train.config import TrainConfig
@@ -35,15 +37,23 @@ NOT_PART_OF_THE_RUN = (
 """Options that change no weight: a run may be resumed with other ones."""
 
 
-def identity(config: TrainConfig, store_fingerprint: str, candidates: Candidates) -> dict[str, Any]:
-    """The options that must agree for two runs to be the same run."""
-    fields = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
-    return fields | {
-        "prefix_sizes": list(config.prefixes),
-        "view": config.input_view,
-        "store_fingerprint": store_fingerprint,
-        "candidates": candidates,
-    }
+def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[str, Any]:
+    """The options and fingerprints that must agree for two runs to be the same run."""
+    found = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
+    found["prefix_sizes"] = list(config.prefixes)
+    found["view"] = config.input_view
+    found["store_fingerprint"] = store.fingerprint
+    found["candidates"] = candidates(config, device)
+    if store.target is not None:
+        found["target_store_fingerprint"] = store.target.fingerprint
+    return found
+
+
+def candidates(config: TrainConfig, device: torch.device) -> Candidates:
+    """Precision of the search for active latents: the config's, or what is fastest on the device."""
+    if config.candidates != "auto":
+        return config.candidates
+    return "bfloat16" if native_bfloat16(device) else "float32"
 
 
 def without_int8(saved: dict[str, Any]) -> dict[str, Any]:

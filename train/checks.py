@@ -1,71 +1,182 @@
-"""What is refused before anything is trained."""
+"""The preflight of training: opens the stores, refuses what cannot be trained, and locks the runs, in one visit."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
+import torch
+
+from store.devices import resolve_device
 from store.disk.files import refuse_unwritable
+from store.disk.lock import WriterLock
+from store.errors import Refused
+from store.layout import TRAIN_LOCK
 from store.shards.manifest import load_manifest
-from store.shards.reader import Store
+from store.shards.pair import open_pair
+from store.shards.reader import Store, check_shards
 from store.shards.ring import load_ring
+from store.transcoders.transcoder import Transcoder
+from train.checkpoint import identity
 from train.config import TrainConfig
+from train.follow import Following
 from train.log import wandb_mode
-from train.parallel import Ranks
+from train.parallel import Ranks, join
+from train.run import already_trained
 
 ONE_STREAM = (
-    "model", "layer", "store_directory", "target_directory", "source_site", "target_site", "input_view", "tokens",
-    "batch_rows", "seed", "device", "checkpoint_every", "follow", "shard_dictionary",
-)  # fmt: skip
-"""What dictionaries trained together must share."""
+    "model",
+    "layer",
+    "store_directory",
+    "target_directory",
+    "source_site",
+    "target_site",
+    "input_view",
+    "tokens",
+    "batch_rows",
+    "seed",
+    "device",
+    "checkpoint_every",
+    "follow",
+    "shard_dictionary",
+)
+"""Options that dictionaries trained together must share."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the preflight has opened and found. Lists and positions are those of its configs."""
+
+    store: Store
+    """With the target's store beside it, where that is another one."""
+    following: Following | None
+    ranks: Ranks
+    device: torch.device
+    identities: list[dict]
+    """What must agree for two runs to be the same run."""
+    finished: dict[int, Transcoder]
+    """Runs that are trained already, by position."""
+    left: list[int]
+    """Positions of the runs to be trained, whose folders are locked."""
+
+
+@contextmanager
+def preflight(configs: Sequence[TrainConfig], heldout: bool = False) -> Iterator[Prepared]:
+    """Everything that training one run or a sweep needs, opened, checked and locked until the end of the block.
+
+    With `heldout` the held-out rows have to be there, and sound, too. Nothing is written before all is known to be right.
+    Refused for options and stores that do not fit, ValueError for damaged shards and a run that another process trains.
+    """
+    first = configs[0]
+    ranks = join(first.device, first.shard_dictionary)
+    check_one_stream(configs, ranks)
+    following = Following(configs, ranks) if first.follow else None
+    store = _open(first, following)
+    check_store(store, first)
+    if heldout and following is None:
+        check_heldout(store)
+    device = resolve_device(first.device)
+    identities = [identity(config, store, device) for config in configs]
+    finished: dict[int, Transcoder] = {}
+    for position, config in enumerate(configs):
+        done = already_trained(config.run_directory, identities[position])
+        if done is not None:
+            log.info("%s is trained already", config.run_directory)
+            finished[position] = done
+    left = [position for position in range(len(configs)) if position not in finished]
+    if left:
+        check_outputs([configs[position] for position in left])
+    if first.check and ranks.rank == 0:
+        if left:
+            check_shards(store, "train")
+        if heldout and following is None:
+            check_shards(store, "heldout")
+    ranks.wait()
+    with ExitStack() as locks:
+        if ranks.rank == 0:
+            for position in left:
+                locks.enter_context(lock(configs[position].run_directory))
+        yield Prepared(store, following, ranks, device, identities, finished, left)
+
+
+def _open(config: TrainConfig, following: Following | None) -> Store:
+    if following is not None:
+        return following.open()
+    store = open_pair(config.store_directory, config.target_directory)
+    refuse_holes(store)
+    return store
+
+
+def lock(folder: Path) -> WriterLock:
+    """Makes a run's folder this process's own. ValueError naming the host and pid of another that trains it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return WriterLock(folder / TRAIN_LOCK)
 
 
 def check_one_stream(configs: Sequence[TrainConfig], ranks: Ranks) -> None:
-    """ValueError unless one stream of batches serves all configs, and the processes can share it or the latents out."""
+    """Refused unless one stream of batches serves all configs, and the processes can share its rows or the latents."""
     for name in ONE_STREAM:
         values = {getattr(config, name) for config in configs}
         if len(values) > 1:
             listed = ", ".join(sorted(map(str, values)))
-            raise ValueError(f"a sweep reads one stream, but {name} would be {listed}; give one, or train them one by one")
+            raise Refused(f"a sweep reads one stream, but {name} would be {listed}; give one, or train them one by one")
     folders = [config.run_directory for config in configs]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
-        raise ValueError(f"two runs of this sweep would lie in {twice}; leave out the value that is given twice")
+        raise Refused(f"two runs of this sweep would lie in {twice}; leave out the value that is given twice")
     if configs[0].batch_rows % ranks.rows.world:
-        raise ValueError(f"batch_rows {configs[0].batch_rows} cannot be shared evenly by {ranks.world} processes")
+        raise Refused(f"batch_rows {configs[0].batch_rows} cannot be shared evenly by {ranks.world} processes")
     smallest = min(last - first for config in configs for first, last in pairwise((0, *config.prefixes)))
     if smallest < ranks.latents.world:
-        raise ValueError(
+        raise Refused(
             f"the smallest group of prefix_sizes has {smallest} latents, but --shard-dictionary gives each of "
             f"{ranks.world} processes at least one of every group; make it larger, or use fewer processes"
         )
 
 
 def check_store(store: Store, config: TrainConfig) -> None:
-    """ValueError unless the store is of the model and layer that the run is named after, and has its sites."""
-    target_layer = config.layer if config.target_layer is None else config.target_layer
-    for side, name, layer in ((store, "source_site", config.layer), (store.target_side, "target_site", target_layer)):
-        recipe, option = side.manifest.recipe, "layer" if side is store else "target-layer"
-        if (recipe.model, recipe.layer) != (config.model, layer):
-            raise ValueError(
-                f"{side.directory} holds {recipe.model} layer {recipe.layer} (fingerprint {side.fingerprint}), but the run "
-                f"is for {config.model} layer {layer}; give the store's --model and --{option}, or another store"
-            )
-        if getattr(config, name) not in side.manifest.widths:
-            sites = ", ".join(side.manifest.widths)
-            raise ValueError(f"{name} is {getattr(config, name)!r}, but {side.directory} holds {sites}; choose one of them")
+    """Refused unless the store is of the model and layer that the run is named after, and has its sites."""
+    _check_side(store, config.model, config.layer, "layer", "source_site", config.source_site)
+    if store.target is None:
+        _check_side(store, config.model, config.layer, "layer", "target_site", config.target_site)
+    else:
+        assert config.target_layer is not None
+        _check_side(store.target, config.model, config.target_layer, "target-layer", "target_site", config.target_site)
+
+
+def _check_side(store: Store, model: str, layer: int, layer_option: str, site_option: str, site: str) -> None:
+    recipe = store.manifest.recipe
+    if (recipe.model, recipe.layer) != (model, layer):
+        raise Refused(
+            f"{store.directory} holds {recipe.model} layer {recipe.layer} (fingerprint {store.fingerprint}), but the run "
+            f"is for {model} layer {layer}; give the store's --model and --{layer_option}, or another store"
+        )
+    if site not in store.manifest.widths:
+        sites = ", ".join(store.manifest.widths)
+        raise Refused(f"{site_option} is {site!r}, but {store.directory} holds {sites}; choose one of them")
+
+
+def check_heldout(store: Store) -> None:
+    """Refused when a store has no held-out rows: the runs of a sweep could not be compared."""
+    if not store.manifest.n_rows("heldout"):
+        raise Refused(f"{store.directory} has no held-out rows to compare on; harvest more TOKENS, or train one by one")
 
 
 def check_outputs(configs: Sequence[TrainConfig]) -> None:
-    """ValueError where a run could not be written, or WANDB_MODE is misspelt."""
+    """Refused where a run could not be written, or WANDB_MODE is misspelt."""
     wandb_mode()
     for config in configs:
         refuse_unwritable(config.run_directory, "run", "RUN")
 
 
 def refuse_holes(store: Store) -> None:
-    """ValueError when a ring has deleted training shards."""
+    """Refused when a ring has deleted training shards."""
     n_shards, ring = len(store.manifest.of_split("train")), load_ring(store.directory)
     if ring is not None and n_shards < len(load_manifest(store.directory).of_split("train")):
-        raise ValueError(
+        raise Refused(
             f"{store.directory} is a ring that keeps {ring.keep_shards} training shards and deletes the others; "
             "train on it with --follow, while it is harvested"
         )

@@ -214,9 +214,15 @@ class TrainingTranscoder(nn.Module):
         if selection.gate is None:
             return goal.new_zeros(()), None
         decoded = decode_nested(
-            selection.entries, selection.gate, bags, self.decoder, self.b_dec, goal, keep_residual=False,
+            selection.entries,
+            selection.gate,
+            bags,
+            self.decoder,
+            self.b_dec,
+            goal,
+            keep_residual=False,
             shared=self.ranks.latents,
-        )  # fmt: skip
+        )
         return decoded.sse.sum(), decoded.grad_latent * (2 * unit)
 
     def _share_gradients(self) -> None:

@@ -20,9 +20,10 @@ from store.counts import parse_count
 from store.disk.files import write_text
 from store.loader.batches import batches
 from store.shards.reader import Store, open_store
+from train.checkpoint import identity
 from train.config import TrainConfig
 from train.export import export
-from train.loop import identity_of, run_to_the_end, start
+from train.loop import run_to_the_end, start
 from train.parallel import Ranks
 from train.presets import expand
 from train.run import Run
@@ -143,7 +144,7 @@ def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Pat
         base, model=recipe.model, layer=recipe.layer, store=store.directory, run=folder, seed=seed,
         lr=base.lr * variant.lr_scale, device="cpu", heldout_every=0, checkpoint_every=10**9, **variant.changes,
     )  # fmt: skip
-    run = start(config, store, CPU, identity_of(config, store, CPU), Ranks())
+    run = start(config, store, CPU, identity(config, store, CPU), Ranks())
     variant.prepare(run)
     [transcoder] = run_to_the_end([run], store, Ranks())
     made = {CALIBRATED: transcoder, AVERAGE: export(run.module, store.fingerprint, "")}

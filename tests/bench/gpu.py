@@ -21,8 +21,8 @@ from store.devices import native_bfloat16, resolve_device
 from store.loader.batches import batches
 from store.shards.reader import Store, open_store
 from tests.bench.step import synthetic
+from train.checkpoint import candidates
 from train.config import TrainConfig
-from train.loop import candidates
 from train.module import WAIT_EVERY, TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step

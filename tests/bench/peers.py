@@ -33,8 +33,9 @@ from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
 from tests.bench.step import DEMO
+from train.checkpoint import candidates
 from train.config import TrainConfig
-from train.loop import candidates, train
+from train.loop import train
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.presets import expand

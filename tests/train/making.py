@@ -12,8 +12,8 @@ from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
 from tests.making import make_norm, make_recipe, make_rows
 from tests.train import reference
+from train.checkpoint import candidates
 from train.config import TrainConfig
-from train.loop import candidates
 from train.module import TrainingTranscoder
 
 

@@ -11,12 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from store.disk.lock import WriterLock
+from store.layout import TRAIN_LOCK
 from store.loader.batches import batches
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from tests.making import hash_of, make_store
 from tests.train.making import assert_same_run, results_of
-from train import loop, run
+from train import checkpoint, checks, loop, run
 from train.config import TrainConfig
 from train.log import wandb_mode
 from train.loop import train
@@ -165,7 +166,7 @@ def test_store_of_another_model_is_refused(config):
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(config, monkeypatch):
     (config.store_directory / "file").touch()
-    monkeypatch.setattr(loop, "check_shards", None)
+    monkeypatch.setattr(checks, "check_shards", None)
     with pytest.raises(ValueError, match="file is not a folder; choose another"):
         train(replace(config, run=config.store_directory / "file" / "below"))
     assert (config.store_directory / "file").read_bytes() == b""
@@ -173,7 +174,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(confi
 
 def test_a_misspelt_wandb_mode_is_refused_before_anything_is_read(config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "ofline")
-    monkeypatch.setattr(loop, "check_shards", None)
+    monkeypatch.setattr(checks, "check_shards", None)
     with pytest.raises(ValueError, match="WANDB_MODE is 'ofline'"):
         train(config)
     assert not config.run_directory.exists()
@@ -281,12 +282,12 @@ def test_too_few_preactivations_to_calibrate_on_are_told(config, monkeypatch, ca
 
 def test_a_run_that_another_process_trains_is_refused(config):
     config.run_directory.mkdir()
-    with WriterLock(config.run_directory / loop.TRAIN_LOCK):
+    with WriterLock(config.run_directory / TRAIN_LOCK):
         with pytest.raises(ValueError, match=rf"pid {os.getpid()} on .* is writing .*run; wait for it"):
             train(config)
-        assert os.listdir(config.run_directory) == [loop.TRAIN_LOCK]
+        assert os.listdir(config.run_directory) == [TRAIN_LOCK]
     train(config)
-    assert not (config.run_directory / loop.TRAIN_LOCK).exists()
+    assert not (config.run_directory / TRAIN_LOCK).exists()
 
 
 def test_heldout_shards_are_never_read(config, store, tmp_path):
@@ -412,6 +413,6 @@ def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(conf
 def test_candidates_are_searched_as_the_device_can_and_never_otherwise(monkeypatch):
     plain = TrainConfig(model="tiny", layer=1)
     for native, expected, other in ((False, "float32", "bfloat16"), (True, "bfloat16", "float32")):
-        monkeypatch.setattr(loop, "native_bfloat16", lambda device, native=native: native)
-        assert loop.candidates(plain, torch.device("cpu")) == expected
-        assert loop.candidates(replace(plain, candidates=other), torch.device("cpu")) == other
+        monkeypatch.setattr(checkpoint, "native_bfloat16", lambda device, native=native: native)
+        assert checkpoint.candidates(plain, torch.device("cpu")) == expected
+        assert checkpoint.candidates(replace(plain, candidates=other), torch.device("cpu")) == other

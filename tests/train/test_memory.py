@@ -16,7 +16,7 @@ import torch
 from store.loader.batches import batches
 from store.shards.reader import open_store
 from train.config import TrainConfig
-from train.loop import candidates
+from train.checkpoint import candidates
 from train.module import TrainingTranscoder
 from train.optimizer import make_optimizer
 from train.run import train_step

@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 from store.shards.reader import open_store
 from train import run
+from train.checkpoint import identity
 from train.config import Activation, TrainConfig
-from train.loop import identity_of, start, train
+from train.loop import start, train
 from train.parallel import Ranks, join
 
 NESTING = {
@@ -97,7 +98,7 @@ def begin(config: TrainConfig) -> None:
 def save_again(config: TrainConfig, ranks: Ranks, folder: Path) -> None:
     """Loads a run's checkpoint, saves it again, and the artefact that it makes, in another folder."""
     store = open_store(config.store_directory)
-    loaded = start(config, store, CPU, identity_of(config, store, CPU), ranks)
+    loaded = start(config, store, CPU, identity(config, store, CPU), ranks)
     loaded.path = folder / "checkpoint.safetensors"
     transcoder = loaded._export("")
     loaded.save()
