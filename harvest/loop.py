@@ -89,6 +89,7 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     model = load_model(
         config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
     )
+    model.check_sites(config.sites)
     log.info("%s layer %s on %s in %s; text from %s", config.model, ", ".join(map(str, config.layers)), device, dtype,
              corpus.name)  # fmt: skip
     return corpus, model, dtype

@@ -11,6 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from store.cli import Count, StorePathOption, check_at_least
 from store.disk.remote import StorePath
+from store.errors import Refused
 from store.layout import default_run, default_store
 from store.transcoders.transcoder import cumulative_sizes
 from store.views import ViewName
@@ -159,8 +160,8 @@ class TrainConfig:
             raise ValueError(f"{self.source_site} is source and target: a skip connection would copy it; leave out --skip")
         if self.is_sae and self.input_view != "raw":
             raise ValueError(f"an autoencoder reads what it predicts, but view is {self.view}; give --view raw")
-        if self.source_site != "resid_mid" and self.input_view != "raw":
-            raise ValueError(f"view {self.view} is of resid_mid, but source_site is {self.source_site}; give --view raw")
+        if self.source_site not in ("resid_mid", "resid_pre") and self.input_view != "raw":
+            raise Refused(f"view {self.view} is of resid_mid, but source_site is {self.source_site}; give --view raw")
 
     @property
     def is_sae(self) -> bool:

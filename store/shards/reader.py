@@ -49,7 +49,7 @@ def open_store(directory: StorePath | str) -> Store:
     if not manifest.shards:
         raise ValueError(f"{directory} has no finished shard yet; run `make harvest` until it has")
     check_sizes(directory, manifest)
-    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
+    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps, manifest.norm.reads)
     return Store(directory=directory, manifest=manifest, norm=norm)
 
 

@@ -32,8 +32,6 @@ from store.shards.reader import check_sizes
 from store.shards.ring import Ring, from_shard, load_ring, number_of, save
 from store.views import Norm, rms
 
-RMS = "resid_mid.rms"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
@@ -126,7 +124,7 @@ class StoreWriter:
             raise ValueError(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
         manifest = Manifest(
             format_version=FORMAT_VERSION, fingerprint=recipe.fingerprint, recipe=recipe,
-            norm=NormInfo(kind=norm.kind, eps=norm.eps), widths={}, statistics={}, shards=(),
+            norm=NormInfo(kind=norm.kind, eps=norm.eps, reads=norm.reads), widths={}, statistics={}, shards=(),
         )  # fmt: skip
         if self.rank == 0:
             arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
@@ -267,8 +265,8 @@ def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Ten
     sums: dict[str, Tensor] = {}
     for site, values in sites.items():
         _add_moments(sums, site, values[:kept], lambda block: block.double())
-    if "resid_mid" in sites:
-        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
+    if norm.reads in sites and norm.kind != "none":
+        _add_moments(sums, f"{norm.reads}.rms", sites[norm.reads][:kept], lambda block: rms(block, norm).double())
     return sums
 
 
