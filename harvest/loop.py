@@ -103,6 +103,7 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     model = load_model(
         config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
     )
+    model.check_sites(config.sites)
     layers = ", ".join(map(str, config.layers))
     log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.name)
     return corpus, model, dtype

@@ -1,10 +1,10 @@
 """The language model: tokens -> the sites of one layer, nothing above that layer run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -12,21 +12,18 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harvest import embedded
 from harvest.config import SITES
+from harvest.families import no_norm, recognise_norm
 from harvest.text import vocabulary_hash
 from store.devices import native_bfloat16
 from store.disk.files import hash_file
-from store.views import Norm, NormKind
-
-NORMS: dict[str, tuple[NormKind, Callable[[Tensor], Tensor]]] = {
-    "Gemma2RMSNorm": ("rms", lambda weight: 1 + weight),
-    "Gemma3RMSNorm": ("rms", lambda weight: 1 + weight),
-    "LayerNorm": ("layernorm", lambda weight: weight),
-}
-"""Norms before the MLP by their class in transformers: the kind, and the gain from the stored weight."""
+from store.errors import Damaged, Refused
+from store.views import Norm
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,33 @@ class LanguageModel:
         return self.norm_of(self.layer)
 
     def norm_of(self, layer: int) -> Norm:
-        """The norm before a layer's MLP. ValueError when it is of an unknown kind."""
-        return _norm_of(self.bridge, layer)
+        """The norm before a layer's MLP, of kind `none` where the MLP reads resid_mid itself, or the norm is not known."""
+        block, width = self.bridge.blocks[layer], self.bridge.cfg.d_model
+        reads = "resid_mid" if self.is_sequential else "resid_pre"
+        module = getattr(block, "ln2", None)
+        if module is None and not self.is_sequential:
+            module = block.ln1
+        if module is None:
+            return no_norm(width)
+        return replace(recognise_norm(module.original_component, width), reads=reads)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether attention comes first and the MLP after it; elsewhere both read the block's input side by side."""
+        return f"blocks.{self.layer}.hook_resid_mid" in self.bridge.hook_dict
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that its blocks have, in their order."""
+        return tuple(site for site in SITES if self.is_sequential or site != "resid_mid")
+
+    def check_sites(self, sites: Sequence[str]) -> None:
+        """Refused unless the model has these sites."""
+        if not set(sites) <= set(self.sites):
+            raise Refused(
+                f"{self.name} has no resid_mid: its attention and MLP both read the block's input, side by side. "
+                "Harvest what does exist with --sites resid_pre,mlp_out, and train with --source-site resid_pre --view rms"
+            )
 
     @property
     def whole(self) -> PreTrainedModel:
@@ -67,7 +89,7 @@ class LanguageModel:
 
     def run(self, tokens: Int[Tensor, "batch context"]) -> dict[str, Float[Tensor, "batch context d"]]:
         """All sites of this layer, on the model's device."""
-        return self.run_layers(tokens, (self.layer,), tuple(SITES))[self.layer]
+        return self.run_layers(tokens, (self.layer,), self.sites)[self.layer]
 
     @torch.no_grad()
     def run_layers(
@@ -98,7 +120,12 @@ def load_model(
     name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None,
     device_map: str | None = None, context: int = 1,
 ) -> LanguageModel:  # fmt: skip
-    """The model, ready to run. ValueError for an unknown or damaged model, a layer out of range, or too long a context."""
+    """The model, ready to run.
+
+    Raises:
+        Refused: an unknown model, a layer out of range, too long a context, weights that the files lack.
+        Damaged: weights that cannot be read.
+    """
     source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
     if name.startswith("pip:") and name != embedded.NAME:
         raise ValueError(f"unknown embedded model {name!r}; the only one is {embedded.NAME}")
@@ -115,9 +142,16 @@ def load_model(
         known_revision = _hash_weights(Path(name)) if Path(name).is_dir() else config._commit_hash
     where = {"device": device} if device_map is None else {"device_map": device_map}
     try:
-        bridge = TransformerBridge.boot_transformers(str(source), dtype=dtype, revision=revision, **where)
+        architecture = determine_architecture_from_hf_config(config)
+        bridge = TransformerBridge.boot_transformers(
+            str(source),
+            dtype=dtype,
+            revision=revision,
+            model_class=Complete(get_hf_model_class_for_architecture(architecture), name),
+            **where,
+        )
     except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are damaged ({error}); download or copy them again") from None
+        raise Damaged(f"the weights of {name} are damaged ({error}); download or copy them again") from None
     tokenizer = bridge.tokenizer
     vocabulary, rows = len(tokenizer.get_vocab()), text.vocab_size
     if vocabulary < rows // 2:  # transformers makes an empty one where there are no files
@@ -154,16 +188,28 @@ def _hash_weights(folder: Path) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
-def _norm_of(bridge: TransformerBridge, layer: int) -> Norm:
-    module = bridge.blocks[layer].ln2.original_component
-    name = type(module).__name__
-    if name not in NORMS:
-        raise ValueError(f"the norm before the MLP is a {name}; known are {sorted(NORMS)}")
-    kind, gain = NORMS[name]
-    if getattr(module, "weight", None) is None:
-        return Norm(kind=kind, eps=float(module.eps), gain=torch.ones(bridge.cfg.d_model), bias=None)
-    bias = getattr(module, "bias", None)
-    return Norm(
-        kind=kind, eps=float(module.eps), gain=gain(module.weight.detach().float().cpu()),
-        bias=None if bias is None else bias.detach().float().cpu(),
-    )  # fmt: skip
+class Complete:
+    """Loads a model as its class in transformers does, but refuses one whose files lack weights.
+
+    transformers draws at random what the files lack, and only logs it.
+    """
+
+    def __init__(self, model_class: Any, name: str) -> None:
+        self.model_class, self.name = model_class, name
+
+    def from_pretrained(self, source: str, **options: Any) -> PreTrainedModel:
+        model, loading = self.model_class.from_pretrained(source, output_loading_info=True, **options)
+        missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+        if missing:
+            beside = f"; the files hold {some(unexpected)} instead" if unexpected else ""
+            raise Refused(
+                f"the weights of {self.name} are incomplete: {some(missing)} missing{beside}. Nothing is drawn at random "
+                "in their place: download the model again, or make its config.json fit its weights"
+            )
+        return model
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

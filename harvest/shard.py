@@ -6,7 +6,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from harvest.config import SITES, HarvestConfig
+from harvest.config import HarvestConfig
 from harvest.model import LanguageModel
 from harvest.pool import Lanes
 from harvest.tokens import PackedShard
@@ -14,7 +14,9 @@ from store.errors import Refused
 from store.shards.writer import ShardRows
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
-"""The first of each is the sum of the other two."""
+"""The first of each is the sum of the others."""
+PARALLEL_IDENTITIES = (("resid_post", "resid_pre", "attn_out", "mlp_out"),)
+"""The same where attention and MLP run side by side."""
 
 
 class HostRows:
@@ -69,7 +71,7 @@ def run_shard(
     def run_batch(model: LanguageModel, start: int) -> int:
         tokens = packed.tokens[start : start + config.batch_sequences]
         first = number == start == 0
-        found = model.run_layers(tokens, layers, tuple(SITES) if first else config.sites)
+        found = model.run_layers(tokens, layers, model.sites if first else config.sites)
         for layer, sites in found.items():
             if first:
                 check_identity(sites)
@@ -99,10 +101,25 @@ def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> N
 
 
 def check_identity(sites: dict[str, Tensor]) -> None:
-    """Refused unless resid_post = resid_mid + mlp_out, and resid_mid = resid_pre + attn_out."""
-    for names in IDENTITIES:
-        whole, before, added = (sites[name].float() for name in names)
-        tolerance = 2 * torch.finfo(sites[names[0]].dtype).eps * (before.abs() + added.abs())
-        worst = ((whole - before - added).abs() - tolerance).max().item()
+    """Refused unless resid_post = resid_mid + mlp_out and resid_mid = resid_pre + attn_out, as far as rounding goes.
+
+    Args:
+        sites: every site of one layer, [batch, context, d] each.
+    """
+    for whole, *parts in IDENTITIES if "resid_mid" in sites else PARALLEL_IDENTITIES:
+        equation = f"{whole} = {' + '.join(parts)}"
+        shapes = {sites[name].numel() for name in (whole, *parts)}
+        if len(shapes) > 1:
+            raise Refused(f"{equation} does not hold: the sites have different shapes. {NOT_A_SUM}")
+        added = [sites[name].float().view_as(sites[whole]) for name in parts]
+        size = torch.stack([part.abs() for part in added]).sum(0)
+        tolerance = 2 * torch.finfo(sites[whole].dtype).eps * size
+        worst = ((sites[whole].float() - torch.stack(added).sum(0)).abs() - tolerance).max().item()
         if worst > 0:
-            raise Refused(f"{names[0]} differs from {names[1]} + {names[2]} by {worst:.3g} beyond rounding: wrong hooks")
+            raise Refused(f"{equation} is off by {worst:.3g} beyond rounding. {NOT_A_SUM}")
+
+
+NOT_A_SUM = (
+    "The model's block is not a sum of attention and MLP (some norm the sum: OPT-350M, post-norm models), so a transcoder "
+    "of its MLP has no meaning; choose another model"
+)

@@ -12,6 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
 from store.counts import cumulative_sizes
 from store.disk.remote import StorePath
+from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
 
@@ -146,8 +147,8 @@ class TrainConfig(Options):
             raise ValueError(f"{self.source_site} is source and target: a skip connection would copy it; leave out --skip")
         if self.is_sae and self.input_view != "raw":
             raise ValueError(f"an autoencoder reads what it predicts, but view is {self.view}; give --view raw")
-        if self.source_site != "resid_mid" and self.input_view != "raw":
-            raise ValueError(f"view {self.view} is of resid_mid, but source_site is {self.source_site}; give --view raw")
+        if self.source_site not in ("resid_mid", "resid_pre") and self.input_view != "raw":
+            raise Refused(f"view {self.view} is of resid_mid, but source_site is {self.source_site}; give --view raw")
 
     @property
     def is_sae(self) -> bool:

@@ -8,6 +8,7 @@ both into the artefact's raw units.
 import torch
 from torch import Tensor, nn
 
+from store.errors import Refused
 from store.shards.manifest import Manifest, Moments
 from store.sparse.scan import Bags, Candidates, cut_into_bags
 from store.views import Norm, ViewName
@@ -31,7 +32,10 @@ WAIT_EVERY = 100
 
 def view_moments(manifest: Manifest, norm: Norm, view: ViewName, site: str = "resid_mid") -> tuple[Tensor, Tensor]:
     """Mean and mean square by dimension of a site (resid_mid: of a view of it) over the training rows, float64."""
-    mean, square = _tensors(manifest.statistics[site if view == "raw" else "resid_mid.rms"])
+    name = site if view == "raw" else f"{site}.rms"
+    if name not in manifest.statistics:
+        raise Refused(f"view {view} does not exist for {site} of this store; give --view raw")
+    mean, square = _tensors(manifest.statistics[name])
     if view != "normed":
         return mean, square
     gain = norm.gain.double()

@@ -1,10 +1,11 @@
 """The manifest: what a store holds and how it was made. Replaced atomically, and checked against its schema when read."""
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from store.disk.files import write_text
 from store.disk.remote import StorePath
@@ -101,8 +102,21 @@ class Recipe(_Strict):
 
 
 class NormInfo(_Strict):
-    kind: Literal["rms", "layernorm"]
+    """The norm before the MLP; its gain and bias lie in norm.safetensors."""
+
+    kind: Literal["rms", "layernorm", "none"]
+    """`none` where the MLP reads the site as it is, or the norm is not known."""
     eps: float
+    reads: Literal["resid_mid", "resid_pre"] = "resid_mid"
+    """The site that the norm reads: resid_pre where attention and MLP run side by side."""
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, serialize: Callable[["NormInfo"], dict]) -> dict:
+        """`reads` is written where it is not resid_mid: older stores have no such key."""
+        fields = serialize(self)
+        if self.reads == "resid_mid":
+            del fields["reads"]
+        return fields
 
 
 class Moments(_Strict):

@@ -50,7 +50,7 @@ def open_store(directory: StorePath | str) -> Store:
     if not manifest.shards:
         raise Refused(f"{directory} has no finished shard yet; run `make harvest` until it has")
     check_sizes(directory, manifest)
-    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps)
+    norm = Norm.load(directory / NORM_FILE, manifest.norm.kind, manifest.norm.eps, manifest.norm.reads)
     return Store(directory=directory, manifest=manifest, norm=norm)
 
 

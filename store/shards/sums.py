@@ -7,9 +7,6 @@ from torch import Tensor
 
 from store.views import Norm, rms
 
-RMS = "resid_mid.rms"
-"""Name of the rms view of resid_mid among the sums."""
-
 BLOCK = 4096
 """Rows that are added up at a time."""
 
@@ -20,12 +17,12 @@ def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Tensor]:
-    """float64 sums and sums of squares by dimension over the kept rows, for each site and for resid_mid's rms view."""
+    """float64 sums and sums of squares by dimension over the kept rows, for each site and the rms view of one."""
     sums: dict[str, Tensor] = {}
     for site, values in sites.items():
         _add_moments(sums, site, values[:kept], lambda block: block.double())
-    if "resid_mid" in sites:
-        _add_moments(sums, RMS, sites["resid_mid"][:kept], lambda block: rms(block, norm).double())
+    if norm.reads in sites and norm.kind != "none":
+        _add_moments(sums, f"{norm.reads}.rms", sites[norm.reads][:kept], lambda block: rms(block, norm).double())
     return sums
 
 

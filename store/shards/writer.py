@@ -151,7 +151,7 @@ class StoreWriter:
             format_version=FORMAT_VERSION,
             fingerprint=recipe.fingerprint,
             recipe=recipe,
-            norm=NormInfo(kind=norm.kind, eps=norm.eps),
+            norm=NormInfo(kind=norm.kind, eps=norm.eps, reads=norm.reads),
             widths={},
             statistics={},
             shards=(),

@@ -15,7 +15,7 @@ import torch
 
 import harvest.loop
 import store.shards.safetensors_files
-from harvest.config import HarvestConfig
+from harvest.config import SITES, HarvestConfig
 from harvest.corpus import Corpus
 from store.views import Norm
 
@@ -59,6 +59,10 @@ class Model:
     """Sites that depend on the tokens alone, at once."""
 
     revision, tokenizer_hash, d_model, tokenizer, device = "r", "t", 4, Tokenizer(), torch.device("cpu")
+    sites = tuple(SITES)
+
+    def check_sites(self, sites) -> None:
+        """It has them all."""
 
     def norm_of(self, layer: int) -> Norm:
         return Norm(kind="rms", eps=1e-6, gain=torch.ones(4))

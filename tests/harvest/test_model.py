@@ -154,9 +154,9 @@ def test_sites_that_do_not_add_up_are_refused():
     low = {name: values.bfloat16() for name, values in sites.items()}
     low["resid_mid"] = low["resid_pre"] + low["attn_out"]
     check_identity(low | {"resid_post": low["resid_mid"] + low["mlp_out"]})
-    with pytest.raises(ValueError, match=r"resid_post differs .* wrong hooks"):
+    with pytest.raises(ValueError, match=r"resid_post = resid_mid \+ mlp_out is off by"):
         check_identity(sites | {"resid_post": mid + 2 * out})
-    with pytest.raises(ValueError, match=r"resid_mid differs .* wrong hooks"):
+    with pytest.raises(ValueError, match=r"resid_mid = resid_pre \+ attn_out is off by"):
         check_identity(sites | {"resid_pre": pre + attention})
 
 

@@ -1,0 +1,207 @@
+"""Every family of models, tiny and random: each site at each layer against hooks on plain transformers."""
+
+import operator
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from harvest.families import FAMILIES, PARALLEL, Family, markdown_table, recognise_norm
+from harvest.model import load_model
+from harvest.shard import check_identity
+from store.errors import Refused
+from store.views import normed, rms
+from tests.making import BOS, EOS, PAD
+
+CPU = torch.device("cpu")
+N_LAYERS = 3
+SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+LLAMA = dict(
+    vocab_size=98,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=N_LAYERS,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=64,
+    **SPECIAL,
+)
+HEADS = LLAMA | {"head_dim": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+GPT2 = dict(vocab_size=98, n_embd=16, n_layer=N_LAYERS, n_head=2, n_positions=64, **SPECIAL)
+NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+TINY = {
+    "LlamaForCausalLM": ("LlamaConfig", LLAMA),
+    "MistralForCausalLM": ("MistralConfig", LLAMA | {"sliding_window": 16}),
+    "Qwen2ForCausalLM": ("Qwen2Config", LLAMA),
+    "Qwen3ForCausalLM": ("Qwen3Config", HEADS),
+    "GemmaForCausalLM": ("GemmaConfig", HEADS),
+    "Gemma2ForCausalLM": ("Gemma2Config", HEADS | {"sliding_window": 16, "attn_logit_softcapping": 2.0}),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", HEADS | {"sliding_window": 16}),
+    "Phi3ForCausalLM": ("Phi3Config", LLAMA | {"sliding_window": 16}),
+    "OlmoForCausalLM": ("OlmoConfig", LLAMA),
+    "Olmo2ForCausalLM": ("Olmo2Config", LLAMA),
+    "StableLmForCausalLM": ("StableLmConfig", LLAMA),
+    "SmolLM3ForCausalLM": ("SmolLM3Config", LLAMA),
+    "GPT2LMHeadModel": ("GPT2Config", GPT2),
+    "GPTNeoForCausalLM": (
+        "GPTNeoConfig",
+        {key: value for key, value in NEOX.items() if not key.startswith("num_")}
+        | {
+            "num_layers": N_LAYERS,
+            "num_heads": 2,
+            "window_size": 8,
+            "attention_types": [[["global", "local", "global"], 1]],
+        },
+    ),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", NEOX | {"use_parallel_residual": False}),
+    "BloomForCausalLM": ("BloomConfig", dict(vocab_size=98, hidden_size=16, n_layer=N_LAYERS, n_head=2, **SPECIAL)),
+    "MixtralForCausalLM": ("MixtralConfig", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "Qwen2MoeForCausalLM": ("Qwen2MoeConfig", LLAMA | EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "Qwen3MoeForCausalLM": ("Qwen3MoeConfig", HEADS | EXPERTS),
+    "OlmoeForCausalLM": ("OlmoeConfig", LLAMA | {"num_experts": 4, "num_experts_per_tok": 2}),
+}
+TINY_PARALLEL = {
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", NEOX | {"use_parallel_residual": True}),
+    "PhiForCausalLM": ("PhiConfig", LLAMA),
+    "GPTJForCausalLM": ("GPTJConfig", GPT2 | {"rotary_dim": 4}),
+    "FalconForCausalLM": (
+        "FalconConfig",
+        dict(vocab_size=98, hidden_size=16, num_hidden_layers=N_LAYERS, num_attention_heads=2, **SPECIAL),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_models) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(tiny_models["gpt2"])
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    ids = torch.randint(3, 98, (3, 24), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = BOS
+    return ids
+
+
+def save_tiny(folder, architecture: str, config: tuple[str, dict], tokenizer) -> str:
+    """A random model of the architecture, with gains that are neither 0 nor 1, in a folder."""
+    torch.manual_seed(0)
+    name, options = config
+    model = getattr(transformers, architecture)(getattr(transformers, name)(**options))
+    for parameter_name, parameter in model.named_parameters():
+        if "norm" in parameter_name or "ln_" in parameter_name:
+            parameter.data.normal_(0, 0.3)
+    model.config.architectures = [architecture]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def plain_sites(folder: str, family: Family, layer: int, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What hooks on the modules that the table names see in plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    block = operator.attrgetter(family.blocks)(model)[layer]
+    seen: dict[str, torch.Tensor] = {}
+    block.register_forward_pre_hook(
+        lambda m, a, k: seen.update(resid_pre=a[0] if a else k["hidden_states"]), with_kwargs=True
+    )
+    block.register_forward_hook(lambda m, a, out: seen.update(resid_post=out[0] if isinstance(out, tuple) else out))
+    reader = getattr(block, family.resid_mid or family.parallel_norm)
+    site = "resid_mid" if family.resid_mid else "norm_reads"
+    reader.register_forward_pre_hook(lambda m, a: seen.update({site: a[0]}))
+    reader.register_forward_hook(lambda m, a, out: seen.update(mlp_in=out))
+    writer = operator.attrgetter(family.mlp_out)(block)
+    writer.register_forward_hook(lambda m, a, out: seen.update(mlp_out=(out[0] if isinstance(out, tuple) else out).clone()))
+    with torch.no_grad():
+        model(tokens)
+    return seen
+
+
+def test_each_family_has_its_tiny_model():
+    assert TINY.keys() == FAMILIES.keys()
+    assert TINY_PARALLEL.keys() == PARALLEL.keys()
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_sites_of_every_layer_equal_hooks_on_plain_transformers(architecture, tokenizer, tokens, tmp_path):
+    family = FAMILIES[architecture]
+    folder = save_tiny(tmp_path, architecture, TINY[architecture], tokenizer)
+    model = load_model(folder, N_LAYERS - 1, CPU, torch.float32)
+    found = model.run_layers(tokens, range(N_LAYERS), model.sites)
+    for layer, sites in found.items():
+        expected = plain_sites(folder, family, layer, tokens)
+        for site in ("resid_pre", "resid_mid", "mlp_out", "resid_post"):
+            torch.testing.assert_close(sites[site], expected[site], rtol=1e-4, atol=1e-5)
+        check_identity(sites)
+        norm, source = model.norm_of(layer), expected["resid_mid"].flatten(0, 1)
+        assert (norm.kind, norm.reads) == (family.norm, "resid_mid")
+        if family.norm == "none":
+            with pytest.raises(Refused, match="give --view raw"):
+                rms(source, norm)
+        else:
+            mlp_in = expected["mlp_in"].flatten(0, 1)
+            torch.testing.assert_close(normed(source, norm), mlp_in, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", PARALLEL)
+def test_a_parallel_block_has_no_resid_mid_but_its_mlp_s_input(architecture, tokenizer, tokens, tmp_path):
+    family = PARALLEL[architecture]
+    folder = save_tiny(tmp_path, architecture, TINY_PARALLEL[architecture], tokenizer)
+    model = load_model(folder, N_LAYERS - 1, CPU, torch.float32)
+    with pytest.raises(Refused, match=r"has no resid_mid: its attention and MLP both read.*--sites resid_pre,mlp_out"):
+        model.check_sites(("resid_mid", "mlp_out"))
+    model.check_sites(("resid_pre", "mlp_out"))
+    for layer, sites in model.run_layers(tokens, range(N_LAYERS), model.sites).items():
+        expected = plain_sites(folder, family, layer, tokens)
+        for site in ("resid_pre", "mlp_out", "resid_post"):
+            torch.testing.assert_close(sites[site], expected[site], rtol=1e-4, atol=1e-5)
+        check_identity(sites)
+        norm = model.norm_of(layer)
+        assert norm.reads == "resid_pre"
+        mlp_in = expected["mlp_in"].flatten(0, 1)
+        torch.testing.assert_close(normed(sites["resid_pre"].flatten(0, 1), norm), mlp_in, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_that_norms_its_sum_is_refused(tokenizer, tokens, tmp_path):
+    sizes = {"ffn_dim": 32, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+    options = {key: value for key, value in NEOX.items() if key != "intermediate_size"} | sizes
+    folder = save_tiny(tmp_path, "OPTForCausalLM", ("OPTConfig", options), tokenizer)
+    model = load_model(folder, 1, CPU, torch.float32)
+    with pytest.raises(Refused, match="not a sum of attention and MLP"):
+        check_identity(model.run(tokens))
+
+
+class Squared(nn.Module):
+    """A norm of no known kind."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.square().sum(-1, keepdim=True)
+
+
+def test_a_norm_of_an_unknown_kind_leaves_only_the_view_raw(caplog):
+    assert recognise_norm(Squared(), 16).kind == "none"
+    assert "of the views only raw exists" in caplog.text
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kind_gain_and_eps_are_those_of_the_module(eps, dtype):
+    torch.manual_seed(1)
+    layer_norm, rms_norm = nn.LayerNorm(16, eps=eps).to(dtype), nn.RMSNorm(16, eps=eps).to(dtype)
+    for module in (layer_norm, rms_norm):
+        for parameter in module.parameters():
+            parameter.data.normal_()
+    for module, kind in ((layer_norm, "layernorm"), (rms_norm, "rms")):
+        norm = recognise_norm(module, 16)
+        assert (norm.kind, norm.eps) == (kind, eps)
+        assert torch.equal(norm.gain, module.weight.detach().float())
+
+
+def test_the_readme_shows_the_table_of_families():
+    from pathlib import Path
+
+    readme = Path(__file__).parents[2] / "harvest" / "README.md"
+    assert markdown_table() in readme.read_text()
