@@ -1,10 +1,12 @@
 """Every family of models, tiny and random: each site at each layer against hooks on plain transformers."""
 
 import operator
+import shutil
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -205,3 +207,14 @@ def test_the_readme_shows_the_table_of_families():
 
     readme = Path(__file__).parents[2] / "harvest" / "README.md"
     assert markdown_table() in readme.read_text()
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
+def test_weights_that_the_files_lack_are_refused_and_not_drawn(tiny_models, tmp_path, lost):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models["gemma2"], folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Refused, match=r"incomplete: .* missing"):
+        load_model(str(folder), 1, CPU, torch.float32)
