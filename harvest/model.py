@@ -117,9 +117,14 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    name: str, layer: int, device: torch.device, dtype: torch.dtype, revision: str | None = None,
-    device_map: str | None = None, context: int = 1,
-) -> LanguageModel:  # fmt: skip
+    name: str,
+    layer: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    device_map: str | None = None,
+    context: int = 1,
+) -> LanguageModel:
     """The model, ready to run.
 
     Raises:
@@ -160,9 +165,13 @@ def load_model(
             "weights"
         )
     return LanguageModel(
-        bridge=bridge, tokenizer=tokenizer, name=name, revision=known_revision, layer=layer,
+        bridge=bridge,
+        tokenizer=tokenizer,
+        name=name,
+        revision=known_revision,
+        layer=layer,
         tokenizer_hash=vocabulary_hash(tokenizer),
-    )  # fmt: skip
+    )
 
 
 def _config(source: str, revision: str | None):

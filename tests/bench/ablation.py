@@ -50,9 +50,14 @@ def from_data(run: Run) -> None:
     """Latent i starts by reading the direction of training row i's source, and writing that of its target."""
     module, config = run.module, run.config
     stream = batches(
-        run.store, "train", config.d_sae, view=config.input_view, sites=(config.source_site, config.target_site), seed=SEED,
+        run.store,
+        "train",
+        config.d_sae,
+        view=config.input_view,
+        sites=(config.source_site, config.target_site),
+        seed=SEED,
         stop=config.d_sae,
-    )  # fmt: skip
+    )
     [batch] = stream
     for weight, rows in zip((module.encoder, module.decoder), module.normalise(batch.source, batch.target), strict=True):
         weight.copy_(torch.nn.functional.normalize(rows, dim=1))
@@ -141,9 +146,18 @@ def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Pat
         return json.loads((folder / RESULT).read_text())
     recipe = store.manifest.recipe
     config = replace(
-        base, model=recipe.model, layer=recipe.layer, store=store.directory, run=folder, seed=seed,
-        lr=base.lr * variant.lr_scale, device="cpu", heldout_every=0, checkpoint_every=10**9, **variant.changes,
-    )  # fmt: skip
+        base,
+        model=recipe.model,
+        layer=recipe.layer,
+        store=store.directory,
+        run=folder,
+        seed=seed,
+        lr=base.lr * variant.lr_scale,
+        device="cpu",
+        heldout_every=0,
+        checkpoint_every=10**9,
+        **variant.changes,
+    )
     run = start(config, store, CPU, identity(config, store, CPU), Ranks())
     variant.prepare(run)
     [transcoder] = run_to_the_end([run], store, Ranks())

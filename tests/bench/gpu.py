@@ -81,9 +81,15 @@ def training(store: Store, sizes: Sizes, device: torch.device) -> tuple[float, f
     spent waiting for a batch."""
     recipe = store.manifest.recipe
     config = TrainConfig(
-        model=recipe.model, layer=recipe.layer, d_sae=sizes.d_sae, k=sizes.k, batch_rows=sizes.batch, lr=LR, tokens=10**12,
+        model=recipe.model,
+        layer=recipe.layer,
+        d_sae=sizes.d_sae,
+        k=sizes.k,
+        batch_rows=sizes.batch,
+        lr=LR,
+        tokens=10**12,
         device=str(device),
-    )  # fmt: skip
+    )
     module = TrainingTranscoder(config, store.manifest, store.norm, candidates(config, device)).to(device)
     optimizer = make_optimizer(module, LR)
     stream = batches(store, "train", sizes.batch, device=device)

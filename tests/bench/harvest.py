@@ -33,9 +33,13 @@ def main() -> None:
     parser.add_argument("--shard-tokens", type=int, default=8192)
     options = parser.parse_args()
     config = HarvestConfig(
-        model=embedded.NAME, layer=9, dataset="pip:docstrings", tokens=options.shards * options.shard_tokens,
-        shard_tokens=options.shard_tokens, batch_sequences=8,
-    )  # fmt: skip
+        model=embedded.NAME,
+        layer=9,
+        dataset="pip:docstrings",
+        tokens=options.shards * options.shard_tokens,
+        shard_tokens=options.shard_tokens,
+        batch_sequences=8,
+    )
     device = resolve_device(config.device)
     model = load_model(config.model, 9, device, resolve_compute_dtype("auto", device))
     opened = open_corpus(config)

@@ -26,16 +26,29 @@ class SAELens:
         d = source.shape[1]
         self.factor = float(d**0.5 / source[:2048].norm(dim=1).mean())
         config = MatryoshkaBatchTopKTrainingSAEConfig(
-            d_in=d, d_sae=c["d_sae"], k=c["k"], matryoshka_widths=c["prefixes"], dtype="float32", device="cpu",
+            d_in=d,
+            d_sae=c["d_sae"],
+            k=c["k"],
+            matryoshka_widths=c["prefixes"],
+            dtype="float32",
+            device="cpu",
             normalize_activations="expected_average_only_in",
-        )  # fmt: skip
+        )
         self.sae = MatryoshkaBatchTopKTrainingSAE(config)
         self.sae.b_dec.data = source[:2048].mean(0) * self.factor
         trainer = SAETrainerConfig(
-            total_training_samples=c["steps"] * c["batch"], train_batch_size_samples=c["batch"], device="cpu", lr=c["lr"],
-            lr_end=c["lr"] / 10, lr_warm_up_steps=c["warm"], lr_decay_steps=c["steps"] // 5, n_checkpoints=0,
-            checkpoint_path=None, save_final_checkpoint=False, logger=LoggingConfig(log_to_wandb=False),
-        )  # fmt: skip
+            total_training_samples=c["steps"] * c["batch"],
+            train_batch_size_samples=c["batch"],
+            device="cpu",
+            lr=c["lr"],
+            lr_end=c["lr"] / 10,
+            lr_warm_up_steps=c["warm"],
+            lr_decay_steps=c["steps"] // 5,
+            n_checkpoints=0,
+            checkpoint_path=None,
+            save_final_checkpoint=False,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
         self.trainer = SAETrainer(trainer, self.sae, data_provider=iter(()))
         self.trainer.activation_scaler.scaling_factor = self.factor
 
@@ -47,8 +60,12 @@ class SAELens:
         sae = self.sae
         norm = sae.W_dec.norm(dim=1)
         W_enc, b_enc = sae.W_enc * norm, (sae.b_enc - sae.b_dec @ sae.W_enc) * norm
-        return {"W_enc": W_enc * self.factor, "b_enc": b_enc, "W_dec": sae.W_dec / norm[:, None] / self.factor,
-                "b_dec": sae.b_dec / self.factor}  # fmt: skip
+        return {
+            "W_enc": W_enc * self.factor,
+            "b_enc": b_enc,
+            "W_dec": sae.W_dec / norm[:, None] / self.factor,
+            "b_dec": sae.b_dec / self.factor,
+        }
 
 
 class DictionaryLearning:
@@ -60,10 +77,20 @@ class DictionaryLearning:
         self.factor = float(source[:2048].square().sum(1).mean().rsqrt())
         groups = torch.tensor([0, *c["prefixes"]]).diff() / c["d_sae"]
         self.trainer = MatryoshkaBatchTopKTrainer(
-            steps=c["steps"], activation_dim=source.shape[1], dict_size=c["d_sae"], k=c["k"], layer=0, lm_name="",
-            group_fractions=groups.tolist(), lr=c["lr"], warmup_steps=c["warm"], decay_start=c["steps"] * 4 // 5,
-            threshold_start_step=0, seed=0, device="cpu",
-        )  # fmt: skip
+            steps=c["steps"],
+            activation_dim=source.shape[1],
+            dict_size=c["d_sae"],
+            k=c["k"],
+            layer=0,
+            lm_name="",
+            group_fractions=groups.tolist(),
+            lr=c["lr"],
+            warmup_steps=c["warm"],
+            decay_start=c["steps"] * 4 // 5,
+            threshold_start_step=0,
+            seed=0,
+            device="cpu",
+        )
         self.number = 0
 
     def step(self, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -72,8 +99,12 @@ class DictionaryLearning:
 
     def weights(self) -> dict[str, torch.Tensor]:
         ae = self.trainer.ae
-        return {"W_enc": ae.W_enc * self.factor, "b_enc": ae.b_enc - ae.b_dec @ ae.W_enc, "W_dec": ae.W_dec / self.factor,
-                "b_dec": ae.b_dec / self.factor}  # fmt: skip
+        return {
+            "W_enc": ae.W_enc * self.factor,
+            "b_enc": ae.b_enc - ae.b_dec @ ae.W_enc,
+            "W_dec": ae.W_dec / self.factor,
+            "b_dec": ae.b_dec / self.factor,
+        }
 
 
 class Sparsify:

@@ -98,9 +98,17 @@ def config_of(store: Store, sites: tuple[str, str], **changes: object) -> TrainC
     recipe = store.manifest.recipe
     demo = parse(TrainConfig, "bench", expand(["--preset", "demo"]))
     return replace(
-        demo, model=recipe.model, layer=recipe.layer, store=store.directory, source_site=sites[0], target_site=sites[1],
-        device="cpu", heldout_every=0, checkpoint_every=10**9, **changes,
-    )  # fmt: skip
+        demo,
+        model=recipe.model,
+        layer=recipe.layer,
+        store=store.directory,
+        source_site=sites[0],
+        target_site=sites[1],
+        device="cpu",
+        heldout_every=0,
+        checkpoint_every=10**9,
+        **changes,
+    )
 
 
 @torch.no_grad()
@@ -150,10 +158,20 @@ def artefact(path: Path, name: str, store: Store) -> Transcoder:
         pre_acts = torch.addmm(arrays["b_enc"], rows, arrays["W_enc"]).flatten()
         threshold += pre_acts.kthvalue(len(pre_acts) - k * len(rows)).values
     config = TranscoderConfig(
-        name=name, architecture=name, activation="threshold" if sites == SAE else "topk", model=store.manifest.recipe.model,
-        layer=store.manifest.recipe.layer, source_site=sites[0], target_site=sites[1], view=view_of(sites), d_in=d_in,
-        d_sae=d_sae, d_out=arrays["W_dec"].shape[1], k=k, prefix_sizes=tuple(SIZES["prefixes"]),
-    )  # fmt: skip
+        name=name,
+        architecture=name,
+        activation="threshold" if sites == SAE else "topk",
+        model=store.manifest.recipe.model,
+        layer=store.manifest.recipe.layer,
+        source_site=sites[0],
+        target_site=sites[1],
+        view=view_of(sites),
+        d_in=d_in,
+        d_sae=d_sae,
+        d_out=arrays["W_dec"].shape[1],
+        k=k,
+        prefix_sizes=tuple(SIZES["prefixes"]),
+    )
     return Transcoder(config, **arrays, threshold=threshold)
 
 
@@ -174,9 +192,13 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
         save_file(first_rows(store, "train", steps * batch_rows, sites), path)
         for n_rows, activation in product((rows, EQUAL_TIME * rows), OURS):
             config = config_of(
-                store, sites, run=folder / f"{sites[0]}-{n_rows}-{activation}", tokens=n_rows, batch_rows=batch_rows,
+                store,
+                sites,
+                run=folder / f"{sites[0]}-{n_rows}-{activation}",
+                tokens=n_rows,
+                batch_rows=batch_rows,
                 activation=activation,
-            )  # fmt: skip
+            )
             name = f"ours, {activation}, {' to '.join(sites)}"
             print(f"| {name} | {n_rows} | {config.lr} | {measured(train(config), store)} |", flush=True)
         for name in (name for name in names if PEERS[name] == sites):

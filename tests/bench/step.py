@@ -82,9 +82,15 @@ def main() -> None:
         store = open_store(directory)
         recipe = store.manifest.recipe
         common = dict(
-            model=recipe.model, layer=recipe.layer, d_sae=options.d_sae, k=options.k, batch_rows=options.batch, lr=2e-3,
-            tokens=10**9, device="cpu",
-        )  # fmt: skip
+            model=recipe.model,
+            layer=recipe.layer,
+            d_sae=options.d_sae,
+            k=options.k,
+            batch_rows=options.batch,
+            lr=2e-3,
+            tokens=10**9,
+            device="cpu",
+        )
         stream = batches(store, "train", options.batch)
         configs = {
             name: TrainConfig(**common, prefix_sizes=sizes, candidates=options.candidates)

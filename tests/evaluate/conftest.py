@@ -20,9 +20,17 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     make_store(folder / "store", 24, heldout_every=8)
     common = dict(
-        model="tiny", layer=1, store=folder / "store", d_sae=40, k=4, tokens=32 * 100, batch_rows=32, lr=5e-3,
-        warmup_steps=5, device="cpu",
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=folder / "store",
+        d_sae=40,
+        k=4,
+        tokens=32 * 100,
+        batch_rows=32,
+        lr=5e-3,
+        warmup_steps=5,
+        device="cpu",
+    )
     train(TrainConfig(**common, run=folder / "run"))
     jump = dict(activation="jumprelu", prefix_sizes="none", view="normed")
     save_scope2(train(TrainConfig(**common, **jump, run=folder / "jump")), folder / "scope")
@@ -31,9 +39,16 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def comparison_in(folder: Path) -> CompareConfig:
     return CompareConfig(
-        model="tiny", layer=1, store=folder / "store", run=folder / "run", baseline=(folder / "scope",),
-        baseline_name="a baseline", device="cpu", sequences=0, probes=False,
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=folder / "store",
+        run=folder / "run",
+        baseline=(folder / "scope",),
+        baseline_name="a baseline",
+        device="cpu",
+        sequences=0,
+        probes=False,
+    )
 
 
 @pytest.fixture
@@ -52,9 +67,17 @@ def layers(trained, tmp_path) -> CompareConfig:
     """Layers 1 and 2 of one harvest, each with a run and a baseline."""
     second = make_store(tmp_path / "copy" / "layer2", 24, heldout_every=8, layer=2)
     common = dict(
-        model="tiny", layer=2, store=second.directory, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3,
-        warmup_steps=5, device="cpu",
-    )  # fmt: skip
+        model="tiny",
+        layer=2,
+        store=second.directory,
+        d_sae=40,
+        k=4,
+        tokens=32 * 40,
+        batch_rows=32,
+        lr=5e-3,
+        warmup_steps=5,
+        device="cpu",
+    )
     folder = tmp_path / "copy"
     train(TrainConfig(**common, run=folder / "run2"))
     for old, new in (("store", "layer1"), ("run", "run1")):

@@ -23,11 +23,14 @@ def hub(monkeypatch, tmp_path):
     write_scope2(scope2 / "transcoder_all/layer_9_width_262k_l0_small_affine", affine=True, l0=14.0, width=262144)
     files = {
         "google/gemma-scope-2b-pt-transcoders": [
-            "layer_8/width_16k/average_l0_52/params.npz", "layer_8/width_16k/average_l0_92/params.npz",
-            "layer_8/width_16k/average_l0_314/params.npz", "layer_18/width_16k/average_l0_61/params.npz", "README.md",
+            "layer_8/width_16k/average_l0_52/params.npz",
+            "layer_8/width_16k/average_l0_92/params.npz",
+            "layer_8/width_16k/average_l0_314/params.npz",
+            "layer_18/width_16k/average_l0_61/params.npz",
+            "README.md",
         ],
         "google/gemma-scope-2-270m-pt": [str(p.relative_to(scope2)) for p in scope2.rglob("*") if p.is_file()],
-    }  # fmt: skip
+    }
     monkeypatch.setattr(baselines, "check_hub", lambda: None)
     monkeypatch.setattr(baselines, "HfApi", lambda: FakeHub(files))
     monkeypatch.setattr(baselines, "hf_hub_download", lambda repo, name: str(scope2 / name))

@@ -18,9 +18,18 @@ from store.disk.files import write_text
 from store.shards.reader import open_store
 
 MODEL_ONLY = {
-    "delta_ce", "kl", "ce_recovered", "ce_clean", "ce_mean_ablated", "ce_zero_ablated", "absorption", "absorption_chanin",
-    "splitting", "sparse_probing", "tpp",
-}  # fmt: skip
+    "delta_ce",
+    "kl",
+    "ce_recovered",
+    "ce_clean",
+    "ce_mean_ablated",
+    "ce_zero_ablated",
+    "absorption",
+    "absorption_chanin",
+    "splitting",
+    "sparse_probing",
+    "tpp",
+}
 """Metrics that need the language model or its tokenizer, which the comparison of these tests leaves out."""
 
 
@@ -39,8 +48,13 @@ def test_every_key_is_measured(ours):
 
 def test_metrics_in_which_a_winner_is_named_have_a_direction():
     assert judged() == {
-        "fvu": True, "fvu_without_outliers": True, "mse": True, "cosine_similarity": False, "delta_ce": True, "kl": True,
-    }  # fmt: skip
+        "fvu": True,
+        "fvu_without_outliers": True,
+        "mse": True,
+        "cosine_similarity": False,
+        "delta_ce": True,
+        "kl": True,
+    }
     assert all(label.better for label in LABELS if label.judged)
     assert {label.key for label in shown_in("headline")} <= judged().keys()
 

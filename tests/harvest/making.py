@@ -31,9 +31,17 @@ def instant_harvest(tokenizer: Path, store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(harvest.loop, "load_model", lambda *args: model)
     monkeypatch.setattr(harvest.loop, "open_corpus", lambda config: corpus_of(TEXTS))
     return HarvestConfig(
-        model="m", layer=1, dataset="c", tokens=16 * 64, shard_tokens=64, context=8, heldout_every=4, device="cpu",
-        compute_dtype="float32", store=store,
-    )  # fmt: skip
+        model="m",
+        layer=1,
+        dataset="c",
+        tokens=16 * 64,
+        shard_tokens=64,
+        context=8,
+        heldout_every=4,
+        device="cpu",
+        compute_dtype="float32",
+        store=store,
+    )
 
 
 def store_files(directory: Path) -> dict[str, bytes]:

@@ -79,8 +79,10 @@ def test_every_damaged_shard_is_named_with_its_damage(store: Store):
     damage = find_damage(store.directory, store.manifest)
     assert list(damage) == [f"shard-0000{number}.safetensors" for number in (1, 2, 3)]
     assert [damage[name].split(",")[0] for name in damage] == [
-        "has 1000 bytes", "has another checksum: its bytes changed on disk", "is missing",
-    ]  # fmt: skip
+        "has 1000 bytes",
+        "has another checksum: its bytes changed on disk",
+        "is missing",
+    ]
 
 
 def test_verify_exits_with_1_when_a_shard_is_damaged(store: Store, monkeypatch, capsys):

@@ -58,9 +58,18 @@ def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, t
 
 def options_of(config) -> list[str]:
     return words(
-        model=config.model, layer="0,1", dataset=config.dataset, tokens=config.tokens, shard_tokens=512, context=32,
-        heldout_every=2, batch_sequences=5, store=config.store, device="cpu", compute_dtype="float32",
-    )  # fmt: skip
+        model=config.model,
+        layer="0,1",
+        dataset=config.dataset,
+        tokens=config.tokens,
+        shard_tokens=512,
+        context=32,
+        heldout_every=2,
+        batch_sequences=5,
+        store=config.store,
+        device="cpu",
+        compute_dtype="float32",
+    )
 
 
 def torchrun(config) -> subprocess.Popen:

@@ -45,10 +45,24 @@ def main() -> None:
     os.chdir(sys.argv[1])
     store = make_store(Path("store"))
     plain = TrainConfig(
-        model="tiny", layer=1, store=Path("store"), run=Path("run"), d_sae=24, k=3, tokens=32 * STEPS, batch_rows=32,
-        lr=5e-3, warmup_steps=5, checkpoint_every=STOP, log_every=5, heldout_every=0, dead_after=200, aux_k=4,
-        device="cpu", candidates="float32",
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=Path("store"),
+        run=Path("run"),
+        d_sae=24,
+        k=3,
+        tokens=32 * STEPS,
+        batch_rows=32,
+        lr=5e-3,
+        warmup_steps=5,
+        checkpoint_every=STOP,
+        log_every=5,
+        heldout_every=0,
+        dead_after=200,
+        aux_k=4,
+        device="cpu",
+        candidates="float32",
+    )
     train(plain)
     train(replace(plain, run=Path("topk"), activation="topk", skip=True))
     for name in ("run", "topk"):

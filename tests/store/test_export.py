@@ -44,10 +44,17 @@ def heldout_inputs(t: Transcoder, store: Store) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize(("layout", "view", "written"), [
-    ("gemma-scope-2", "rms", "normed"), ("gemma-scope-2", "normed", "normed"), ("saelens", "raw", "raw"),
-    ("saelens", "rms", "rms"), ("saelens", "normed", "normed"), ("run", "rms", "rms"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "view", "written"),
+    [
+        ("gemma-scope-2", "rms", "normed"),
+        ("gemma-scope-2", "normed", "normed"),
+        ("saelens", "raw", "raw"),
+        ("saelens", "rms", "rms"),
+        ("saelens", "normed", "normed"),
+        ("run", "rms", "rms"),
+    ],
+)
 def test_an_export_computes_what_the_run_does(tmp_path, store, layout, view, written, skip):
     t = make_run(tmp_path / "run", store, view=view, skip=skip)
     said = export(options(tmp_path, store, layout))

@@ -20,9 +20,22 @@ from train.module import TrainingTranscoder
 def run_config(store: Path, run: Path) -> TrainConfig:
     """40 steps on a store of `make_store`."""
     return TrainConfig(
-        model="tiny", layer=1, store=store, run=run, d_sae=40, k=4, tokens=32 * 40, batch_rows=32, lr=5e-3, warmup_steps=5,
-        checkpoint_every=10, log_every=5, dead_after=200, aux_k=4, device="cpu",
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=store,
+        run=run,
+        d_sae=40,
+        k=4,
+        tokens=32 * 40,
+        batch_rows=32,
+        lr=5e-3,
+        warmup_steps=5,
+        checkpoint_every=10,
+        log_every=5,
+        dead_after=200,
+        aux_k=4,
+        device="cpu",
+    )
 
 
 def results_of(config: TrainConfig) -> tuple[dict, list[dict]]:
@@ -52,9 +65,19 @@ def store_of(folder: Path, layer: int, n_shards: int = 6, **changes) -> Store:
 
 def make_config(**changes) -> TrainConfig:
     fields = dict(
-        model="tiny", layer=1, d_sae=40, k=4, tokens=3200, batch_rows=32, lr=3e-3, warmup_steps=5, aux_k=3,
-        dead_after=10_000, device="cpu", candidates="float32",
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        d_sae=40,
+        k=4,
+        tokens=3200,
+        batch_rows=32,
+        lr=3e-3,
+        warmup_steps=5,
+        aux_k=3,
+        dead_after=10_000,
+        device="cpu",
+        candidates="float32",
+    )
     return TrainConfig(**(fields | changes))
 
 
@@ -89,8 +112,11 @@ def in_raw_units(module: TrainingTranscoder, source: torch.Tensor, target: torch
         magnitude = w["activation.r_mag"].exp() * (x @ w["encoder"].T) + w["activation.b_mag"]
         latents = magnitude.relu() * (pre > 0)
     else:
-        threshold = {"relu": lambda: 0.0, "batchtopk": lambda: module.activation.threshold.double(),
-                     "jumprelu": lambda: w["activation.log_threshold"].exp()}[name]()  # fmt: skip
+        threshold = {
+            "relu": lambda: 0.0,
+            "batchtopk": lambda: module.activation.threshold.double(),
+            "jumprelu": lambda: w["activation.log_threshold"].exp(),
+        }[name]()
         latents = pre.relu() * (pre > threshold)
     recon = latents @ w["decoder"] + w["b_dec"] + (x @ w["skip"].T if "skip" in w else 0)
     return latents, recon / module.target_scale.double() + module.target_mean.double()

@@ -47,10 +47,25 @@ def layers(tmp_path_factory):
 @pytest.fixture
 def config(larger, tmp_path) -> TrainConfig:
     return TrainConfig(
-        model="tiny", layer=1, store=larger.directory, run=tmp_path / "run", d_sae=40, k=4, tokens=ROWS * STEPS,
-        batch_rows=ROWS, lr=5e-3, warmup_steps=5, checkpoint_every=SAVED, log_every=5, dead_after=2000, aux_k=4,
-        l0_weight=4.0, heldout_every=0, device="cpu", check=False,
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=larger.directory,
+        run=tmp_path / "run",
+        d_sae=40,
+        k=4,
+        tokens=ROWS * STEPS,
+        batch_rows=ROWS,
+        lr=5e-3,
+        warmup_steps=5,
+        checkpoint_every=SAVED,
+        log_every=5,
+        dead_after=2000,
+        aux_k=4,
+        l0_weight=4.0,
+        heldout_every=0,
+        device="cpu",
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(("activation", "nesting", "kind"), IN_A_LAYER)

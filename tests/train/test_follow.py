@@ -37,10 +37,25 @@ def asked(tiny_models, tmp_path, monkeypatch) -> HarvestConfig:
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
     return TrainConfig(
-        model="m", layer=1, store=tmp_path / "whole", run=tmp_path / "run", view="raw", d_sae=16, k=2, tokens=16 * 36,
-        batch_rows=16, warmup_steps=3, checkpoint_every=10, log_every=1, heldout_every=0, dead_after=100, aux_k=2, lr=1e-2,
-        device="cpu", follow=True,
-    )  # fmt: skip
+        model="m",
+        layer=1,
+        store=tmp_path / "whole",
+        run=tmp_path / "run",
+        view="raw",
+        d_sae=16,
+        k=2,
+        tokens=16 * 36,
+        batch_rows=16,
+        warmup_steps=3,
+        checkpoint_every=10,
+        log_every=1,
+        heldout_every=0,
+        dead_after=100,
+        aux_k=2,
+        lr=1e-2,
+        device="cpu",
+        follow=True,
+    )
 
 
 def test_followed_rows_are_the_shards_rows_in_the_order_of_the_harvest(asked, config, tmp_path, monkeypatch):

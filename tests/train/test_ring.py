@@ -73,13 +73,26 @@ def kill(process: subprocess.Popen) -> None:
 def test_two_commands_killed_and_started_again_end_as_a_run_over_a_whole_store(both, tiny_models, text_file, tmp_path):
     ours = dict(model=str(tiny_models["gemma2"]), layer=1, device="cpu")
     text = dict(
-        dataset=str(text_file), tokens=40 * 512, shard_tokens=512, context=32, heldout_every=HELDOUT_EVERY,
-        batch_sequences=16, compute_dtype="float32",
-    )  # fmt: skip
+        dataset=str(text_file),
+        tokens=40 * 512,
+        shard_tokens=512,
+        context=32,
+        heldout_every=HELDOUT_EVERY,
+        batch_sequences=16,
+        compute_dtype="float32",
+    )
     recipe = dict(
-        d_sae=16, k=2, tokens=64 * 120, batch_rows=64, warmup_steps=3, checkpoint_every=25, log_every=5, heldout_every=0,
-        view="rms", aux_k=2,
-    )  # fmt: skip
+        d_sae=16,
+        k=2,
+        tokens=64 * 120,
+        batch_rows=64,
+        warmup_steps=3,
+        checkpoint_every=25,
+        log_every=5,
+        heldout_every=0,
+        view="rms",
+        aux_k=2,
+    )
     harvest(HarvestConfig(**ours, **text, store=tmp_path / "whole"))
     alone = TrainConfig(**ours, **recipe, store=tmp_path / "whole", run=tmp_path / "alone", follow=True)
     train(alone)

@@ -31,9 +31,19 @@ def options(store: Store, folder, *more: str) -> list[str]:
 
 def config_of(store: Store, folder, **changes) -> SweepConfig:
     return SweepConfig(
-        model="tiny", layer=1, store=store.directory, run=folder, device="cpu", heldout_every=0, aux_k=4, tokens=32 * STEPS,
-        batch_rows=32, lr=(5e-3,), warmup_steps=5, **changes,
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=store.directory,
+        run=folder,
+        device="cpu",
+        heldout_every=0,
+        aux_k=4,
+        tokens=32 * STEPS,
+        batch_rows=32,
+        lr=(5e-3,),
+        warmup_steps=5,
+        **changes,
+    )
 
 
 def test_each_of_a_sweep_is_the_run_that_it_would_be_by_itself(shared, tmp_path, monkeypatch, capsys):

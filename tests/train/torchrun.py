@@ -43,10 +43,24 @@ class Killed(BaseException):
 def configs(folder: Path) -> dict[str, TrainConfig]:
     """By the run's folder, which begins with what processes share. `followed` has a ring."""
     base = TrainConfig(
-        model="tiny", layer=1, store=folder / "store", d_sae=41, k=4, tokens=32 * STEPS, batch_rows=32, lr=5e-3,
-        warmup_steps=5, checkpoint_every=SAVED, log_every=5, heldout_every=10, heldout_rows=100, dead_after=16, aux_k=1,
-        device="cpu", check=False,
-    )  # fmt: skip
+        model="tiny",
+        layer=1,
+        store=folder / "store",
+        d_sae=41,
+        k=4,
+        tokens=32 * STEPS,
+        batch_rows=32,
+        lr=5e-3,
+        warmup_steps=5,
+        checkpoint_every=SAVED,
+        log_every=5,
+        heldout_every=10,
+        heldout_rows=100,
+        dead_after=16,
+        aux_k=1,
+        device="cpu",
+        check=False,
+    )
     found = {"rows-followed": replace(base, follow=True, store=folder / "ring", tokens=32 * 9), "latents-bad": base}
     names = {f"latents-{kind}": kind for kind in KINDS} | {f"rows-{kind}": kind for kind in BEGUN} | STOPPED
     for name, kind in names.items():

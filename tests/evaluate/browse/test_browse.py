@@ -55,12 +55,26 @@ def test_text_from_the_data_is_escaped_everywhere(client):
 @pytest.mark.parametrize(
     "path",
     [
-        "/run/../secret", "/run/%2e%2e/secret", "/report/../secret/evaluation", "/report/..%2fsecret/evaluation",
-        f"/report/{RUN}/..%2f..", f"/report/{RUN}/secret", f"/feature/{RUN}/80", f"/feature/{RUN}/-1", "/feature/../0",
-        "/static/../base.html", "/static/%2e%2e/base.html", "/nothing", "/compare?a=nobody:1", f"/compare?a={RUN}@7",
-        "/run//etc", "/features/etc/passwd", f"/compare?a={RUN}:99999999999999999999", f"/features/{RUN}?sort=no",
+        "/run/../secret",
+        "/run/%2e%2e/secret",
+        "/report/../secret/evaluation",
+        "/report/..%2fsecret/evaluation",
+        f"/report/{RUN}/..%2f..",
+        f"/report/{RUN}/secret",
+        f"/feature/{RUN}/80",
+        f"/feature/{RUN}/-1",
+        "/feature/../0",
+        "/static/../base.html",
+        "/static/%2e%2e/base.html",
+        "/nothing",
+        "/compare?a=nobody:1",
+        f"/compare?a={RUN}@7",
+        "/run//etc",
+        "/features/etc/passwd",
+        f"/compare?a={RUN}:99999999999999999999",
+        f"/features/{RUN}?sort=no",
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_not_found_and_nothing_outside_is_reached(client, path):
     answer = client.get(path)
     assert answer.status_code == 404
@@ -245,19 +259,26 @@ def test_hostile_text_and_broken_runs_do_nothing_in_a_browser(results):
         assert page.locator(".words", has_text=HEBREW).count() > 0
         assert page.locator(".words").first.evaluate("words => getComputedStyle(words).unicodeBidi") == "isolate"
         for path, said in (
-            ("/run/tiny/layer1/empty", "Not measured yet"), ("/features/tiny/layer1/empty", "has no features yet"),
-            ("/run/tiny/layer1/damaged", "cannot be read"), ("/feature/tiny/layer1/damaged/0", "cannot be read"),
-            ("/tree/tiny/layer1/damaged", "cannot be read"), ("/feature/nobody/0", "there is no run"),
-        ):  # fmt: skip
+            ("/run/tiny/layer1/empty", "Not measured yet"),
+            ("/features/tiny/layer1/empty", "has no features yet"),
+            ("/run/tiny/layer1/damaged", "cannot be read"),
+            ("/feature/tiny/layer1/damaged/0", "cannot be read"),
+            ("/tree/tiny/layer1/damaged", "cannot be read"),
+            ("/feature/nobody/0", "there is no run"),
+        ):
             page.goto(url + path)
             page.wait_for_selector(f"main >> text={said}")
         page.goto(url)
         assert page.locator("tbody tr").count() == 3
         address = url.removeprefix("http://")
         outside = (
-            "/../secret/report.html", "/static/../../../../secret/report.html", "/static/%2e%2e/base.html", "//etc/passwd",
-            "/report/../secret/evaluation", f"/report/{RUN}/evaluation/../../../../secret",
-        )  # fmt: skip
+            "/../secret/report.html",
+            "/static/../../../../secret/report.html",
+            "/static/%2e%2e/base.html",
+            "//etc/passwd",
+            "/report/../secret/evaluation",
+            f"/report/{RUN}/evaluation/../../../../secret",
+        )
         for path in outside:
             connection = HTTPConnection(address)
             connection.request("GET", path)  # as it is: a browser would shorten it first

@@ -65,9 +65,12 @@ def check_tokens(html: str, truth: Truth, latent: int) -> None:
     for mean, times, word, n, of in chips:
         assert int(times.replace(",", "")) == int(of)
         assert any(
-            count[t] == int(n) and occurrences[t] == int(of) and near(mean, total[t] / count[t])
-            and WORDS[t % 4].strip() == unescape(word).strip() for t in count
-        )  # fmt: skip
+            count[t] == int(n)
+            and occurrences[t] == int(of)
+            and near(mean, total[t] / count[t])
+            and WORDS[t % 4].strip() == unescape(word).strip()
+            for t in count
+        )
 
 
 def check_promoted(html: str, truth: Truth, latent: int) -> None:

@@ -35,10 +35,19 @@ def site(trained_once, tmp_path_factory) -> Path:
     for name in RUNS:
         shutil.copytree(trained_once / Path(name).name, results / name)
         evaluate_run(EvaluateConfig(store=trained_once / "store", run=results / name, device="cpu"))
-    compare_runs(CompareConfig(
-        store=trained_once / "store", run=results / RUNS[1], device="cpu", baseline=(trained_once / "scope",),
-        baseline_name=GOOGLES, sequences=0, probes=False, frontier=False, trivial=False,
-    ))  # fmt: skip
+    compare_runs(
+        CompareConfig(
+            store=trained_once / "store",
+            run=results / RUNS[1],
+            device="cpu",
+            baseline=(trained_once / "scope",),
+            baseline_name=GOOGLES,
+            sequences=0,
+            probes=False,
+            frontier=False,
+            trivial=False,
+        )
+    )
     return results
 
 
@@ -69,11 +78,16 @@ def truth(store_folder: Path, run: Path, size: int | None = None) -> dict[str, f
     cosine = np.abs(unit @ unit.T)
     np.fill_diagonal(cosine, 0)
     return {
-        "FVU": ((y - recon) ** 2).sum() / ((y - y.mean(0)) ** 2).sum(), "mean L0": (latents > 0).sum(1).mean(),
-        "width": size, "k": t.config.k, "dead": 100 * (latents == 0).all(0).mean(), "held-out rows": len(y),
-        "redundancy": (cosine > 0.9).sum() / (size * (size - 1)), "mean largest cosine": cosine.max(1).mean(),
+        "FVU": ((y - recon) ** 2).sum() / ((y - y.mean(0)) ** 2).sum(),
+        "mean L0": (latents > 0).sum(1).mean(),
+        "width": size,
+        "k": t.config.k,
+        "dead": 100 * (latents == 0).all(0).mean(),
+        "held-out rows": len(y),
+        "redundancy": (cosine > 0.9).sum() / (size * (size - 1)),
+        "mean largest cosine": cosine.max(1).mean(),
         "cosine": ((recon * y).sum(1) / np.linalg.norm(recon, axis=1) / np.linalg.norm(y, axis=1)).mean(),
-    }  # fmt: skip
+    }
 
 
 def number(text: str) -> float:
@@ -125,9 +139,10 @@ def follows(points: list[tuple[float, float]], expected: list[tuple[float, float
     """Equal to a pixel or so: 1 in 200."""
     span = [max(values) for values in zip(*expected, strict=True)]
     return len(points) == len(expected) and all(
-        abs(a - b) <= 0.006 * most for point, true in zip(points, expected, strict=True)
+        abs(a - b) <= 0.006 * most
+        for point, true in zip(points, expected, strict=True)
         for a, b, most in zip(point, true, span, strict=True)
-    )  # fmt: skip
+    )
 
 
 def logged(run: Path, key: str) -> list[tuple[float, float]]:
@@ -178,9 +193,11 @@ def test_every_figure_of_two_sides_equals_one_from_the_raw_shards(client, site, 
     store, run = trained_once / "store", site / RUNS[1]
     size = Transcoder.load(run).config.prefix_sizes[0]
     sides = {
-        f"{RUNS[1]}@{size}": truth(store, run, size), RUNS[1]: truth(store, run), RUNS[0]: truth(store, site / RUNS[0]),
+        f"{RUNS[1]}@{size}": truth(store, run, size),
+        RUNS[1]: truth(store, run),
+        RUNS[0]: truth(store, site / RUNS[0]),
         f"{RUNS[1]}@baseline": truth(store, site / RUNS[0]),
-    }  # fmt: skip
+    }
     for text, expected in sides.items():
         shown = facts(client.get(f"/compare?a={text}").text)
         assert {"FVU", "mean L0", "width"} <= shown.keys()

@@ -25,9 +25,16 @@ from tests.evaluate.dense import dense
 from tests.making import hash_of, make_store
 from tests.store.transcoders.making import make_transcoder
 
-CONTEXTS = pa.list_(pa.struct({
-    "quantile": pa.int8(), "token": pa.int32(), "start": pa.int32(), "tokens": pa.list_(pa.string()),
-}))  # fmt: skip
+CONTEXTS = pa.list_(
+    pa.struct(
+        {
+            "quantile": pa.int8(),
+            "token": pa.int32(),
+            "start": pa.int32(),
+            "tokens": pa.list_(pa.string()),
+        }
+    )
+)
 
 
 def context(word: str, quantile: int = 0) -> dict:
@@ -37,8 +44,14 @@ def context(word: str, quantile: int = 0) -> dict:
 def row(
     feature: int, near: list[tuple[int, float]] = (), words: list[str] = (), quantiles: list[int] = (), **fields
 ) -> dict:
-    plain = {"feature": feature, "density": 0.01, "prefix": 4, "top_token": "", "finer": [],
-             "example": {"before": "", "token": "t", "after": ""}}  # fmt: skip
+    plain = {
+        "feature": feature,
+        "density": 0.01,
+        "prefix": 4,
+        "top_token": "",
+        "finer": [],
+        "example": {"before": "", "token": "t", "after": ""},
+    }
     near_decoder = [{"feature": other, "score": score} for other, score in near]
     contexts = [context(word) for word in words] + [context("zebra", quantile) for quantile in quantiles]
     return with_consistency([plain | {"near_decoder": near_decoder} | fields], pa.array([contexts], CONTEXTS))[0]

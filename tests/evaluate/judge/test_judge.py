@@ -143,10 +143,13 @@ def test_balanced_accuracy_is_sklearns(pairs):
 @pytest.mark.parametrize(
     ("reply", "n", "expected"),
     [
-        ("[1, 0]", 2, [True, False]), ("Text [1] is odd. So: [0,1]", 2, [False, True]), ("[1]", 2, None),
-        ("yes", 1, None), ("[1, 2]", 2, None),
+        ("[1, 0]", 2, [True, False]),
+        ("Text [1] is odd. So: [0,1]", 2, [False, True]),
+        ("[1]", 2, None),
+        ("yes", 1, None),
+        ("[1, 2]", 2, None),
     ],
-)  # fmt: skip
+)
 def test_lists_in_replies(reply, n, expected):
     assert read_list(reply, n) == expected
 
@@ -319,10 +322,11 @@ def test_line_separators_in_texts_do_not_end_a_line(tmp_path):
 @pytest.mark.parametrize(
     "said",
     [
-        b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{",
         *(b'HTTP/1.0 200 OK\r\n\r\n{"choices": [{"message": {"content": %b}}]}' % content for content in (b"[{}]", b"5")),
     ],
-)  # fmt: skip
+)
 def test_a_server_that_speaks_nonsense_is_one_line(exported, tmp_path, said, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -84,16 +84,26 @@ def test_every_metric_by_hand(tmp_path):
     store = hand_store(tmp_path, [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
     t = make_transcoder(d_in=2, d_out=2, d_sae=1, prefix_sizes=(1,), k=1)
     silent = Transcoder(
-        t.config, W_enc=t.W_enc, b_enc=t.b_enc, W_dec=t.W_dec, b_dec=torch.tensor([1.0, 0.0]),
+        t.config,
+        W_enc=t.W_enc,
+        b_enc=t.b_enc,
+        W_dec=t.W_dec,
+        b_dec=torch.tensor([1.0, 0.0]),
         threshold=torch.full((1,), 1e9),
-    )  # fmt: skip
+    )
     [found] = evaluate([silent], store, "heldout", 3, CPU)
     # ybar = (1, 1): variation 2 each; errors 1, 1, 5, 5; yhat - ybar = (0, -1), along it +1, +1, -1, -1
     expected = {
-        "fvu": 12 / 8, "fvu_without_outliers": 12 / 8, "mse": 12 / 8, "mse_without_outliers": 12 / 8,
-        "cosine_similarity": (0 + 1 + 0 + 0.5**0.5) / 4, "cosine_similarity_without_outliers": (0 + 1 + 0 + 0.5**0.5) / 4,
-        "l0_mean": 0.0, "best_scale": 0.0, "fvu_scalar_variance": 12 / 8,
-    }  # fmt: skip
+        "fvu": 12 / 8,
+        "fvu_without_outliers": 12 / 8,
+        "mse": 12 / 8,
+        "mse_without_outliers": 12 / 8,
+        "cosine_similarity": (0 + 1 + 0 + 0.5**0.5) / 4,
+        "cosine_similarity_without_outliers": (0 + 1 + 0 + 0.5**0.5) / 4,
+        "l0_mean": 0.0,
+        "best_scale": 0.0,
+        "fvu_scalar_variance": 12 / 8,
+    }
     assert {name: found.value(name) for name in METRICS} == pytest.approx(expected, abs=1e-6)
     assert (found.dead_features, found.n_documents, found.ci95["fvu"]) == (1, 2, None)
     assert found.explained_variance_by_dimension == (0.0, -1.0)

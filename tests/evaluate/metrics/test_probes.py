@@ -28,14 +28,16 @@ D = 12
 def test_absorption_by_hand():
     """Latent 0 is the main one; 1 and 2 point along the probe, 3 does not."""
     cosine = torch.tensor([0.9, 0.5, 0.3, 0.01])
-    writes = torch.tensor([
-        [2.0, 9.0, 0.0, 0.0],  # the main latent fires
-        [0.0, 3.0, 1.0, 0.5],  # 1 carries 3 of 4.5 and is 2 above the next
-        [0.0, 2.0, 1.5, 0.0],  # 1 carries most, but is not 1 above the next
-        [0.0, 0.0, 0.0, 5.0],  # the largest does not point along the probe
-        [0.0, 0.0, 0.0, 0.0],  # nothing fires
-        [0.0, 3.0, -9.0, 0.0],  # what is added in all is negative
-    ])  # fmt: skip
+    writes = torch.tensor(
+        [
+            [2.0, 9.0, 0.0, 0.0],  # the main latent fires
+            [0.0, 3.0, 1.0, 0.5],  # 1 carries 3 of 4.5 and is 2 above the next
+            [0.0, 2.0, 1.5, 0.0],  # 1 carries most, but is not 1 above the next
+            [0.0, 0.0, 0.0, 5.0],  # the largest does not point along the probe
+            [0.0, 0.0, 0.0, 0.0],  # nothing fires
+            [0.0, 3.0, -9.0, 0.0],  # what is added in all is negative
+        ]
+    )
     assert absorbed(writes, cosine, np.array([0])).tolist() == [False, True, True, False, False, False]
     assert absorbed_by_ablation(writes, cosine, np.array([0])).tolist() == [False, True, False, False, False, True]
 
@@ -117,10 +119,14 @@ def test_a_probe_of_a_site_is_fitted_once():
 @pytest.mark.parametrize(
     ("name", "yes", "no"),
     [
-        ("begins a word", "▁cat", "cat"), ("has a capital", "Cat", "▁cat"), ("is a number", "▁7", "seven"),
-        ("is punctuation", "),", "a)"), ("ends in s", "▁cats", "▁cat"), ("ends in ing or ed", "ended", "▁end"),
+        ("begins a word", "▁cat", "cat"),
+        ("has a capital", "Cat", "▁cat"),
+        ("is a number", "▁7", "seven"),
+        ("is punctuation", "),", "a)"),
+        ("ends in s", "▁cats", "▁cat"),
+        ("ends in ing or ed", "ended", "▁end"),
     ],
-)  # fmt: skip
+)
 def test_properties_of_a_token_by_hand(name, yes, no):
     assert PROPERTIES[name].search(yes)
     assert not PROPERTIES[name].search(no)

@@ -28,10 +28,19 @@ def config(request, tiny_models, text_file, tmp_path_factory) -> InterveneConfig
     folder = tmp_path_factory.mktemp("intervene")
     harvest(
         HarvestConfig(
-            model=str(tiny_models[request.param]), layer=1, dataset=str(text_file), tokens=2048, shard_tokens=512,
-            context=32, heldout_every=2, store=folder / "store", device="cpu", dtype="float32", compute_dtype="float32",
+            model=str(tiny_models[request.param]),
+            layer=1,
+            dataset=str(text_file),
+            tokens=2048,
+            shard_tokens=512,
+            context=32,
+            heldout_every=2,
+            store=folder / "store",
+            device="cpu",
+            dtype="float32",
+            compute_dtype="float32",
         )
-    )  # fmt: skip
+    )
     transcoder = make_transcoder(d_in=16, d_out=16, d_sae=20, prefix_sizes=(4, 9, 20), view="normed")
     transcoder.b_enc[SILENT] = -1000.0
     transcoder.save(folder / "run")

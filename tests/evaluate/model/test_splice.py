@@ -26,9 +26,18 @@ CPU = torch.device("cpu")
 def cached(request, tiny_models, text_file, tmp_path_factory) -> tuple[LanguageModel, Store]:
     folder = tmp_path_factory.mktemp("splice") / "store"
     config = HarvestConfig(
-        model=str(tiny_models[request.param]), layer=1, dataset=str(text_file), tokens=2048, shard_tokens=512, context=32,
-        heldout_every=2, store=folder, device="cpu", dtype="float32", compute_dtype="float32",
-    )  # fmt: skip
+        model=str(tiny_models[request.param]),
+        layer=1,
+        dataset=str(text_file),
+        tokens=2048,
+        shard_tokens=512,
+        context=32,
+        heldout_every=2,
+        store=folder,
+        device="cpu",
+        dtype="float32",
+        compute_dtype="float32",
+    )
     harvest(config)
     return load_model(config.model, 1, CPU, torch.float32), open_store(folder)
 
@@ -108,9 +117,13 @@ def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
         torch.cat(part).mean().item() for part in (clean, zero, ablated, spliced, divergence, first)
     )
     expected = {
-        "delta_ce": spliced - clean, "kl": divergence, "ce_recovered": (zero - spliced) / (zero - clean),
-        "ce_clean": clean, "ce_zero_ablated": zero, "ce_mean_ablated": ablated,
-    }  # fmt: skip
+        "delta_ce": spliced - clean,
+        "kl": divergence,
+        "ce_recovered": (zero - spliced) / (zero - clean),
+        "ce_clean": clean,
+        "ce_zero_ablated": zero,
+        "ce_mean_ablated": ablated,
+    }
     assert {name: found.value(name) for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert (by_prefix["20"].delta_ce, by_prefix["20"].kl) == (found.delta_ce, found.kl)
     assert by_prefix["4"].delta_ce.value == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
@@ -139,9 +152,14 @@ def test_a_comparison_gives_everyone_the_figures_that_it_has_alone(cached, trans
     model, store = cached
     other = make_transcoder(d_in=16, d_out=16, d_sae=24, prefix_sizes=(24,), view="rms")
     config = CompareConfig(
-        model=store.manifest.recipe.model, layer=1, store=store.directory, device="cpu", sequences=12, every_prefix=True,
+        model=store.manifest.recipe.model,
+        layer=1,
+        store=store.directory,
+        device="cpu",
+        sequences=12,
+        every_prefix=True,
         probes=False,
-    )  # fmt: skip
+    )
     results = measure(config, store, [transcoder, other])
     linear = fit(store, transcoder.config, CPU, quiet=True)
     ranked = low_rank(linear, transcoder.config, [round(results[3].l0_mean)])

@@ -85,9 +85,15 @@ def test_every_figure_is_a_png_too(report):
         assert path.stat().st_size > 5000
     names = {path.stem for path in (report.parent / "figures").iterdir()}
     assert names == {
-        "fvu_by_prefix", "fvu_by_l0", "fvu_by_position", "fvu_by_token_rank", "explained_by_dimension", "density",
-        "decoder_cosines", "training",
-    }  # fmt: skip
+        "fvu_by_prefix",
+        "fvu_by_l0",
+        "fvu_by_position",
+        "fvu_by_token_rank",
+        "explained_by_dimension",
+        "density",
+        "decoder_cosines",
+        "training",
+    }
     assert all(f"figures/{name}.png" in report.read_text() for name in names)
 
 

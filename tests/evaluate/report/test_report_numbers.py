@@ -255,8 +255,9 @@ def test_every_figure_over_layers_equals_one_from_the_raw_shards(layers):
         assert ids(near) == ([] if best == partner else [best])
         assert float(near.rsplit(", ", 1)[1]) == pytest.approx(written[mine, best], abs=6e-3)
     for title, found, fired, these in (
-        ("Only in layer 1, not in 2", forth, a, often[0]), ("Only in layer 2, not in 1", forth.T, b, often[1]),
-    ):  # fmt: skip
+        ("Only in layer 1, not in 2", forth, a, often[0]),
+        ("Only in layer 2, not in 1", forth.T, b, often[1]),
+    ):
         rank = {i: found[i].max() / np.sqrt(fired[:, i].sum()) for i in these.tolist()}
         rows = report[title][1]
         assert [ids(row[2])[0] for row in rows] == sorted(rank, key=lambda i: (rank[i], i))[: len(rows)]

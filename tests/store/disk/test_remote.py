@@ -110,8 +110,11 @@ def test_a_url_is_told_from_a_folder():
     assert parse_store_path("data/x") == Path("data/x")
     store = parse_store_path("s3://bucket/a/store/")
     assert (str(store), store.name, str(store.parent), str(store / "b")) == (
-        "s3://bucket/a/store", "store", "s3://bucket/a", "s3://bucket/a/store/b",
-    )  # fmt: skip
+        "s3://bucket/a/store",
+        "store",
+        "s3://bucket/a",
+        "s3://bucket/a/store/b",
+    )
 
 
 def test_an_unknown_protocol_is_one_clear_error():

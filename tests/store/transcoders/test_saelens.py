@@ -45,8 +45,12 @@ def test_other_architectures_by_their_equations(folder, architecture, drop):
 
 
 def test_hooks_of_gemma_3_mean_the_gained_norm(folder):
-    edit(folder, hook_name="blocks.9.hook_mlp_in", hook_name_out="blocks.9.hook_mlp_out",
-         hf_hook_name="model.layers.9.pre_feedforward_layernorm.output")  # fmt: skip
+    edit(
+        folder,
+        hook_name="blocks.9.hook_mlp_in",
+        hook_name_out="blocks.9.hook_mlp_out",
+        hf_hook_name="model.layers.9.pre_feedforward_layernorm.output",
+    )
     assert (load_saelens(folder).config.view, load_saelens(folder).config.layer) == ("normed", 9)
 
 
