@@ -286,9 +286,3 @@ def _in_words(error: ValueError | OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     cure = "; free some space, then run the same command again" if full else ""
     return f"{error.filename}: {error.strerror}{cure}"
-
-
-def check_at_least(options: object, **least: int) -> None:
-    """Refused naming the first option that is below its limit."""
-    for name, low in least.items():
-        Range(low).check(name, getattr(options, name))
