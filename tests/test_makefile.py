@@ -1,5 +1,6 @@
 """Variables of make: each reaches its command, and a target refuses those that it does not read."""
 
+import os
 import re
 import subprocess
 
@@ -7,7 +8,9 @@ import pytest
 
 from tests.child import ROOT
 
-TABLE = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+"""The environment of a shell: under `make test` a second make would take up the first one's options."""
+TABLE = subprocess.run(["make", "-pn", "help"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True).stdout
 READS = {name: words.split() for name, words in re.findall(r"^reads_(\S+) := (.*)$", TABLE, re.MULTILINE)}
 """The variables that each target says it reads."""
 assert len(READS) > 20
@@ -15,7 +18,7 @@ assert len(READS) > 20
 
 def make(*words: str) -> subprocess.CompletedProcess:
     """`make -n WORDS`, which runs nothing: the targets here start no other make."""
-    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(["make", "-n", *words], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
