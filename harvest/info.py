@@ -7,7 +7,7 @@ from itertools import takewhile
 import numpy as np
 
 from harvest.config import InfoConfig
-from harvest.text import load_tokenizer
+from harvest.model.tokenizer import load_tokenizer
 from store.loader.schedule import Mix, Schedule
 from store.shards.documents import documents_of
 from store.shards.manifest import ShardEntry

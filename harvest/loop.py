@@ -11,15 +11,15 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, open_corpus, resuming
-from harvest.model import LanguageModel, load_model, resolve_compute_dtype
+from harvest.model.language_model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
 from harvest.pool import Lanes
 from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
-from harvest.tokens import PACKING, SpecialTokens, pack, tokenize
+from harvest.text.corpus import Corpus, open_corpus, resuming
+from harvest.text.tokens import PACKING, SpecialTokens, pack, tokenize
 from store.counts import share
 from store.devices import resolve_device
 from store.errors import Refused

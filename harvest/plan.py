@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from harvest.config import HarvestConfig
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
 from harvest.shard import run_shard
-from harvest.tokens import PackedShard
+from harvest.text.tokens import PackedShard
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 
 Result = TypeVar("Result")
 

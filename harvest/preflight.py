@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvest.config import HarvestConfig
-from harvest.origin import origin_of
 from harvest.ranks import Rank
+from harvest.text.origin import origin_of
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused

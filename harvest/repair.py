@@ -7,13 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig, RepairConfig
-from harvest.corpus import Corpus, open_corpus, resuming
 from harvest.loop import recipe_of
-from harvest.model import load_model
-from harvest.origin import is_on_this_machine
+from harvest.model.language_model import load_model
 from harvest.pool import Lanes
 from harvest.shard import run_shard
-from harvest.tokens import SpecialTokens, pack, tokenize
+from harvest.text.corpus import Corpus, open_corpus, resuming
+from harvest.text.origin import is_on_this_machine
+from harvest.text.tokens import SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of

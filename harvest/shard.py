@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from harvest.config import HarvestConfig
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
-from harvest.tokens import PackedShard
+from harvest.text.tokens import PackedShard
 from store.errors import Refused
 from store.shards.writer import ShardRows
 

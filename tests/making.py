@@ -74,7 +74,7 @@ def hash_of(tokenizer: Path) -> str:
     """What a store's recipe calls the tokenizer in a folder."""
     from transformers import AutoTokenizer
 
-    from harvest.text import vocabulary_hash
+    from harvest.model.tokenizer import vocabulary_hash
 
     return vocabulary_hash(AutoTokenizer.from_pretrained(tokenizer))
 

@@ -1,6 +1,7 @@
 """How the tests are laid out: what several files share lies in modules that hold no tests, and names stay short."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.child import ROOT
 
+ROOMS = ("harvest", "store", "train", "evaluate")
 FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 
@@ -46,3 +48,13 @@ def test_names_of_tests_are_below_80_characters():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 assert len(node.name) < 80, path
+
+
+def test_no_folder_holds_more_than_17_files_and_no_file_300_lines():
+    files = [
+        path for room in ROOMS for path in (ROOT / room).rglob("*") if "__pycache__" not in path.parts and path.is_file()
+    ]
+    folders = Counter(path.parent for path in files)
+    assert {folder: count for folder, count in folders.items() if count > 17} == {}
+    lines = {path: path.read_text().count("\n") for path in files if path.suffix == ".py"}
+    assert {path: count for path, count in lines.items() if count > 300} == {}

@@ -16,8 +16,8 @@ from store.shards.reader import Store
 from store.sparse.scan import Candidates
 from store.transcoders.files import check_keys
 from train.config import TrainConfig
-from train.module import TrainingTranscoder
-from train.optimizer import load_state, state_of
+from train.step.module import TrainingTranscoder
+from train.step.optimizer import load_state, state_of
 
 NOT_PART_OF_THE_RUN = (
     "store",

@@ -6,8 +6,8 @@ from torch import Tensor
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from train.activations import ACTIVATIONS
 from train.config import TrainConfig
-from train.module import TrainingTranscoder
 from train.parallel import Latents
+from train.step.module import TrainingTranscoder
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import TrainConfig
 from train.follow import Following
-from train.module import TrainingTranscoder
 from train.parallel import Ranks
 from train.run import Run
 from train.snapshots import collecting
+from train.step.module import TrainingTranscoder
 
 log = logging.getLogger(__name__)
 

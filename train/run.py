@@ -25,10 +25,10 @@ from train import checkpoint
 from train.config import TrainConfig
 from train.export import export
 from train.log import HeldoutRecord, Record, TrainingLog
-from train.module import StepResult, TrainingTranscoder
-from train.optimizer import make_optimizer, update
 from train.sharded import ShardedForward
 from train.snapshots import Collector, snapshot_of, uncollected
+from train.step.module import StepResult, TrainingTranscoder
+from train.step.optimizer import make_optimizer, update
 from train.watch import SPIKE
 
 NONFINITE = "nonfinite.safetensors"

@@ -7,7 +7,7 @@ from store.sparse.scan import Entries
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
 from train.parallel import Latents
-from train.sparse import largest_in_rows
+from train.step.sparse import largest_in_rows
 
 
 class ShardedForward(Forward):

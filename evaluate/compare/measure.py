@@ -25,7 +25,7 @@ from store.shards.reader import Store, check_shards
 from store.transcoders.transcoder import Transcoder
 
 if TYPE_CHECKING:
-    from harvest.model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from store.transcoders.transcoder import Transcoder
 
 if TYPE_CHECKING:
     from evaluate.model.splice import SpliceTable
-    from harvest.model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 

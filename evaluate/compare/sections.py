@@ -19,7 +19,7 @@ from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 
 if TYPE_CHECKING:
-    from harvest.model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 
 def results_of(
@@ -73,7 +73,7 @@ def add_probes(
     """
     from evaluate.metrics.probes import Fitted, probe_all
     from evaluate.metrics.tasks import fit_and_test
-    from harvest.text import load_tokenizer
+    from harvest.model.tokenizer import load_tokenizer
 
     fit_on, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
     prompted = None

@@ -19,7 +19,7 @@ from evaluate.features.split_text import SplitText
 from evaluate.features.summary import summary_of
 from evaluate.features.write import write_samples
 from evaluate.runs import check_fits, open_run, store_of
-from harvest.text import load_tokenizer, load_unembedding, token_texts
+from harvest.model.tokenizer import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug

@@ -3,7 +3,7 @@
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from harvest.text import token_texts
+from harvest.model.tokenizer import token_texts
 from store.shards.documents import documents_of
 from store.shards.manifest import Split
 from store.shards.reader import Store

@@ -19,7 +19,7 @@ from evaluate.features.reader import Features
 from evaluate.judge.config import JudgeExportConfig
 from evaluate.judge.excerpts import Excerpt
 from evaluate.judge.quizzes import Quiz
-from harvest.text import token_texts
+from harvest.model.tokenizer import token_texts
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 

@@ -17,7 +17,7 @@ from evaluate.judge.excerpts import Excerpt
 from evaluate.judge.negatives import add_negatives, near_misses, random_texts
 from evaluate.judge.quizzes import Quiz, choose_quizzes
 from evaluate.runs import open_run
-from harvest.text import load_tokenizer
+from harvest.model.tokenizer import load_tokenizer
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.errors import Refused

@@ -23,7 +23,7 @@ from evaluate.model.splice import (
 )
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from evaluate.runs import open_run
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.layout import IMPORTANCE

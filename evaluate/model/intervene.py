@@ -15,9 +15,9 @@ from evaluate.model.edits import Edit, SplicedRows, edits_of
 from evaluate.model.splice import hidden_states, open_model
 from evaluate.model.unembed import Unembedding
 from evaluate.runs import open_run
-from harvest.model import LanguageModel
-from harvest.text import token_texts
-from harvest.tokens import tokenize
+from harvest.model.language_model import LanguageModel
+from harvest.model.tokenizer import token_texts
+from harvest.text.tokens import tokenize
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.errors import Refused

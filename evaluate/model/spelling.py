@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from evaluate.metrics.tasks import LETTERS, Examples, Prompted
 from evaluate.model.unembed import Unembedding
 from harvest.config import SITES
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from store.errors import Refused
 
 BEFORE = " apple has the first letter: A\n music has the first letter: M\n"

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 
 SLICE = {"cpu": 4096, "cuda": 65_536}
 """Tokens of the vocabulary at once, by kind of device."""

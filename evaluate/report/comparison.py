@@ -149,7 +149,7 @@ def worded(measured: Sequence[Measurement], store: Store) -> tuple[list[dict[str
     """The measurements as JSON with the worst rows in words; or, where the tokenizer cannot be had, in numbers, and why."""
     if not any(m.worst_rows for m in measured):
         return [m.as_json() for m in measured], ""
-    from harvest.text import load_tokenizer, token_texts
+    from harvest.model.tokenizer import load_tokenizer, token_texts
 
     reason = ""
     try:

@@ -16,13 +16,13 @@ from unittest.mock import patch
 
 import torch
 
-from harvest import embedded
 from harvest.config import HarvestConfig
-from harvest.corpus import Corpus, open_corpus
 from harvest.loop import harvest
-from harvest.model import LanguageModel, load_model, resolve_compute_dtype
+from harvest.model import embedded
+from harvest.model.language_model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.pool import Lanes
-from harvest.tokens import SpecialTokens, pack, tokenize
+from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.tokens import SpecialTokens, pack, tokenize
 from store.devices import resolve_device
 
 

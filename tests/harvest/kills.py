@@ -16,7 +16,7 @@ import torch
 import harvest.loop
 import store.shards.safetensors_files
 from harvest.config import SITES, HarvestConfig
-from harvest.corpus import Corpus
+from harvest.text.corpus import Corpus
 from store.views import Norm
 
 

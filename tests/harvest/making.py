@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 import harvest.loop
 from harvest.config import HarvestConfig
-from harvest.model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from tests.harvest.kills import Model, corpus_of
 
 TEXTS = [f"document {number} " * (number * 7 % 11 + 1) for number in range(200)]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from harvest.config import SITES
-from harvest.corpus import RETRIES, Corpus, resuming
 from harvest.loop import harvest
+from harvest.text.corpus import RETRIES, Corpus, resuming
 from store.cli import parse_layers
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
@@ -124,7 +124,7 @@ def test_a_broken_stream_is_opened_again_where_it_broke(caplog):
 
 
 def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(config, monkeypatch):
-    from harvest import corpus
+    from harvest.text import corpus
 
     with pytest.raises(ValueError, match=f"broke off at document 5 and {RETRIES} retries failed"):
         list(resuming(broken(RETRIES + 1), 0, lambda seconds: None))
@@ -136,7 +136,7 @@ def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(conf
         raise ConnectionError("gone")
 
     monkeypatch.setattr("harvest.loop.open_corpus", lambda config: Corpus(opened.name, opened.revision, fails))
-    monkeypatch.setattr("harvest.corpus.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("harvest.text.corpus.time.sleep", lambda seconds: None)
     monkeypatch.setattr("harvest.loop.resuming", lambda c, start: resuming(c, start, lambda seconds: None))
     with pytest.raises(ValueError, match="finished shards are kept"):
         harvest(config)

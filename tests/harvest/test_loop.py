@@ -10,7 +10,7 @@ import torch
 from harvest import loop
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.model import load_model
+from harvest.model.language_model import load_model
 from store.disk.lock import WRITER_LOCK, WriterLock
 from store.shards.reader import check_shards, open_store
 from store.shards.writer import StoreWriter
@@ -167,7 +167,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from harvest.config import HarvestConfig, RepairConfig
-import harvest.corpus, harvest.loop, harvest.model, harvest.repair
+import harvest.text.corpus, harvest.loop, harvest.model.language_model, harvest.repair
 from tests.harvest.making import damage, shards_of
 from tests.killed import dies_at
 
@@ -175,10 +175,10 @@ config = HarvestConfig(
     model=sys.argv[1], layer=(0, 1), dataset=sys.argv[2], tokens=3 * 512, shard_tokens=512, context=32, heldout_every=2,
     batch_sequences=5, device="cpu", compute_dtype="float32",
 )
-model = harvest.model.load_model(config.model, 1, torch.device("cpu"), torch.float32)
-corpus = harvest.corpus.open_corpus(config)
+model = harvest.model.language_model.load_model(config.model, 1, torch.device("cpu"), torch.float32)
+corpus = harvest.text.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
-corpus = harvest.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
+corpus = harvest.text.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
 for room in (harvest.loop, harvest.repair):
     room.load_model, room.open_corpus = lambda *args: model, lambda config: corpus
 
@@ -194,7 +194,7 @@ def child(store, patches, repairs=False):
     return os.waitpid(pid, 0)[1]
 
 assert child(sys.argv[3] + "/whole", []) == 0
-points = [(harvest.model.LanguageModel, "run_layers", n) for n in (1, 6)]
+points = [(harvest.model.language_model.LanguageModel, "run_layers", n) for n in (1, 6)]
 points += [(os, "fsync", n) for n in range(1, 32, 3)]
 points += [(Path, "replace", n) for n in (2, 3, 5, 8, 11, 14, 16)]
 for number, point in enumerate(points):

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 import harvest.loop
-import harvest.origin
+import harvest.text.origin
 from harvest.config import HarvestConfig
 from harvest.preflight import visit
 from harvest.ranks import Rank
@@ -36,9 +36,11 @@ def test_a_finished_harvest_answers_without_the_libraries_of_models_and_data_set
 
 def test_a_local_data_set_is_hashed_once(config, monkeypatch):
     hashed = []
-    original = harvest.origin.hash_file
-    harvest.origin._hash_of.cache_clear()
-    monkeypatch.setattr(harvest.origin, "hash_file", lambda digest, path: (hashed.append(path), original(digest, path)))
+    original = harvest.text.origin.hash_file
+    harvest.text.origin._hash_of.cache_clear()
+    monkeypatch.setattr(
+        harvest.text.origin, "hash_file", lambda digest, path: (hashed.append(path), original(digest, path))
+    )
     harvest.loop.harvest(config)
     harvest.loop.harvest(replace(config, tokens=4 * 512))
     assert len(hashed) == 1
@@ -48,9 +50,9 @@ def test_a_changed_data_set_is_hashed_again(config, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("one")
     asked = replace(config, dataset=str(path))
-    before = harvest.origin.origin_of(asked)
+    before = harvest.text.origin.origin_of(asked)
     path.write_text("three")
-    assert harvest.origin.origin_of(asked) != before
+    assert harvest.text.origin.origin_of(asked) != before
 
 
 def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 
 from harvest import repair as care
 from harvest.config import HarvestConfig
-from harvest.corpus import resuming
 from harvest.loop import harvest
+from harvest.text.corpus import resuming
 from store.disk.lock import WriterLock
 from tests.command import run
 from tests.harvest.making import REPAIR, damage, shards_of

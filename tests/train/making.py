@@ -14,7 +14,7 @@ from tests.making import make_norm, make_recipe, make_rows
 from tests.train import reference
 from train.checkpoint import candidates
 from train.config import TrainConfig
-from train.module import TrainingTranscoder
+from train.step.module import TrainingTranscoder
 
 
 def run_config(store: Path, run: Path) -> TrainConfig:

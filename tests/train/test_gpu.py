@@ -5,9 +5,9 @@ import torch
 
 from store.loader.batches import batches
 from tests.train.making import make_config, make_module
-from train.module import WAIT_EVERY
-from train.optimizer import make_optimizer
 from train.run import train_step
+from train.step.module import WAIT_EVERY
+from train.step.optimizer import make_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

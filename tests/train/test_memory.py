@@ -17,8 +17,8 @@ from store.loader.batches import batches
 from store.shards.reader import open_store
 from train.config import TrainConfig
 from train.checkpoint import candidates
-from train.module import TrainingTranscoder
-from train.optimizer import make_optimizer
+from train.step.module import TrainingTranscoder
+from train.step.optimizer import make_optimizer
 from train.run import train_step
 
 def peak():

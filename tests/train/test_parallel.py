@@ -16,9 +16,9 @@ from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begi
 from train.checks import check_one_stream
 from train.config import TrainConfig
 from train.loop import train
-from train.module import TrainingTranscoder
-from train.optimizer import make_optimizer
 from train.parallel import Ranks
+from train.step.module import TrainingTranscoder
+from train.step.optimizer import make_optimizer
 
 TORCHRUN = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2"
 """Whatever the machine is called, and whether that name leads anywhere."""
@@ -119,7 +119,7 @@ def test_a_process_holds_its_own_latents_only(store):
 
 
 def test_a_dictionary_starts_with_the_same_latents_whoever_holds_them(store, monkeypatch):
-    monkeypatch.setattr("train.module.CHUNK", 8)
+    monkeypatch.setattr("train.step.module.CHUNK", 8)
     config = make_config(d_sae=41)
     whole = TrainingTranscoder(config, store.manifest, store.norm, "float32").state_dict()
     for rank in range(3):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from train.activations.base import Activation, Gradients, Selection
-from train.sparse import largest_in_rows
+from train.step.sparse import largest_in_rows
 
 
 class TopK(Activation):

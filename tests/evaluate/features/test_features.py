@@ -20,7 +20,7 @@ from evaluate.features.context_table import QUANTILES
 from evaluate.features.contexts import SIDE, best
 from evaluate.features.neighbours import by_coactivation, by_decoder
 from evaluate.features.samples import collect_samples, logit_effects
-from harvest.text import load_unembedding, token_texts
+from harvest.model.tokenizer import load_unembedding, token_texts
 from store.layout import COLLECTION_STATE
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder

@@ -101,8 +101,10 @@ def test_worst_tokens_are_shown_in_their_context_and_escaped(tmp_path, monkeypat
     from evaluate.report import comparison as reporting
 
     store = make_store(tmp_path / "store")
-    monkeypatch.setattr("harvest.text.load_tokenizer", lambda recipe: None)
-    monkeypatch.setattr("harvest.text.token_texts", lambda tokenizer, ids: [f"<b>{number}</b>" for number in ids])
+    monkeypatch.setattr("harvest.model.tokenizer.load_tokenizer", lambda recipe: None)
+    monkeypatch.setattr(
+        "harvest.model.tokenizer.token_texts", lambda tokenizer, ids: [f"<b>{number}</b>" for number in ids]
+    )
     shown, reason = reporting.worded([measurement("ours", 0.2, store)], store)
     assert reason == ""
     assert shown[0]["worst_rows"][0].before == "<b>5</b><b>6</b>"

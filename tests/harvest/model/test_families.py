@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from harvest.families import FAMILIES, PARALLEL, Family, markdown_table, recognise_norm
-from harvest.model import load_model
+from harvest.model.families import FAMILIES, PARALLEL, Family, markdown_table, recognise_norm
+from harvest.model.language_model import load_model
 from harvest.shard import check_identity
 from store.errors import Refused
 from store.views import normed, rms

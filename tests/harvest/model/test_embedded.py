@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harvest import embedded
-from harvest.model import load_model
+from harvest.model import embedded
+from harvest.model.language_model import load_model
 from store.views import normed
 
 pytestmark = [

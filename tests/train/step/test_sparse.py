@@ -3,8 +3,8 @@ import torch
 
 from store.sparse.scan import Entries, cut_into_bags
 from tests.making import on_threads
-from train import sparse
-from train.sparse import decode_nested
+from train.step import sparse
+from train.step.sparse import decode_nested
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 256])

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from datasets import IterableDataset
 
-from harvest import corpus
 from harvest.config import HarvestConfig
-from harvest.corpus import docstrings, open_corpus, resuming
-from harvest.origin import documented_versions
+from harvest.text import corpus
+from harvest.text.corpus import docstrings, open_corpus, resuming
+from harvest.text.origin import documented_versions
 
 
 def first(config: HarvestConfig, n: int, start: int = 0) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_hub_data_set_is_read_at_the_commit_asked_for(monkeypatch):
 
 
 def test_docstrings_are_distinct_and_always_in_the_same_order(monkeypatch):
-    monkeypatch.setattr("harvest.corpus.FILES_A_GROUP", 30)  # 300 docstrings are of several groups
+    monkeypatch.setattr("harvest.text.corpus.FILES_A_GROUP", 30)  # 300 docstrings are of several groups
     once, again = (list(islice(docstrings(), 300)) for _ in range(2))
     assert once == again
     assert len(set(once)) == 300

@@ -16,10 +16,10 @@ from transformer_lens.model_bridge.sources._hf_format import determine_architect
 from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from harvest import embedded
 from harvest.config import SITES
-from harvest.families import no_norm, recognise_norm
-from harvest.text import vocabulary_hash
+from harvest.model import embedded
+from harvest.model.families import no_norm, recognise_norm
+from harvest.model.tokenizer import vocabulary_hash
 from store.devices import native_bfloat16
 from store.disk.files import hash_file
 from store.errors import Damaged, Refused

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from harvest import embedded
+from harvest.model import embedded
 from store.errors import Refused
 from store.shards.manifest import Recipe
 

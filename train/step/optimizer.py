@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train.module import TrainingTranscoder
+from train.step.module import TrainingTranscoder
 
 
 def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.tokens import SpecialTokens, pack, tokenize
+from harvest.text.tokens import SpecialTokens, pack, tokenize
 from tests.making import BOS, EOS
 
 SPECIAL = SpecialTokens(bos=BOS, eos=EOS, excluded=(0, 1, 2))

@@ -15,9 +15,9 @@ from store.views import Norm, ViewName
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
-from train.losses import StepResult, Sums, report
 from train.parallel import Latents, Ranks
-from train.sparse import decode_nested, weight_gradients
+from train.step.losses import StepResult, Sums, report
+from train.step.sparse import decode_nested, weight_gradients
 from train.watch import LossMonitor
 
 CHUNK = 1024
