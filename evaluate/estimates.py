@@ -49,7 +49,7 @@ def read_result(kind: type[R], path: Path, command: str) -> R:
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else _first_of(error)
+        reason = error.strerror if isinstance(error, OSError) else first_complaint(error)
     raise Damaged(f"{path} cannot be read ({reason}); make it again with `{command}`")
 
 
@@ -58,11 +58,11 @@ def check_result(kind: type[R], values: Mapping[str, Any], path: Path, command: 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        reason = _first_of(error)
+        reason = first_complaint(error)
     raise Damaged(f"{path} cannot be read ({reason}); make it again with `{command}`")
 
 
-def _first_of(error: ValidationError) -> str:
+def first_complaint(error: ValidationError) -> str:
     """The first complaint of many, in one line."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))

@@ -123,30 +123,30 @@ class TrainConfig(Options):
         self._check_sites()
         self.prefixes  # noqa: B018  # refuses a bad list at the door
         if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
-            raise ValueError(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
+            raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
         if self.random_prefixes and len(self.prefixes) == 1:
-            raise ValueError("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
+            raise Refused("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
         if self.shard_dictionary and self.follow:
-            raise ValueError(
+            raise Refused(
                 "shard_dictionary and follow do not go together: processes that wait for shards save by themselves; "
                 "leave one out"
             )
 
     def _check_numbers(self) -> None:
         if self.k > self.d_sae:
-            raise ValueError(f"k is {self.k}, but the dictionary has only {self.d_sae} latents; choose k <= d_sae")
+            raise Refused(f"k is {self.k}, but the dictionary has only {self.d_sae} latents; choose k <= d_sae")
         if self.n_steps < 1:
-            raise ValueError(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
+            raise Refused(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
 
     def _check_sites(self) -> None:
         if self.target_layer == self.layer:
-            raise ValueError(f"target_layer is {self.layer}, the source's; leave it out")
+            raise Refused(f"target_layer is {self.layer}, the source's; leave it out")
         if self.target_store is not None and self.target_layer is None:
-            raise ValueError(f"target_store is {self.target_store}, but of which layer? give --target-layer too")
+            raise Refused(f"target_store is {self.target_store}, but of which layer? give --target-layer too")
         if self.is_sae and self.skip:
-            raise ValueError(f"{self.source_site} is source and target: a skip connection would copy it; leave out --skip")
+            raise Refused(f"{self.source_site} is source and target: a skip connection would copy it; leave out --skip")
         if self.is_sae and self.input_view != "raw":
-            raise ValueError(f"an autoencoder reads what it predicts, but view is {self.view}; give --view raw")
+            raise Refused(f"an autoencoder reads what it predicts, but view is {self.view}; give --view raw")
         if self.source_site not in ("resid_mid", "resid_pre") and self.input_view != "raw":
             raise Refused(f"view {self.view} is of resid_mid, but source_site is {self.source_site}; give --view raw")
 
@@ -208,7 +208,7 @@ def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSp
 
 def _activation(text: str) -> str:
     if text not in get_args(Activation):
-        raise ValueError(f"{text!r} is no activation; there are {', '.join(get_args(Activation))}")
+        raise Refused(f"{text!r} is no activation; there are {', '.join(get_args(Activation))}")
     return text
 
 
@@ -263,11 +263,11 @@ def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
     except json.JSONDecodeError:
         sizes = None
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"prefix_sizes {text!r} is not a list of positive whole numbers, like 2304,4608,18432")
+        raise Refused(f"prefix_sizes {text!r} is not a list of positive whole numbers, like 2304,4608,18432")
     found = cumulative_sizes(sizes, d_sae)
     if found is not None:
         return found
-    raise ValueError(
+    raise Refused(
         f"prefix_sizes {sizes} end at {sizes[-1]} and sum to {sum(sizes)}, but d_sae is {d_sae}; "
         "give increasing sizes that end at d_sae, or group sizes that sum to it"
     )

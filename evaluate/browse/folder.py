@@ -3,13 +3,17 @@
 import functools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from evaluate.estimates import check_result
+from evaluate.estimates import read_result
 from evaluate.features.reader import Features, NotFound, open_features
-from evaluate.labels import shown_in
+from evaluate.features.summary import CollectionSummary, read_summary
 from evaluate.metrics.measurement import Measurement
+from evaluate.text import Number
+from evaluate.training_log import read_log
 from store.errors import Damaged
 from store.layout import (
     ANALYSIS,
@@ -27,6 +31,8 @@ from store.layout import (
     WEIGHTS,
 )
 
+T = TypeVar("T")
+
 REPORTS = (EVALUATION, COMPARISON_FOLDER, ANALYSIS)
 """Folders of a run that may hold a report."""
 
@@ -42,12 +48,12 @@ FILES = (
 """Files of a run that a page depends on: the run is read again when one of them changes."""
 
 
-def read_json(path: Path) -> dict | None:
-    """The file's content, None when there is none. Damaged when it cannot be read."""
+def read_config(path: Path) -> dict:
+    """The content of a JSON file, empty when there is none. Damaged when the file holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read ({error}); make it again") from None
     if not isinstance(content, dict):
@@ -55,14 +61,16 @@ def read_json(path: Path) -> dict | None:
     return content
 
 
-def read_log(path: Path) -> list[dict]:
-    """The lines of a training log, none when there is no log. Damaged when it cannot be read."""
-    if not path.exists():
-        return []
-    try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
-        raise Damaged(f"{path} cannot be read ({error})") from None
+def read_metrics(folder: Path, file: str, command: str) -> Measurement | None:
+    """The measurement in a file of a run; None when there is none. Damaged when the file holds no measurement.
+
+    folder: the run's.
+    file: below the folder.
+    command: of `python -m evaluate`, which makes the file again.
+    """
+    if not (folder / file).exists():
+        return None
+    return read_result(Measurement, folder / file, f"python -m evaluate {command} --run {folder} --force")
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,12 @@ class RunFolder:
     folder: Path
     config: dict
     """config.json, or train_config.json of an unfinished run."""
-    metrics: dict | None
-    """Of `evaluate metrics`, or else of `evaluate compare`."""
-    log: list[dict]
+    measured: Measurement | None
+    """By `evaluate metrics`, or else by `evaluate compare`."""
+    log: list[dict[str, Any]]
     """Lines of the training log."""
-    summary: dict | None
-    """collection_summary.json of its features."""
+    summary: CollectionSummary | None
+    """Of its features."""
     problems: tuple[str, ...]
     """Messages about damaged files."""
 
@@ -87,6 +95,13 @@ class RunFolder:
     def title(self) -> str:
         """Its name in config.json, or else its folder."""
         return self.config.get("name") or self.name
+
+    @property
+    def figures(self) -> dict[str, Number]:
+        """The run's metrics by key; before they are measured, the numbers of its configuration."""
+        if self.measured:
+            return self.measured.figures()
+        return {key: value for key, value in self.config.items() if isinstance(value, int | float)}
 
     @property
     def has_features(self) -> bool:
@@ -148,52 +163,22 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
     """The run in a folder. `changed` is the key of the cache: times of change of its files."""
     problems: list[str] = []
 
-    def read(file: str) -> dict | None:
+    def read(what: Callable[[], T], otherwise: T) -> T:
         try:
-            return read_json(folder / file)
+            return what()
         except Damaged as damaged:
             problems.append(str(damaged))
-            return None
+            return otherwise
 
-    def measured(file: str, command: str) -> dict | None:
-        values = read(file)
-        try:
-            return None if values is None else checked_metrics(values, folder, file, command)
-        except Damaged as damaged:
-            problems.append(str(damaged))
-            return None
-
-    config = read(CONFIG) or read(TRAIN_CONFIG) or {}
-    metrics = measured(f"{EVALUATION}/{METRICS}", "metrics") or measured(f"{COMPARISON_FOLDER}/{OURS_METRICS}", "compare")
-    log = []
-    try:
-        log = read_log(folder / TRAINING_LOG)
-    except Damaged as damaged:
-        problems.append(str(damaged))
-    summary = read(f"{SAMPLES}/{COLLECTION_SUMMARY}")
+    config = read(lambda: read_config(folder / CONFIG), {}) or read(lambda: read_config(folder / TRAIN_CONFIG), {})
+    evaluated = read(lambda: read_metrics(folder, f"{EVALUATION}/{METRICS}", "metrics"), None)
+    compared = read(lambda: read_metrics(folder, f"{COMPARISON_FOLDER}/{OURS_METRICS}", "compare"), None)
     return RunFolder(
         name=name,
         folder=folder,
         config=config,
-        metrics=metrics,
-        log=log,
-        summary=summary,
+        measured=evaluated or compared,
+        log=read(lambda: read_log(folder), []),
+        summary=read(lambda: read_summary(folder / SAMPLES), None),
         problems=tuple(problems),
     )
-
-
-def checked_metrics(values: dict, folder: Path, file: str, command: str) -> dict:
-    """The content of a file of metrics; the metrics that pages show are plain numbers. Damaged when it is no measurement.
-
-    values: the content.
-    folder: the run's.
-    file: below the folder.
-    command: of `python -m evaluate`, which makes the file again.
-    """
-    made_by = f"python -m evaluate {command} --run {folder} --force"
-    measurement = check_result(Measurement, values, folder / file, made_by)
-    metrics = measurement.as_json()
-    for label in (*shown_in("runs"), *shown_in("run")):
-        if measurement.has(label.key):
-            metrics[label.key] = measurement.value(label.key)
-    return metrics

@@ -149,12 +149,16 @@ class Pages:
 
 
 def sorted_runs(runs: list[RunFolder], by: str, descending: bool) -> list[RunFolder]:
-    """Runs by name or by a metric; those without the metric come last, in their order."""
+    """Runs by name or by a metric; those without the metric come last. NotFound for no metric of
+    the table."""
     if by == "name":
         return sorted(runs, key=lambda run: run.name, reverse=descending)
-    measured = [run for run in runs if (run.metrics or {}).get(by) is not None]
-    rest = [run for run in runs if (run.metrics or {}).get(by) is None]
-    return sorted(measured, key=lambda run: (run.metrics or {})[by], reverse=descending) + rest
+    keys = [label.key for label in shown_in("runs")]
+    if by not in keys:
+        raise NotFound(f"runs cannot be sorted by {by!r}; choose one of name, {', '.join(keys)}")
+    measured = [run for run in runs if by in run.figures]
+    rest = [run for run in runs if by not in run.figures]
+    return sorted(measured, key=lambda run: run.figures[by], reverse=descending) + rest
 
 
 def page_of(query: Mapping[str, str], n_rows: int, page_rows: int) -> tuple[int, int]:

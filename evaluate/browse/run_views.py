@@ -34,9 +34,8 @@ def fvu_by_prefix(runs: Sequence[RunFolder]) -> LineChart | None:
     """Held-out FVU by prefix; None unless a run has more than one prefix."""
     series = {}
     for name, run in zip(short_names([run.name for run in runs]), runs, strict=True):
-        by_prefix = (run.metrics or {}).get("fvu_per_prefix", {})
-        if by_prefix:
-            series[name] = [(int(size), fvu) for size, fvu in by_prefix.items()]
+        if run.measured and run.measured.fvu_per_prefix:
+            series[name] = [(int(size), fvu) for size, fvu in run.measured.fvu_per_prefix.items()]
     if not any(len(points) > 1 for points in series.values()):
         return None
     return lines(series, log_x=True)

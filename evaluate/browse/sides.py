@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluate.browse.feature_views import FeatureView, feature_view
-from evaluate.browse.folder import RunFolder, find_runs, open_named_run, read_json, run_folders
+from evaluate.browse.folder import RunFolder, find_runs, open_named_run, read_metrics, run_folders
 from evaluate.features.reader import NotFound
+from evaluate.metrics.measurement import Measurement
+from evaluate.text import Number
 from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS
 
 BASELINE = "baseline"
@@ -21,7 +23,9 @@ class RunSide:
     """`run`, `prefix` or `baseline`."""
     number: str
     """Of a prefix, its size."""
-    metrics: dict
+    measured: Measurement | None
+    """None of a prefix, whose `figures` are parts of the run's."""
+    figures: dict[str, Number]
     itself: RunFolder | None = None
     """Of a baseline, the run that holds its features, where they were collected."""
 
@@ -40,7 +44,8 @@ def open_side(results: Path, text: str) -> RunSide | FeatureSide | None:
         return None
     if text in run_folders(results):
         run = open_named_run(results, text)
-        return RunSide(run=run, kind="run", number="", metrics=run.metrics or {})
+        figures = run.measured.figures() if run.measured else {}
+        return RunSide(run=run, kind="run", number="", measured=run.measured, figures=figures)
     mark = ":" if ":" in text else "@"
     name, _, number = text.rpartition(mark)
     run = open_named_run(results, name or text)
@@ -54,29 +59,29 @@ def open_side(results: Path, text: str) -> RunSide | FeatureSide | None:
 
 def baseline_side(results: Path, run: RunFolder) -> RunSide:
     """The baseline that a run was compared with. NotFound before the comparison."""
-    metrics = read_json(run.folder / COMPARISON_FOLDER / GOOGLE_METRICS)
-    if metrics is None:
+    measured = read_metrics(run.folder, f"{COMPARISON_FOLDER}/{GOOGLE_METRICS}", "compare")
+    if measured is None:
         raise NotFound(f"{run.name} has not been compared yet; make compare RUN={run.folder}")
     collected = [other for other in find_runs(results).values() if other.has_features]
-    itself = next((other for other in collected if other.config.get("source") == metrics["source"]), None)
-    return RunSide(run=run, kind=BASELINE, number=BASELINE, metrics=metrics, itself=itself)
+    itself = next((other for other in collected if other.config.get("source") == measured.source), None)
+    return RunSide(run=run, kind=BASELINE, number=BASELINE, measured=measured, figures=measured.figures(), itself=itself)
 
 
 def prefix_side(run: RunFolder, number: str) -> RunSide:
     """One prefix of a run. NotFound when the prefix was not measured."""
-    measured = run.metrics or {}
-    if number not in measured.get("fvu_per_prefix", {}):
+    measured = run.measured
+    if measured is None or number not in measured.fvu_per_prefix:
         raise NotFound(f"{run.name} has no measured prefix {number!r}")
     size = int(number)
-    metrics = {
-        "fvu": measured["fvu_per_prefix"][number],
-        "l0_mean": measured["l0_per_prefix"][number],
+    figures: dict[str, Number] = {
+        "fvu": measured.fvu_per_prefix[number],
+        "l0_mean": measured.l0_per_prefix[number],
         "d_sae": size,
     }
     if run.has_features:
         density = run.features().columns["density"][:size]
-        metrics["dead_fraction"] = float((density == 0).mean())
-    return RunSide(run=run, kind="prefix", number=number, metrics=metrics)
+        figures["dead_fraction"] = float((density == 0).mean())
+    return RunSide(run=run, kind="prefix", number=number, measured=None, figures=figures)
 
 
 def int_or(text: str, default: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from evaluate.features.config import AnalyzeConfig
 from evaluate.features.dots import common_tokens, direction_map, firing_map, named
 from evaluate.features.maps import coactive, communities
-from evaluate.features.reader import read_summary
+from evaluate.features.summary import read_summary
 from evaluate.report.figure import Figure
 from evaluate.report.page import write_page
 from evaluate.text import visible
@@ -48,6 +49,7 @@ COLUMNS = [
 """What the report needs of features.parquet."""
 
 Section = tuple[str, str, Sequence[str], list[list[str]]]
+"""Title, note, heads of the columns, rows of a table."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -77,7 +79,16 @@ def analyze(config: AnalyzeConfig) -> Path:
         hierarchy(rows),
         *interpretable(rows),
     ]
-    return write_analysis(config.run_directory / ANALYSIS, summary, sections, maps)
+    subject = Subject(
+        name=summary.name,
+        model=summary.model,
+        layer=summary.layer,
+        dataset=summary.dataset,
+        split=summary.split,
+        rows=summary.rows,
+        store_fingerprint=summary.store_fingerprint,
+    )
+    return write_analysis(config.run_directory / ANALYSIS, subject, sections, maps)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -112,7 +123,21 @@ def share_of_commonest(words: Counter) -> float:
     return words.most_common(1)[0][1] / words.total() if words else float("nan")
 
 
-def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], maps: Sequence[Figure]) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What an analysis looked at, as its first line says."""
+
+    name: str
+    model: str
+    layer: int | str
+    """One layer, or several with commas."""
+    dataset: str
+    split: str
+    rows: int
+    store_fingerprint: str
+
+
+def write_analysis(folder: Path, subject: Subject, sections: Sequence[Section], maps: Sequence[Figure]) -> Path:
     """Writes report.md, report.html and the maps as PNG; returns the folder."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -121,10 +146,10 @@ def write_analysis(folder: Path, summary: dict, sections: Sequence[Section], map
         lstrip_blocks=True,
     )
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
-    write_text(folder / REPORT_MARKDOWN, environment.get_template("analysis.md").render(summary=summary, sections=sections))
-    title = f"{summary['name']}: what the features do"
+    write_text(folder / REPORT_MARKDOWN, environment.get_template("analysis.md").render(subject=subject, sections=sections))
+    title = f"{subject.name}: what the features do"
     page = folder / REPORT
-    write_page(page, "analysis.html", maps, folder=TEMPLATES, title=title, summary=summary, sections=sections)
+    write_page(page, "analysis.html", maps, folder=TEMPLATES, title=title, subject=subject, sections=sections)
     return folder
 
 

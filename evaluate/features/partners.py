@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from evaluate.config import LayersConfig
-from evaluate.features.analyze import ENOUGH, Section, read_rows, write_analysis
+from evaluate.features.analyze import ENOUGH, Section, Subject, read_rows, write_analysis
 from evaluate.features.config import CompareLayersConfig
 from evaluate.features.dots import coloured, label_of, named, of_all, prefix_colours
 from evaluate.features.maps import spread
@@ -75,16 +75,16 @@ def match_features(config: CompareLayersConfig) -> Path:
         sections += [how_alike(a, b, forth, back), strongest(a, b, pairs), alone(a, b, forth), alone(b, a, back)]
         maps.append(scatter(a, b, pairs))
     recipe, layers = stores[0].manifest.recipe, ", ".join(map(str, config.layers))
-    summary = {
-        "name": f"Layers {layers}",
-        "rows": sides[0].firing.rows,
-        "split": "heldout",
-        "model": recipe.model,
-        "layer": layers,
-        "dataset": recipe.dataset,
-        "store_fingerprint": ", ".join(store.fingerprint for store in stores),
-    }
-    return write_analysis(folder, summary, sections, maps)
+    subject = Subject(
+        name=f"Layers {layers}",
+        model=recipe.model,
+        layer=layers,
+        dataset=recipe.dataset,
+        split="heldout",
+        rows=sides[0].firing.rows,
+        store_fingerprint=", ".join(store.fingerprint for store in stores),
+    )
+    return write_analysis(folder, subject, sections, maps)
 
 
 def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:

@@ -1,7 +1,6 @@
 """Reads features.parquet: the plain columns in memory, contexts a row group at a time. Imports no torch."""
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.errors import Damaged
-from store.layout import COLLECTION_SUMMARY
 
 SCALARS = (
     "feature",
@@ -127,17 +125,3 @@ class Features:
         if prefix:
             mask &= self.columns["prefix"] == prefix
         return order[mask[order]]
-
-
-def read_summary(folder: Path) -> dict | None:
-    """collection_summary.json of a folder of samples; None when there is none. Damaged when it is no JSON object."""
-    path = folder / COLLECTION_SUMMARY
-    if not path.exists():
-        return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, error) from None
-    if not isinstance(summary, dict):
-        raise _damaged(path, TypeError("it holds no JSON object"))
-    return summary

@@ -12,18 +12,18 @@ from transformers import PreTrainedTokenizerBase
 from evaluate.baselines import find_baselines
 from evaluate.features.collect import Collection, collect, key_of
 from evaluate.features.config import FeaturesConfig
+from evaluate.features.contexts import SIDE
 from evaluate.features.neighbours import by_coactivation, by_decoder
-from evaluate.features.reader import read_summary
 from evaluate.features.records import Relations, TokenLogit
 from evaluate.features.split_text import SplitText
-from evaluate.features.summary import summary_of
+from evaluate.features.summary import FORMAT_VERSION, CollectionSummary, read_summary
 from evaluate.features.write import write_samples
 from evaluate.runs import check_fits, open_run, store_of
 from harvest.model.tokenizer import load_tokenizer, load_unembedding, token_texts
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
-from store.shards.reader import check_shards
+from store.shards.reader import Store, check_shards
 from store.transcoders.layouts import read_run_config
 from store.transcoders.transcoder import Transcoder
 
@@ -66,7 +66,7 @@ def collect_samples(config: FeaturesConfig) -> Path:
     shards = store.manifest.of_split(config.split)
     key = key_of(config.run_directory, store, shards, config)
     done = read_summary(config.folder)
-    if done and done["key"] == key and not config.force and (config.json <= done["json"]):
+    if done and done.key == key and not config.force and (config.json <= done.json):
         return config.folder
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     if config.check:
@@ -84,6 +84,41 @@ def collect_samples(config: FeaturesConfig) -> Path:
     write_text(config.folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
     (config.folder / COLLECTION_STATE).unlink(missing_ok=True)
     return config.folder
+
+
+def summary_of(transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig) -> CollectionSummary:
+    """The summary of a finished collection.
+
+    transcoder: whose latents were collected.
+    store: the store that holds the rows.
+    collection: counts of all latents.
+    config: the options.
+    """
+    recipe = store.manifest.recipe
+    return CollectionSummary(
+        format_version=FORMAT_VERSION,
+        name=transcoder.config.name,
+        model=recipe.model,
+        layer=recipe.layer,
+        dataset=recipe.dataset,
+        store_fingerprint=store.fingerprint,
+        split=config.split,
+        rows=collection.rows,
+        shards=collection.shards,
+        d_sae=transcoder.config.d_sae,
+        prefix_sizes=transcoder.config.prefix_sizes,
+        l0_mean=int(collection.fired.sum()) / max(collection.rows, 1),
+        features_with_samples=int((collection.fired > 0).sum()),
+        dead_features=int((collection.fired == 0).sum()),
+        contexts=config.contexts,
+        samples=config.samples,
+        tokens_either_side=SIDE,
+        coactivation_rows=collection.paired_rows,
+        token_counts_exact=not collection.pruned,
+        promoted_tokens=config.promoted_tokens,
+        json=config.json,
+        key=collection.key,
+    )
 
 
 def relate(

@@ -1,12 +1,13 @@
-"""collection_summary.json: what a collection of features looked at, and what in it is exact."""
+"""collection_summary.json: what a collection of features looked at, and what in it is exact. Imports no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from evaluate.features.collect import Collection
-from evaluate.features.config import FeaturesConfig
-from evaluate.features.contexts import SIDE
-from store.shards.reader import Store
-from store.transcoders.transcoder import Transcoder
+from pydantic import TypeAdapter, ValidationError
+
+from evaluate.estimates import first_complaint
+from store.errors import Damaged
+from store.layout import COLLECTION_SUMMARY
 
 FORMAT_VERSION = 1
 
@@ -51,36 +52,13 @@ class CollectionSummary:
     """Changes with the weights, the shards and the options: another key is collected anew."""
 
 
-def summary_of(transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig) -> CollectionSummary:
-    """The summary of a finished collection.
-
-    transcoder: whose latents were collected.
-    store: the store that holds the rows.
-    collection: counts of all latents.
-    config: the options.
-    """
-    recipe = store.manifest.recipe
-    return CollectionSummary(
-        format_version=FORMAT_VERSION,
-        name=transcoder.config.name,
-        model=recipe.model,
-        layer=recipe.layer,
-        dataset=recipe.dataset,
-        store_fingerprint=store.fingerprint,
-        split=config.split,
-        rows=collection.rows,
-        shards=collection.shards,
-        d_sae=transcoder.config.d_sae,
-        prefix_sizes=transcoder.config.prefix_sizes,
-        l0_mean=int(collection.fired.sum()) / max(collection.rows, 1),
-        features_with_samples=int((collection.fired > 0).sum()),
-        dead_features=int((collection.fired == 0).sum()),
-        contexts=config.contexts,
-        samples=config.samples,
-        tokens_either_side=SIDE,
-        coactivation_rows=collection.paired_rows,
-        token_counts_exact=not collection.pruned,
-        promoted_tokens=config.promoted_tokens,
-        json=config.json,
-        key=collection.key,
-    )
+def read_summary(folder: Path) -> CollectionSummary | None:
+    """The summary in a folder of samples; None when there is none. Damaged when the file holds no summary."""
+    path = folder / COLLECTION_SUMMARY
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(CollectionSummary).validate_json(path.read_bytes())
+    except ValidationError as error:
+        again = f"make features RUN={folder.parent} ARGS=--force"
+        raise Damaged(f"{path} cannot be read ({first_complaint(error)}); make it again with {again}") from None

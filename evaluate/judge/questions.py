@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from evaluate.features.reader import open_features, read_summary
+from evaluate.features.reader import open_features
+from evaluate.features.summary import read_summary
 from evaluate.judge.config import JudgeExportConfig
 from evaluate.judge.excerpts import Excerpt
 from evaluate.judge.negatives import add_negatives, near_misses, random_texts
@@ -54,17 +55,17 @@ def export_questions(config: JudgeExportConfig) -> Path:
         raise Refused(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     run = open_run(config)
     store = run.store
-    if summary["store_fingerprint"] != store.fingerprint:
-        raise Refused(f"the features in {samples} are of store {summary['store_fingerprint']}; collect them again")
+    if summary.store_fingerprint != store.fingerprint:
+        raise Refused(f"the features in {samples} are of store {summary.store_fingerprint}; collect them again")
     features = open_features(samples / FEATURES, (samples / FEATURES).stat().st_mtime_ns)
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     random = np.random.default_rng(config.seed)
     quizzes = choose_quizzes(features, config, random)
     near = list(near_misses(quizzes, features, config, random))
-    anywhere = list(random_texts(quizzes, store, summary["split"], config, random))
+    anywhere = list(random_texts(quizzes, store, summary.split, config, random))
     transcoder = run.transcoder.to(resolve_device(config.device))
     add_negatives(quizzes, near + anywhere, transcoder, store, tokenizer)
-    export = f"{summary['key'][:6]}{config.seed}.{config.per_quantile}.{config.explained}.{config.context}"
+    export = f"{summary.key[:6]}{config.seed}.{config.per_quantile}.{config.explained}.{config.context}"
     items: list[Item] = []
     for quiz in quizzes:
         items += items_of(quiz, export, random)

@@ -33,6 +33,11 @@ class Figures(Result):
             return found.value
         return found if isinstance(found, int | float) else None
 
+    def figures(self) -> dict[str, Number]:
+        """The figure of every metric that was measured and is one number, by key."""
+        values = {key: self.value(key) for key in type(self).model_fields if self.has(key)}
+        return {key: value for key, value in values.items() if value is not None}
+
     def interval(self, key: str) -> Interval | None:
         """The 95% interval of a metric; None where it has none."""
         found = self._get(key)

@@ -9,9 +9,10 @@ from evaluate.estimates import Interval
 from evaluate.labels import Label, shown_in
 from evaluate.metrics.measurement import Check, Figures, Measurement
 from evaluate.metrics.worst import in_words
-from evaluate.report.figures import FIGURES, Results, read_log
+from evaluate.report.figures import FIGURES, Results
 from evaluate.report.page import write_page
 from evaluate.text import markdown_table, text_table
+from evaluate.training_log import read_log
 from store.shards.reader import Store
 
 BETTER = "better at equal L0"

@@ -1,19 +1,15 @@
 """The figures of a report, each a function of the results. A figure that joins FIGURES is on every report."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from evaluate.metrics.measurement import Band, Comparison, Measurement
 from evaluate.report.figure import Axis, Dash, Figure, Series
 from evaluate.rows import FIRST_ROWS
 from evaluate.text import Number
-from store.errors import Damaged
-from store.layout import TRAINING_LOG
 
 TRIVIAL_DASHES: tuple[Dash, ...] = ("dashed", "dash-dotted", "long-dashed")
 
@@ -31,17 +27,6 @@ class Results:
     def transcoders(self) -> list[Measurement]:
         """All but the trivial predictors."""
         return [m for m in self.measured if not m.trivial]
-
-
-def read_log(run: Path) -> list[dict]:
-    """Records of a run's training log; none where the run has no log. Damaged when a line is not JSON."""
-    path = run / TRAINING_LOG
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except json.JSONDecodeError as error:
-        raise Damaged(f"{path} is damaged: {error}; delete the line that is cut short") from error
 
 
 def fvu_by_prefix(results: Results) -> Figure:

@@ -133,14 +133,14 @@ def load_model(
     """
     source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
     if name.startswith("pip:") and name != embedded.NAME:
-        raise ValueError(f"unknown embedded model {name!r}; the only one is {embedded.NAME}")
+        raise Refused(f"unknown embedded model {name!r}; the only one is {embedded.NAME}")
     config = _config(str(source), revision)
     text = config.get_text_config()
     n_layers, longest = text.num_hidden_layers, getattr(text, "max_position_embeddings", context)
     if not 0 <= layer < n_layers:
-        raise ValueError(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
+        raise Refused(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
     if context > longest:
-        raise ValueError(
+        raise Refused(
             f"context is {context}, but {name} reads at most {longest} tokens; give --context {longest} or less"
         )
     if known_revision is None:
@@ -160,7 +160,7 @@ def load_model(
     tokenizer = bridge.tokenizer
     vocabulary, rows = len(tokenizer.get_vocab()), text.vocab_size
     if vocabulary < rows // 2:  # transformers makes an empty one where there are no files
-        raise ValueError(
+        raise Refused(
             f"the tokenizer of {name} knows {vocabulary} tokens and the model {rows}; put the tokenizer's files beside the "
             "weights"
         )
@@ -179,7 +179,7 @@ def _config(source: str, revision: str | None):
         return AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise Refused(
             f"model {source!r} cannot be opened ({line}); check the name and the network. Gated models (Gemma) also need "
             "their licence accepted on huggingface.co and `hf auth login`"
         ) from None
@@ -188,7 +188,7 @@ def _config(source: str, revision: str | None):
 def _hash_weights(folder: Path) -> str:
     digest, files = xxhash.xxh3_128(), sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(
+        raise Refused(
             f"{folder} holds no .safetensors weights, and no others are read; convert them, or download them again"
         )
     for path in files:

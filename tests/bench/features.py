@@ -14,8 +14,8 @@ import torch
 
 from evaluate.features.collect import collect
 from evaluate.features.config import FeaturesConfig
-from evaluate.features.reader import read_summary
 from evaluate.features.samples import collect_samples
+from evaluate.features.summary import read_summary
 from evaluate.metrics.results import evaluate
 from store.layout import FEATURES
 from store.shards.reader import Store, open_store
@@ -43,8 +43,8 @@ def whole_command(store: Store, run: Transcoder, d_sae: int) -> None:
         seconds, size = time.perf_counter() - start, (samples / FEATURES).stat().st_size
         summary = read_summary(samples)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
-    print(f"d_sae {d_sae:,}: {summary['rows']:,} rows at L0 {summary['l0_mean']:.1f} in {seconds:.0f} s")
-    print(f"{summary['features_with_samples']:,} features with samples, {size / 2**20:.0f} MiB; peak memory {peak:.2f} GiB")
+    print(f"d_sae {d_sae:,}: {summary.rows:,} rows at L0 {summary.l0_mean:.1f} in {seconds:.0f} s")
+    print(f"{summary.features_with_samples:,} features with samples, {size / 2**20:.0f} MiB; peak memory {peak:.2f} GiB")
 
 
 def beside_evaluation(store: Store, transcoder: Transcoder, rounds: int) -> None:

@@ -121,6 +121,13 @@ def test_json_of_another_shape_is_damage_too(tmp_path):
     assert "training_log.jsonl cannot be read" in said
 
 
+def test_runs_sort_by_the_columns_of_their_table_alone(client):
+    assert client.get("/?sort=fvu").status_code == 200
+    refused = client.get("/?sort=fvu_per_prefix")
+    assert refused.status_code == 404
+    assert "runs cannot be sorted by" in refused.text
+
+
 def test_an_empty_results_folder_says_how_to_begin(tmp_path):
     assert "make demo" in TestClient(make_app(tmp_path), base_url="http://127.0.0.1").get("/").text
 

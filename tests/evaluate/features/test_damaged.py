@@ -1,22 +1,19 @@
 """Damaged files of a collection are named, with the cure."""
 
-import json
-
 import pytest
 
 from evaluate.features.collect import Collection
-from evaluate.features.reader import open_features, read_summary
+from evaluate.features.reader import open_features
+from evaluate.features.summary import read_summary
 from store.errors import Damaged
 
 
-@pytest.mark.parametrize("content", ['{"rows": ', "[1]"])
+@pytest.mark.parametrize("content", ['{"rows": ', "[1]", '{"rows": 7}'])
 def test_a_damaged_summary_is_named_with_the_command_that_makes_it_again(tmp_path, content):
     folder = tmp_path / "run" / "activation_samples"
     folder.mkdir(parents=True)
     assert read_summary(folder) is None
     path = folder / "collection_summary.json"
-    path.write_text(json.dumps({"rows": 7}))
-    assert read_summary(folder) == {"rows": 7}
     path.write_text(content)
     with pytest.raises(Damaged) as caught:
         read_summary(folder)
