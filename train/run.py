@@ -104,7 +104,7 @@ class Run:
         self.last_time, self.last_step, self.waited = time.perf_counter(), self.done, 0.0
 
     def step(self, batch: Batch, waited: float) -> None:
-        """One step on the batch. ValueError, with the state saved, when the loss is not finite."""
+        """One step on the batch. Refused, with the state saved, when the loss is not finite."""
         lr = learning_rate(self.done, self.config)
         result = train_step(self.module, self.optimizer, batch.source, batch.target, lr, self.done)
         self.done += 1
@@ -148,7 +148,7 @@ class Run:
         step, rows = int(self.module.watch.first_bad), self.config.batch_rows
         path = self.folder / NONFINITE
         checkpoint.save(path, self.module, self.optimizer, step - 1, self.identity)
-        raise ValueError(
+        raise Refused(
             f"the loss is not finite at step {step} (rows {(step - 1) * rows} to {step * rows} of the stream); weights as "
             f"they were before that step are in {path}; try a lower --lr than {self.config.lr}"
         )
