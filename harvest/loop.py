@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig
-from harvest.model.language_model import LanguageModel, load_model, resolve_compute_dtype
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
 from harvest.pool import Lanes
 from harvest.preflight import Visit, visit

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from harvest.config import HarvestConfig, RepairConfig
 from harvest.loop import recipe_of
-from harvest.model.language_model import load_model
+from harvest.model.loading import load_model
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.text.corpus import Corpus, open_corpus, resuming

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from evaluate.intervals import by_document, resample
 from evaluate.model.splice_table import SpliceTable
 from evaluate.model.unembed import Unembedding, ce_and_kl
-from harvest.model.language_model import LanguageModel, load_model
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model
 from harvest.pool import Lanes
 from store.errors import Refused
 from store.shards.documents import documents_between

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from harvest.model import embedded
 from store.errors import Refused
+from store.hub import TROUBLE, explained
 from store.shards.manifest import Recipe
 
 UNEMBEDDINGS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
@@ -38,9 +39,8 @@ def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedToke
     try:
         file = str(Path(place) / "tokenizer.json")
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=file) if ours else AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise Refused(f"the tokenizer of {place} cannot be loaded ({line}); give its folder with --tokenizer") from None
+    except (*TROUBLE, ValueError) as error:
+        raise explained(error, f"the tokenizer of {place}", "give its folder with --tokenizer") from None
     found = vocabulary_hash(tokenizer)
     if found != recipe.tokenizer_hash:
         raise Refused(

@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import httpx
 import xxhash
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from harvest.config import HarvestConfig
 from harvest.text.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, LOCAL_LOADERS, origin_of
+from store import hub
 from store.errors import Damaged, Refused
+from store.hub import TROUBLE, fetching
 
 MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
 FILES_A_GROUP = 256
 RETRIES = 6
-TRANSIENT = (OSError, httpx.HTTPError)
-"""What a stream raises when the network fails; requests' and the hub's own errors are among them."""
+ELSEWHERE = "check the name, or give a file on this machine, or pip:docstrings"
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +67,7 @@ def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.
                 at += 1
                 failures = 0
             return
-        except TRANSIENT as error:
+        except TROUBLE as error:
             failures += 1
             if failures > RETRIES:
                 raise ValueError(
@@ -145,8 +143,8 @@ def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
 
 def _open_hub(config: HarvestConfig) -> Corpus:
     name = config.dataset
-    try:
-        revision = HfApi().dataset_info(name, revision=config.dataset_revision).sha or "unknown"
+    with fetching(f"data set {name!r}", ELSEWHERE):
+        revision = HfApi().dataset_info(name, revision=config.dataset_revision, timeout=hub.TIMEOUT).sha or "unknown"
 
         def load() -> datasets.IterableDataset:
             return datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
@@ -154,11 +152,6 @@ def _open_hub(config: HarvestConfig) -> Corpus:
         label = name if config.subset is None else f"{name}:{config.subset}"
         corpus = Corpus(label, revision, lambda start: _texts(load(), config.text_column, start))
         return _checked(corpus, load, config.text_column)
-    except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise Refused(
-            f"data set {name!r} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}); check the name "
-            "and the network, or give a local .txt, .jsonl or .parquet file, or pip:docstrings"
-        ) from None
 
 
 def _texts(dataset: datasets.IterableDataset, column: str, start: int) -> Iterator[str]:

@@ -18,7 +18,8 @@ from evaluate.metrics.accumulate import measure_rows
 from evaluate.model.splice import hidden_states, sample
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from evaluate.rows import rows_in_order
-from harvest.model.language_model import LanguageModel, load_model
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model
 from store.shards.reader import Store, open_store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder

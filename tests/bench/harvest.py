@@ -19,7 +19,8 @@ import torch
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model import embedded
-from harvest.model.language_model import LanguageModel, load_model, resolve_compute_dtype
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model, resolve_compute_dtype
 from harvest.pool import Lanes
 from harvest.text.corpus import Corpus, open_corpus
 from harvest.text.tokens import SpecialTokens, pack, tokenize

@@ -1,17 +1,9 @@
 import pytest
 
 from evaluate import baselines
-from evaluate.baselines import HubUnreachable, Published, check_hub, choose, in_folders, published
+from evaluate.baselines import Published, choose, in_folders, published
 from store.transcoders.layouts import load_folder
 from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
-
-
-class FakeHub:
-    def __init__(self, files):
-        self.files = files
-
-    def list_repo_files(self, repo):
-        return self.files[repo]
 
 
 @pytest.fixture
@@ -31,8 +23,7 @@ def hub(monkeypatch, tmp_path):
         ],
         "google/gemma-scope-2-270m-pt": [str(p.relative_to(scope2)) for p in scope2.rglob("*") if p.is_file()],
     }
-    monkeypatch.setattr(baselines, "check_hub", lambda: None)
-    monkeypatch.setattr(baselines, "HfApi", lambda: FakeHub(files))
+    monkeypatch.setattr(baselines, "files_of", files.__getitem__)
     monkeypatch.setattr(baselines, "hf_hub_download", lambda repo, name: str(scope2 / name))
     monkeypatch.setattr(baselines, "snapshot_download", lambda repo, allow_patterns: str(scope2))
 
@@ -89,20 +80,6 @@ def test_ties_in_l0_go_to_the_nearer_width():
     items = [Published("r", "wide", 60.0, "medium", 262144), Published("r", "narrow", 60.0, "medium", 16384)]
     assert choose(items, 64.0, 8192, None)[0].path == "narrow"
     assert [item.path for item in choose(items, 64.0, 8192, "wide")] == ["wide"]
-
-
-def test_a_hub_switched_off_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(baselines.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE"):
-        check_hub()
-
-
-def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(baselines.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(baselines.constants, "ENDPOINT", "https://127.0.0.1:9")
-    monkeypatch.delenv("HTTPS_PROXY", raising=False)
-    with pytest.raises(HubUnreachable, match="cannot be reached"):
-        check_hub()
 
 
 def test_folders_of_each_layout_are_recognised(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from harvest import loop
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.model.language_model import load_model
+from harvest.model.loading import load_model
 from store.disk.lock import WRITER_LOCK, WriterLock
 from store.shards.reader import check_shards, open_store
 from store.shards.writer import StoreWriter
@@ -167,7 +167,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from harvest.config import HarvestConfig, RepairConfig
-import harvest.text.corpus, harvest.loop, harvest.model.language_model, harvest.repair
+import harvest.text.corpus, harvest.loop, harvest.model.language_model, harvest.model.loading, harvest.repair
 from tests.harvest.making import damage, shards_of
 from tests.killed import dies_at
 
@@ -175,7 +175,7 @@ config = HarvestConfig(
     model=sys.argv[1], layer=(0, 1), dataset=sys.argv[2], tokens=3 * 512, shard_tokens=512, context=32, heldout_every=2,
     batch_sequences=5, device="cpu", compute_dtype="float32",
 )
-model = harvest.model.language_model.load_model(config.model, 1, torch.device("cpu"), torch.float32)
+model = harvest.model.loading.load_model(config.model, 1, torch.device("cpu"), torch.float32)
 corpus = harvest.text.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
 corpus = harvest.text.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from harvest.model.language_model import LanguageModel, load_model
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model
 from harvest.pool import Lanes
 
 CPU = torch.device("cpu")

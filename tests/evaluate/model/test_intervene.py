@@ -13,7 +13,8 @@ from evaluate.model.intervene import intervene
 from evaluate.model.splice import sample
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.model.language_model import LanguageModel, load_model
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.store.transcoders.making import make_transcoder

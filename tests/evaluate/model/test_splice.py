@@ -13,7 +13,8 @@ from evaluate.model.splice import hidden_states, sample, splice
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.model.language_model import LanguageModel, load_model
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
 from tests.making import FAMILIES

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harvest.model import embedded
-from harvest.model.language_model import load_model
+from harvest.model.loading import load_model
 from store.views import normed
 
 pytestmark = [

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from harvest.model.families import FAMILIES, PARALLEL, Family, markdown_table, recognise_norm
-from harvest.model.language_model import load_model
+from harvest.model.loading import load_model
 from harvest.shard import check_identity
 from store.errors import Refused
 from store.views import normed, rms

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from harvest.model.language_model import load_model
+from harvest.model.loading import load_model
 from harvest.shard import check_finite, check_identity
 from store.views import normed, rms
 from tests.making import BOS, FAMILIES

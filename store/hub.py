@@ -1,0 +1,111 @@
+"""The Hugging Face hub: what can go wrong on the way to it, said in one line with a cure."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlparse
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from store.errors import Refused
+
+TROUBLE = (OSError, HTTPError)
+"""What the libraries raise when they cannot fetch a file, and what a stream raises when the network breaks."""
+
+TIMEOUT = 20.0
+"""Seconds that a question to the hub may take."""
+
+
+class HubUnreachable(Refused):
+    """The hub does not answer, fails, or was switched off."""
+
+    exit_code = 69
+
+
+def files_of(repo: str) -> list[str]:
+    """The paths of all files in a model repository of the hub. Errors as `fetching` explains them."""
+    check_connection()
+    return [file.rfilename for file in HfApi().model_info(repo, timeout=TIMEOUT).siblings or ()]
+
+
+def check_connection() -> None:
+    """OfflineModeIsEnabled or ConnectError unless a connection to the hub opens within five seconds.
+
+    The hub's own library tries again for half a minute before it gives up.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    host = urlparse(os.environ.get("HTTPS_PROXY") or constants.ENDPOINT)
+    port = host.port or (80 if host.scheme == "http" else 443)
+    try:
+        socket.create_connection((host.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        raise HTTPError(str(error)) from error
+
+
+@contextmanager
+def fetching(what: str, cure: str) -> Iterator[None]:
+    """Around calls that may ask the hub: their errors become one line.
+
+    what: what is fetched: `model 'google/gemma-2-2b'`.
+    cure: what the user can give instead: `give a local MODEL=`.
+
+    Raises:
+        HubUnreachable: no connection, no answer, a hub that fails or asks to wait, or HF_HUB_OFFLINE.
+        Refused: gated, unknown, and whatever else hinders the library.
+    """
+    try:
+        yield
+    except TROUBLE as error:
+        raise explained(error, what, cure) from None
+
+
+def explained(error: BaseException, what: str, cure: str) -> Refused:
+    """The error of a library as a refusal; transformers hides the hub's own error among the causes of another."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for found in chain:
+        if isinstance(found, OfflineModeIsEnabled):
+            return HubUnreachable(f"HF_HUB_OFFLINE is set, so {what} cannot be fetched; unset it, or {cure}")
+        if isinstance(found, HfHubHTTPError):
+            return _answered(found, what, cure)
+        if isinstance(found, HTTPError):
+            reason = str(found) or type(found).__name__
+            hub = f"the hub ({constants.ENDPOINT})"
+            return HubUnreachable(f"{hub} cannot be reached ({reason}), so {what} cannot be fetched; connect, or {cure}")
+    return Refused(f"{what} cannot be opened ({_first_line(error)}); {cure}")
+
+
+def _answered(error: HfHubHTTPError, what: str, cure: str) -> Refused:
+    """A refusal from what the hub answered."""
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return Refused(f"{what} is gated: accept its licence on its page at {constants.ENDPOINT}, then run `hf auth login`")
+    if isinstance(error, RevisionNotFoundError):
+        return Refused(f"{what} has no such revision on the hub; choose another")
+    if isinstance(error, EntryNotFoundError):
+        return Refused(f"{what} lacks a file on the hub ({_first_line(error)}); {cure}")
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403, 404):
+        return Refused(
+            f"{what} is not on the hub, or is private (status {status}); check the name, run `hf auth login`, or {cure}"
+        )
+    if status == 429:
+        pause = f"a pause of {error.response.headers.get('Retry-After', 'some')} s"
+        return HubUnreachable(f"the hub asks for {pause} before {what} can be fetched; try again then, or {cure}")
+    return HubUnreachable(f"the hub failed (status {status}) at {what}; try again later, or {cure}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,40 @@
+"""A process that asks a hub on loopback for things and prints how each ends: `python -m tests.store.hub_calls ENDPOINT`."""
+
+import os
+import sys
+import tempfile
+
+
+def main(endpoint: str) -> None:
+    os.environ |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": tempfile.mkdtemp(), "HF_HUB_DISABLE_XET": "1"}
+    os.environ |= {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    import urllib.request
+
+    import huggingface_hub.utils._http as http
+    import torch
+
+    import store.hub
+    from evaluate.baselines import published
+    from harvest.config import HarvestConfig
+    from harvest.model.loading import load_model
+    from harvest.text.corpus import open_corpus
+
+    http.time.sleep = lambda seconds: None  # ahead of the hub's own retries
+    store.hub.TIMEOUT = 1.0
+    calls = {
+        "model": lambda: load_model("org/tiny", 0, torch.device("cpu"), torch.float32).revision,
+        "data": lambda: open_corpus(HarvestConfig(dataset="org/texts")).revision,
+        "baselines": lambda: published("google/gemma-2-2b", 8),
+    }
+    for mode in sys.argv[2:]:
+        urllib.request.urlopen(f"{endpoint}/mode/{mode}").read()
+        for name, call in calls.items():
+            try:
+                print(mode, name, f"fine {call()}", sep="\t")
+            except ValueError as error:
+                code = getattr(error, "exit_code", 1)
+                print(mode, name, f"{type(error).__name__} {code} {error}".replace("\n", "\\n"), sep="\t")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
