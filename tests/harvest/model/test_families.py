@@ -15,6 +15,7 @@ from harvest.model.loading import load_model
 from harvest.shard import check_identity
 from store.errors import Refused
 from store.views import normed, rms
+from tests.child import ROOT
 from tests.making import BOS, EOS, PAD
 
 CPU = torch.device("cpu")
@@ -203,9 +204,8 @@ def test_kind_gain_and_eps_are_those_of_the_module(eps, dtype):
 
 
 def test_the_readme_shows_the_table_of_families():
-    from pathlib import Path
 
-    readme = Path(__file__).parents[2] / "harvest" / "README.md"
+    readme = ROOT / "harvest" / "README.md"
     assert markdown_table() in readme.read_text()
 
 

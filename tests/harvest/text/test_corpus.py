@@ -52,7 +52,7 @@ def test_changed_file_is_another_revision(tmp_path):
     [
         ("nowhere.jsonl", "does not exist"),
         ("pip:poems", "unknown embedded text"),
-        ("nobody/nothing", "cannot be opened"),
+        ("nobody/nothing", "cannot be fetched"),
     ],
 )
 def test_missing_data_sets_are_refused(dataset, message):
@@ -69,7 +69,7 @@ def test_an_empty_file_is_refused(tmp_path, name):
 
 def test_a_hub_data_set_is_read_at_the_commit_asked_for(monkeypatch):
     commits = {None: "new", "old": "old"}
-    info = SimpleNamespace(dataset_info=lambda name, revision: SimpleNamespace(sha=commits[revision]))
+    info = SimpleNamespace(dataset_info=lambda name, revision, timeout: SimpleNamespace(sha=commits[revision]))
     monkeypatch.setattr(corpus, "HfApi", lambda: info)
     streams = {sha: IterableDataset.from_generator(lambda sha=sha: iter([{"text": sha}])) for sha in ("new", "old")}
     monkeypatch.setattr(corpus.datasets, "load_dataset", lambda *args, revision, **options: streams[revision])
