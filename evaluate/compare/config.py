@@ -12,7 +12,7 @@ class CompareConfig(LayersConfig):
     """Compare a run with Google's transcoder of the same layer, over the same held-out rows in the same pass.
 
     Writes comparison.json, ours_metrics.json, google_metrics.json, summary.txt and report.html. Exit code 69 means that
-    the hub cannot be reached.
+    Google's transcoders cannot be had: the hub is out of reach, or there are none for this layer.
     """
 
     baseline: tuple[Path, ...] = ()

@@ -47,9 +47,7 @@ def load_model(
         Refused: an unknown model, a layer out of range, too long a context, weights that the files lack.
         Damaged: weights that cannot be read.
     """
-    source, known_revision = embedded.prepare() if name == embedded.NAME else (name, None)
-    if name.startswith("pip:") and name != embedded.NAME:
-        raise Refused(f"unknown embedded model {name!r}; the only one is {embedded.NAME}")
+    source, known_revision = embedded.prepare(name) if embedded.is_embedded(name) else (name, None)
     if known_revision is None and not Path(name).is_dir():
         revision = known_revision = _commit(name, revision)  # weights and tokenizer come from this commit too
     config = _config(str(source), revision)

@@ -29,13 +29,13 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def model_source(model: str) -> str:
     """What transformers is given to load a model by the name in a manifest."""
-    return str(embedded.prepare()[0]) if model == embedded.NAME else model
+    return str(embedded.prepare(model)[0]) if embedded.is_embedded(model) else model
 
 
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that wrote a store, from its model or from a folder. Refused when it is not that one."""
     place = str(source) if source else model_source(recipe.model)
-    ours = source is None and recipe.model == embedded.NAME  # its one file says all about ids and texts, sooner
+    ours = source is None and embedded.is_embedded(recipe.model)  # its one file says all about ids and texts, sooner
     try:
         file = str(Path(place) / "tokenizer.json")
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=file) if ours else AutoTokenizer.from_pretrained(place)

