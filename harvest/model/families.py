@@ -51,6 +51,12 @@ FAMILIES = {
     "Gemma3ForCausalLM": Family(
         models="Gemma 3, text", resid_mid="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm"
     ),
+    "Gemma3ForConditionalGeneration": Family(
+        models="Gemma 3, multimodal (its text part)",
+        blocks="model.language_model.layers",
+        resid_mid="pre_feedforward_layernorm",
+        mlp_out="post_feedforward_layernorm",
+    ),
     "Phi3ForCausalLM": Family(models="Phi-3, Phi-4"),
     "OlmoForCausalLM": Family(models="OLMo 1", norm="layernorm"),
     "Olmo2ForCausalLM": Family(models="OLMo 2", resid_mid="mlp", mlp_out="post_feedforward_layernorm", norm="none"),

@@ -1,28 +1,24 @@
 """Loads a language model: from the hub, a folder or the embedded package; refuses what is incomplete, before any work."""
 
+import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from harvest.model import embedded
 from harvest.model.language_model import LanguageModel
+from harvest.model.source import ELSEWHERE, ModelSource, source_of
 from harvest.model.tokenizer import vocabulary_hash
 from store.devices import native_bfloat16
-from store.disk.files import hash_file
 from store.errors import Damaged, Refused
 from store.hub import fetching
-
-ELSEWHERE = "check the name, or give the folder of a model on this machine as --model"
 
 
 def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -47,27 +43,23 @@ def load_model(
         Refused: an unknown model, a layer out of range, too long a context, weights that the files lack.
         Damaged: weights that cannot be read.
     """
-    source, known_revision = embedded.prepare(name) if embedded.is_embedded(name) else (name, None)
-    if known_revision is None and not Path(name).is_dir():
-        revision = known_revision = _commit(name, revision)  # weights and tokenizer come from this commit too
-    config = _config(str(source), revision)
+    source = source_of(name, revision)
+    config = _config(name, source)
     text = config.get_text_config()
     n_layers, longest = text.num_hidden_layers, getattr(text, "max_position_embeddings", context)
     if not 0 <= layer < n_layers:
         raise Refused(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
     if context > longest:
         raise Refused(f"context is {context}, but {name} reads at most {longest} tokens; give --context {longest} or less")
-    if known_revision is None:
-        known_revision = _hash_weights(Path(name))
     where = {"device": device} if device_map is None else {"device_map": device_map}
     try:
         architecture = determine_architecture_from_hf_config(config)
         with fetching(f"model {name!r}", ELSEWHERE):
             bridge = TransformerBridge.boot_transformers(
-                str(source),
+                source.base,
                 dtype=dtype,
-                revision=revision,
-                model_class=Complete(get_hf_model_class_for_architecture(architecture), name),
+                revision=source.commit,
+                model_class=Complete(get_hf_model_class_for_architecture(architecture), name, source.adapter),
                 **where,
             )
     except SafetensorError as error:
@@ -83,53 +75,41 @@ def load_model(
         bridge=bridge,
         tokenizer=tokenizer,
         name=name,
-        revision=known_revision,
+        revision=source.revision,
         layer=layer,
         tokenizer_hash=vocabulary_hash(tokenizer),
     )
 
 
-def _commit(name: str, revision: str | None) -> str:
-    """The commit that a revision of a model on the hub stands for; the newest commit for None."""
+def _config(name: str, source: ModelSource) -> PretrainedConfig:
     try:
-        with fetching(f"model {name!r}", ELSEWHERE):
-            file = Path(str(cached_file(name, "config.json", revision=revision)))
-    except HFValidationError:
-        raise Refused(f"model {name!r} is no folder here and no name on the hub; {ELSEWHERE}") from None
-    return file.parent.name  # cache/models--NAME/snapshots/COMMIT/config.json
-
-
-def _config(source: str, revision: str | None):
-    try:
-        with fetching(f"model {source!r}", ELSEWHERE):
-            return AutoConfig.from_pretrained(source, revision=revision)
+        with fetching(f"model {source.base!r}", ELSEWHERE):
+            config = AutoConfig.from_pretrained(source.base, revision=source.commit)
     except ValueError as error:
         if isinstance(error, Refused):
             raise
         line = str(error).strip().splitlines()[0]
-        raise Refused(f"model {source!r} cannot be opened ({line}); {ELSEWHERE}") from None
-
-
-def _hash_weights(folder: Path) -> str:
-    digest, files = xxhash.xxh3_128(), sorted(folder.glob("*.safetensors"))
-    if not files:
+        raise Refused(f"model {name!r} cannot be opened ({line}); {ELSEWHERE}") from None
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
         raise Refused(
-            f"{folder} holds no .safetensors weights, and no others are read; convert them, or download them again"
+            f"model {name!r} holds weights quantised by {method}, whose activations are not those of the original model; "
+            "harvest the original, or save a dequantised copy and give its folder"
         )
-    for path in files:
-        digest.update(path.name.encode())
-        hash_file(digest, path)
-    return f"xxh3:{digest.hexdigest()}"
+    return config
 
 
 class Complete:
     """Loads a model as its class in transformers does, but refuses one whose files lack weights.
 
-    transformers draws at random what the files lack, and only logs it.
+    transformers draws at random what the files lack, and only logs it. An adapter is merged into the weights.
     """
 
-    def __init__(self, model_class: Any, name: str) -> None:
-        self.model_class, self.name = model_class, name
+    def __init__(self, model_class: Any, name: str, adapter: Path | None = None) -> None:
+        self.model_class = model_class
+        self.name = name
+        self.adapter = adapter
 
     def from_pretrained(self, source: str, **options: Any) -> PreTrainedModel:
         model, loading = self.model_class.from_pretrained(source, output_loading_info=True, **options)
@@ -140,7 +120,22 @@ class Complete:
                 f"the weights of {self.name} are incomplete: {some(missing)} missing{beside}. Nothing is drawn at random "
                 "in their place: download the model again, or make its config.json fit its weights"
             )
-        return model
+        return model if self.adapter is None else merged(model, self.adapter)
+
+
+def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The model with a LoRA adapter's weights added to its own. Refused without peft, or where the adapter does not fit."""
+    if importlib.util.find_spec("peft") is None:
+        raise Refused(f"{adapter} is an adapter, which needs peft: .venv/bin/pip install -c constraints.txt peft")
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, of no use to users
+            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (RuntimeError, ValueError, OSError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise Refused(f"adapter {adapter} does not fit its base model ({line}); train or download it again") from None
 
 
 def some(names: Sequence[str]) -> str:

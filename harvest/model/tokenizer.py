@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harvest.model import embedded
+from harvest.model.source import base_of
 from store.errors import Refused
 from store.hub import TROUBLE, explained
 from store.shards.manifest import Recipe
@@ -27,14 +28,9 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return xxhash.xxh3_128_hexdigest(vocabulary.encode())
 
 
-def model_source(model: str) -> str:
-    """What transformers is given to load a model by the name in a manifest."""
-    return str(embedded.prepare(model)[0]) if embedded.is_embedded(model) else model
-
-
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that wrote a store, from its model or from a folder. Refused when it is not that one."""
-    place = str(source) if source else model_source(recipe.model)
+    place = str(source) if source else base_of(recipe.model)
     ours = source is None and embedded.is_embedded(recipe.model)  # its one file says all about ids and texts, sooner
     try:
         file = str(Path(place) / "tokenizer.json")
@@ -63,7 +59,7 @@ def load_unembedding(model: str) -> Float[Tensor, "vocabulary d"]:
 
     Refused when the model's weights are not in a local folder, or have unknown names.
     """
-    folder = Path(model_source(model))
+    folder = Path(base_of(model))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise Refused(f"{folder} holds no safetensors weights; download the model, or leave --promoted-tokens out")

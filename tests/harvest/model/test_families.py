@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from harvest.model.families import FAMILIES, PARALLEL, Family, markdown_table, recognise_norm
 from harvest.model.loading import load_model
@@ -33,6 +33,14 @@ LLAMA = dict(
 )
 HEADS = LLAMA | {"head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 GPT2 = dict(vocab_size=98, n_embd=16, n_layer=N_LAYERS, n_head=2, n_positions=64, **SPECIAL)
 NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
 TINY = {
@@ -43,6 +51,17 @@ TINY = {
     "GemmaForCausalLM": ("GemmaConfig", HEADS),
     "Gemma2ForCausalLM": ("Gemma2Config", HEADS | {"sliding_window": 16, "attn_logit_softcapping": 2.0}),
     "Gemma3ForCausalLM": ("Gemma3TextConfig", HEADS | {"sliding_window": 16}),
+    "Gemma3ForConditionalGeneration": (
+        "Gemma3Config",
+        {
+            "text_config": HEADS | {"sliding_window": 16},
+            "vision_config": VISION,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 97,
+            "boi_token_index": 96,
+            "eoi_token_index": 95,
+        },
+    ),
     "Phi3ForCausalLM": ("Phi3Config", LLAMA | {"sliding_window": 16}),
     "OlmoForCausalLM": ("OlmoConfig", LLAMA),
     "Olmo2ForCausalLM": ("Olmo2Config", LLAMA),
@@ -84,7 +103,7 @@ def tokenizer(tiny_models) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def tokens() -> torch.Tensor:
-    ids = torch.randint(3, 98, (3, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, 95, (3, 24), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = BOS
     return ids
 
@@ -103,9 +122,12 @@ def save_tiny(folder, architecture: str, config: tuple[str, dict], tokenizer) ->
     return str(folder)
 
 
-def plain_sites(folder: str, family: Family, layer: int, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+def plain_sites(
+    folder: str, architecture: str, family: Family, layer: int, tokens: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """What hooks on the modules that the table names see in plain transformers."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    kind = getattr(transformers, architecture)
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     block = operator.attrgetter(family.blocks)(model)[layer]
     seen: dict[str, torch.Tensor] = {}
     block.register_forward_pre_hook(
@@ -135,7 +157,7 @@ def test_sites_of_every_layer_equal_hooks_on_plain_transformers(architecture, to
     model = load_model(folder, N_LAYERS - 1, CPU, torch.float32)
     found = model.run_layers(tokens, range(N_LAYERS), model.sites)
     for layer, sites in found.items():
-        expected = plain_sites(folder, family, layer, tokens)
+        expected = plain_sites(folder, architecture, family, layer, tokens)
         for site in ("resid_pre", "resid_mid", "mlp_out", "resid_post"):
             torch.testing.assert_close(sites[site], expected[site], rtol=1e-4, atol=1e-5)
         check_identity(sites)
@@ -158,7 +180,7 @@ def test_a_parallel_block_has_no_resid_mid_but_its_mlp_s_input(architecture, tok
         model.check_sites(("resid_mid", "mlp_out"))
     model.check_sites(("resid_pre", "mlp_out"))
     for layer, sites in model.run_layers(tokens, range(N_LAYERS), model.sites).items():
-        expected = plain_sites(folder, family, layer, tokens)
+        expected = plain_sites(folder, architecture, family, layer, tokens)
         for site in ("resid_pre", "mlp_out", "resid_post"):
             torch.testing.assert_close(sites[site], expected[site], rtol=1e-4, atol=1e-5)
         check_identity(sites)
@@ -204,7 +226,6 @@ def test_kind_gain_and_eps_are_those_of_the_module(eps, dtype):
 
 
 def test_the_readme_shows_the_table_of_families():
-
     readme = ROOT / "harvest" / "README.md"
     assert markdown_table() in readme.read_text()
 
