@@ -54,7 +54,7 @@ def read_result(kind: type[R], path: Path, command: str) -> R:
 
 
 def check_result(kind: type[R], values: Mapping[str, Any], path: Path, command: str) -> R:
-    """The same for what was read from the file already."""
+    """Checks values that were already read from a file; Damaged as in read_result."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -28,7 +28,7 @@ class InterveneConfig(EvaluateConfig):
     pin: tuple[str, ...] = ()
     """LATENT:ACTIVATION, held on every token but special ones; in units of the transcoder's activations."""
     keep_error: bool = False
-    """Add what the transcoder misses, so that without a change the model does what it does without the transcoder."""
+    """Add back what the transcoder misses: without a change the model then predicts exactly what it does by itself."""
     top: Positive = 5
     """Tokens shown whose probability rises, and as many whose falls, most."""
     out: Path | None = None
@@ -51,12 +51,12 @@ class ImportanceConfig(EvaluateConfig):
     """Rank latents by the delta CE of ablating each, on held-out text. Loads the model."""
 
     latents: tuple[NotNegative, ...] = ()
-    """Latents to rank; --count of them when none is named."""
+    """Latents to rank; --count of the commonest when none is named."""
     count: Positive = 20
-    """How many."""
+    """Latents to rank when none is named."""
     by: Literal["density", "activation"] = "density"
-    """Which: those that fire on most of these rows, or those with the largest sum of activations."""
+    """Which latents are ranked: density takes those that fire on most of these rows, activation those with the largest sum."""
     sequences: Positive = 8
     """Held-out sequences; the model is restarted from the cached layer once for each latent that fires in them."""
     keep_error: bool = False
-    """Add what the transcoder misses, so that latents are ablated from the model itself, not from the spliced one."""
+    """Add back what the transcoder misses: latents are then ablated from the model itself, not from the spliced model."""

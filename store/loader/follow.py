@@ -51,7 +51,7 @@ class Ledger:
     def trained(self, position: int) -> int:
         """Training shards with a smaller number are not needed once a run has got to `position`.
 
-        The shard of the last row trained on is: thresholds are calibrated on it if the run ends there.
+        The shard of the last row trained on is still needed: the threshold is calibrated on it if the run ends there.
         """
         return number_of(self.shards[self.holding(position - 1)]) if position else 0
 

@@ -46,7 +46,7 @@ class Gradients:
     penalty: Tensor
     """What sparsity cost: the loss beside reconstruction's."""
     bias: Tensor | None = None
-    """By b, where that differs from `pre`."""
+    """Gradient by the biases; None where it is that by `pre`."""
     bias_shift: Tensor | None = None
     """What is subtracted from all biases after the optimizer's step."""
 

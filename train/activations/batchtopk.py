@@ -103,8 +103,8 @@ class BatchTopK(Activation):
     def calibrate(self, rows: Iterable[Tensor], encoder: Tensor, b_enc: Tensor) -> Calibration:
         """The one threshold at which the finished weights have a mean L0 of k on these rows.
 
-        Half of training's threshold is the least that it can be: where fewer than k a row pass that, L0 stays below k.
-        A moving average of the smallest latent kept (after arXiv 2412.06410) lags behind weights that change (RESULTS.md).
+        The search starts at half of training's threshold. If fewer than k pre-activations a row pass that, L0 stays below k.
+        arXiv 2412.06410 takes a moving average of the smallest latent kept instead, which lags behind weights that change.
         """
         cutoff = 0.5 * float(self.threshold.min())
         values = []

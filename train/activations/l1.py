@@ -52,9 +52,11 @@ class L1(Activation):
     def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, rows: int) -> Tensor:
         """Sets the next step's weight; returns the shift to be subtracted from the biases.
 
-        by_latent and values [active] are reconstruction's gradient by the active latents held here and their values;
-        n_active is their number, of `rows` rows. L0 falls by a factor e when biases fall by the mean value, were the tail
-        of the values exponential.
+        by_latent: gradient of the reconstruction by the active latents held here [active].
+        values: the values of these latents [active].
+        n_active: their number, in `rows` rows.
+
+        If values are exponentially distributed, lowering the biases by the mean value divides L0 by e.
         """
         sums = self.ranks.sum(torch.stack([-by_latent.sum() * rows, values.sum(), n_active.float()]))
         pull, total, active = sums.unbind()

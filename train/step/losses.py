@@ -20,7 +20,7 @@ class StepResult:
     """Squared error over squared distance from the store's training mean, in this batch."""
     l0: Tensor
     bias_shift: Tensor | None = None
-    """What is still to be subtracted from the biases, after the optimizer's step."""
+    """To be subtracted from the biases after the optimizer's step."""
 
 
 @dataclass(frozen=True)
