@@ -55,8 +55,8 @@ class ImportanceConfig(EvaluateConfig):
     count: Positive = 20
     """Latents to rank when none is named."""
     by: Literal["density", "activation"] = "density"
-    """Which latents are ranked: density takes those that fire on most of these rows, activation those with the largest sum."""
+    """density ranks the latents that fire on most of these rows, activation those with the largest sum."""
     sequences: Positive = 8
     """Held-out sequences; the model is restarted from the cached layer once for each latent that fires in them."""
     keep_error: bool = False
-    """Add back what the transcoder misses: latents are then ablated from the model itself, not from the spliced model."""
+    """Add back what the transcoder misses: latents are then ablated from the model itself, not the spliced one."""
