@@ -61,6 +61,8 @@ class Record:
     fvu_max: float
     fvu_mean: float
     fvu_per_prefix: list[float]
+    """As the loss has it: each prefix with its share of the latents that the whole dictionary keeps. A prefix by itself,
+    which topk fills with its own k largest, is in heldout_fvu_per_prefix."""
     l0_norm: float
     """Mean active latents per row."""
     dead_features_percentage: float

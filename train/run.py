@@ -200,7 +200,7 @@ class Run:
     def _heldout(self) -> HeldoutRecord:
         """The same figures as `evaluate metrics`, on the first held-out rows; training state is only read."""
         now, limit = self._export("", gather=False), self.config.heldout_rows
-        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k)
+        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k, sizes=self.config.prefixes)
         [measured], facts = measure_rows(
             [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
         )
@@ -208,7 +208,7 @@ class Run:
         return HeldoutRecord(
             heldout_fvu=found.fvu,
             heldout_l0=found.l0_mean,
-            heldout_dead_fraction=self._share(measured.fired == 0),
+            heldout_dead_fraction=self._share(measured.fired[-1] == 0),
             heldout_fvu_per_prefix=list(found.fvu_per_prefix.values()),
         )
 

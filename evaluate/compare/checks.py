@@ -111,6 +111,6 @@ def fvu_by_view(transcoder: Transcoder, store: Store, device: torch.device) -> d
         config = moved.config.model_copy(update={"view": view})
         forward = Forward(replace(moved, config=config))
         x = forward.transcoder.view(batch.source, norm)
-        recon, _ = forward.prefixes(forward.entries(x), x)
+        recon = forward.prefixes(forward.entries(x), x).recon
         found[view] = float((recon[-1] - y).square().sum(dtype=torch.float64)) / total
     return found

@@ -32,6 +32,9 @@ from store.layout import (
 )
 from store.shards.reader import Store
 
+DEFINITIONS = 2
+"""Counts the changes of what a figure means. Results of earlier definitions are measured again."""
+
 
 def evaluate_run(config: EvaluateConfig) -> Path:
     """The folder with metrics.json, summary.txt and report.html of a run, measured unless it was before.
@@ -121,6 +124,7 @@ def write_json(path: Path, result: Result) -> None:
 def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     """Changes whenever a result would: the run's weights, the held-out shards, and what it is compared with."""
     digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
+    digest.update(DEFINITIONS.to_bytes())
     for side in (store, store.target):
         for shard in [] if side is None else side.manifest.of_split("heldout"):
             digest.update(shard.xxh3_128.encode())

@@ -83,7 +83,7 @@ class Reading:
         with torch.no_grad():
             x = t.view(found.source.to(t.W_dec.device), norm.to(t.W_dec.device))
             entries = forward.entries(x)
-            self.recon = forward.prefixes(entries, x)[0][-1].cpu().numpy()
+            self.recon = forward.prefixes(entries, x).recon[-1].cpu().numpy()
         self.x, self.y = x.cpu().numpy(), found.target.numpy()
         places = (entries.row.cpu().numpy(), entries.latent.cpu().numpy())
         self.latents = csr_array((entries.value.cpu().numpy(), places), shape=(len(x), t.config.d_sae))

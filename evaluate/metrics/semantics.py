@@ -63,17 +63,31 @@ def semantics(transcoder: Transcoder, store: Store, device: torch.device) -> dic
     """The figures of each prefix, by its size; empty where none of its latents fires often enough."""
     sites = (transcoder.config.source_site, transcoder.config.target_site)
     firings = RowFirings.of(transcoder, store, device)
-    scores = monosemanticity(firings, centred_targets(store, firings.rows, sites))
-    purity = token_purity(firings, places(store, "heldout", firings.rows).token)
-    by_prefix = {}
-    for size in transcoder.config.prefix_sizes:
-        together = coactivation(firings.prefix(size))
-        by_prefix[str(size)] = Semantics()
-        if len(together):
-            by_prefix[str(size)] = Semantics(
-                monosemanticity=float(scores[:size].nanmean()),
-                token_purity=float(purity[:size].nanmean()),
-                coactivation=float(together.mean()),
-                coactivation_share=float((together >= ALIKE).mean()),
-            )
-    return by_prefix
+    targets = centred_targets(store, firings.rows, sites)
+    token = places(store, "heldout", firings.rows).token
+    if transcoder.config.activation == "topk":  # a prefix fires where its own k largest are
+        prefixes = [transcoder.prefix(size) for size in transcoder.config.prefix_sizes[:-1]]
+        each = [*(RowFirings.of(prefix, store, device) for prefix in prefixes), firings]
+        return {str(one.d_sae): semantics_of(one, targets, token) for one in each}
+    scores = monosemanticity(firings, targets)
+    purity = token_purity(firings, token)
+    cut = [firings.prefix(size) for size in transcoder.config.prefix_sizes]
+    return {str(one.d_sae): averaged(one, scores[: one.d_sae], purity[: one.d_sae]) for one in cut}
+
+
+def semantics_of(firings: RowFirings, targets: Tensor, token: Tensor) -> Semantics:
+    """The figures of the latents that fired."""
+    return averaged(firings, monosemanticity(firings, targets), token_purity(firings, token))
+
+
+def averaged(firings: RowFirings, scores: Tensor, purity: Tensor) -> Semantics:
+    """Means over latents; empty where none of them fires often enough."""
+    together = coactivation(firings)
+    if not len(together):
+        return Semantics()
+    return Semantics(
+        monosemanticity=float(scores.nanmean()),
+        token_purity=float(purity.nanmean()),
+        coactivation=float(together.mean()),
+        coactivation_share=float((together >= ALIKE).mean()),
+    )

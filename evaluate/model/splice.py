@@ -122,8 +122,7 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
     """
     device = transcoder.W_dec.device
     x = transcoder.view(part.source.flatten(0, 1).to(device), store.norm.to(device))
-    recons, _ = forward.prefixes(forward.entries(x), x)
-    for recon in recons:
+    for recon in forward.prefixes(forward.entries(x), x).recon:
         yield torch.where(part.excluded[..., None].to(device), part.target.to(device), recon.view_as(part.target))
 
 
