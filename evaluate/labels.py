@@ -227,6 +227,19 @@ LABELS = (
 """In the order in which tables show them."""
 
 
+PARTS = {
+    "rows": "figures of the cached rows",
+    "frontier": "FVU against L0",
+    "latents": "what single latents stand for",
+    "first_letters": "first-letter absorption and splitting",
+    "spelling": "absorption, Chanin et al.",
+    "properties": "sparse probing and targeted perturbation",
+    "probes": "absorption, splitting and probing",
+    "language_model": "delta CE and KL",
+}
+"""Parts of a comparison, by their key in `not_measured`."""
+
+
 def shown_in(place: Place) -> list[Label]:
     """The metrics of a table, in order."""
     return [label for label in LABELS if place in label.shown]

@@ -265,6 +265,7 @@ class Measurement(Semantics, Identity, PropertyProbes, FirstLetters, SplicedFron
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
     warnings: tuple[str, ...] = ()
+    not_measured: dict[str, str] = Field(default_factory=dict)
     key: str | None = None
     """Of what it was made from; it changes whenever the result would."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.estimates import Interval
-from evaluate.labels import Label, shown_in
+from evaluate.labels import PARTS, Label, shown_in
 from evaluate.metrics.measurement import Check, Figures, Measurement
 from evaluate.metrics.worst import in_words
 from evaluate.report.figures import FIGURES, Results, read_log
@@ -56,6 +56,7 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
             prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m.fvu_per_prefix.items())
             lines.append(f"FVU by prefix of {m.name}: {prefixes}")
         lines += [f"WARNING, {warning}" for warning in m.warnings]
+    lines += not_measured(measured)
     lines.append(provenance(measured[0], store))
     return "\n".join(lines) + "\n"
 
@@ -66,6 +67,11 @@ def winner_note(winner: str | None, measured: Sequence[Measurement]) -> str:
         return ""
     names = {"ours": measured[0].name, "google": measured[1].name}
     return f"{BETTER}: {names[winner]}" if winner in names else winner
+
+
+def not_measured(measured: Sequence[Measurement]) -> list[str]:
+    """A line for each part of the comparison that could not be measured, with its reason."""
+    return [f"Not measured: {PARTS[part]}: {reason}" for part, reason in measured[0].not_measured.items()]
 
 
 def provenance(metrics: Measurement, store: Store) -> str:
@@ -99,6 +105,7 @@ def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str
         if len(m.per_prefix) > 1:
             by_prefix = [[label, *cells] for label, cells in prefix_rows(m)]
             lines += ["", *markdown_table(by_prefix, [f"{m.name}, by prefix", *m.per_prefix])]
+    lines += [line for each in not_measured(measured) for line in ("", each)]
     return "\n".join([*lines, "", provenance(measured[0], store), ""])
 
 
@@ -139,6 +146,7 @@ def write_report(
         recipe=store.manifest.recipe,
         fingerprint=store.fingerprint,
         checks=checks,
+        not_measured=not_measured(measured),
         no_words=no_words,
         better=BETTER,
         prefixes=[(m.name, list(m.per_prefix), prefix_rows(m)) for m in nested],
