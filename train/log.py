@@ -16,6 +16,7 @@ from store.disk.files import write_text
 from store.disk.remote import Remote
 from store.errors import Refused
 from store.layout import CONFIG, TRAINING_LOG, WEIGHTS
+from train.advice import figures_of
 from train.config import TrainConfig
 
 WandbMode = Literal["online", "offline", "disabled"]
@@ -65,7 +66,8 @@ class Record:
     which topk fills with its own k largest, is in heldout_fvu_per_prefix."""
     l0_norm: float
     """Mean active latents per row."""
-    dead_features_percentage: float
+    dead_features_percentage: float | None
+    """None while no latent can be known to be dead."""
     learning_rate: float
     rows_per_second: float
     """Since the last line."""
@@ -111,10 +113,7 @@ class TrainingLog:
             line |= asdict(heldout)
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        self.figures = (
-            f"loss {record.loss:.4f}, fvu {record.fvu:.4f}, L0 {record.l0_norm:.1f}, "
-            f"dead {record.dead_features_percentage:.1f}%"
-        )
+        self.figures = f"loss {record.loss:.4f}, {figures_of(line)}"
         self.bar.set_postfix_str(self.figures)
         if self.wandb is not None:
             self.wandb.log(_flat(line), step=record.step)
@@ -152,13 +151,13 @@ class TrainingLog:
 
 
 def _flat(line: dict[str, Any]) -> dict[str, float | int]:
-    """A line with a number of its own for each prefix: wandb draws curves of numbers."""
+    """The numbers of a line, one of its own for each prefix: wandb draws curves of numbers."""
     found = {}
     for name, value in line.items():
         if isinstance(value, list):
             for index, of_prefix in enumerate(value):
                 found[f"{name.removesuffix('_per_prefix')}_prefix/{index}"] = of_prefix
-        else:
+        elif value is not None:
             found[name] = value
     return found
 
@@ -176,10 +175,16 @@ def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
             id=_run_id(config),
             resume="allow",
             reinit="create_new",
-            config={key: str(v) if isinstance(v, Path | Remote) else v for key, v in asdict(config).items()},
+            config=_options(config),
         )
     except wandb.Error as error:
         raise Refused(f"wandb cannot log ({error}); or set WANDB_MODE to offline or disabled") from None
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """The options as wandb shows them: paths as text, and what scales with the run as it was taken."""
+    found = {key: str(value) if isinstance(value, Path | Remote) else value for key, value in asdict(config).items()}
+    return found | {"warmup_steps": config.n_warmup_steps, "dead_after": config.n_dead_after}
 
 
 def _run_id(config: TrainConfig) -> str:
