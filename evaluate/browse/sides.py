@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluate.browse.feature_views import FeatureView, feature_view
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, read_json, run_folders
 from evaluate.features.reader import NotFound
-from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS
+from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS, OTHER_METRICS
 
 BASELINE = "baseline"
 """RUN@baseline stands for the baseline that RUN was compared with, Google's or another."""
@@ -54,7 +54,8 @@ def open_side(results: Path, text: str) -> RunSide | FeatureSide | None:
 
 def baseline_side(results: Path, run: RunFolder) -> RunSide:
     """The baseline that a run was compared with. NotFound before the comparison."""
-    metrics = read_json(run.folder / COMPARISON_FOLDER / GOOGLE_METRICS)
+    folder = run.folder / COMPARISON_FOLDER
+    metrics = read_json(folder / OTHER_METRICS) or read_json(folder / GOOGLE_METRICS)
     if metrics is None:
         raise NotFound(f"{run.name} has not been compared yet; make compare RUN={run.folder}")
     collected = [other for other in find_runs(results).values() if other.has_features]

@@ -26,6 +26,7 @@ from store.layout import (
     EVALUATION,
     GOOGLE_METRICS,
     METRICS,
+    OTHER_METRICS,
     OURS_METRICS,
     REPORT,
     REPORT_MARKDOWN,
@@ -83,11 +84,20 @@ def compare_runs(config: CompareConfig) -> Path:
     measured = measure(config, store, [ours, *others], progress)
     comparison = name_winners(measured, store)
     write_json(folder / OURS_METRICS, comparison.ours)
-    write_json(folder / GOOGLE_METRICS, comparison.google)
+    write_json(folder / OTHER_METRICS, comparison.other)
+    if is_googles(comparison.other):
+        write_json(folder / GOOGLE_METRICS, comparison.other)
+    else:
+        (folder / GOOGLE_METRICS).unlink(missing_ok=True)
     write_json(folder / COMPARISON, comparison.plus(key=key))
     publish(folder, measured, store, run.folder, comparison.winners, comparison.checks)
     progress.forget()
     return show(folder)
+
+
+def is_googles(measured: Measurement) -> bool:
+    """Whether a transcoder comes from one of Google's repositories, or a copy of one."""
+    return "gemma-scope" in measured.source or measured.name.startswith("Google ")
 
 
 def read_comparison(folder: Path) -> Comparison:
