@@ -1,14 +1,18 @@
 """The log of a run: a progress bar, training_log.jsonl, and wandb where it is wanted."""
 
 import json
+import logging
 import netrc
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +23,11 @@ from store.layout import CONFIG, TRAINING_LOG, WEIGHTS
 from train.advice import figures_of
 from train.config import TrainConfig
 
+NAME_LENGTH = 128
+"""Characters that wandb takes in a name."""
+READABLE = 64
+"""Characters of an id that tell people which folder it is; a digest of the whole path follows."""
+log = logging.getLogger(__name__)
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -115,8 +124,9 @@ class TrainingLog:
         self.file.flush()
         self.figures = f"loss {record.loss:.4f}, {figures_of(line)}"
         self.bar.set_postfix_str(self.figures)
-        if self.wandb is not None:
-            self.wandb.log(_flat(line), step=record.step)
+        with self._harmless():
+            if self.wandb is not None:
+                self.wandb.log(_flat(line), step=record.step)
 
     def waits(self, what: str | None) -> None:
         """Shows on the bar what the training waits for; None when it has come."""
@@ -124,7 +134,9 @@ class TrainingLog:
 
     def histograms(self, by_latent: dict[str, Tensor], step: int) -> None:
         """Sends a histogram of each tensor to wandb."""
-        if self.wandb is not None:
+        with self._harmless():
+            if self.wandb is None:
+                return
             import wandb
 
             drawn = {f"histogram/{name}": wandb.Histogram(value.tolist()) for name, value in by_latent.items()}
@@ -132,7 +144,9 @@ class TrainingLog:
 
     def artefact(self, folder: Path) -> None:
         """Sends the finished transcoder in a folder to wandb, as an artifact."""
-        if self.wandb is not None:
+        with self._harmless():
+            if self.wandb is None:
+                return
             import wandb
 
             artifact = wandb.Artifact(_run_id(self.config), type="transcoder")
@@ -146,8 +160,18 @@ class TrainingLog:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.file.close()
         self.bar.close()
-        if self.wandb is not None:
-            self.wandb.finish(exit_code=0 if kind is None else 1)
+        with self._harmless():
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=0 if kind is None else 1)
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Nothing that wandb raises within ends the training: it is told once, and the run goes on without wandb."""
+        try:
+            yield
+        except Exception as error:  # of wandb's own, of its service's sockets, of the files that it writes: any
+            self.wandb = None
+            log.warning("%s: wandb failed (%s); the training goes on without it", self.config.run_directory, error)
 
 
 def _flat(line: dict[str, Any]) -> dict[str, float | int]:
@@ -163,13 +187,14 @@ def _flat(line: dict[str, Any]) -> dict[str, float | int]:
 
 
 def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
-    """The run at wandb, which a resumed training continues. Refused when wandb refuses: nobody is logged in, say."""
+    """The run at wandb, which a resumed training continues. Where wandb refuses, nobody being logged in, say: Refused if
+    WANDB_MODE asks for it, otherwise None."""
     import wandb
 
     try:
         return wandb.init(
             project=config.wandb_project,
-            name="/".join(config.run_directory.parts[-3:]),
+            name="/".join(config.run_directory.parts[-3:])[-NAME_LENGTH:],
             mode=mode,
             dir=str(config.run_directory),
             id=_run_id(config),
@@ -178,6 +203,9 @@ def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
             config=_options(config),
         )
     except wandb.Error as error:
+        if "WANDB_MODE" not in os.environ:  # nobody asked for it in this run: a key alone switched it on
+            log.warning("%s: wandb cannot log (%s); the training goes on without it", config.run_directory, error)
+            return None
         raise Refused(f"wandb cannot log ({error}); or set WANDB_MODE to offline or disabled") from None
 
 
@@ -188,8 +216,10 @@ def _options(config: TrainConfig) -> dict[str, Any]:
 
 
 def _run_id(config: TrainConfig) -> str:
-    """The run's folder in the characters that wandb allows in names of runs and artifacts."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(config.run_directory.parts[-3:]))
+    """A name for runs and artifacts at wandb, of its characters and length, and of this run's folder alone."""
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(config.run_directory.parts[-3:]))
+    digest = xxhash.xxh3_64_hexdigest(str(config.run_directory.resolve()).encode())
+    return f"{readable[-READABLE:].lstrip('-_')}-{digest}"
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
