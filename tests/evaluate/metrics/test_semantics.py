@@ -119,12 +119,11 @@ def test_a_dictionary_that_learnt_nothing_scores_what_random_directions_do():
         along = x @ directions
         top = along.topk(rows // kinds, dim=0)
         latent = torch.arange(along.shape[1]).expand_as(top.indices)
-        return RowFirings(
-            top.indices.flatten(), latent.flatten(), top.values.flatten().clamp_min(0.1), rows, along.shape[1]
-        )
+        value = top.values - top.values.amin(0) + 1e-3
+        return RowFirings(top.indices.flatten(), latent.flatten(), value.flatten(), rows, along.shape[1])
 
     learnt, untrained = firing(torch.eye(kinds)), firing(torch.randn(kinds, kinds, generator=generator))
     for score in (lambda f: monosemanticity(f, target), lambda f: token_purity(f, token)):
         null = float(score(random_directions(learnt, x)).nanmean())
         assert score(learnt).nanmean() > null + 0.1
-        assert float(score(untrained).nanmean()) == pytest.approx(null, abs=0.05)
+        assert float(score(untrained).nanmean()) == pytest.approx(null, abs=0.08)
