@@ -163,3 +163,19 @@ def test_fvu_by_another_definition_is_not_fvu(trained, store, monkeypatch, impos
     assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu == pytest.approx(expected, rel=1e-5)
     monkeypatch.setitem(metrics.METRICS, "fvu", IMPOSTORS[impostor])
     assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu != pytest.approx(expected, rel=1e-5)
+
+
+def test_the_l0_alarm_of_a_dead_run_blames_neither_the_view_nor_a_threshold(trained, store):
+    ours = Transcoder.load(trained.run)
+    dead = replace(ours, threshold=torch.full_like(ours.threshold, 1e9))
+    [found] = measure(trained, store, [dead])
+    [alarm] = [warning for warning in found.warnings if "MEASURED L0" in warning]
+    assert "ITS LABEL SAYS 4: none of its latents fires on any of these rows; train it again" in alarm
+    assert not any("best multiplied" in warning for warning in found.warnings)
+
+
+def test_the_l0_alarm_where_k_is_the_width_says_so(trained, store):
+    ours = Transcoder.load(trained.run)
+    [found] = measure(trained, store, [changed(ours, k=ours.config.d_sae)])
+    [alarm] = [warning for warning in found.warnings if "MEASURED L0" in warning]
+    assert "ITS LABEL SAYS 40: its label is its width" in alarm
