@@ -236,12 +236,11 @@ def silence_libraries(name: str) -> None:
     A library's warning names its own lines and says nothing that a user can act on; what matters of it is checked and said
     here. `python -W` brings warnings back.
     """
-    logging.basicConfig(level=logging.ERROR, format=f"{name}: %(message)s", stream=sys.stderr)
-    for room in ROOMS:
-        logging.getLogger(room).setLevel(logging.INFO)
-    for chatty in ("httpx", "httpx2", "transformer_lens", "datasets", "huggingface_hub", "transformers"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)  # they set levels of their own
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.name.partition(".")[0] in ROOMS)
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", handlers=[handler])
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # they have handlers of their own
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 

@@ -159,7 +159,10 @@ with one_line_errors("evaluate"):
     np.array([]).mean()
     warnings.warn("deprecated", DeprecationWarning)
     logging.getLogger("matplotlib.category").info("Using categorical units to plot strings that are numbers")
+    logging.getLogger("some.library").setLevel(logging.INFO)
     logging.getLogger("some.library").warning("slow path taken")
+    from huggingface_hub.utils import logging as hub
+    hub.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s")
     logging.getLogger("evaluate.compare.sectioned").info("ours, for people")
     logging.getLogger("some.library").error("the disk is full")
 """
