@@ -1,6 +1,7 @@
 """Finds the transcoders to compare with: Google's on the hub, or folders in Google's layouts, ours and others."""
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,10 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from store.errors import Refused
 from store.hub import fetching, files_of
+from store.layout import CONFIG
 from store.shards.reader import Store
 from store.transcoders.files import read_config
-from store.transcoders.gemma_scope import Scope2Config
+from store.transcoders.gemma_scope import SCOPE2_FOLDER, SCOPE2_KINDS, SCOPE2_WEIGHTS, Scope2Config
 from store.transcoders.layouts import load_folder
 from store.transcoders.transcoder import Transcoder
 
@@ -42,6 +44,7 @@ class Published:
     repo: str
     path: str
     l0: float
+    """Infinite where its files do not state it."""
     label: str
     """Its name for --l0: a number (Gemma Scope 1) or small, medium, big (Gemma Scope 2)."""
     width: int
@@ -95,17 +98,27 @@ def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str
         open_file: gives the path of a file on this machine.
     """
     scope1 = re.compile(rf"(layer_{layer}/width_(\d+)k/average_l0_(\d+))/params\.npz")
-    scope2 = re.compile(
-        rf"(transcoder(?:_all)?/layer_{layer}_width_(?:\d+)k_l0_(small|medium|big)(?:_affine)?)/config\.json"
-    )
+    everything = list(files)
     found = []
-    for file in files:
-        if match := scope1.fullmatch(file):
-            found.append(Published(repo, match[1], float(match[3]), match[3], int(match[2]) * 1024))
-        elif match := scope2.fullmatch(file):
-            info = read_config(open_file(file), Scope2Config)
-            found.append(Published(repo, match[1], info.l0, match[2], info.width))
+    for file in everything:
+        folder, _, name = file.rpartition("/")
+        kind, _, leaf = folder.rpartition("/")
+        match = SCOPE2_FOLDER.fullmatch(leaf)
+        if match1 := scope1.fullmatch(file):
+            found.append(Published(repo, match1[1], float(match1[3]), match1[3], latents_of(match1[2])))
+        elif match is None or name != SCOPE2_WEIGHTS or kind not in SCOPE2_KINDS or int(match["layer"]) != layer:
+            continue
+        elif f"{folder}/{CONFIG}" in everything:
+            info = read_config(open_file(f"{folder}/{CONFIG}"), Scope2Config)
+            found.append(Published(repo, folder, info.l0, match["label"], info.width))
+        else:
+            found.append(Published(repo, folder, math.inf, match["label"], latents_of(match["width"])))
     return found
+
+
+def latents_of(thousands: str) -> int:
+    """The power of two that Google rounds to so many thousands: 16 -> 16,384, 262 -> 262,144."""
+    return 2 ** round(math.log2(1000 * int(thousands)))
 
 
 def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transcoder) -> tuple[Path, ...]:
@@ -116,11 +129,13 @@ def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transc
     """
     found: list[Path] = []
     for folder in folders:
-        files = [*folder.glob("layer_*/width_*/*/params.npz"), *folder.glob("transcoder*/*/config.json")]
+        files = [*folder.glob("layer_*/width_*/*/params.npz"), *folder.glob(f"transcoder*/*/{SCOPE2_WEIGHTS}")]
         if files:
+            n_files = len(files)
+            files += folder.glob(f"transcoder*/*/{CONFIG}")
             there = listed(str(folder), (p.relative_to(folder).as_posix() for p in files), layer, folder.joinpath)
             if not there:
-                raise Refused(f"{folder} holds no transcoder for layer {layer}, but {len(files)} for others")
+                raise Refused(f"{folder} holds no transcoder for layer {layer}, but {n_files} for others")
             found += [folder / item.path for item in choose(there, intended_l0(ours), ours.config.d_sae, l0)]
         elif l0 is not None:
             raise Refused(f"l0 is {l0}, but there is nothing to choose from in {folder}; leave out --l0")
@@ -144,6 +159,8 @@ def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | Non
         wanted: `all`, a label, or (unless it is a number) words of a path.
     """
     ordered = sorted(candidates, key=lambda c: (abs(c.l0 - l0), abs(c.width - d_sae), c.path))
+    if wanted is None and math.isinf(ordered[0].l0):
+        raise Refused(f"no L0 is stated for {', '.join(c.path for c in candidates)}; choose one with --l0, by its label")
     if wanted is None:
         return ordered[:1]
     labelled = [c for c in ordered if c.label == wanted]

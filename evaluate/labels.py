@@ -3,6 +3,7 @@
 A metric is added in two places: where it is measured, and here.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ class Label:
     label: str
     form: str
     """A format for str.format."""
+    most: float = math.inf
+    """A figure above it means nothing and is not shown."""
     note: str = ""
     short: str = ""
     """Where there is little room; `label` when it is not given."""
@@ -161,15 +164,16 @@ LABELS = (
     Label(
         key="density_median",
         label="median density of living features",
-        form="{:.2e}",
+        form="{:.2g}",
         note="share of rows on which they fire",
         shown=("layers",),
     ),
     Label(
         key="redundancy",
         label="redundancy",
-        form="{:.2e}",
+        form="{:.2g}",
         note="share of decoder pairs with |cosine| > 0.9 (older reports: absorption score)",
+        better="lower",
         shown=("report", "layers", "runs", "run"),
     ),
     Label(
@@ -190,13 +194,27 @@ LABELS = (
         key="monosemanticity",
         label="monosemanticity",
         form="{:.3f}",
-        note="cosine of mlp_out where a latent fires (arXiv 2504.02821); a proxy",
+        note="cosine of mlp_out where a latent fires (arXiv 2504.02821), 1 at most; a proxy: see the next row",
+        better="higher",
+    ),
+    Label(
+        key="monosemanticity_random",
+        label="the same of random directions",
+        form="{:.3f}",
+        note="directions of the input that fire as often: what a dictionary has that learnt nothing",
     ),
     Label(
         key="token_purity",
         label="token purity",
         form="{:.3f}",
-        note="share of a latent's firings on its commonest token; a proxy",
+        note="share of a latent's firings on its commonest token, 1 at most; a proxy: see the next row",
+        better="higher",
+    ),
+    Label(
+        key="token_purity_random",
+        label="the same of random directions",
+        form="{:.3f}",
+        note="directions of the input that fire as often: what a dictionary has that learnt nothing",
     ),
     Label(
         key="best_scale",
@@ -221,10 +239,24 @@ LABELS = (
         key="explained_variance_saebench",
         label="legacy SAEBench explained variance",
         form="{:.4f}",
-        note="as SAEBench 0.6 has it: changes with the units, and may exceed 1",
+        note="as SAEBench 0.6 has it; it changes with the units, and is left out where it exceeds 1",
+        most=1.0,
     ),
 )
 """In the order in which tables show them."""
+
+
+PARTS = {
+    "rows": "figures of the cached rows",
+    "frontier": "FVU against L0",
+    "latents": "what single latents stand for",
+    "first_letters": "first-letter absorption and splitting",
+    "spelling": "absorption, Chanin et al.",
+    "properties": "sparse probing and targeted perturbation",
+    "probes": "absorption, splitting and probing",
+    "language_model": "delta CE and KL",
+}
+"""Parts of a comparison, by their key in `not_measured`."""
 
 
 def shown_in(place: Place) -> list[Label]:

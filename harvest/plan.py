@@ -15,6 +15,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.text.tokens import PackedShard
+from store.counts import duration
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
@@ -157,11 +158,3 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
         ("limit", limit),
     ]
     return "\n".join(f"{name:12s} {text}" for name, text in rows)
-
-
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, `12 min` or `40 s`."""
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"

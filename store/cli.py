@@ -25,6 +25,7 @@ from store.errors import Refused
 from store.layout import default_store
 from store.usage import CommandLine, choose_command, leaves
 
+ROOMS = ("store", "harvest", "train", "evaluate")
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 """Exit codes of a shell's commands that end by SIGINT and by SIGPIPE."""
@@ -229,6 +230,21 @@ def _unchecked(kind: type) -> type:
     return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": docstring})
 
 
+def silence_libraries(name: str) -> None:
+    """Lets this project's log lines through, under a command's name, and of other libraries nothing but errors.
+
+    A library's warning names its own lines and says nothing that a user can act on; what matters of it is checked and said
+    here. `python -W` brings warnings back.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.name.partition(".")[0] in ROOMS)
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", handlers=[handler])
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # they have handlers of their own
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
     """Runs a command's body: a bad input ends it with one line and exit code 1, Ctrl-C with one line and 130.
@@ -236,11 +252,7 @@ def one_line_errors(name: str) -> Iterator[None]:
     A command line that cannot be read has exit code 2. When the reader of a pipe has gone, the command ends in silence.
     `MATRYOSHKA_TRACEBACK=1` shows where an error came from.
     """
-    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "httpx2", "transformer_lens", "datasets", "huggingface_hub", "transformers"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.simplefilter("ignore", FutureWarning)
+    silence_libraries(name)
     try:
         try:
             yield

@@ -1,4 +1,4 @@
-"""Whole numbers: as people write them (16.4M), checked, and divided up."""
+"""Numbers as people write them (16.4M, 12 min), checked, and divided up."""
 
 import re
 from collections.abc import Sequence
@@ -36,3 +36,11 @@ def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None
     if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
         return tuple(sizes)
     return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None
+
+
+def duration(seconds: float) -> str:
+    """`3 h 05 min`, `12 min` or `40 s`."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"

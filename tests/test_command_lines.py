@@ -149,3 +149,32 @@ def test_help_starts_without_the_heavy_libraries(room):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+CHATTER = """
+import logging, warnings
+import numpy as np
+from store.cli import one_line_errors
+with one_line_errors("evaluate"):
+    np.array([]).mean()
+    warnings.warn("deprecated", DeprecationWarning)
+    logging.getLogger("matplotlib.category").info("Using categorical units to plot strings that are numbers")
+    logging.getLogger("some.library").setLevel(logging.INFO)
+    logging.getLogger("some.library").warning("slow path taken")
+    from huggingface_hub.utils import logging as hub
+    hub.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s")
+    logging.getLogger("evaluate.compare.sectioned").info("ours, for people")
+    logging.getLogger("some.library").error("the disk is full")
+"""
+
+
+@pytest.mark.parametrize(("options", "heard"), [((), False), (("-W", "default"), True)])
+def test_no_warning_of_a_library_reaches_a_user_who_does_not_ask_for_it(options, heard):
+    done = subprocess.run(
+        [sys.executable, *options, "-c", CHATTER], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, check=True
+    )
+    ours = [line for line in done.stderr.splitlines() if line.startswith("evaluate: ")]
+    assert ours == ["evaluate: ours, for people", "evaluate: the disk is full"]
+    assert ("Mean of empty slice" in done.stderr) == heard
+    if not heard:
+        assert done.stderr.splitlines() == ours

@@ -42,6 +42,8 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
     found["prefix_sizes"] = list(config.prefixes)
     found["view"] = config.input_view
+    found["warmup_steps"] = config.n_warmup_steps
+    found["dead_after"] = config.n_dead_after
     found["store_fingerprint"] = store.fingerprint
     found["candidates"] = candidates(config, device)
     if store.target is not None:

@@ -18,6 +18,9 @@ from store.names import ViewName
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"
+WARMUP_STEPS = 1024
+DEAD_AFTER = 1_000_000
+"""What is taken for warmup_steps and dead_after in a run that is long enough."""
 AboveZero = Annotated[float, Range(0, above=True)]
 
 
@@ -71,16 +74,17 @@ class TrainConfig(Options):
     """Rows in a step."""
     lr: AboveZero = 4e-4
     """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
-    warmup_steps: NotNegative = 1024
-    """Steps of linear warm-up, 0 for none; afterwards a cosine down to min_lr."""
+    warmup_steps: NotNegative | None = None
+    """Steps of linear warm-up, 0 for none; afterwards a cosine down to min_lr. 1024 when not given, but at most a tenth of
+    the steps."""
     min_lr: Annotated[float, Range(0, 1)] = 0.01
     """Final learning rate, as a fraction of lr, from 0 to 1."""
     aux_weight: Annotated[float, Range(0)] = 1 / 64
     """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093); 0 for none."""
     aux_k: Positive = 256
     """Dead latents that AuxK uses in each row."""
-    dead_after: Count = 1_000_000
-    """Tokens without firing before a latent counts as dead."""
+    dead_after: Count | None = None
+    """Tokens without firing before a latent counts as dead. 1M when not given, but at most a fifth of --tokens."""
     l0_weight: Annotated[float, Range(0)] = 1.0
     """jumprelu: weight of the penalty (L0 / k - 1)^2; 0 for none."""
     bandwidth: AboveZero = 0.5
@@ -163,6 +167,16 @@ class TrainConfig(Options):
     @property
     def n_steps(self) -> int:
         return self.tokens // self.batch_rows
+
+    @property
+    def n_warmup_steps(self) -> int:
+        """warmup_steps, or what they are when not given."""
+        return min(WARMUP_STEPS, self.n_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def n_dead_after(self) -> int:
+        """dead_after, or what it is when not given."""
+        return min(DEAD_AFTER, max(1, self.tokens // 5)) if self.dead_after is None else self.dead_after
 
     @property
     def prefixes(self) -> tuple[int, ...]:

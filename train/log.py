@@ -1,14 +1,18 @@
 """The log of a run: a progress bar, training_log.jsonl, and wandb where it is wanted."""
 
 import json
+import logging
 import netrc
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,8 +20,14 @@ from store.disk.files import write_text
 from store.disk.remote import Remote
 from store.errors import Refused
 from store.layout import CONFIG, TRAINING_LOG, WEIGHTS
+from train.advice import figures_of
 from train.config import TrainConfig
 
+NAME_LENGTH = 128
+"""Characters that wandb takes in a name."""
+READABLE = 64
+"""Characters of an id that tell people which folder it is; a digest of the whole path follows."""
+log = logging.getLogger(__name__)
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -61,9 +71,12 @@ class Record:
     fvu_max: float
     fvu_mean: float
     fvu_per_prefix: list[float]
+    """As the loss has it: each prefix with its share of the latents that the whole dictionary keeps. A prefix by itself,
+    which topk fills with its own k largest, is in heldout_fvu_per_prefix."""
     l0_norm: float
     """Mean active latents per row."""
-    dead_features_percentage: float
+    dead_features_percentage: float | None
+    """None while no latent can be known to be dead."""
     learning_rate: float
     rows_per_second: float
     """Since the last line."""
@@ -109,13 +122,11 @@ class TrainingLog:
             line |= asdict(heldout)
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        self.figures = (
-            f"loss {record.loss:.4f}, fvu {record.fvu:.4f}, L0 {record.l0_norm:.1f}, "
-            f"dead {record.dead_features_percentage:.1f}%"
-        )
+        self.figures = f"loss {record.loss:.4f}, {figures_of(line)}"
         self.bar.set_postfix_str(self.figures)
-        if self.wandb is not None:
-            self.wandb.log(_flat(line), step=record.step)
+        with self._harmless():
+            if self.wandb is not None:
+                self.wandb.log(_flat(line), step=record.step)
 
     def waits(self, what: str | None) -> None:
         """Shows on the bar what the training waits for; None when it has come."""
@@ -123,7 +134,9 @@ class TrainingLog:
 
     def histograms(self, by_latent: dict[str, Tensor], step: int) -> None:
         """Sends a histogram of each tensor to wandb."""
-        if self.wandb is not None:
+        with self._harmless():
+            if self.wandb is None:
+                return
             import wandb
 
             drawn = {f"histogram/{name}": wandb.Histogram(value.tolist()) for name, value in by_latent.items()}
@@ -131,7 +144,9 @@ class TrainingLog:
 
     def artefact(self, folder: Path) -> None:
         """Sends the finished transcoder in a folder to wandb, as an artifact."""
-        if self.wandb is not None:
+        with self._harmless():
+            if self.wandb is None:
+                return
             import wandb
 
             artifact = wandb.Artifact(_run_id(self.config), type="transcoder")
@@ -145,44 +160,66 @@ class TrainingLog:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.file.close()
         self.bar.close()
-        if self.wandb is not None:
-            self.wandb.finish(exit_code=0 if kind is None else 1)
+        with self._harmless():
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=0 if kind is None else 1)
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Nothing that wandb raises within ends the training: it is told once, and the run goes on without wandb."""
+        try:
+            yield
+        except Exception as error:  # of wandb's own, of its service's sockets, of the files that it writes: any
+            self.wandb = None
+            log.warning("%s: wandb failed (%s); the training goes on without it", self.config.run_directory, error)
 
 
 def _flat(line: dict[str, Any]) -> dict[str, float | int]:
-    """A line with a number of its own for each prefix: wandb draws curves of numbers."""
+    """The numbers of a line, one of its own for each prefix: wandb draws curves of numbers."""
     found = {}
     for name, value in line.items():
         if isinstance(value, list):
             for index, of_prefix in enumerate(value):
                 found[f"{name.removesuffix('_per_prefix')}_prefix/{index}"] = of_prefix
-        else:
+        elif value is not None:
             found[name] = value
     return found
 
 
 def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
-    """The run at wandb, which a resumed training continues. Refused when wandb refuses: nobody is logged in, say."""
+    """The run at wandb, which a resumed training continues. Where wandb refuses, nobody being logged in, say: Refused if
+    WANDB_MODE asks for it, otherwise None."""
     import wandb
 
     try:
         return wandb.init(
             project=config.wandb_project,
-            name="/".join(config.run_directory.parts[-3:]),
+            name="/".join(config.run_directory.parts[-3:])[-NAME_LENGTH:],
             mode=mode,
             dir=str(config.run_directory),
             id=_run_id(config),
             resume="allow",
             reinit="create_new",
-            config={key: str(v) if isinstance(v, Path | Remote) else v for key, v in asdict(config).items()},
+            config=_options(config),
         )
     except wandb.Error as error:
+        if "WANDB_MODE" not in os.environ:  # nobody asked for it in this run: a key alone switched it on
+            log.warning("%s: wandb cannot log (%s); the training goes on without it", config.run_directory, error)
+            return None
         raise Refused(f"wandb cannot log ({error}); or set WANDB_MODE to offline or disabled") from None
 
 
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """The options as wandb shows them: paths as text, and what scales with the run as it was taken."""
+    found = {key: str(value) if isinstance(value, Path | Remote) else value for key, value in asdict(config).items()}
+    return found | {"warmup_steps": config.n_warmup_steps, "dead_after": config.n_dead_after}
+
+
 def _run_id(config: TrainConfig) -> str:
-    """The run's folder in the characters that wandb allows in names of runs and artifacts."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(config.run_directory.parts[-3:]))
+    """A name for runs and artifacts at wandb, of its characters and length, and of this run's folder alone."""
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(config.run_directory.parts[-3:]))
+    digest = xxhash.xxh3_64_hexdigest(str(config.run_directory.resolve()).encode())
+    return f"{readable[-READABLE:].lstrip('-_')}-{digest}"
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

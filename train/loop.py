@@ -11,6 +11,7 @@ import torch
 from store.loader.batches import Batch, batches
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
+from train.advice import warnings_of
 from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import TrainConfig
@@ -48,6 +49,9 @@ def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[T
             first = configs[0]
             epochs = first.n_steps * first.batch_rows / store.manifest.n_rows("train")
             log.info("%d steps of %d rows are %.2f epochs of %s", first.n_steps, first.batch_rows, epochs, store.directory)
+        if ranks.rank == 0:
+            for warning in dict.fromkeys(each for n in prepared.left for each in warnings_of(configs[n])):
+                log.warning("%s", warning)
         runs = [start(configs[n], store, prepared.device, prepared.identities[n], ranks) for n in prepared.left]
         trained = run_to_the_end(runs, store, ranks, following)
         transcoders |= dict(zip(prepared.left, trained, strict=True))

@@ -44,10 +44,10 @@ log = logging.getLogger(__name__)
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Linear warm-up (arXiv 1706.02677), then a cosine from lr down to min_lr * lr at the last step (arXiv 1608.03983)."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    span = max(1, config.n_steps - 1 - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    if step < config.n_warmup_steps:
+        return config.lr * (step + 1) / config.n_warmup_steps
+    span = max(1, config.n_steps - 1 - config.n_warmup_steps)
+    progress = min(1.0, (step - config.n_warmup_steps) / span)
     return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -179,7 +179,7 @@ class Run:
             fvu_mean=sum(per_prefix) / len(per_prefix),
             fvu_per_prefix=per_prefix,
             l0_norm=result.l0.item(),
-            dead_features_percentage=100 * self._share(self.module.dead),
+            dead_features_percentage=self._dead_percentage(),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             rows_per_second=rows / elapsed,
             data_wait_share=self.waited / elapsed,
@@ -188,6 +188,11 @@ class Run:
         self.last_step = self.done
         self.waited = 0.0
         return record
+
+    def _dead_percentage(self) -> float | None:
+        """None while fewer rows were trained on than a latent must be silent for."""
+        dead = 100 * self._share(self.module.dead)
+        return dead if self.done * self.config.batch_rows >= self.config.n_dead_after else None
 
     def _snapshot(self) -> None:
         """Saves the transcoder as it is, as a run of its own, and has its features collected: stages can be compared."""
@@ -200,7 +205,7 @@ class Run:
     def _heldout(self) -> HeldoutRecord:
         """The same figures as `evaluate metrics`, on the first held-out rows; training state is only read."""
         now, limit = self._export("", gather=False), self.config.heldout_rows
-        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k)
+        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k, sizes=self.config.prefixes)
         [measured], facts = measure_rows(
             [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
         )
@@ -208,7 +213,7 @@ class Run:
         return HeldoutRecord(
             heldout_fvu=found.fvu,
             heldout_l0=found.l0_mean,
-            heldout_dead_fraction=self._share(measured.fired == 0),
+            heldout_dead_fraction=self._share(measured.fired[-1] == 0),
             heldout_fvu_per_prefix=list(found.fvu_per_prefix.values()),
         )
 

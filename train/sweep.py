@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evaluate.metrics.results import evaluate
 from evaluate.report.figures import sweep_frontier
@@ -10,6 +11,7 @@ from store.disk.files import write_text
 from store.layout import SUMMARY, SWEEP_RESULTS
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
+from train.advice import next_command
 from train.checks import check_heldout, preflight
 from train.config import SweepConfig, TrainConfig
 from train.loop import train_prepared
@@ -37,7 +39,9 @@ def sweep(config: SweepConfig) -> str:
     write_text(folder / SUMMARY, text)
     plots = write_images(folder, {"frontier": sweep_frontier(measured)})
     paths = [folder / SUMMARY, folder / SWEEP_RESULTS, *plots]
-    return "\n".join([text, *map(str, paths)]) + "\n"
+    best = min(measured, key=lambda one: one["fvu"])
+    command = next_command(replace(configs[0], run=folder / best["run"]))
+    return "\n".join([text, *map(str, paths), f"next, for the run with the lowest FVU: {command}"]) + "\n"
 
 
 def _harvested(config: TrainConfig) -> Store:

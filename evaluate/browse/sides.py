@@ -8,7 +8,7 @@ from evaluate.browse.folder import RunFolder, find_runs, open_named_run, read_me
 from evaluate.features.reader import NotFound
 from evaluate.metrics.measurement import Measurement
 from evaluate.text import Number
-from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS
+from store.layout import COMPARISON_FOLDER, GOOGLE_METRICS, OTHER_METRICS
 
 BASELINE = "baseline"
 """RUN@baseline stands for the baseline that RUN was compared with, Google's or another."""
@@ -59,7 +59,9 @@ def open_side(results: Path, text: str) -> RunSide | FeatureSide | None:
 
 def baseline_side(results: Path, run: RunFolder) -> RunSide:
     """The baseline that a run was compared with. NotFound before the comparison."""
-    measured = read_metrics(run.folder, f"{COMPARISON_FOLDER}/{GOOGLE_METRICS}", "compare")
+    files = (OTHER_METRICS, GOOGLE_METRICS)  # the second one's name in older comparisons
+    found = [read_metrics(run.folder, f"{COMPARISON_FOLDER}/{file}", "compare") for file in files]
+    measured = found[0] or found[1]
     if measured is None:
         raise NotFound(f"{run.name} has not been compared yet; make compare RUN={run.folder}")
     collected = [other for other in find_runs(results).values() if other.has_features]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from evaluate.metrics.measurement import Check, Measurement
+from evaluate.metrics.readings import near
 from store.loader.batches import batches
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -19,11 +20,6 @@ SCALES = (2 / 3, 1.5)
 """best_scale outside these: the decoder was renormalised, the output is in other units, or rows do not belong together."""
 
 
-def near(a: float, b: float | int, tolerance: float) -> bool:
-    """Whether a differs from b by no more than a share of b."""
-    return abs(a - b) <= tolerance * abs(b)
-
-
 def checks_of(m: Measurement, store: Store) -> list[Check]:
     """What must hold of the measurement of a transcoder, and whether it does."""
     by_view = m.fvu_by_view
@@ -35,11 +31,13 @@ def checks_of(m: Measurement, store: Store) -> list[Check]:
             "every held-out row was measured, and no other",
             m.split == "heldout" and m.n_rows == heldout,
             f"{m.name}: {m.n_rows} rows of split {m.split!r}; the store has {heldout} held-out rows",
+            fault=f"{m.name} was not measured on exactly the held-out rows",
         ),
         _check(
             "the rows are of this store",
             m.store_fingerprint == store.fingerprint,
             f"{m.name} was measured on store {m.store_fingerprint}, this is {store.fingerprint}",
+            fault=f"{m.name} was measured on another store",
         ),
         _check(
             "it was trained on this store, whose held-out rows training never sees, or elsewhere",
@@ -47,13 +45,14 @@ def checks_of(m: Measurement, store: Store) -> list[Check]:
             f"{m.name}: {m.trained_on or 'trained elsewhere'}",
             f"{m.name} was trained on store {m.trained_on}, this is {store.fingerprint}: what is held out here may "
             "be what it was trained on",
+            fault=f"{m.name} was trained on another store and may have seen these rows",
         ),
         _check(
             "L0 is near its label",
             m.k is None or near(m.l0_mean, m.k, L0_TOLERANCE),
             f"{m.name}: measured L0 is {m.l0_mean:.1f}, {f'its label says {m.k}' if m.k else 'it states none'}",
-            f"{m.name}: MEASURED L0 IS {m.l0_mean:.1f}, ITS LABEL SAYS {m.k}: the input is probably not the tensor it was "
-            f"trained on (it reads the {m.view!r} view), or its threshold was dropped; none of its figures can be trusted",
+            f"{m.name}: MEASURED L0 IS {m.l0_mean:.1f}, ITS LABEL SAYS {m.k}: {_why_l0_is_off(m)}",
+            fault=f"the measured L0 of {m.name} is far from its label",
         ),
         _check(
             "no other view of its input fits better",
@@ -61,32 +60,51 @@ def checks_of(m: Measurement, store: Store) -> list[Check]:
             f"{m.name} reads the {m.view!r} view; FVU by view: {tried}",
             f"{m.name} reads the {m.view!r} view, but leaves less unexplained of the {fits!r} view ({tried}): the "
             "norm's gain is applied where it must not be, or left out",
+            fault=f"{m.name} explains more when it is given another view of its input",
         ),
         _check(
             "the output has the target's scale",
-            SCALES[0] <= m.best_scale <= SCALES[1],
+            m.dead_fraction == 1 or SCALES[0] <= m.best_scale <= SCALES[1],
             f"{m.name}: its output would fit best multiplied by {m.best_scale:.3f}",
             f"{m.name}: its output would fit best multiplied by {m.best_scale:.3f}, so the decoder was probably rescaled, "
             "or rows of source and target do not belong together",
+            fault=f"the output of {m.name} has another scale than the target",
         ),
         _check(
             "it predicts better than the mean",
             m.fvu < 1,
             f"{m.name}: FVU is {m.fvu:.4f}; predicting the mean everywhere gives 1",
+            fault=f"{m.name} is worse than predicting the mean",
         ),
     ]
+
+
+def _why_l0_is_off(m: Measurement) -> str:
+    """What an L0 far from its label means: nothing fires, everything may, or the input is another tensor."""
+    if m.dead_fraction == 1:
+        return "none of its latents fires on any of these rows; train it again, with a lower --lr or for longer"
+    if m.k is not None and m.k == m.d_sae:
+        return (
+            "its label is its width, so that every positive pre-activation counts; train with a --k below --d-sae, "
+            "or give the label that was meant"
+        )
+    return (
+        f"the input is probably not the tensor it was trained on (it reads the {m.view!r} view), or its threshold was "
+        "dropped; none of its figures can be trusted"
+    )
 
 
 def checks(measured: Sequence[Measurement], store: Store) -> list[Check]:
     """Whether all saw the same rows, and the checks of the first two."""
     same = len({(m.n_rows, m.rows_digest) for m in measured}) == 1
     rows = ", ".join(f"{m.name}: {m.n_rows} ({m.rows_digest[:8]})" for m in measured)
-    return [_check("all saw the same rows", same, rows)] + [c for m in measured[:2] for c in checks_of(m, store)]
+    first = _check("all saw the same rows", same, rows, fault="the transcoders were measured on different rows")
+    return [first] + [c for m in measured[:2] for c in checks_of(m, store)]
 
 
-def _check(claim: str, holds: bool, found: str, otherwise: str | None = None) -> Check:
+def _check(claim: str, holds: bool, found: str, otherwise: str | None = None, *, fault: str) -> Check:
     """A check whose detail is `found`, or `otherwise` where it is given and the claim does not hold."""
-    return Check(claim=claim, holds=holds, detail=found if holds or otherwise is None else otherwise)
+    return Check(claim=claim, holds=holds, detail=found if holds or otherwise is None else otherwise, fault=fault)
 
 
 ROWS = 512
@@ -111,6 +129,6 @@ def fvu_by_view(transcoder: Transcoder, store: Store, device: torch.device) -> d
         config = moved.config.model_copy(update={"view": view})
         forward = Forward(replace(moved, config=config))
         x = forward.transcoder.view(batch.source, norm)
-        recon, _ = forward.prefixes(forward.entries(x), x)
+        recon = forward.prefixes(forward.entries(x), x).recon
         found[view] = float((recon[-1] - y).square().sum(dtype=torch.float64)) / total
     return found

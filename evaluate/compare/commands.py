@@ -10,20 +10,23 @@ import xxhash
 from evaluate.baselines import find_baselines, in_folders
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.measure import measure
+from evaluate.compare.progress import ProgressFile
 from evaluate.compare.verdict import name_winners
 from evaluate.config import EvaluateConfig
 from evaluate.estimates import Result, read_result
 from evaluate.metrics.measurement import Check, Comparison, Measurement
 from evaluate.report.comparison import markdown, summary, write_report
 from evaluate.runs import check_fits, open_run
-from store.disk.files import write_text
+from store.disk.files import refuse_unwritable, write_text
 from store.errors import Refused
 from store.layout import (
     COMPARISON,
     COMPARISON_FOLDER,
+    COMPARISON_PROGRESS,
     EVALUATION,
     GOOGLE_METRICS,
     METRICS,
+    OTHER_METRICS,
     OURS_METRICS,
     REPORT,
     REPORT_MARKDOWN,
@@ -31,6 +34,9 @@ from store.layout import (
     WEIGHTS,
 )
 from store.shards.reader import Store
+
+DEFINITIONS = 2
+"""Counts the changes of what a figure means. Results of earlier definitions are measured again."""
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
@@ -40,6 +46,7 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     """
     run = open_run(config)
     folder = run.folder / EVALUATION
+    refuse_unwritable(folder, "folder of results", "RUN")
     key = _key(run.folder, run.store, None)
     if not config.force and _is_done(Measurement, folder / METRICS, key):
         return show(folder)
@@ -64,19 +71,33 @@ def compare_runs(config: CompareConfig) -> Path:
             "costs the language model is not measured; give --sequences 0"
         )
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
+    refuse_unwritable(folder, "folder of results", "RUN")
     key = _key(run.folder, store, config)
     if not config.force and _is_done(Comparison, folder / COMPARISON, key):
         return show(folder)
     others = find_baselines(config.baseline, config.baseline_name, config.l0, store, ours)
     for other in others:
         check_fits(other, store)
-    measured = measure(config, store, [ours, *others])
+    progress = ProgressFile(folder / COMPARISON_PROGRESS, key)
+    if config.force:
+        progress.forget()
+    measured = measure(config, store, [ours, *others], progress)
     comparison = name_winners(measured, store)
     write_json(folder / OURS_METRICS, comparison.ours)
-    write_json(folder / GOOGLE_METRICS, comparison.google)
+    write_json(folder / OTHER_METRICS, comparison.other)
+    if is_googles(comparison.other):
+        write_json(folder / GOOGLE_METRICS, comparison.other)
+    else:
+        (folder / GOOGLE_METRICS).unlink(missing_ok=True)
     write_json(folder / COMPARISON, comparison.plus(key=key))
     publish(folder, measured, store, run.folder, comparison.winners, comparison.checks)
+    progress.forget()
     return show(folder)
+
+
+def is_googles(measured: Measurement) -> bool:
+    """Whether a transcoder comes from one of Google's repositories, or a copy of one."""
+    return "gemma-scope" in measured.source or measured.name.startswith("Google ")
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -121,6 +142,7 @@ def write_json(path: Path, result: Result) -> None:
 def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
     """Changes whenever a result would: the run's weights, the held-out shards, and what it is compared with."""
     digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
+    digest.update(DEFINITIONS.to_bytes())
     for side in (store, store.target):
         for shard in [] if side is None else side.manifest.of_split("heldout"):
             digest.update(shard.xxh3_128.encode())

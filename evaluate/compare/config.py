@@ -11,7 +11,7 @@ from store.cli import NotNegative
 class CompareConfig(LayersConfig):
     """Compare a run with Google's transcoder of the same layer, over the same held-out rows in the same pass.
 
-    Writes comparison.json, ours_metrics.json, google_metrics.json, summary.txt and report.html. Exit code 69 means that
+    Writes comparison.json, ours_metrics.json, other_metrics.json, summary.txt and report.html. Exit code 69 means that
     Google's transcoders cannot be had: the hub is out of reach, or there are none for this layer.
     """
 

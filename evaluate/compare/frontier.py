@@ -138,7 +138,7 @@ def at_equal_l0(table: Table, ours: Sequence[Point], theirs: Sequence[Point], l0
             at_l0 = AtL0(
                 l0=l0,
                 ours=table.estimate(mine).value,
-                google=table.estimate(other).value,
+                other=table.estimate(other).value,
                 minus_ours=table.estimate(difference(other, mine)),
             )
             found.append(at_l0)

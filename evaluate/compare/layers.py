@@ -33,7 +33,7 @@ OVERLAPS = (
     ("decoder", "writing alike: mean largest |cosine| of decoder rows"),
 )
 
-OUTCOMES = {"ours": "ours is better", "google": "the other is better", "tie": "a tie"}
+OUTCOMES = {"ours": "ours is better", "other": "the other is better", "tie": "a tie"}
 
 
 class LayersReport(Result):
@@ -89,7 +89,7 @@ def table_of(comparisons: Mapping[int, Comparison]) -> list[tuple[str, list[list
     """For each metric, for each layer, what ours and the other have."""
     rows = []
     for label in shown_in("layers"):
-        cells = [[cell(side, label) for side in (c.ours, c.google)] for c in comparisons.values()]
+        cells = [[cell(side, label) for side in (c.ours, c.other)] for c in comparisons.values()]
         if any(value != "-" for pair in cells for value in pair):
             rows.append((label.label, cells))
     rows.append(("better by FVU", [[winner_of(c), ""] for c in comparisons.values()]))
@@ -98,7 +98,7 @@ def table_of(comparisons: Mapping[int, Comparison]) -> list[tuple[str, list[list
 
 def winner_of(comparison: Comparison) -> str:
     """The name of the better one by FVU, or why there is none."""
-    names = {"ours": comparison.ours.name, "google": comparison.google.name}
+    names = {"ours": comparison.ours.name, "other": comparison.other.name}
     won = comparison.winners["fvu"]
     return names.get(won, won)
 
@@ -138,7 +138,7 @@ def publish_layers(
     table = table_of(comparisons)
     heads = ["", *(f"layer {layer}, {side}" for layer in layers for side in ("ours", "other"))]
     rows = [[label, *(value for pair in cells for value in pair)] for label, cells in table]
-    names = [f"Layer {layer}: {c.ours.name} against {c.google.name}" for layer, c in comparisons.items()]
+    names = [f"Layer {layer}: {c.ours.name} against {c.other.name}" for layer, c in comparisons.items()]
     overlap_json = {pair: alike.as_json() for pair, alike in found.items()}
     seen = [f"{label}, layers {pair}: {alike[key]:.4f}" for key, label in OVERLAPS for pair, alike in overlap_json.items()]
     verdict = verdict_of({layer: c.winners for layer, c in comparisons.items()})

@@ -1,6 +1,5 @@
-"""A comparison, pass by pass: on the cached rows, along the frontiers, in the language model, with probes."""
+"""What a comparison measures of all its transcoders together: on the cached rows, along the frontiers, in the model."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -9,7 +8,7 @@ import torch
 
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.frontier import CE_FACTORS, FACTORS, Point, ThresholdTuner, at_equal_l0, variants
-from evaluate.compare.sections import add_probes, by_prefix_with, identity, results_of
+from evaluate.compare.sections import by_prefix_with, identity, results_of
 from evaluate.compare.trivial import Linear, fit, least_squares, low_rank, predict_mean, ranks_near
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.measurement import (
@@ -27,8 +26,6 @@ from store.transcoders.transcoder import Transcoder
 if TYPE_CHECKING:
     from evaluate.model.splice import SpliceTable
     from harvest.model.language_model import LanguageModel
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,17 +53,11 @@ class ComparisonPasses:
     """A first transcoder (ours), a second one, and others, on the same rows."""
 
     def __init__(
-        self,
-        config: CompareConfig,
-        store: Store,
-        transcoders: Sequence[Transcoder],
-        device: torch.device,
-        model: "LanguageModel | None",
+        self, config: CompareConfig, store: Store, transcoders: Sequence[Transcoder], device: torch.device
     ) -> None:
         self.config = config
         self.store = store
         self.device = device
-        self.model = model
         self.dials = [ThresholdTuner(transcoder, store, device) for transcoder in transcoders[:2]]
         self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
         self.moved = self.dials[0].at(self.dials[1].l0)
@@ -81,28 +72,16 @@ class ComparisonPasses:
         """What has to be measured beside the subjects for the comparison at equal L0."""
         return [] if self.moved is None or self.moved is self.own[0] else [self.moved]
 
-    def measured(self) -> list[Measurement]:
-        results = self.on_rows()
-        if self.config.frontier:
-            self.along_the_frontier(results)
-        if self.model:
-            self.in_the_model(results, self.model)
-        if self.config.probes:
-            add_probes(results, self.own, self.store, self.model)
-        for index, predictor in enumerate(self.trivial, start=len(self.own)):
-            results[index] = results[index].plus(identity(predictor), warnings=())
-        if results[1].matched is None:
-            log.warning("no equal L0 could be reached: no winner will be named")
-        return results
-
     def on_rows(self) -> list[Measurement]:
         """Everything from the shards alone, in one pass."""
         everyone = [*self.own, *self.trivial, *self.extra]
         accumulators, facts = measure_rows(everyone, self.store, "heldout", self.config.batch_rows, self.device)
         table = ByDocument.of(accumulators, facts)
         results = results_of(accumulators[: len(self.own)], facts, self.store, table)
-        for index, a in enumerate(accumulators[len(self.own) : len(self.own) + len(self.trivial)], start=len(self.own)):
-            results.append(without_latents(a, facts, self.store, "heldout", table, index))
+        results = [result.plus(identity(t)) for result, t in zip(results, self.own, strict=True)]
+        for index, predictor in enumerate(self.trivial, start=len(self.own)):
+            result = without_latents(accumulators[index], facts, self.store, "heldout", table, index)
+            results.append(result.plus(identity(predictor), warnings=()))
         if self.moved is None:
             return results
         theirs = results[1]

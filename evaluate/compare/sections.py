@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
+from evaluate.compare.checks import fvu_by_view
 from evaluate.estimates import Result
 from evaluate.metrics.accumulate import Accumulator
 from evaluate.metrics.measurement import (
@@ -13,12 +15,17 @@ from evaluate.metrics.measurement import (
     PrefixMeasurement,
 )
 from evaluate.metrics.results import ByDocument, measurement_of
+from evaluate.metrics.semantics import semantics
 from evaluate.metrics.worst import worst_rows
 from evaluate.rows import RowStatistics
+from store.errors import Refused
 from store.shards.reader import Store
+from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from harvest.model.language_model import LanguageModel
 
 
@@ -55,36 +62,79 @@ def identity(transcoder: Transcoder) -> Identity:
     )
 
 
+def add_latents(result: Measurement, transcoder: Transcoder, store: Store, device: torch.device) -> Measurement:
+    """The result with FVU by view and with what single latents stand for, by prefix too."""
+    result = result.plus(fvu_by_view=fvu_by_view(transcoder, store, device))
+    return with_prefixes(result, semantics(transcoder, store, device))
+
+
 def bos_of(store: Store) -> int:
     """The token with which every row of a store begins."""
     return int(store.array(store.manifest.shards[0], "tokens")[0, 0])
 
 
+def probes_tokenizer(store: Store) -> "PreTrainedTokenizerBase":
+    """The tokenizer that gives the probes their words. Refused where it cannot be had, before anything is measured."""
+    from harvest.model.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer(store.manifest.recipe)
+    except Refused as error:
+        reason, _, _ = str(error).partition("; give")
+        raise Refused(f"{reason}; leave the probes out with --no-probes") from None
+
+
 def add_probes(
-    results: list[Measurement], transcoders: Sequence[Transcoder], store: Store, model: "LanguageModel | None"
-) -> None:
+    results: list[Measurement],
+    transcoders: Sequence[Transcoder],
+    store: Store,
+    tokenizer: "PreTrainedTokenizerBase",
+    model: "LanguageModel | None",
+) -> dict[str, str]:
     """Adds absorption, splitting, sparse probing and perturbation, by prefix too; with the model also Chanin's absorption.
 
     Args:
         results: of the transcoders, in the same order; what follows them is left alone.
         transcoders: what is probed.
         store: the store that gives the words.
+        tokenizer: gives tokens their text.
         model: reads words in a spelling prompt.
-    """
-    from evaluate.metrics.probes import Fitted, probe_all
-    from evaluate.metrics.tasks import fit_and_test
-    from harvest.model.tokenizer import load_tokenizer
 
-    fit_on, test = fit_and_test(store, load_tokenizer(store.manifest.recipe).convert_ids_to_tokens)
+    Returns:
+        Why, by section, where one could not be measured.
+    """
+    from evaluate.metrics.probes import Fitted, few_of, first_letters, properties
+    from evaluate.metrics.tasks import fit_and_test
+
+    fit_on, test = fit_and_test(store, tokenizer.convert_ids_to_tokens)
+    missing: dict[str, str] = {}
     prompted = None
     if model:
         from evaluate.model.spelling import in_prompts
 
-        prompted = in_prompts(model, test, bos_of(store))
+        try:
+            prompted = in_prompts(model, test, bos_of(store))
+        except Refused as error:
+            missing["spelling"] = str(error)
     fitted: Fitted = {}
-    for index, transcoder in enumerate(tqdm(transcoders, desc="probes", unit="transcoder")):
-        letters, properties = {}, {}
-        for size in transcoder.config.prefix_sizes:
-            found = probe_all(transcoder.prefix(size), store.norm, fit_on, test, fitted, prompted)
-            letters[str(size)], properties[str(size)] = found
-        results[index] = with_prefixes(with_prefixes(results[index], letters), properties)
+    total = sum(len(transcoder.config.prefix_sizes) for transcoder in transcoders)
+    with tqdm(total=total, desc="probes", unit="prefix") as bar:
+        for index, transcoder in enumerate(transcoders):
+            letters, kinds = {}, {}
+            for size in transcoder.config.prefix_sizes:
+                forward = Forward(transcoder.prefix(size))
+                if "first_letters" not in missing:
+                    try:
+                        letters[str(size)] = first_letters(forward, store.norm, fit_on, test, fitted, prompted)
+                    except Refused as error:
+                        missing["first_letters"] = str(error)
+                if "properties" not in missing:
+                    try:
+                        kinds[str(size)] = properties(forward, store.norm, few_of(fit_on), test, fitted)
+                    except Refused as error:
+                        missing["properties"] = str(error)
+                bar.update()
+            for found in (letters, kinds):
+                if found:
+                    results[index] = with_prefixes(results[index], found)
+    return missing

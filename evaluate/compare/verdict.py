@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
-from evaluate.compare.checks import checks, near
+from evaluate.compare.checks import checks
 from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.labels import judged
 from evaluate.metrics.measurement import Comparison, Measurement
+from evaluate.metrics.readings import Reading, readings
 from store.shards.reader import Store
 
-SIDES = {"ours", "google"}
-
-MATCHED = 0.05
-"""Two L0s this near, as a share, are equal."""
+SIDES = {"ours", "other"}
 
 
 def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
@@ -21,20 +19,18 @@ def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
         measured: ours, the one it is judged against, others, and trivial predictors.
         store: the store on which they were measured.
     """
-    ours, google = measured[:2]
+    ours, other = measured[:2]
     found = checks(measured, store)
-    failed = [check.claim for check in found if not check.holds]
+    failed = [check.fault for check in found if not check.holds]
+    read = readings(ours, other)
     winners = {}
     for name, lower_is_better in judged().items():
-        if not google.has(name):
+        if not other.has(name):
             continue
-        if failed:
-            winners[name] = f"not judged: it does not hold that {failed[0]}"
-        else:
-            winners[name] = _winner_at_equal_l0(google, name, lower_is_better)
+        winners[name] = f"not judged: {failed[0]}" if failed else winner_at_equal_l0(read, name, lower_is_better)
     return Comparison(
         ours=ours,
-        google=google,
+        other=other,
         others=tuple(m for m in measured[2:] if not m.trivial),
         trivial=tuple(m for m in measured if m.trivial),
         winners=winners,
@@ -44,17 +40,20 @@ def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
     )
 
 
-def _winner_at_equal_l0(google: Measurement, name: str, lower_is_better: bool) -> str:
-    """The winner with ours moved to the other's L0, unless the frontiers at equal L0 say the contrary."""
-    matched = google.matched
-    if matched is None or not near(*matched.l0, MATCHED):
+def winner_at_equal_l0(read: Sequence[Reading], name: str, lower_is_better: bool) -> str:
+    """The winner in the first reading that counts, unless the other reading that counts says the contrary.
+
+    A reading at which a dictionary is pushed above its own L0, and is worse for it, does not count.
+    """
+    if not read:
         return "not judged: no equal L0 could be reached"
-    named = winner(matched.minus_ours[name].ci95, lower_is_better)
-    read_off = (google.at_equal_l0 or {}).get(name, ())
-    others_say = {winner(each.minus_ours.ci95, lower_is_better) for each in read_off}
-    if named in SIDES and (SIDES - {named}) & others_say:
-        return "not judged: read off the frontiers at equal L0, it is the other way round"
-    return named
+    counting = [one.minus_ours[name] for one in read if name in one.minus_ours and not one.is_past_its_best]
+    if not counting:
+        return "not judged: at an equal L0 one of them is worse than at its own, lower L0"
+    said = [winner(difference.ci95, lower_is_better) for difference in counting]
+    if set(said) >= SIDES:
+        return "not judged: which is better depends on the L0 at which both are read"
+    return said[0]
 
 
 def winner(difference: Sequence[float] | None, lower_is_better: bool) -> str:
@@ -64,4 +63,4 @@ def winner(difference: Sequence[float] | None, lower_is_better: bool) -> str:
     low, high = difference
     if low <= 0 <= high:
         return "tie"
-    return "ours" if (low > 0) == lower_is_better else "google"
+    return "ours" if (low > 0) == lower_is_better else "other"

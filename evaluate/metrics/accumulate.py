@@ -31,12 +31,13 @@ class Accumulator:
         self.cosine = torch.empty_like(self.sse)
         self.along = torch.empty_like(self.sse)
         self.spread = torch.empty_like(self.sse)
-        self.fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        self.fired = torch.zeros(n_prefixes, config.d_sae, dtype=torch.int64, device=device)
+        """Rows on which each latent is active, by prefix; a prefix counts its own latents alone."""
         self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
 
     def add(self, entries: Entries, x: Tensor, y: Tensor, mean: Tensor) -> None:
         """Adds a batch: its active latents, its view x, the target y, and `mean`, the target's over all rows."""
-        recon, l0 = self.forward.prefixes(entries, x)
+        recon, l0, fired = self.forward.prefixes(entries, x)
         here = slice(self.filled, self.filled + len(x))
         self.cosine[here] = torch.nn.functional.cosine_similarity(recon, y, dim=2).double().T.cpu()
         centred, target = recon.sub_(mean), y - mean
@@ -46,15 +47,16 @@ class Accumulator:
         self.sse[here] = torch.linalg.vecdot(error, error).double().T.cpu()
         self.l0[here] = l0.T.int().cpu()
         self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
-        self.fired += torch.bincount(entries.latent, minlength=len(self.fired))
+        self.fired += fired
         self.filled = here.stop
 
     def prefixes(self) -> "Iterator[Accumulator]":
-        """Figures as if the dictionary ended at each prefix; only those by row are cut."""
+        """Figures as if the dictionary ended at each prefix; only those by row and by latent are cut."""
         for stop in range(1, self.sse.shape[1] + 1):
             cut = copy(self)
             for name in ("sse", "l0", "cosine", "along", "spread"):
                 setattr(cut, name, getattr(self, name)[:, :stop])
+            cut.fired = self.fired[:stop]
             yield cut
 
 

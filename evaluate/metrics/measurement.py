@@ -8,11 +8,22 @@ torch, so that the browser can read results.
 import math
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from evaluate.estimates import Estimate, Interval, Result
 
 Number = int | float
+
+
+def of_earlier_versions(fields: Any) -> Any:
+    """The fields of a file, with what earlier versions called `google` under its name of now, `other`."""
+    if not isinstance(fields, dict) or "google" not in fields:
+        return fields
+    renamed = {"other" if key == "google" else key: value for key, value in fields.items()}
+    if "winners" in renamed:
+        winners = renamed["winners"].items()
+        renamed["winners"] = {name: "other" if won == "google" else won for name, won in winners}
+    return renamed
 
 
 class Figures(Result):
@@ -106,6 +117,8 @@ class Semantics(Figures):
 
     monosemanticity: float | None = None
     token_purity: float | None = None
+    monosemanticity_random: float | None = None
+    token_purity_random: float | None = None
     coactivation: float | None = None
     coactivation_share: float | None = None
 
@@ -191,9 +204,14 @@ class Matched(Result):
 class AtL0(Result):
     """Both frontiers read off at one L0."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, fields: Any) -> Any:
+        return of_earlier_versions(fields)
+
     l0: float
     ours: float
-    google: float
+    other: float
     minus_ours: Estimate
 
 
@@ -270,6 +288,7 @@ class Measurement(Semantics, Identity, PropertyProbes, FirstLetters, SplicedFron
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
     warnings: tuple[str, ...] = ()
+    not_measured: dict[str, str] = Field(default_factory=dict)
     key: str | None = None
     """Of what it was made from; it changes whenever the result would."""
 
@@ -280,13 +299,20 @@ class Check(Result):
     claim: str
     holds: bool
     detail: str
+    fault: str = ""
+    """What is wrong where it does not hold, in a clause."""
 
 
 class Comparison(Result):
     """Two transcoders on the same rows, and who is better where the data says so: comparison.json."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, fields: Any) -> Any:
+        return of_earlier_versions(fields)
+
     ours: Measurement
-    google: Measurement
+    other: Measurement
     others: tuple[Measurement, ...]
     trivial: tuple[Measurement, ...]
     winners: dict[str, str]

@@ -23,7 +23,6 @@ from evaluate.metrics.measurement import FirstLetters, Letter, PropertyProbes
 from evaluate.metrics.tasks import LETTERS, PROPERTIES, Examples, Prompted
 from store.errors import Refused
 from store.transcoders.forward import Forward
-from store.transcoders.transcoder import Transcoder
 from store.views import Norm
 
 MIN_WORDS = 10
@@ -83,7 +82,7 @@ class Reading:
         with torch.no_grad():
             x = t.view(found.source.to(t.W_dec.device), norm.to(t.W_dec.device))
             entries = forward.entries(x)
-            self.recon = forward.prefixes(entries, x)[0][-1].cpu().numpy()
+            self.recon = forward.prefixes(entries, x).recon[-1].cpu().numpy()
         self.x, self.y = x.cpu().numpy(), found.target.numpy()
         places = (entries.row.cpu().numpy(), entries.latent.cpu().numpy())
         self.latents = csr_array((entries.value.cpu().numpy(), places), shape=(len(x), t.config.d_sae))
@@ -147,15 +146,21 @@ def first_letters(
     in SAEBench, so its published figures are not comparable. Intervals: words (letters, for splitting) drawn again.
     """
     fit, test = fit.of(fit.letters() >= 0), test.of(test.letters() >= 0)
+    words = [torch.bincount(found.letters(), minlength=len(LETTERS)) for found in (fit, test)]
+    enough = (torch.minimum(*words) >= MIN_WORDS).nonzero().flatten().tolist()
+    if not enough:
+        raise Refused(
+            f"no letter begins {MIN_WORDS} words to fit a probe on and {MIN_WORDS} to test it; harvest more tokens, or "
+            "leave the probes out with --no-probes"
+        )
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
     in_prompt = None if prompted is None else Reading(forward, norm, prompted.words)
     W_dec = forward.transcoder.W_dec.cpu().float()
     cases, ablated = [], []
     by_letter: dict[str, Letter] = {}
-    for number, letter in enumerate(LETTERS):
+    for number in enough:
+        letter = LETTERS[number]
         is_it, is_it_test = (found.letters().numpy() == number for found in (fit, test))
-        if min(is_it.sum(), is_it_test.sum()) < MIN_WORDS:
-            continue
         probe = fitted_once(fitted, forward.transcoder.config.view, letter, reading.x, is_it)
         if (f1 := probe.f1(reading_test.x, is_it_test)) <= PROBE_F1:
             continue
@@ -194,7 +199,7 @@ def share_of(cases: Sequence[np.ndarray]) -> Estimate:
 
 
 def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> PropertyProbes:
-    """Sparse probing and targeted perturbation over PROPERTIES of the token's text.
+    """Sparse probing and targeted perturbation over PROPERTIES of the token's text. Refused when too few tokens have any.
 
     Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
     latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
@@ -208,6 +213,11 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
         sides = [np.array([bool(pattern.search(text)) for text in found.text]) for found in (fit, test)]
         if min(*(side.sum() for side in sides), *((~side).sum() for side in sides)) >= MIN_WORDS:
             labels[name] = sides
+    if not labels:
+        raise Refused(
+            f"no property of tokens has {MIN_WORDS} kinds of token with it and {MIN_WORDS} without it; "
+            "harvest more tokens, or leave the probes out with --no-probes"
+        )
     accuracy: dict[str, list[Statistic]] = {str(k): [] for k in (*KS, "all")}
     chosen, writers = {}, {}
     scores = Scores()
@@ -266,20 +276,6 @@ def mean_of(statistics: Sequence[Statistic]) -> Statistic:
     return lambda sums: torch.stack([statistic(sums) for statistic in statistics]).mean(0)
 
 
-def probe_all(
-    transcoder: Transcoder, norm: Norm, fit: Examples, test: Examples, fitted: Fitted, prompted: Prompted | None = None
-) -> tuple[FirstLetters, PropertyProbes]:
-    """Every figure of the probes of a transcoder.
-
-    Args:
-        transcoder: judged as it is.
-        norm: the store's, for the transcoder's view.
-        fit: examples on which probes are fitted.
-        test: other examples, on which they are judged.
-        fitted: probes of whole sites that were fitted already; new ones are added.
-        prompted: words in a spelling prompt, where the language model was run.
-    """
-    forward = Forward(transcoder)
-    few = torch.arange(len(fit.text)) < PROPERTY_ROWS
-    letters = first_letters(forward, norm, fit, test, fitted, prompted)
-    return letters, properties(forward, norm, fit.of(few), test, fitted)
+def few_of(fit: Examples) -> Examples:
+    """As many examples as the probes of properties are fitted on."""
+    return fit.of(torch.arange(len(fit.text)) < PROPERTY_ROWS)

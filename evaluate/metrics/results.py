@@ -99,7 +99,7 @@ def per_prefix(a: Accumulator, facts: RowStatistics, alike: Sequence[Redundancy]
     """Each prefix as a transcoder by itself: METRICS with intervals, dead latents, density, likeness of decoder rows."""
     found = {}
     for size, cut, redundant in zip(a.transcoder.config.prefix_sizes, a.prefixes(), alike, strict=True):
-        fired = a.fired[:size].cpu()
+        fired = cut.fired[-1, :size].cpu()
         figures: dict[str, Any] = values_of(cut, facts)
         found[str(size)] = PrefixMeasurement(
             **figures,
@@ -132,10 +132,11 @@ def measurement_of(
         index: its place in `table`; all but the first get `minus_first`, their paired difference from the first.
     """
     config = a.transcoder.config
-    density = a.fired.cpu().double() / a.filled
+    fired = a.fired[-1].cpu()
+    density = fired.double() / a.filled
     by_prefix = redundancy_by_prefix(a.transcoder.W_dec, config.prefix_sizes)
     alike = by_prefix[-1]
-    dead = int((a.fired == 0).sum())
+    dead = int((fired == 0).sum())
     l0 = percentiles(torch.bincount(a.l0[:, -1]), PERCENTILES)
     of_latents: dict[str, Any] = {
         **by_prefix_of(a, facts),

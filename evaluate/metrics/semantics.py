@@ -16,6 +16,9 @@ from evaluate.rows import places, rows_in_order
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 
+DIRECTIONS = 1024
+"""Latents, at most, that random directions stand in for."""
+
 
 def monosemanticity(firings: RowFirings, target: Float[Tensor, "rows d_out"]) -> Float[Tensor, " d_sae"]:
     """By latent, MonoSemanticity (Pach et al. 2025, arXiv 2504.02821): cosine of pairs of rows, weighted by activation.
@@ -59,21 +62,63 @@ def centred_targets(store: Store, rows: int, sites: tuple[str, str]) -> Float[Te
     return torch.nn.functional.normalize(target - target.mean(0), dim=1)
 
 
+def inputs(transcoder: Transcoder, store: Store, rows: int, device: torch.device) -> Float[Tensor, "rows d_in"]:
+    """The first held-out rows as a transcoder reads them."""
+    sites = (transcoder.config.source_site, transcoder.config.target_site)
+    norm = store.norm.to(device)
+    batches = rows_in_order(store, "heldout", 1024, device, "inputs", rows, sites)
+    return torch.cat([transcoder.view(batch.source, norm) for batch in batches])
+
+
+def random_directions(firings: RowFirings, x: Float[Tensor, "rows d_in"], seed: int = 0) -> RowFirings:
+    """The null of latents that fire on LEAST rows: random directions of the input, each on as many rows as one of them.
+
+    A direction fires where rows about their mean project on it most. At most DIRECTIONS latents, evenly spread over the
+    dictionary, are stood in for.
+    """
+    living = torch.from_numpy(np.flatnonzero(firings.fired >= LEAST))
+    if len(living) > DIRECTIONS:
+        living = living[torch.linspace(0, len(living) - 1, DIRECTIONS).long()]
+    drawn = torch.randn(x.shape[1], len(living), generator=torch.Generator().manual_seed(seed))
+    along = ((x - x.mean(0)) @ drawn.to(x)).cpu()
+    row, latent, value = [], [], []
+    for number, index in enumerate(living.tolist()):
+        n = int(firings.fired[index])
+        top = along[:, number].topk(min(n + 1, len(along)))
+        row.append(top.indices[:n])
+        value.append(top.values[:n] - top.values[-1])  # above a threshold, as a latent's value is
+        latent.append(torch.full((n,), number))
+    empty = torch.empty(0, dtype=torch.long)
+    return RowFirings(
+        torch.cat([empty, *row]), torch.cat([empty, *latent]), torch.cat([empty.float(), *value]), firings.rows, len(living)
+    )
+
+
 def semantics(transcoder: Transcoder, store: Store, device: torch.device) -> dict[str, Semantics]:
     """The figures of each prefix, by its size; empty where none of its latents fires often enough."""
     sites = (transcoder.config.source_site, transcoder.config.target_site)
     firings = RowFirings.of(transcoder, store, device)
-    scores = monosemanticity(firings, centred_targets(store, firings.rows, sites))
-    purity = token_purity(firings, places(store, "heldout", firings.rows).token)
-    by_prefix = {}
-    for size in transcoder.config.prefix_sizes:
-        together = coactivation(firings.prefix(size))
-        by_prefix[str(size)] = Semantics()
-        if len(together):
-            by_prefix[str(size)] = Semantics(
-                monosemanticity=float(scores[:size].nanmean()),
-                token_purity=float(purity[:size].nanmean()),
-                coactivation=float(together.mean()),
-                coactivation_share=float((together >= ALIKE).mean()),
-            )
-    return by_prefix
+    targets = centred_targets(store, firings.rows, sites)
+    token = places(store, "heldout", firings.rows).token
+    x = inputs(transcoder, store, firings.rows, device)
+    each = [firings.prefix(size) for size in transcoder.config.prefix_sizes]
+    if transcoder.config.activation == "topk":  # a prefix fires where its own k largest are
+        prefixes = [transcoder.prefix(size) for size in transcoder.config.prefix_sizes[:-1]]
+        each = [*(RowFirings.of(prefix, store, device) for prefix in prefixes), firings]
+    return {str(one.d_sae): semantics_of(one, targets, token, x) for one in each}
+
+
+def semantics_of(firings: RowFirings, targets: Tensor, token: Tensor, x: Tensor) -> Semantics:
+    """Means over the latents that fire on LEAST rows; empty where there are none."""
+    together = coactivation(firings)
+    if not len(together):
+        return Semantics()
+    null = random_directions(firings, x)
+    return Semantics(
+        monosemanticity=float(monosemanticity(firings, targets).nanmean()),
+        token_purity=float(token_purity(firings, token).nanmean()),
+        monosemanticity_random=float(monosemanticity(null, targets).nanmean()),
+        token_purity_random=float(token_purity(null, token).nanmean()),
+        coactivation=float(together.mean()),
+        coactivation_share=float((together >= ALIKE).mean()),
+    )

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.rows import places
+from store.errors import Refused
 from store.shards.manifest import Split
 from store.shards.reader import Store
 
@@ -45,7 +46,7 @@ class Examples:
     def letters(self) -> Int[Tensor, " rows"]:
         """The first letter of each row's token, from 0; -1 where it is not a lower-case word."""
         found = [WORD.match(text) for text in self.text]
-        return torch.tensor([LETTERS.index(match[1]) if match else -1 for match in found])
+        return torch.tensor([LETTERS.index(match[1]) if match else -1 for match in found], dtype=torch.long)
 
     def of(self, mask: Tensor) -> "Examples":
         index = mask.nonzero().squeeze(1)
@@ -65,12 +66,14 @@ class Prompted:
 def examples(store: Store, name_of: Callable, split: Split, kinds: Tensor) -> Examples:
     """One row of each kind of token in a split, drawn at random (seeded), of those kinds where `kinds` is true.
 
-    Rows come in the order of the store, whose shards are shuffled.
+    Rows come in the order of the store, whose shards are shuffled. Refused when no row is of those kinds.
     """
     token = places(store, split).token
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(token), generator=generator)
     order = order[kinds[token[order]]]
+    if not len(order):
+        raise Refused(f"the {split} rows have no kinds of token to probe; harvest more tokens, or give --no-probes")
     kind, first = torch.unique(token[order], return_inverse=True)
     chosen = torch.full((len(kind),), len(order)).scatter_reduce_(0, first, torch.arange(len(order)), "amin")
     rows = order[chosen][torch.randperm(len(kind), generator=generator)[:MAX_ROWS]].sort().values

@@ -84,9 +84,12 @@ def letter_gradients(
 
 
 def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
-    """The test words in the prompt. Refused when a letter is no single token of the model's."""
+    """The test words in the prompt. Refused without a word, or when a letter is no single token."""
     words = test.of(test.letters() >= 0)
     words = words.of(torch.arange(len(words.text)) < MOST_WORDS)
+
+    if not words.text:
+        raise Refused("no held-out token to test on is a lower-case word; harvest more tokens")
 
     def ids(text: str) -> list[int]:
         return model.tokenizer.encode(text, add_special_tokens=False)

@@ -4,6 +4,7 @@ The model is restarted from the cached layer. One step replaces the blocks up to
 resid_post = resid_mid (as cached, excluded tokens too) + the output in question. Only the blocks above L are run.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -123,8 +124,7 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
     """
     device = transcoder.W_dec.device
     x = transcoder.view(part.source.flatten(0, 1).to(device), store.norm.to(device))
-    recons, _ = forward.prefixes(forward.entries(x), x)
-    for recon in recons:
+    for recon in forward.prefixes(forward.entries(x), x).recon:
         yield torch.where(part.excluded[..., None].to(device), part.target.to(device), recon.view_as(part.target))
 
 
@@ -144,11 +144,20 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
     return model
 
 
-def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> None:
-    """Refused when the model predicts otherwise from the cached rows than from the beginning."""
+def check_model(store: Store, model: LanguageModel) -> float:
+    """Seconds that one output in one sequence takes. Refused as `check_restart` says, before anything is measured."""
+    places = list(places_of(store, 1, SEQUENCES_AT_ONCE[model.device.type]))
+    return check_restart(model, Unembedding.of(model), sequences_of(store, *places[0]))
+
+
+@torch.no_grad()
+def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequences) -> float:
+    """Seconds that a restarted run takes, by sequence. Refused when the model predicts otherwise from the cached rows than
+    from the beginning."""
     tokens = part.tokens.to(model.device)
     logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    started = time.perf_counter()
     hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
     again = ce_and_kl(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()
     if abs(whole - again) > RESTART_TOLERANCE:
@@ -156,6 +165,7 @@ def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequence
             f"restarted from the cache, {model.name} has a cross-entropy of {again:.3f} nats where the whole model has "
             f"{whole:.3f}: the store was not made by this model; harvest again"
         )
+    return (time.perf_counter() - started) / len(part.tokens)
 
 
 @torch.no_grad()

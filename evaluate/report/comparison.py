@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluate.estimates import Interval
-from evaluate.labels import Label, shown_in
+from evaluate.labels import PARTS, Label, shown_in
 from evaluate.metrics.measurement import Check, Figures, Measurement
+from evaluate.metrics.readings import Reading, readings
 from evaluate.metrics.worst import in_words
 from evaluate.report.figures import FIGURES, Results
 from evaluate.report.page import write_page
@@ -15,13 +15,16 @@ from evaluate.text import markdown_table, text_table
 from evaluate.training_log import read_log
 from store.shards.reader import Store
 
+FEW_DOCUMENTS = 50
+"""With fewer held-out documents their number is said beside the verdict."""
+
 BETTER = "better at equal L0"
 """The figures beside it were measured at the L0 of each, which is another one unless both have the same."""
 
 
 def rows_of(measured: Sequence[Figures]) -> list[Label]:
     """The table's rows: the metrics that were measured of at least one."""
-    return [label for label in shown_in("report") if any(m.has(label.key) for m in measured)]
+    return [label for label in shown_in("report") if any(cell(m, label) != "-" for m in measured)]
 
 
 def cell(metrics: Figures, label: Label) -> str:
@@ -31,6 +34,8 @@ def cell(metrics: Figures, label: Label) -> str:
     value = metrics.value(label.key)
     if value is None:
         return "not stated"
+    if value > label.most:
+        return "-"
     shown = label.form.format(value)
     interval = metrics.interval(label.key)
     if interval is None:
@@ -57,6 +62,7 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
             prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m.fvu_per_prefix.items())
             lines.append(f"FVU by prefix of {m.name}: {prefixes}")
         lines += [f"WARNING, {warning}" for warning in m.warnings]
+    lines += not_measured(measured)
     lines.append(provenance(measured[0], store))
     return "\n".join(lines) + "\n"
 
@@ -65,8 +71,13 @@ def winner_note(winner: str | None, measured: Sequence[Measurement]) -> str:
     """Who is better in one metric, or why nobody is; empty where it is not judged."""
     if winner is None:
         return ""
-    names = {"ours": measured[0].name, "google": measured[1].name}
+    names = {"ours": measured[0].name, "other": measured[1].name}
     return f"{BETTER}: {names[winner]}" if winner in names else winner
+
+
+def not_measured(measured: Sequence[Measurement]) -> list[str]:
+    """A line for each part of the comparison that could not be measured, with its reason."""
+    return [f"Not measured: {PARTS[part]}: {reason}" for part, reason in measured[0].not_measured.items()]
 
 
 def provenance(metrics: Measurement, store: Store) -> str:
@@ -100,6 +111,7 @@ def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str
         if len(m.per_prefix) > 1:
             by_prefix = [[label, *cells] for label, cells in prefix_rows(m)]
             lines += ["", *markdown_table(by_prefix, [f"{m.name}, by prefix", *m.per_prefix])]
+    lines += [line for each in not_measured(measured) for line in ("", each)]
     return "\n".join([*lines, "", provenance(measured[0], store), ""])
 
 
@@ -126,6 +138,7 @@ def write_report(
         (label.label, label.explained, [cell(m, label) for m in measured], winners.get(label.key))
         for label in rows_of(measured)
     ]
+    reasons = sorted({won for won in winners.values() if won.startswith("not judged")})
     nested = [m for m in measured if len(m.per_prefix) > 1]
     shown, no_words = worded(measured, store)
     write_page(
@@ -140,8 +153,11 @@ def write_report(
         recipe=store.manifest.recipe,
         fingerprint=store.fingerprint,
         checks=checks,
+        not_measured=not_measured(measured),
         no_words=no_words,
         better=BETTER,
+        unjudged=reasons if len(reasons) > 1 else [],
+        nowhere=reasons[0] if len(reasons) == 1 else "",
         prefixes=[(m.name, list(m.per_prefix), prefix_rows(m)) for m in nested],
     )
 
@@ -166,41 +182,72 @@ def _numbers(ids: list[int]) -> list[str]:
 
 
 def verdict(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
-    """The comparison in two sentences at most."""
+    """The result in a few sentences: each at its own L0, both at an equal one, and what puts them in place."""
     ours = measured[0]
     first = f"{ours.name} leaves {ours.fvu:.1%} of the variance unexplained at a mean L0 of {ours.l0_mean:.1f}"
+    few = [f"Only {ours.n_documents} held-out documents were measured, so intervals are wide."] * (
+        ours.n_documents < FEW_DOCUMENTS
+    )
     if len(measured) == 1:
-        return f"{first}, with {ours.dead_fraction:.2%} dead features."
+        return " ".join([f"{first}, with {ours.dead_fraction:.2%} dead features.", *few])
     other = measured[1]
-    return f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}. {judgement(measured, winners)}"
+    own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(other)}."
+    return " ".join([own, judgement(measured, winners), *beaten_by(measured), *few])
+
+
+def _between_own(other: Measurement) -> str:
+    """The difference between both at their own L0."""
+    apart = (other.minus_first or {}).get("fvu")
+    if apart is None:
+        return ""
+    ends = "" if apart.ci95 is None else f" [{min(map(abs, apart.ci95)):.4f}, {max(map(abs, apart.ci95)):.4f}]"
+    if apart.ci95 is not None and apart.ci95[0] < 0 < apart.ci95[1]:
+        ends = " (the interval includes zero)"
+    return f" (each at its own L0: FVU {abs(apart.value):.4f} apart{ends})"
+
+
+def beaten_by(measured: Sequence[Measurement]) -> list[str]:
+    """A sentence where a trivial predictor explains more than both transcoders."""
+    best = min((m for m in measured if m.trivial), key=lambda m: m.fvu, default=None)
+    if best is None or best.fvu >= min(m.fvu for m in measured[:2]):
+        return []
+    return [f"A linear map beats both: {best.name} leaves {best.fvu:.1%}."]
 
 
 def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
-    """Who is better in what at equal L0, in one sentence."""
-    names = {"ours": measured[0].name, "google": measured[1].name}
+    """Both readings at an equal L0, and who is better in what."""
+    names = {"ours": measured[0].name, "other": measured[1].name}
     found: dict[str, list[str]] = {}
     for label in shown_in("headline"):
         if label.key in winners:
             found.setdefault(winners[label.key], []).append(label.brief)
-    matched = measured[1].matched
-    if matched is None or not {"tie", *names} & found.keys():
-        return f"No winner is named ({winners['fvu']})."
+    read = readings(measured[0], measured[1])
+    if not {"tie", *names} & found.keys():
+        reason = winners["fvu"].removeprefix("not judged: ")
+        return " ".join([*(_reading(one, measured) for one in read), f"No winner is named: {reason}."])
     said = []
     for outcome, labels in found.items():
         in_what = " and ".join(labels)
         if outcome == "tie":
             said.append(f"{in_what}: a tie")
         elif outcome in names:
-            by = _by_how_much(matched.minus_ours["fvu"].ci95) if "FVU" in labels else ""
-            said.append(f"{in_what}: {names[outcome]} is better{by}")
+            said.append(f"{in_what}: {names[outcome]} is better")
         else:
             said.append(f"{in_what}: {outcome}")
-    l0 = " against ".join(f"{each:.1f}" for each in matched.l0)
-    return f"At equal L0 ({l0}), by 95% intervals of the differences, paired by document: {'; '.join(said)}."
+    judged = f"At equal L0, by 95% intervals of the differences, paired by document: {'; '.join(said)}."
+    return " ".join([*(_reading(one, measured) for one in read), judged])
 
 
-def _by_how_much(ends: Interval | None) -> str:
-    if ends is None:
-        return ""
+def _reading(one: Reading, measured: Sequence[Measurement]) -> str:
+    """Both at one L0, in a sentence."""
+    index = 0 if one.moved == "ours" else 1
+    moved, kept = measured[index].name, measured[1 - index].name
+    said = f"At the L0 of {kept} ({one.l0[0]:.1f} against {one.l0[1]:.1f}): FVU {one.fvu[0]:.4f} against {one.fvu[1]:.4f}"
+    if one.is_past_its_best:
+        own = f"{one.own[1]:.4f} at {one.own[0]:.1f}"
+        return f"{said}, which does not count: {moved} is worse there than at its own L0 ({own})."
+    ends = one.minus_ours["fvu"].ci95
+    if ends is None or ends[0] <= 0 <= ends[1]:
+        return f"{said}."
     low, high = sorted(map(abs, ends))
-    return f" (FVU by {low:.4f} to {high:.4f})"
+    return f"{said}, {low:.4f} to {high:.4f} apart."

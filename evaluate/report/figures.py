@@ -250,7 +250,7 @@ def by_layer(comparisons: Mapping[int, Comparison], key: str, label: str) -> Fig
     """A metric of ours and of the transcoder that it is compared with, by layer."""
     layers = list(comparisons)
     ours = [_number(comparison.ours.value(key)) for comparison in comparisons.values()]
-    other = [_number(comparison.google.value(key)) for comparison in comparisons.values()]
+    other = [_number(comparison.other.value(key)) for comparison in comparisons.values()]
     return Figure(
         name=key,
         title=f"{label}, by layer",

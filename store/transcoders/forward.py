@@ -1,6 +1,7 @@
 """A transcoder run sparsely: active latents as a list, and every prefix's reconstruction from one decode."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,16 @@ from torch import Tensor
 
 from store.sparse.scan import Entries, bag_sums, cut_into_bags, scan
 from store.transcoders.transcoder import Transcoder
+
+
+class Prefixes(NamedTuple):
+    """What every prefix does with some rows, each as a transcoder by itself."""
+
+    recon: Float[Tensor, "prefixes rows d_out"]
+    l0: Int[Tensor, "prefixes rows"]
+    """Active latents of each row."""
+    fired: Int[Tensor, "prefixes d_sae"]
+    """Rows on which each latent is active. Latents beyond the prefix are not its own: what stands there means nothing."""
 
 
 class Forward:
@@ -24,23 +35,44 @@ class Forward:
         """The active latents of x and their values, by latent, then by row: `Transcoder.encode` as a list."""
         if self.transcoder.config.activation == "threshold":
             return scan(x, self.encoder, self.transcoder.b_enc, self.cutoff)
-        latents = self.transcoder.encode(x).T
+        return self.largest(x, self.transcoder.config.d_sae)
+
+    def largest(self, x: Float[Tensor, "rows d_in"], size: int) -> Entries:
+        """TopK's active latents of the prefix of a size: the k largest of each row among the prefix's own latents."""
+        latents = self.transcoder.prefix(size).encode(x).T
         latent, row = latents.nonzero(as_tuple=True)
         return Entries(latents[latent, row], row, latent)
 
-    def prefixes(
-        self, entries: Entries, x: Float[Tensor, "rows d_in"]
-    ) -> tuple[Float[Tensor, "prefixes rows d_out"], Int[Tensor, "prefixes rows"]]:
-        """The reconstruction by each prefix, and its active latents in each row: groups are summed, then accumulated."""
-        rows, groups = len(x), len(self.transcoder.config.prefix_sizes)
-        bags = cut_into_bags(entries, self.group_of, groups, rows)
+    def prefixes(self, entries: Entries, x: Float[Tensor, "rows d_in"]) -> Prefixes:
+        """What each prefix does with x, whose active latents are `entries`: `Transcoder.prefix` of every size at once.
+
+        With thresholds the entries of a prefix are those of its latents: one decode sums groups, which are accumulated.
+        TopK chooses the entries of every prefix anew.
+        """
+        sizes, d_sae = self.transcoder.config.prefix_sizes, self.transcoder.config.d_sae
+        offset = self.transcoder.offset(x)
+        if self.transcoder.config.activation == "threshold":
+            recon, l0 = self._sums(entries, self.group_of, len(sizes), len(x))
+            recon[0] += offset
+            for group in range(1, len(sizes)):
+                recon[group] += recon[group - 1]
+            l0 = l0.cumsum(0)
+            fired = torch.bincount(entries.latent, minlength=d_sae).expand(len(sizes), d_sae)
+        else:
+            chosen = [*(self.largest(x, size) for size in sizes[:-1]), entries]
+            one_group = torch.zeros_like(self.group_of)
+            sums = [self._sums(each, one_group, 1, len(x)) for each in chosen]
+            recon = torch.cat([part for part, _ in sums]) + offset
+            l0 = torch.cat([part for _, part in sums])
+            fired = torch.stack([torch.bincount(each.latent, minlength=d_sae) for each in chosen])
+        return Prefixes(self.transcoder.to_output(recon, x), l0, fired)
+
+    def _sums(self, entries: Entries, group_of: Tensor, groups: int, rows: int) -> tuple[Tensor, Tensor]:
+        """For each group and row the sum of its latents' decoder rows, [groups, rows, d_out], and how many are active."""
+        bags = cut_into_bags(entries, group_of, groups, rows)
         latent, value = (part.index_select(0, bags.order) for part in (entries.latent, entries.value))
-        recon = self.all_reduce(bag_sums(self.transcoder.W_dec, latent, bags.starts, value)).view(groups, rows, -1)
-        recon[0] += self.transcoder.offset(x)
-        for group in range(1, groups):
-            recon[group] += recon[group - 1]
-        recon = self.transcoder.to_output(recon, x)
-        return recon, self.all_reduce(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows).cumsum(0)
+        sums = self.all_reduce(bag_sums(self.transcoder.W_dec, latent, bags.starts, value)).view(groups, rows, -1)
+        return sums, self.all_reduce(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows)
 
     def all_reduce(self, sums: Tensor) -> Tensor:
         """The sums over all latents; these are all, unless the transcoder is part of one."""

@@ -7,6 +7,7 @@ Gemma Scope 2: `transcoder/layer_L_width_W_l0_SIZE[_affine]/{config.json, params
 import json
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,13 @@ SCOPE1_KEYS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 SCOPE2_KEYS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 
 AFFINE = "affine_skip_connection"
+
+SCOPE2_FOLDER = re.compile(r"layer_(?P<layer>\d+)_width_(?P<width>\d+)k_l0_(?P<label>small|medium|big)(?P<affine>_affine)?")
+
+SCOPE2_KINDS = ("transcoder", "transcoder_all")
+"""Folders of a repository that hold transcoders; others hold autoencoders of several sites."""
+
+SCOPE2_REPOSITORY = re.compile(r"gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)")
 
 
 class Scope2Config(BaseModel):
@@ -74,35 +82,45 @@ def load_scope1(path: Path, layer: int, model: str = "google/gemma-2-2b") -> Tra
     return Transcoder(config, **arrays)
 
 
-def load_scope2(directory: Path) -> Transcoder:
+@dataclass(frozen=True)
+class Scope2Facts:
+    """What is known of a Gemma Scope 2 transcoder beside its arrays."""
+
+    model: str
+    layer: int
+    affine: bool
+    l0: float | None
+    """None where only its label is known."""
+    label: str
+    """Its L0 for people."""
+
+
+def load_scope2(directory: Path, model: str = "") -> Transcoder:
     """A Gemma Scope 2 transcoder from its folder. Refused for a missing file or another architecture, Damaged for a key.
+
+    Without config.json, which some of Google's folders lack, layer, skip and L0's label come from the folder's name, and
+    the model from the repository's; `model` where the path does not name that.
 
     Affine ones store the skip matrix as [d_in, d_out] (`y += x @ A`); not yet confirmed on Google's own weights.
     """
-    for name in (CONFIG, SCOPE2_WEIGHTS):
-        if not (directory / name).exists():
-            raise Refused(f"{directory} is not a Gemma Scope 2 folder: {name} is missing")
-    info = read_config(directory / CONFIG, Scope2Config)
-    if info.architecture != "jump_relu":
-        raise Refused(f"{directory} has architecture {info.architecture!r}; only 'jump_relu' can be read")
-    layer = re.search(r"layers\.(\d+)\.", info.hf_hook_point_in)
-    if layer is None or "pre_feedforward_layernorm" not in info.hf_hook_point_in:
-        raise Refused(f"{directory} reads {info.hf_hook_point_in!r}, not the output of pre_feedforward_layernorm")
+    if not (directory / SCOPE2_WEIGHTS).exists():
+        raise Refused(f"{directory} is not a Gemma Scope 2 folder: {SCOPE2_WEIGHTS} is missing")
+    facts = _configured(directory) if (directory / CONFIG).exists() else _named(directory, model)
     path = directory / SCOPE2_WEIGHTS
     arrays = read_arrays(path)
-    check_arrays(path, arrays, SCOPE2_KEYS | ({AFFINE} if info.affine_connection else set()))
+    check_arrays(path, arrays, SCOPE2_KEYS | ({AFFINE} if facts.affine else set()))
     skip = arrays.pop(AFFINE, None)
     d_in, d_sae = arrays["w_enc"].shape
     config = TranscoderConfig(
-        name=f"Gemma Scope 2, {d_sae:,} latents, L0 {info.l0:g}" + (", affine" if info.affine_connection else ""),
+        name=f"Gemma Scope 2, {d_sae:,} latents, L0 {facts.label}" + (", affine" if facts.affine else ""),
         architecture="jumprelu",
-        model=info.model_name,
-        layer=int(layer[1]),
+        model=facts.model,
+        layer=facts.layer,
         view="normed",
         d_in=d_in,
         d_sae=d_sae,
         d_out=arrays["w_dec"].shape[1],
-        k=round(info.l0) or None,
+        k=round(facts.l0 or 0) or None,
         prefix_sizes=(d_sae,),
         source=str(directory),
     )
@@ -115,6 +133,38 @@ def load_scope2(directory: Path) -> Transcoder:
         threshold=arrays["threshold"],
         W_skip=None if skip is None else skip.T.contiguous(),
     )
+
+
+def _configured(directory: Path) -> Scope2Facts:
+    """What config.json says."""
+    info = read_config(directory / CONFIG, Scope2Config)
+    if info.architecture != "jump_relu":
+        raise Refused(f"{directory} has architecture {info.architecture!r}; only 'jump_relu' can be read")
+    layer = re.search(r"layers\.(\d+)\.", info.hf_hook_point_in)
+    if layer is None or "pre_feedforward_layernorm" not in info.hf_hook_point_in:
+        raise Refused(f"{directory} reads {info.hf_hook_point_in!r}, not the output of pre_feedforward_layernorm")
+    return Scope2Facts(info.model_name, int(layer[1]), info.affine_connection, info.l0, f"{info.l0:g}")
+
+
+def _named(directory: Path, model: str) -> Scope2Facts:
+    """What the names of the folder, its kind and its repository say. Refused, naming what is lacking."""
+    whole = directory.resolve()
+    lacks = f"{directory} has no {CONFIG}, and"
+    folder = SCOPE2_FOLDER.fullmatch(whole.name)
+    if folder is None:
+        raise Refused(f"{lacks} its name is not layer_L_width_W_l0_SIZE: the layer is lacking; keep Google's folder names")
+    if whole.parent.name not in SCOPE2_KINDS:
+        raise Refused(
+            f"{lacks} it lies in {whole.parent.name!r}, not in {' or '.join(SCOPE2_KINDS)}: what it reads and predicts is "
+            "lacking; keep Google's folder names"
+        )
+    repository = SCOPE2_REPOSITORY.search(str(whole.parent))
+    if repository is not None:
+        size, kind = repository.groups()
+        model = f"google/gemma-3-{size}" + ("" if (size, kind) == ("270m", "pt") else f"-{kind}")
+    if not model:
+        raise Refused(f"{lacks} no folder above it is named gemma-scope-2-SIZE-pt or -it: the model is lacking")
+    return Scope2Facts(model, int(folder["layer"]), folder["affine"] is not None, None, folder["label"])
 
 
 def save_scope2(transcoder: Transcoder, directory: Path) -> None:

@@ -79,9 +79,9 @@ LAYOUTS = {
         holds=Holds(views=("rms",), skip=False),
     ),
     "gemma-scope-2": Layout(
-        files=f"{CONFIG} with {SCOPE2_WEIGHTS}",
+        files=f"{SCOPE2_WEIGHTS} with {CONFIG}, or with Google's folder names",
         recognise=lambda path: (path / SCOPE2_WEIGHTS).exists(),
-        load=lambda path, layer, model: load_scope2(path),
+        load=lambda path, layer, model: load_scope2(path, model),
         save=save_scope2,
         holds=Holds(views=("normed",)),
     ),

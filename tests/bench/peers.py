@@ -204,7 +204,7 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
         for name in (name for name in names if PEERS[name] == sites):
             for lr in RATES[name]:
                 with Peer(
-                    python, name, rows=str(path), batch=batch_rows, steps=steps, lr=lr, warm=config.warmup_steps
+                    python, name, rows=str(path), batch=batch_rows, steps=steps, lr=lr, warm=config.n_warmup_steps
                 ) as peer:
                     for _ in tqdm(range(steps), unit="step", desc=f"{name}, {lr}"):
                         peer.ask(do="step")

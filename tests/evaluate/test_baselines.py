@@ -1,7 +1,7 @@
 import pytest
 
 from evaluate import baselines
-from evaluate.baselines import Published, choose, in_folders, published
+from evaluate.baselines import Published, choose, in_folders, latents_of, published
 from store.transcoders.layouts import load_folder
 from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
 
@@ -94,3 +94,17 @@ def test_folders_of_each_layout_are_recognised(tmp_path):
     assert load_folder(tmp_path / "run", 1, "tiny").config.name == "t"
     with pytest.raises(ValueError, match="holds no transcoder"):
         load_folder(tmp_path, 8, "m")
+
+
+def test_scope2_folders_without_a_config_are_chosen_by_label_and_never_by_an_l0_that_nobody_states(tmp_path):
+    ours = make_transcoder(k=10)
+    folders = {label: tmp_path / f"transcoder/layer_9_width_262k_l0_{label}" for label in ("small", "big")}
+    for folder in folders.values():
+        write_scope2(folder)
+        (folder / "config.json").unlink()
+    assert in_folders((tmp_path,), "big", 9, ours) == (folders["big"],)
+    with pytest.raises(ValueError, match=r"no L0 is stated for .*; choose one with --l0, by its label"):
+        in_folders((tmp_path,), None, 9, ours)
+    write_scope2(tmp_path / "transcoder/layer_9_width_16k_l0_medium", l0=55.0)
+    assert [path.name for path in in_folders((tmp_path,), None, 9, ours)] == ["layer_9_width_16k_l0_medium"]
+    assert latents_of("262") == 262_144

@@ -9,7 +9,7 @@ from evaluate.compare.commands import compare_runs, evaluate_run
 from evaluate.estimates import Estimate, check_result, read_result
 from evaluate.metrics.measurement import Comparison, FirstLetters, Measurement, Semantics, Spliced
 from store.errors import Damaged
-from store.layout import COMPARISON, GOOGLE_METRICS, METRICS, OURS_METRICS
+from store.layout import COMPARISON, METRICS, OTHER_METRICS, OURS_METRICS
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Comparison, COMPARISON), (Measurement, OURS_METRICS)])
@@ -26,8 +26,8 @@ def test_only_what_was_measured_is_written():
 
 
 def test_metrics_are_read_by_key_whether_they_have_an_interval_of_their_own_or_not(compared):
-    found = read_result(Measurement, compared / GOOGLE_METRICS, "").plus(Spliced(kl=Estimate(value=2.0, ci95=(1.0, 3.0))))
-    raw = json.loads((compared / GOOGLE_METRICS).read_text())
+    found = read_result(Measurement, compared / OTHER_METRICS, "").plus(Spliced(kl=Estimate(value=2.0, ci95=(1.0, 3.0))))
+    raw = json.loads((compared / OTHER_METRICS).read_text())
     assert (found.value("fvu"), list(found.interval("fvu"))) == (raw["fvu"], raw["ci95"]["fvu"])
     assert (found.value("kl"), found.interval("kl")) == (2.0, (1.0, 3.0))
     assert (found.value("d_sae"), found.interval("d_sae")) == (raw["d_sae"], None)

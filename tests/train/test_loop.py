@@ -116,6 +116,18 @@ def test_heldout_l0_is_k_and_longer_prefixes_are_not_worse(config, tmp_path):
     assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "gated"])  # batchtopk is calibrated after the last line
+def test_the_heldout_curves_end_at_the_figures_of_the_artefact(config, store, activation):
+    from evaluate.metrics.results import evaluate
+
+    config = replace(config, activation=activation, k=6, heldout_every=40)
+    transcoder = train(config)
+    last = results_of(config)[1][-1]
+    for size, fvu in zip(config.prefixes, last["heldout_fvu_per_prefix"], strict=True):
+        [alone] = evaluate([transcoder.prefix(size)], store, "heldout", 512, torch.device("cpu"))
+        assert fvu == pytest.approx(alone.fvu, rel=1e-4)
+
+
 def test_finished_run_is_not_trained_again_and_another_is_refused(config, monkeypatch):
     first = train(config)
     monkeypatch.setattr(loop, "steps", None)

@@ -13,7 +13,7 @@ def config_of(*arguments: str) -> TrainConfig:
 
 def test_the_defaults_are_the_layer_8_recipe():
     assert config_of("--preset", "gemma-2-2b-layer8") == dataclasses.replace(
-        TrainConfig(), prefix_sizes="2304,4608,9216,13824,18432"
+        TrainConfig(), prefix_sizes="2304,4608,9216,13824,18432", warmup_steps=1024
     )
     assert config_of("--preset=gemma-2-2b-layer8").prefixes == TrainConfig().prefixes
 

@@ -103,7 +103,7 @@ class BatchTopK(Activation):
     def calibrate(self, rows: Iterable[Tensor], encoder: Tensor, b_enc: Tensor) -> Calibration:
         """The one threshold at which the finished weights have a mean L0 of k on these rows.
 
-        The search starts at half of training's threshold. If fewer than k pre-activations a row pass that, L0 stays below k.
+        The search starts at half of training's threshold. If fewer than k pre-activations a row pass it, L0 stays below k.
         arXiv 2412.06410 takes a moving average of the smallest latent kept, which lags behind weights that change.
         """
         cutoff = 0.5 * float(self.threshold.min())

@@ -130,7 +130,7 @@ class TrainingTranscoder(nn.Module):
     @property
     def dead(self) -> Tensor:
         """Which latents have not fired for `dead_after` tokens."""
-        return self.tokens_since_fired >= self.config.dead_after
+        return self.tokens_since_fired >= self.config.n_dead_after
 
     def normalise(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Centred and scaled: source [rows, d_in] and target [rows, d_out] in the units that the module works in."""
@@ -203,7 +203,7 @@ class TrainingTranscoder(nn.Module):
             return self.group_of[:0]
         if may_sync or self.listed_dead is None:
             seen = 0 if may_sync else step % WAIT_EVERY * rows
-            self.listed_dead = (self.tokens_since_fired >= self.config.dead_after + seen).nonzero().squeeze(1)
+            self.listed_dead = (self.tokens_since_fired >= self.config.n_dead_after + seen).nonzero().squeeze(1)
         return self.listed_dead
 
     def _groups_of_step(self, step: int) -> tuple[Tensor, int]:

@@ -36,6 +36,6 @@ def test_differences_are_theirs_minus_ours_where_both_reach():
         [Point(32.0, ratio(2, 4)), Point(128.0, ratio(3, 4))],
     )
     [found] = at_equal_l0(Table(), ours, theirs, [16.0, 32.0])
-    assert (found.l0, found.ours, found.google) == (32.0, pytest.approx(0.3), pytest.approx(0.6))
+    assert (found.l0, found.ours, found.other) == (32.0, pytest.approx(0.3), pytest.approx(0.6))
     assert found.minus_ours.value == pytest.approx(0.3)
     assert found.minus_ours.ci95 == pytest.approx([0.3, 0.3])

@@ -61,7 +61,7 @@ def test_a_mistake_in_the_baseline_costs_every_winner(trained, store, mistake):
     assert measured[0].warnings == ()
     assert measured[1].warnings
     comparison = name_winners(measured, store)
-    assert all("not judged: it does not hold" in verdict for verdict in comparison.winners.values())
+    assert all(verdict.startswith("not judged: ") for verdict in comparison.winners.values())
     assert [check for check in comparison.checks if not check.holds]
 
 
@@ -109,7 +109,9 @@ def test_different_rows_for_ours_and_theirs_are_noticed(trained, store):
     [first] = measure(trained, store, [ours])
     [part] = evaluate([ours], store, "heldout", 64, CPU, limit=100)
     both = [first, first.plus(part, n_rows=first.n_rows, minus_first={})]
-    assert set(name_winners(both, store).winners.values()) == {"not judged: it does not hold that all saw the same rows"}
+    assert set(name_winners(both, store).winners.values()) == {
+        "not judged: the transcoders were measured on different rows"
+    }
 
 
 def test_as_many_other_rows_are_noticed(trained, store, monkeypatch):
@@ -129,7 +131,7 @@ def test_figures_of_another_store_are_noticed(trained, store):
     [found] = measure(trained, store, [Transcoder.load(trained.run)])
     other = found.plus(store_fingerprint="0" * 32, minus_first={})
     assert set(name_winners([found, other], store).winners.values()) == {
-        "not judged: it does not hold that the rows are of this store"
+        f"not judged: {other.name} was measured on another store"
     }
 
 
@@ -138,7 +140,7 @@ def test_a_run_of_another_store_may_have_seen_the_heldout_rows_in_training(train
     config = replace(trained, trivial=False, frontier=False)
     measured = measure(config, store, [ours, changed(ours, store_fingerprint="0" * 32)])
     assert "was trained on store 00000000" in measured[1].warnings[0]
-    assert all("it was trained on this store" in verdict for verdict in name_winners(measured, store).winners.values())
+    assert all("was trained on another store" in verdict for verdict in name_winners(measured, store).winners.values())
     elsewhere = measure(config, store, [ours, changed(ours, store_fingerprint=None)])
     assert elsewhere[1].warnings == ()
 
@@ -161,3 +163,19 @@ def test_fvu_by_another_definition_is_not_fvu(trained, store, monkeypatch, impos
     assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu == pytest.approx(expected, rel=1e-5)
     monkeypatch.setitem(metrics.METRICS, "fvu", IMPOSTORS[impostor])
     assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu != pytest.approx(expected, rel=1e-5)
+
+
+def test_the_l0_alarm_of_a_dead_run_blames_neither_the_view_nor_a_threshold(trained, store):
+    ours = Transcoder.load(trained.run)
+    dead = replace(ours, threshold=torch.full_like(ours.threshold, 1e9))
+    [found] = measure(trained, store, [dead])
+    [alarm] = [warning for warning in found.warnings if "MEASURED L0" in warning]
+    assert "ITS LABEL SAYS 4: none of its latents fires on any of these rows; train it again" in alarm
+    assert not any("best multiplied" in warning for warning in found.warnings)
+
+
+def test_the_l0_alarm_where_k_is_the_width_says_so(trained, store):
+    ours = Transcoder.load(trained.run)
+    [found] = measure(trained, store, [changed(ours, k=ours.config.d_sae)])
+    [alarm] = [warning for warning in found.warnings if "MEASURED L0" in warning]
+    assert "ITS LABEL SAYS 40: its label is its width" in alarm

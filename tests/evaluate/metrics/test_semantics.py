@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from evaluate.metrics.firings import RowFirings
-from evaluate.metrics.semantics import centred_targets, coactivation, monosemanticity, semantics, token_purity
+from evaluate.metrics.semantics import (
+    centred_targets,
+    coactivation,
+    monosemanticity,
+    random_directions,
+    semantics,
+    token_purity,
+)
 from evaluate.rows import places
 from tests.store.transcoders.making import make_transcoder
 
@@ -73,7 +80,50 @@ def test_all_of_it_is_measured_of_each_prefix_as_of_a_transcoder_by_itself(store
     t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(9, 20))
     found = semantics(t, store, CPU)
     found = {size: figures.as_json() for size, figures in found.items()}
-    assert set(found["20"]) == {"monosemanticity", "token_purity", "coactivation", "coactivation_share"}
+    assert set(found["20"]) == {
+        "monosemanticity",
+        "monosemanticity_random",
+        "token_purity",
+        "token_purity_random",
+        "coactivation",
+        "coactivation_share",
+    }
     assert all(-1 <= value <= 1 for value in found["20"].values())
     assert found["9"] == pytest.approx(semantics(t.prefix(9), store, CPU)["9"].as_json())
     assert found["9"] != pytest.approx(found["20"])
+
+
+def test_random_directions_fire_as_often_as_the_latents_and_where_they_project_most(found):
+    firings, latents = found
+    x = torch.randn(firings.rows, 12)
+    null = random_directions(firings, x, seed=3)
+    often = [int(n) for n in (latents > 0).sum(0) if n >= 5]
+    assert null.fired.tolist() == often
+    drawn = torch.randn(12, len(often), generator=torch.Generator().manual_seed(3)).numpy()
+    along = (x.numpy() - x.numpy().mean(0)) @ drawn
+    for number, n in enumerate(often):
+        mine = null.latent == number
+        assert set(null.row[mine].tolist()) == set(np.argsort(-along[:, number])[:n].tolist())
+        assert (null.value[mine] >= 0).all()
+
+
+def test_a_dictionary_that_learnt_nothing_scores_what_random_directions_do():
+    """Tokens lie along directions of their own: a latent of one beats the null, random latents do not."""
+    rows, kinds = 2000, 20
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(kinds, (rows,), generator=generator)
+    x = torch.nn.functional.one_hot(token, kinds).float() + 0.3 * torch.randn(rows, kinds, generator=generator)
+    target = torch.nn.functional.normalize(x - x.mean(0), dim=1)
+
+    def firing(directions: torch.Tensor) -> RowFirings:
+        along = x @ directions
+        top = along.topk(rows // kinds, dim=0)
+        latent = torch.arange(along.shape[1]).expand_as(top.indices)
+        value = top.values - top.values.amin(0) + 1e-3
+        return RowFirings(top.indices.flatten(), latent.flatten(), value.flatten(), rows, along.shape[1])
+
+    learnt, untrained = firing(torch.eye(kinds)), firing(torch.randn(kinds, kinds, generator=generator))
+    for score in (lambda f: monosemanticity(f, target), lambda f: token_purity(f, token)):
+        null = float(score(random_directions(learnt, x)).nanmean())
+        assert score(learnt).nanmean() > null + 0.1
+        assert float(score(untrained).nanmean()) == pytest.approx(null, abs=0.08)

@@ -130,6 +130,15 @@ def test_spliced_figures_equal_the_whole_model_with_a_hook(cached, transcoder):
     assert by_prefix["4"].delta_ce.value == pytest.approx(first - clean, rel=1e-3, abs=1e-5)
 
 
+def test_a_spliced_prefix_of_topk_is_the_cut_transcoder(cached, transcoder):
+    model, store = cached
+    topk = replace(transcoder, config=transcoder.config.model_copy(update={"activation": "topk", "k": 6}))
+    nested = splice([topk], store, model, 6, all_prefixes=True).by_prefix(0)
+    for size in (4, 9):
+        alone = splice([topk.prefix(size)], store, model, 6, all_prefixes=False).figures(0)
+        assert nested[str(size)].kl.value == pytest.approx(alone.kl.value, rel=1e-4, abs=1e-9)
+
+
 def test_special_tokens_are_neither_replaced_nor_counted(cached, transcoder):
     model, store = cached
     excluded = set(store.manifest.recipe.excluded_tokens)

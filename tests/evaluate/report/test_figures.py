@@ -76,7 +76,7 @@ SWEPT = [{"line": "topk, 40 latents", "l0_mean": 8.0 * n, "fvu": 0.5 / n} for n 
 def compared(ours: Measurement, google: Measurement) -> Comparison:
     return Comparison(
         ours=ours,
-        google=google,
+        other=google,
         others=(),
         trivial=(),
         winners={},

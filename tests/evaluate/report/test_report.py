@@ -59,15 +59,26 @@ def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
     store = make_store(tmp_path / "store")
     both = [measurement("ours", 0.2, store), measurement("theirs", 0.2, store)]
     both[1] = both[1].plus(matched=both[1].matched.plus(l0=(4.3, 4.1)))
-    said = verdict(both, {"fvu": "tie", "delta_ce": "google", "kl": "google"})
+    said = verdict(both, {"fvu": "tie", "delta_ce": "other", "kl": "other"})
     assert said.startswith(
         "ours leaves 20.0% of the variance unexplained at a mean L0 of 4.1; theirs leaves 20.0% at 4.1. "
     )
-    assert "At equal L0 (4.3 against 4.1)" in said
-    assert said.endswith("FVU: a tie; delta CE and KL: theirs is better.")
-    assert "FVU and KL: ours is better (FVU by 0.0400 to 0.0600)" in verdict(both, {"fvu": "ours", "kl": "ours"})
-    refused = "not judged: it does not hold that all saw the same rows"
-    assert verdict(both, {"fvu": refused, "kl": refused}).endswith(f"No winner is named ({refused}).")
+    assert "At the L0 of theirs (4.3 against 4.1): FVU 0.2000 against 0.2500, 0.0400 to 0.0600 apart." in said
+    assert "FVU: a tie; delta CE and KL: theirs is better." in said
+    assert said.endswith("Only 40 held-out documents were measured, so intervals are wide.")
+    assert "FVU and KL: ours is better." in verdict(both, {"fvu": "ours", "kl": "ours"})
+    refused = "not judged: the transcoders were measured on different rows"
+    said = verdict([both[0].plus(n_documents=50), both[1]], {"fvu": refused, "kl": refused})
+    assert said.endswith("No winner is named: the transcoders were measured on different rows.")
+
+
+def test_a_linear_map_that_beats_both_is_said(tmp_path):
+    store = make_store(tmp_path / "store")
+    both = [measurement("ours", 0.2, store), measurement("theirs", 0.2, store)]
+    linear = measurement("least squares", 0.138, store).plus(trivial=True)
+    assert "A linear map beats both: least squares leaves 13.8%." in verdict([*both, linear], {"fvu": "tie"})
+    worse = linear.plus(fvu=0.21)
+    assert "linear map" not in verdict([*both, worse], {"fvu": "tie"})
 
 
 def test_the_markdown_table_has_the_same_figures_and_names_the_winner(report):
@@ -208,3 +219,25 @@ def test_in_print_it_is_dark_on_white_and_nothing_is_cut_off(open_page):
     assert page.locator("details").first.is_visible() is False
     assert page.evaluate("document.documentElement.scrollWidth") <= 794
     assert page.pdf().startswith(b"%PDF")
+
+
+@needs_chromium
+def test_no_column_of_a_whole_comparison_is_cut_off_on_a_laptop(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    store = make_store(tmp_path / "store")
+    ours, theirs = (measurement(name, 0.2, store) for name in ("Matryoshka BatchTopK, k 96", "Google 16k, L0 92"))
+    names = ("the mean of the training rows", "best linear map of rank 96", "least squares (full rank)")
+    wide = {"ci95": dict.fromkeys(ours.ci95, (0.123456, 0.134567)), "mse": 12345.678}
+    everyone = [m.plus(**wide) for m in (ours, theirs)]
+    everyone += [measurement(name, 0.3, store).plus(trivial=True, **wide) for name in names]
+    winners = {"fvu": "not judged: no equal L0 could be reached", "mse": "not judged: fewer than 10 documents"}
+    publish(tmp_path, everyone, store, tmp_path, winners)
+    with sync_playwright() as playwright:
+        page = launched(playwright).new_page(viewport={"width": 1280, "height": 900})
+        page.goto((tmp_path / "report.html").as_uri())
+        box = "document.querySelector('#metrics').closest('.scroll')"
+        assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
+        assert page.locator("#metrics thead th").count() == 6
+        figure = page.locator("#metrics tbody td").first
+        assert figure.evaluate("e => e.getClientRects()[0].height") < 120

@@ -6,6 +6,7 @@ import torch
 from safetensors.numpy import load_file
 
 from store.transcoders.gemma_scope import load_scope1, load_scope2, save_scope2
+from store.transcoders.layouts import load_folder
 from store.views import Norm
 from tests.store.transcoders.making import make_transcoder, scope_params, write_scope1, write_scope2
 
@@ -94,3 +95,39 @@ def test_our_transcoder_in_googles_layout_comes_back_the_same(tmp_path, skip):
 def test_another_view_cannot_be_written_in_googles_layout(tmp_path):
     with pytest.raises(ValueError, match="--view normed"):
         save_scope2(make_transcoder(view="rms"), tmp_path)
+
+
+def folder_without_config(folder, affine=False):
+    write_scope2(folder, affine=affine)
+    (folder / "config.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("repository", "model"),
+    [
+        ("gemma-scope-2-270m-pt", "google/gemma-3-270m"),
+        ("gemma-scope-2-270m-it", "google/gemma-3-270m-it"),
+        ("models--google--gemma-scope-2-1b-pt/snapshots/0a1b", "google/gemma-3-1b-pt"),
+        ("a copy", "the store's model"),
+    ],
+)
+def test_a_scope2_folder_without_a_config_is_known_by_its_names(tmp_path, repository, model):
+    folder = folder_without_config(tmp_path / repository / "transcoder_all/layer_12_width_16k_l0_small_affine", affine=True)
+    t = load_folder(folder, 3, "the store's model")
+    assert (t.config.model, t.config.layer, t.config.view, t.config.k) == (model, 12, "normed", None)
+    assert t.config.name == "Gemma Scope 2, 120 latents, L0 small, affine"
+    assert t.W_skip is not None
+
+
+@pytest.mark.parametrize(
+    ("place", "lacking"),
+    [
+        ("transcoder/mine", "the layer is lacking"),
+        ("resid_post/layer_12_width_16k_l0_small", "what it reads and predicts is lacking"),
+        ("transcoder/layer_12_width_16k_l0_small", "the model is lacking"),
+    ],
+)
+def test_a_scope2_folder_whose_names_do_not_say_enough_is_refused_with_what_is_lacking(tmp_path, place, lacking):
+    with pytest.raises(ValueError, match=lacking):
+        load_scope2(folder_without_config(tmp_path / place))

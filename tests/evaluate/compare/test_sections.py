@@ -1,0 +1,144 @@
+"""A comparison loses no work: what cannot be measured is named, and an interrupted one is taken up."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from evaluate.compare.commands import compare_runs, read_comparison
+from evaluate.compare.config import CompareConfig
+from evaluate.compare.passes import ComparisonPasses
+from evaluate.model import splice as splicing
+from harvest.config import HarvestConfig
+from harvest.loop import harvest
+from store.errors import Refused
+from store.shards.reader import open_store
+from tests.store.transcoders.making import make_transcoder
+
+
+@pytest.fixture
+def config(tiny_models, text_file, tmp_path) -> CompareConfig:
+    """Two transcoders of one width on a harvest whose tokens are characters, so that no token is a word."""
+    model = str(tiny_models["gemma2"])
+    harvest(
+        HarvestConfig(
+            model=model,
+            layer=1,
+            dataset=str(text_file),
+            tokens=2048,
+            shard_tokens=512,
+            context=32,
+            heldout_every=2,
+            store=tmp_path / "store",
+            device="cpu",
+            dtype="float32",
+            compute_dtype="float32",
+        )
+    )
+    fingerprint = open_store(tmp_path / "store").fingerprint
+    for name, k in (("run", 3), ("other", 4)):
+        t = make_transcoder(
+            d_in=16, d_out=16, d_sae=20, prefix_sizes=(4, 20), model=model, k=k, store_fingerprint=fingerprint
+        )
+        t.save(tmp_path / name)
+    return CompareConfig(
+        model=model,
+        layer=1,
+        store=tmp_path / "store",
+        run=tmp_path / "run",
+        baseline=(tmp_path / "other",),
+        device="cpu",
+        sequences=4,
+    )
+
+
+def test_what_cannot_be_measured_is_named_and_the_rest_is_written(config):
+    folder = compare_runs(config)
+    comparison = read_comparison(folder)
+    missing = comparison.ours.not_measured
+    assert set(missing) == {"first_letters", "spelling", "properties"}
+    assert missing["first_letters"].startswith("no letter begins 10 words to fit a probe on")
+    assert comparison.ours.delta_ce is not None
+    assert comparison.ours.fvu_by_view
+    for name in ("summary.txt", "report.md", "report.html"):
+        assert "Not measured: first-letter absorption and splitting: no letter begins" in (folder / name).read_text()
+    assert not (folder / "unfinished.json").exists()
+
+
+def test_a_section_that_fails_costs_only_itself(config, monkeypatch):
+    def refused(self, results, model):
+        raise Refused("the model has moved")
+
+    monkeypatch.setattr(ComparisonPasses, "in_the_model", refused)
+    folder = compare_runs(config)
+    found = read_comparison(folder)
+    assert found.ours.not_measured["language_model"] == "the model has moved"
+    assert found.winners.keys() & {"fvu", "delta_ce"} == {"fvu"}
+    assert "Not measured: delta CE and KL: the model has moved" in (folder / "report.md").read_text()
+
+
+def test_an_interrupted_comparison_is_taken_up_and_equals_an_uninterrupted_one(config, monkeypatch, tmp_path, caplog):
+    def die(self, results, model):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ComparisonPasses, "in_the_model", die)
+        compare_runs(config)
+    folder = config.run / "comparison"
+    assert json.loads((folder / "unfinished.json").read_text())["done"] == ["rows", "frontier", "latents", "probes"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ComparisonPasses, "on_rows", None)
+        patch.setattr("evaluate.compare.sectioned.add_probes", None)
+        caplog.set_level("INFO")
+        again = read_comparison(compare_runs(config))
+    assert "taking up what was measured before: figures of the cached rows" in caplog.text
+    assert again.as_json() == read_comparison(compare_runs(replace(config, force=True))).as_json()
+
+
+def test_an_unfinished_comparison_of_other_options_is_not_taken_up(config, monkeypatch):
+    def die(self, results):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ComparisonPasses, "along_the_frontier", die)
+        compare_runs(config)
+    quick = replace(config, sequences=0, probes=False, trivial=False)
+    assert read_comparison(compare_runs(quick)).trivial == ()
+
+
+def test_what_takes_minutes_is_named_with_its_time_first(config, monkeypatch, caplog):
+    monkeypatch.setattr(splicing, "check_model", lambda store, model: 3.0)
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ComparisonPasses, "on_rows", interrupt)
+        compare_runs(replace(config, frontier=False, trivial=False))
+    # the model as it is, two ablations and two transcoders, both at one L0: five outputs
+    assert "delta CE and KL will take about 60 s (5 outputs in 4 sequences); --sequences 0 leaves them out" in caplog.text
+    assert "--no-probes leaves them out" in caplog.text
+
+
+def interrupt(self):
+    raise KeyboardInterrupt
+
+
+def test_a_store_of_another_model_and_a_read_only_run_are_refused_before_anything_is_measured(config, monkeypatch):
+    monkeypatch.setattr(ComparisonPasses, "on_rows", None)
+    real = splicing.sequences_of
+
+    def shifted(*args):
+        part = real(*args)
+        return replace(part, source=part.source.roll(1, 1), target=part.target.roll(1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(splicing, "sequences_of", shifted)
+        patch.setattr(splicing, "RESTART_TOLERANCE", 1e-5)
+        with pytest.raises(Refused, match="was not made by this model"):
+            compare_runs(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(Refused, match="read-only"):
+            compare_runs(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("harvest.model.tokenizer.vocabulary_hash", lambda tokenizer: "other")
+        with pytest.raises(Refused, match="leave the probes out with --no-probes"):
+            compare_runs(config)

@@ -1,0 +1,70 @@
+"""Defaults that scale with the run, warnings where an option exceeds it, and what the end of a training says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from store.cli import parse
+from tests.train.making import results_of
+from train import advice
+from train.checkpoint import identity
+from train.config import TrainConfig
+from train.loop import train
+from train.presets import expand, names
+from train.run import learning_rate
+
+
+@pytest.mark.parametrize(
+    ("tokens", "warmup", "dead_after"),
+    [(16_384_000, 1024, 1_000_000), (14 * 1024, 1, 2867), (1024, 0, 204), (100 * 1024, 10, 20_480)],
+)
+def test_warmup_and_dead_after_scale_with_a_short_run(tokens, warmup, dead_after):
+    config = TrainConfig(tokens=tokens)
+    assert (config.n_warmup_steps, config.n_dead_after) == (warmup, dead_after)
+    assert max(learning_rate(step, config) for step in range(min(config.n_steps, 2000))) == pytest.approx(config.lr)
+    given = TrainConfig(tokens=tokens, warmup_steps=500, dead_after=70)
+    assert (given.n_warmup_steps, given.n_dead_after) == (500, 70)
+
+
+def test_a_run_is_identified_by_the_values_that_it_was_trained_with(store):
+    found = identity(TrainConfig(device="cpu"), store, torch.device("cpu"))
+    assert (found["warmup_steps"], found["dead_after"]) == (1024, 1_000_000)  # as earlier versions wrote them
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_recipe_of_ours_exceeds_its_run(name):
+    assert advice.warnings_of(parse(TrainConfig, "train", expand(["--preset", name]))) == []
+
+
+def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, caplog):
+    config = replace(config, warmup_steps=1024, dead_after=10**6, heldout_every=1000)  # 40 steps of 32 rows
+    transcoder = train(config)
+    expected = [
+        "warmup_steps is 1,024, but the run has 40 steps: the rate ends its rise at 0.0002 of 0.005; "
+        "leave out --warmup-steps, or give 4",
+        "dead_after is 1,000,000 tokens, but the run has 1,280: no latent can be known to be dead, and AuxK helps none; "
+        "leave out --dead-after, or give 256",
+        "heldout_every is 1,000, but the run has 40 steps: its log gets no held-out figures; give --heldout-every 4, "
+        "or 0 for none",
+    ]
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == expected
+    said = advice.describe(config, transcoder).splitlines()
+    assert [line.removeprefix("WARNING: ") for line in said if line.startswith("WARNING")][-3:] == expected
+    last = results_of(config)[1][-1]
+    assert said[1] == f"last batch: FVU {last['fvu']:.4f}, L0 4.0, dead -"
+    assert said[-1] == f"next: python -m evaluate metrics --run {config.run_directory} --store {config.store}"
+
+
+def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):
+    config = replace(config, warmup_steps=None, dead_after=None, heldout_every=20)
+    transcoder = train(config)
+    assert caplog.records == []
+    log = results_of(config)[1]
+    unknown = [record["step"] for record in log if record["dead_features_percentage"] is None]
+    assert unknown == [5]  # 256 tokens are 8 steps
+    said = advice.describe(config, transcoder).splitlines()
+    assert said[1] == f"last batch: {advice.figures_of(log[-1])}"
+    assert said[1].endswith("%")
+    assert said[2].startswith(f"held-out rows at step 40: FVU {log[-1]['heldout_fvu']:.4f}, L0 ")
+    assert len(said) == 4 + (log[-1]["fvu"] > 1)

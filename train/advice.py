@@ -1,0 +1,84 @@
+"""What people should know of a run before it starts and at its end: options that do not fit its length, and its figures."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from store.layout import TRAINING_LOG
+from train.config import TrainConfig
+
+
+def describe(config: TrainConfig, result: Any) -> str | None:
+    """A sweep's summary as it is; for one run, its folder, the transcoder in it, its last figures and what comes next.
+    Under torchrun one process speaks."""
+    if isinstance(result, str):
+        return result
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    first = f"{config.run_directory}: {result.config.name}, d_sae {result.config.d_sae}"
+    return "\n".join([first, *summary(config)])
+
+
+def warnings_of(config: TrainConfig) -> list[str]:
+    """A sentence for each option that exceeds the run, with its cure."""
+    steps, tokens = config.n_steps, config.n_steps * config.batch_rows
+    found = []
+    if config.n_warmup_steps >= steps:
+        last = config.lr * steps / config.n_warmup_steps
+        found.append(
+            f"warmup_steps is {config.n_warmup_steps:,}, but the run has {steps:,} steps: the rate ends its rise at "
+            f"{last:.2g} of {config.lr:.2g}; leave out --warmup-steps, or give {steps // 10}"
+        )
+    if config.n_dead_after >= tokens:
+        found.append(
+            f"dead_after is {config.n_dead_after:,} tokens, but the run has {tokens:,}: no latent can be known to be dead, "
+            f"and AuxK helps none; leave out --dead-after, or give {max(1, tokens // 5)}"
+        )
+    if config.heldout_every > steps:
+        found.append(
+            f"heldout_every is {config.heldout_every:,}, but the run has {steps:,} steps: its log gets no held-out "
+            f"figures; give --heldout-every {max(1, steps // 10)}, or 0 for none"
+        )
+    return found
+
+
+def summary(config: TrainConfig) -> list[str]:
+    """The last figures in a run's log, what did not fit its length, and the command that comes next."""
+    lines = [*_figures(config.run_directory), *(f"WARNING: {warning}" for warning in warnings_of(config))]
+    return [*lines, f"next: {next_command(config)}"]
+
+
+def next_command(config: TrainConfig) -> str:
+    """The command that measures a run on held-out rows."""
+    words = ["python", "-m", "evaluate", "metrics", "--run", str(config.run_directory)]
+    for option, value in (("--store", config.store), ("--target-store", config.target_store)):
+        if value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _figures(folder: Path) -> list[str]:
+    """FVU, L0 and dead share of the last batch, and the last held-out figures, where the log has any."""
+    path = folder / TRAINING_LOG
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not records:
+        return []
+    lines = [f"last batch: {figures_of(records[-1])}"]
+    measured = [record for record in records if "heldout_fvu" in record]
+    if measured:
+        last = measured[-1]
+        lines.append(
+            f"held-out rows at step {last['step']:,}: FVU {last['heldout_fvu']:.4f}, L0 {last['heldout_l0']:.1f}, "
+            f"silent {last['heldout_dead_fraction']:.1%}"
+        )
+    if records[-1]["fvu"] > 1:
+        lines.append("WARNING: FVU is above 1, worse than predicting the mean: train for longer, or change --lr")
+    return lines
+
+
+def figures_of(record: dict[str, Any]) -> str:
+    """FVU, L0 and the dead share of a line of the log, `-` where no latent can be known to be dead yet."""
+    dead = record["dead_features_percentage"]
+    return f"FVU {record['fvu']:.4f}, L0 {record['l0_norm']:.1f}, dead {'-' if dead is None else f'{dead:.1f}%'}"
