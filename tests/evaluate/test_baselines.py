@@ -96,7 +96,7 @@ def test_folders_of_each_layout_are_recognised(tmp_path):
         load_folder(tmp_path, 8, "m")
 
 
-def test_scope2_folders_without_a_config_are_chosen_by_label_and_never_by_an_l0_that_nobody_states(tmp_path):
+def test_scope2_folders_without_a_config_are_chosen_by_label_alone(tmp_path):
     ours = make_transcoder(k=10)
     folders = {label: tmp_path / f"transcoder/layer_9_width_262k_l0_{label}" for label in ("small", "big")}
     for folder in folders.values():

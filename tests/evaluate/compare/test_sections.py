@@ -121,7 +121,7 @@ def interrupt(self):
     raise KeyboardInterrupt
 
 
-def test_a_store_of_another_model_and_a_read_only_run_are_refused_before_anything_is_measured(config, monkeypatch):
+def test_what_can_be_known_before_is_refused_before_anything_is_measured(config, monkeypatch):
     monkeypatch.setattr(ComparisonPasses, "on_rows", None)
     real = splicing.sequences_of
 

@@ -128,6 +128,6 @@ def test_a_scope2_folder_without_a_config_is_known_by_its_names(tmp_path, reposi
         ("transcoder/layer_12_width_16k_l0_small", "the model is lacking"),
     ],
 )
-def test_a_scope2_folder_whose_names_do_not_say_enough_is_refused_with_what_is_lacking(tmp_path, place, lacking):
+def test_a_scope2_folder_whose_names_say_too_little_is_refused_naming_it(tmp_path, place, lacking):
     with pytest.raises(ValueError, match=lacking):
         load_scope2(folder_without_config(tmp_path / place))
