@@ -34,6 +34,9 @@ Sites = Annotated[
 ]
 """Sites of a block, as a command line gives them: resid_mid,mlp_out."""
 SEED_LIMIT = 2**40
+MOST_SHARD_TOKENS = 65_536
+LEAST_SHARDS = 10
+"""Shards that a store has at least, where --shard-tokens is not given."""
 
 
 Compression = Annotated[
@@ -67,7 +70,8 @@ class HarvestConfig(Options):
     sites: Sites = ("resid_mid", "mlp_out")
     """What to cache of the layer: any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, with commas."""
     dataset: str = "HuggingFaceFW/fineweb-edu"
-    """Hub data set (streamed), a .txt, .jsonl or .parquet file, or pip:docstrings (documentation of installed packages)."""
+    """Hub data set (streamed); a .txt, .jsonl, .json, .csv, .parquet or .arrow file, also .gz or .zst; a folder or a quoted
+    glob of them; a folder of save_to_disk; or pip:docstrings (documentation of installed packages)."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the hub data set; the newest when not given. To extend a store whose data set has changed
     since, give the commit that its manifest records."""
@@ -77,6 +81,10 @@ class HarvestConfig(Options):
     """Split of the hub data set."""
     text_column: str = "text"
     """Column that holds the documents."""
+    documents: Literal["lines", "paragraphs", "file"] = "paragraphs"
+    """What is one document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
+    bad_records: Literal["refuse", "skip"] = "refuse"
+    """A record without a document (null, a number, broken JSON) ends the harvest, or is left out and counted."""
     tokens: Count = 16_384_000
     """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
     context: Annotated[int, Range(2)] = 128
@@ -84,9 +92,10 @@ class HarvestConfig(Options):
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. With several layers, the folder
     that holds layerL for each."""
-    shard_tokens: Count = 65_536
-    """Tokens in a shard. A crash loses at most two shards' work; host memory holds two shards of each layer's rows (one
-    being filled, one being written) and one layer's shard again while it is shuffled."""
+    shard_tokens: Count | None = None
+    """Tokens in a shard: 65,536, and fewer where --tokens or the text itself would give fewer than ten shards; a store that
+    is extended keeps its own. A crash loses at most two shards' work. Host memory holds two shards of each layer's rows
+    (one being filled, one being written) and one layer's shard again while it is shuffled."""
     heldout_every: Annotated[int, Range(2)] = 20
     """One shard in this many is held out from training."""
     keep_shards: Positive | None = None
@@ -128,17 +137,34 @@ class HarvestConfig(Options):
             raise Refused(f"compression is {self.compression!r}; choose none or zstd")
         if self.format != "zarr" and self.compression != "none":
             raise Refused(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
-        if self.shard_tokens % self.context:
+        if self.shard_tokens is not None and self.shard_tokens % self.context:
             raise Refused(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 
     @property
     def shard_sequences(self) -> int:
-        return self.shard_tokens // self.context
+        """Sequences in a shard; where no size is given, few enough that --tokens fill LEAST_SHARDS."""
+        if self.shard_tokens is not None:
+            return self.shard_tokens // self.context
+        wanted = ceil_div(self.tokens, LEAST_SHARDS * self.context)
+        return max(1, min(wanted, MOST_SHARD_TOKENS // self.context))
+
+    @property
+    def tokens_a_shard(self) -> int:
+        return self.shard_sequences * self.context
 
     @property
     def n_shards(self) -> int:
-        """Shards wanted: enough for the tokens, and at least one for training and one held out."""
-        return max(2, ceil_div(self.tokens, self.shard_tokens))
+        """Shards wanted: enough for the tokens; at least one for training and one held out, ten where no size is given."""
+        least = LEAST_SHARDS if self.shard_tokens is None else 2
+        return max(least, ceil_div(self.tokens, self.tokens_a_shard))
+
+    @property
+    def recorded_when_set(self) -> dict[str, object]:
+        """Options that a recipe names only where they are not the default."""
+        return {
+            "documents": None if self.documents == "paragraphs" else self.documents,
+            "bad_records": None if self.bad_records == "refuse" else self.bad_records,
+        }
 
     @property
     def shard_format(self) -> str:

@@ -10,7 +10,7 @@ from harvest.config import InfoConfig
 from harvest.model.tokenizer import load_tokenizer
 from store.loader.schedule import Mix, Schedule
 from store.shards.documents import documents_of
-from store.shards.manifest import ShardEntry
+from store.shards.manifest import Manifest, ShardEntry
 from store.shards.reader import Store, open_store
 
 SAMPLED_BATCHES = 50
@@ -87,6 +87,7 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"  model revision   {recipe.model_revision}, run in {recipe.compute_dtype}",
         f"  text             {recipe.dataset} ({recipe.dataset_revision}), documents 0 to "
         f"{manifest.shards[-1].next_document - 1:,}{', all that there is' if manifest.exhausted else ''}",
+        *_left_out(manifest),
         f"  tokens           {manifest.n_tokens:,} in rows of {recipe.context}; excluded: {list(recipe.excluded_tokens)}",
         f"  rows             {manifest.n_rows('train'):,} to train on, {manifest.n_rows('heldout'):,} held out "
         f"(one shard in {recipe.heldout_every})",
@@ -106,6 +107,12 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
             f"{ideal:.3%} would in a shuffle of all rows"
         )
     return "\n".join([*lines, *_text(store, decode)]) + "\n"
+
+
+def _left_out(manifest: Manifest) -> list[str]:
+    """How many records were left out, where some were."""
+    bad = sum(shard.bad_records or 0 for shard in manifest.shards)
+    return [f"  bad records      {bad:,} held no text and were left out"] if bad else []
 
 
 def _text(store: Store, decode: Callable[[list[int]], str] | str) -> list[str]:

@@ -1,7 +1,6 @@
 """The damaged shards of a store, harvested again from the documents that the manifest records."""
 
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,16 +10,16 @@ from harvest.loop import recipe_of
 from harvest.model.language_model import load_model
 from harvest.pool import Lanes
 from harvest.shard import run_shard
-from harvest.text.corpus import Corpus, open_corpus, resuming
+from harvest.text.corpus import Corpus, open_corpus
 from harvest.text.origin import is_on_this_machine
-from harvest.text.tokens import SpecialTokens, pack, tokenize
+from harvest.text.stream import packed_from
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.shards.formats import writer_for
-from store.shards.manifest import Manifest, ShardEntry, load_manifest
+from store.shards.manifest import RECORDED_WHEN_SET, Manifest, Recipe, ShardEntry, load_manifest
 from store.shards.reader import find_damage
 from store.shards.ring import present
 from store.shards.writer import shard_arrays
@@ -87,7 +86,14 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
         device=config.device,
         compute_dtype=recipe.compute_dtype,
         seed=recipe.seed,
+        **options_recorded(recipe),  # type: ignore[arg-type]
     )
+
+
+def options_recorded(recipe: Recipe) -> dict[str, object]:
+    """The options that the recipe names because they are not the default."""
+    recorded = {name: getattr(recipe, name) for name in RECORDED_WHEN_SET}
+    return {name: value for name, value in recorded.items() if value is not None}
 
 
 def revision_on_hub(manifest: Manifest) -> str | None:
@@ -99,10 +105,7 @@ def revision_on_hub(manifest: Manifest) -> str | None:
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:
     """Harvests one shard again. Damaged when it comes out otherwise than recorded; the file that was there then stays."""
     shard, recipe, model = manifest.shards[number], manifest.recipe, lanes.models[0]
-    texts = islice(resuming(corpus, shard.first_document), shard.next_document - shard.first_document)
-    documents = tokenize(texts, model.tokenizer)
-    special = SpecialTokens.of(model.tokenizer)
-    packed = next(pack(documents, shard.first_document, special, shard.n_sequences, recipe.context))
+    packed = next(packed_from(harvest, corpus, model, manifest.shards[:number]))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
         rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
     arrays, _ = shard_arrays(rows, number, recipe, model.norm)

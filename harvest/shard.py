@@ -82,7 +82,12 @@ def run_shard(
     lanes.run(run_batch, range(0, len(packed.tokens), config.batch_sequences), progress)
     return {
         layer: ShardRows(
-            tokens=packed.tokens, sites=sites, first_document=packed.first_document, next_document=packed.next_document
+            tokens=packed.tokens,
+            sites=sites,
+            first_document=packed.first_document,
+            next_document=packed.next_document,
+            rest=packed.rest,
+            bad_records=packed.bad_records,
         )
         for layer, sites in host.finish().items()
     }

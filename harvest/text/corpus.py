@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,20 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from harvest.config import HarvestConfig
-from harvest.text.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, LOCAL_LOADERS, origin_of
+from harvest.text.files import values_of
+from harvest.text.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, READ, files_of, is_saved_data_set, kind_of, origin_of
+from harvest.text.records import Bad, Document, document_in, lacking
 from store.errors import Damaged, Refused
 
 MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
 FILES_A_GROUP = 256
 RETRIES = 6
+UNITS = {
+    "lines": "a document is a line; --documents paragraphs or file changes that",
+    "paragraphs": "a document is a paragraph, up to a blank line; --documents lines or file changes that",
+    "file": "a document is a file; --documents lines or paragraphs changes that",
+}
 TRANSIENT = (OSError, httpx.HTTPError)
 """What a stream raises when the network fails; requests' and the hub's own errors are among them."""
 log = logging.getLogger(__name__)
@@ -38,8 +45,16 @@ class Corpus:
     name: str
     revision: str
     """Changes whenever the documents may: a commit, a hash of the file, package versions."""
-    documents: Callable[[int], Iterator[str]]
-    """The documents from the given number on."""
+    documents: Callable[[int], Iterator[Document | Bad]]
+    """The documents from the given number on; Bad in the place of a record that holds none."""
+    unit: str = ""
+    """What one document of a text file is, in words."""
+    skips_bad: bool = False
+    """Whether bad records are left out; they keep their numbers."""
+
+    @property
+    def described(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
 def open_corpus(config: HarvestConfig) -> Corpus:
@@ -53,19 +68,20 @@ def open_corpus(config: HarvestConfig) -> Corpus:
     return _open_local(Path(name), revision, config)
 
 
-def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
+def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[Document | Bad]:
     """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
 
-    ValueError after RETRIES attempts in a row without a document. Damaged, naming the document, when one is no text.
+    ValueError after RETRIES attempts in a row without a document. Damaged, naming the document, for a bad record, unless
+    the corpus skips them: then it comes in its place.
     """
     at = start
     failures = 0
     while True:
         try:
-            for text in corpus.documents(at):
-                if not isinstance(text, str):
-                    raise TypeError(f"its text is {text!r}")
-                yield text
+            for document in corpus.documents(at):
+                if isinstance(document, Bad) and not corpus.skips_bad:
+                    raise ValueError(document.in_words)
+                yield document
                 at += 1
                 failures = 0
             return
@@ -83,8 +99,8 @@ def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.
             wait(pause)
         except (TypeError, ValueError) as error:  # a damaged or odd record: to try again would not help
             raise Damaged(
-                f"document {at} of {corpus.name} cannot be read ({error}); finished shards are kept: mend the file, or "
-                "choose another --dataset or --text-column"
+                f"document {at} of {corpus.name} cannot be read ({error}); finished shards are kept: mend the file, leave "
+                "such records out with --bad-records skip, or choose another --dataset or --text-column"
             ) from None
 
 
@@ -133,14 +149,29 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
-    loader = LOCAL_LOADERS[path.suffix]
-    options: dict[str, Any] = {"sample_by": "paragraph"} if loader == "text" else {}
-    column = "text" if loader == "text" else config.text_column
+    if is_saved_data_set(path):
+        rows = _saved(path, config.split)
+        column = config.text_column
+        if column in rows.column_names:
+            rows = rows.select_columns([column])  # others may hold images or sounds, which take long to decode
+        return _corpus(str(path), revision, lambda start: _column(_from(rows, start), column), config)
+    files = files_of(path)
+    unit = UNITS[config.documents] if any(kind_of(file) == "text" for file in files) else ""
 
-    def load() -> datasets.IterableDataset:
-        return datasets.load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
+    def values(start: int) -> Iterator[Any]:
+        return values_of(files, config.text_column, config.documents, start)
 
-    return _checked(Corpus(str(path), revision, lambda start: _texts(load(), column, start)), load, column)
+    return _corpus(str(path), revision, values, config, unit)
+
+
+def _saved(path: Path, split: str) -> datasets.Dataset:
+    """The data set in a folder of `save_to_disk`."""
+    found = datasets.load_from_disk(str(path))
+    if isinstance(found, datasets.Dataset):
+        return found
+    if split not in found:
+        raise Refused(f"data set {path} has no split {split!r}; choose one of {', '.join(map(str, found))} with --split")
+    return found[split]
 
 
 def _open_hub(config: HarvestConfig) -> Corpus:
@@ -148,35 +179,47 @@ def _open_hub(config: HarvestConfig) -> Corpus:
     try:
         revision = HfApi().dataset_info(name, revision=config.dataset_revision).sha or "unknown"
 
-        def load() -> datasets.IterableDataset:
-            return datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
+        def load(start: int) -> Iterable[Any]:
+            found = datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
+            return found.skip(start)
 
         label = name if config.subset is None else f"{name}:{config.subset}"
-        corpus = Corpus(label, revision, lambda start: _texts(load(), config.text_column, start))
-        return _checked(corpus, load, config.text_column)
+        return _corpus(label, revision, lambda start: _column(load(start), config.text_column), config)
     except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise Refused(
             f"data set {name!r} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}); check the name "
-            "and the network, or give a local .txt, .jsonl or .parquet file, or pip:docstrings"
+            f"and the network, or give local text ({READ}), or pip:docstrings"
         ) from None
 
 
-def _texts(dataset: datasets.IterableDataset, column: str, start: int) -> Iterator[str]:
-    return (row[column] for row in dataset.skip(start))
+def _from(rows: datasets.Dataset, start: int) -> Iterable[Any]:
+    return rows.skip(start) if start < len(rows) else ()
 
 
-def _checked(corpus: Corpus, load: Callable[[], datasets.IterableDataset], column: str) -> Corpus:
-    """The corpus, if its first record has text. Damaged when it cannot be read, Refused when it has no such column."""
+def _column(rows: Iterable[Any], column: str) -> Iterator[Any]:
+    """The column's value in each row."""
+    for row in rows:
+        yield row[column] if column in row else lacking(column, row)
+
+
+def _corpus(
+    name: str, revision: str, values: Callable[[int], Iterator[Any]], config: HarvestConfig, unit: str = ""
+) -> Corpus:
+    """A corpus of the values of a column from a given record on.
+
+    Damaged when the first record cannot be read, Refused when it holds no document and bad records are not skipped.
+    """
+
+    def documents(start: int) -> Iterator[Document | Bad]:
+        return (document_in(value, config.text_column) for value in values(start))
+
+    corpus = Corpus(name, revision, documents, unit, config.bad_records == "skip")
     try:
-        first = next(iter(load()), None)
+        first = next(documents(0), None)
     except ValueError as error:
-        raise Damaged(
-            f"data set {corpus.name} cannot be read ({error}); mend the file, or choose another --dataset"
-        ) from None
+        raise Damaged(f"data set {name} cannot be read ({error}); mend the file, or choose another --dataset") from None
     if first is None:
-        raise Refused(f"data set {corpus.name} has no documents")
-    if not isinstance(first.get(column), str):
-        raise Refused(
-            f"data set {corpus.name} has no text column {column!r}; it has {sorted(first)}: choose with --text-column"
-        )
+        raise Refused(f"data set {name} has no documents")
+    if isinstance(first, Bad) and not corpus.skips_bad:
+        raise Refused(f"the first record of data set {name} cannot be read: {first.in_words}")
     return corpus

@@ -1,14 +1,16 @@
 """Packing: documents -> shards of token rows, each row beginning with BOS, no BOS elsewhere."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from harvest.text.records import Bad, Document
 from store.errors import Refused
+from store.shards.manifest import Rest, Split
 
 PACKING = "bos-rows; documents joined by eos; a shard begins with a new document"
 DOCUMENTS_AT_ONCE = 64
@@ -22,6 +24,10 @@ class PackedShard:
     """int32 [n_sequences, context]."""
     first_document: int
     next_document: int
+    rest: Rest | None = None
+    """Of a document that is longer than a shard and that this shard's end cuts."""
+    bad_records: int = 0
+    """Records among these documents that hold none and were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +47,73 @@ class SpecialTokens:
         return cls(bos=int(bos), eos=int(eos), excluded=tuple(sorted(found)))
 
 
-def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of each document, none of them special: `<bos>` written in a text is text."""
+def tokenize(documents: Iterable[Document | Bad], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int] | Bad]:
+    """Token ids of each document, none of them special: `<bos>` written in a text is text. Bad records as they are."""
     iterator = iter(documents)
-    while texts := list(islice(iterator, DOCUMENTS_AT_ONCE)):
-        yield from tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    while some := list(islice(iterator, DOCUMENTS_AT_ONCE)):
+        texts = ["" if isinstance(document, Bad) else document for document in some]
+        encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        for document, ids in zip(some, encoded, strict=True):
+            yield document if isinstance(document, Bad) else ids
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document's tokens, EOS included, and how many of them are stored already."""
+
+    document: int
+    tokens: list[int]
+    stored: int = 0
 
 
 def pack(
-    documents: Iterable[list[int]], first_document: int, special: SpecialTokens, n_sequences: int, context: int
+    documents: Iterable[list[int] | Bad],
+    first_document: int,
+    special: SpecialTokens,
+    n_sequences: int,
+    context: int,
+    *,
+    first_shard: int = 0,
+    split_of: Callable[[int], Split] | None = None,
+    cut: Mapping[Split, Piece] | None = None,
 ) -> Iterator[PackedShard]:
     """Shards of n_sequences rows of `context` tokens: BOS, then the documents one after the other, each ended by EOS.
 
-    What is left of the document that a shard cuts is dropped, so that no document has tokens in two shards (nor in two
-    splits), and a harvest resumes at a document. Text too short for a whole shard gives none. Where a tokenizer's BOS
-    and EOS are one token (GPT-2) the separator is that token, as in GPT-2's own training.
+    No document has tokens in both splits, and a harvest resumes at a document. What a shard's end cuts off a document is
+    dropped, unless the document is longer than a whole shard: the next shard of the same split then begins with it. Text
+    too short for a whole shard gives none. Where a tokenizer's BOS and EOS are one token (GPT-2) the separator is that
+    token, as in GPT-2's own training.
+
+    documents: token ids of each, from number `first_document` on; bad records are counted and left out.
+    first_shard: the number of the first shard.
+    split_of: the split of a shard, by its number; without it long documents are dropped at a shard's end too.
+    cut: by split, the long document that the shards before `first_shard` have begun.
     """
     room = n_sequences * (context - 1)
-    stream: list[int] = []
-    begun = first_document
-    for number, document in enumerate(documents, start=first_document):
-        if document:
-            stream.extend(document)
-            stream.append(special.eos)
-        if len(stream) >= room:
-            rows = torch.full((n_sequences, context), special.bos, dtype=torch.int32)
-            rows[:, 1:] = torch.tensor(stream[:room], dtype=torch.int32).view(n_sequences, context - 1)
-            yield PackedShard(tokens=rows, first_document=begun, next_document=number + 1)
-            stream, begun = [], number + 1
+    numbered = enumerate(documents, start=first_document)
+    next_document = first_document
+    waiting = dict(cut or {})
+    for shard in count(first_shard):
+        split = split_of(shard) if split_of is not None else None
+        begun, bad = next_document, 0
+        piece = waiting.pop(split, None) if split is not None else None
+        stream = piece.tokens[piece.stored :] if piece is not None else []
+        while len(stream) < room:
+            following = next(numbered, None)
+            if following is None:
+                return
+            number, document = following
+            next_document = number + 1
+            if isinstance(document, Bad):
+                bad += 1
+            elif document:
+                piece = Piece(number, [*document, special.eos])
+                stream.extend(piece.tokens)
+        rows = torch.full((n_sequences, context), special.bos, dtype=torch.int32)
+        rows[:, 1:] = torch.tensor(stream[:room], dtype=torch.int32).view(n_sequences, context - 1)
+        rest = None
+        cut_off = len(stream) - room
+        if split is not None and piece is not None and len(piece.tokens) > room and cut_off > 1:  # 1 is its EOS
+            rest = Rest(document=piece.document, token=len(piece.tokens) - cut_off)
+            waiting[split] = Piece(piece.document, piece.tokens, rest.token)
+        yield PackedShard(tokens=rows, first_document=begun, next_document=next_document, rest=rest, bad_records=bad)

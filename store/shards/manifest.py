@@ -1,7 +1,7 @@
 """The manifest: what a store holds and how it was made. Replaced atomically, and checked against its schema when read."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
@@ -26,6 +26,11 @@ NORM_FILE = "norm.safetensors"
 Split = Literal["train", "heldout"]
 
 
+def split_of(shard: int, heldout_every: int) -> Split:
+    """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
+    return "heldout" if shard % heldout_every == 1 else "train"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +38,15 @@ class _Strict(BaseModel):
 def _hash_of(fields: dict) -> str:
     """32 hex digits of XXH3-128 over canonical JSON."""
     return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _without_none(fields: dict, names: tuple[str, ...]) -> dict:
+    """The fields without those of these names that are None."""
+    return {name: value for name, value in fields.items() if value is not None or name not in names}
+
+
+RECORDED_WHEN_SET = ("documents", "bad_records")
+"""Fields of a recipe that stand for an option whose default is not written."""
 
 
 class Recipe(_Strict):
@@ -63,6 +77,15 @@ class Recipe(_Strict):
     compute_dtype: Literal["bfloat16", "float32"]
     """Of the language model while it ran."""
     libraries: dict[str, str]
+    documents: Literal["lines", "file"] | None = None
+    """What is one document of a .txt file; None for a paragraph."""
+    bad_records: Literal["skip"] | None = None
+    """Whether records without a document were left out; None where they ended the harvest."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: Callable[["Recipe"], dict]) -> dict:
+        """Options that came later are written where they are set: the fingerprints of older stores stay."""
+        return _without_none(serialize(self), RECORDED_WHEN_SET)
 
     @property
     def torch_dtype(self) -> "torch.dtype":
@@ -93,12 +116,16 @@ class Recipe(_Strict):
 
     def split_of(self, shard: int) -> Split:
         """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
-        return "heldout" if shard % self.heldout_every == 1 else "train"
+        return split_of(shard, self.heldout_every)
 
     def differences(self, other: "Recipe") -> str:
         """The fields in which two recipes differ, as `name: mine != theirs`."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return "; ".join(f"{key}: {mine[key]!r} != {theirs[key]!r}" for key in mine if mine[key] != theirs[key])
+        lines = []
+        for name in type(self).model_fields:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                lines.append(f"{name}: {mine!r} != {theirs!r}")
+        return "; ".join(lines)
 
 
 class NormInfo(_Strict):
@@ -131,6 +158,14 @@ class Moments(_Strict):
         return sum(self.mean_square)
 
 
+class Rest(_Strict):
+    """Where a document that is longer than a shard was cut: the next shard of the same split goes on with it."""
+
+    document: int
+    token: int
+    """The first of its tokens that is not stored yet; its EOS counts as the last one."""
+
+
 class ShardEntry(_Strict):
     name: str
     split: Split
@@ -143,7 +178,26 @@ class ShardEntry(_Strict):
     n_sequences: int
     first_document: int
     next_document: int
-    """The document with which the next shard begins."""
+    """The first document that no shard up to this one holds any of."""
+    rest: Rest | None = None
+    """Of a document that is longer than a shard and that this shard's end cuts."""
+    bad_records: int | None = None
+    """Records among these documents that hold none and were left out, where there are some."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
+        """Keys that came later are written where they say something: older stores have none of them."""
+        return _without_none(serialize(self), ("rest", "bad_records"))
+
+
+def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:
+    """By split, the document that the next shard of this split goes on with, after these shards."""
+    rests: dict[Split, Rest] = {}
+    for shard in shards:
+        rests.pop(shard.split, None)
+        if shard.rest is not None:
+            rests[shard.split] = shard.rest
+    return rests
 
 
 class Manifest(_Strict):

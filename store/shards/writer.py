@@ -24,6 +24,7 @@ from store.shards.manifest import (
     NormInfo,
     Pending,
     Recipe,
+    Rest,
     ShardEntry,
     cure_of_manifest,
     load_manifest,
@@ -45,6 +46,10 @@ class ShardRows:
     """Each [n_sequences * context, width]."""
     first_document: int
     next_document: int
+    rest: Rest | None = None
+    """Of a document that is longer than a shard and that this shard's end cuts."""
+    bad_records: int = 0
+    """Records among these documents that hold none and were left out."""
 
 
 def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int) -> tuple[Tensor, int]:
@@ -207,6 +212,8 @@ class StoreWriter:
             n_sequences=len(rows.tokens),
             first_document=rows.first_document,
             next_document=rows.next_document,
+            rest=rows.rest,
+            bad_records=rows.bad_records or None,
         )
         pending = Pending(
             fingerprint=recipe.fingerprint,
