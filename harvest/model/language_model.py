@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from harvest.config import SITES
 from harvest.model import embedded
 from harvest.model.families import no_norm, recognise_norm
-from harvest.model.tokenizer import vocabulary_hash
+from harvest.model.tokenizer import check_ids, vocabulary_hash
 from store.devices import native_bfloat16
 from store.disk.files import hash_file
 from store.errors import Damaged, Refused
@@ -164,6 +164,7 @@ def load_model(
             f"the tokenizer of {name} knows {vocabulary} tokens and the model {rows}; put the tokenizer's files beside the "
             "weights"
         )
+    check_ids(tokenizer, rows, name)
     return LanguageModel(
         bridge=bridge,
         tokenizer=tokenizer,
