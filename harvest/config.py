@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, Layers, Options, Positive, Range, StoreOptions, StorePathOption
+from store.cli import Count, Layers, NotNegative, Options, Positive, Range, StoreOptions, StorePathOption
 from store.counts import ceil_div
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
@@ -81,6 +81,13 @@ class HarvestConfig(Options):
     """Split of the hub data set."""
     text_column: str = "text"
     """Column that holds the documents."""
+    tokens_column: str | None = None
+    """Column of token ids to read instead of text. They must be the model's own tokenizer's."""
+    tokenizer_hash: str | None = None
+    """Hash of the tokenizer that made the ids of --tokens-column. Without it the harvest ends and shows the model's."""
+    chat: str | None = None
+    """Column of messages (role, content) to read instead of text. The tokenizer's own template lays them out, its markers
+    as special tokens; in plain text such markers are read as characters."""
     documents: Literal["lines", "paragraphs", "file"] = "paragraphs"
     """What is one document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
     bad_records: Literal["refuse", "skip"] = "refuse"
@@ -98,6 +105,13 @@ class HarvestConfig(Options):
     (one being filled, one being written) and one layer's shard again while it is shuffled."""
     heldout_every: Annotated[int, Range(2)] = 20
     """One shard in this many is held out from training."""
+    exclude_first: NotNegative = 0
+    """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured."""
+    exclude_template: bool = False
+    """Do the same with the tokens of the chat template."""
+    exclude_norm: Annotated[float, Range(1, above=True)] | None = None
+    """Do the same with rows whose norm is above so many medians of their shard, and count them. Evaluation calls rows
+    above 5 outliers. Off when not given."""
     keep_shards: Positive | None = None
     """Keep at most this many training shards on disk: `train --follow` runs beside the harvest, and what it has trained on
     and saved is deleted. Held-out shards are kept. All shards are kept when not given."""
@@ -121,6 +135,7 @@ class HarvestConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_text()
         if len(set(self.layers)) != len(self.layers):
             raise Refused(f"layer is {self.layer}; give each layer once, counted from 0")
         wrong = [site for site in self.sites if site not in SITES]
@@ -139,6 +154,31 @@ class HarvestConfig(Options):
             raise Refused(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
         if self.shard_tokens is not None and self.shard_tokens % self.context:
             raise Refused(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
+
+    def _check_text(self) -> None:
+        if self.tokens_column is not None and self.chat is not None:
+            raise Refused(f"tokens_column is {self.tokens_column!r} and chat {self.chat!r}; give one of them")
+        if self.exclude_template and self.chat is None:
+            raise Refused("exclude_template is set, but only --chat lays text out by a template; give both or neither")
+        if self.exclude_first >= self.context:
+            raise Refused(f"exclude_first is {self.exclude_first}, and context {self.context}: no row would be kept")
+        if self.exclude_norm is not None and len(self.layers) > 1:
+            raise Refused(
+                f"exclude_norm is {self.exclude_norm} with layers {self.layers}, whose rows would no longer be alike; "
+                "harvest one layer at a time"
+            )
+
+    @property
+    def kind(self) -> Literal["text", "tokens", "chat"]:
+        """What the documents are."""
+        if self.tokens_column is not None:
+            return "tokens"
+        return "text" if self.chat is None else "chat"
+
+    @property
+    def column(self) -> str:
+        """The column that holds the documents."""
+        return self.tokens_column or self.chat or self.text_column
 
     @property
     def shard_sequences(self) -> int:
@@ -164,6 +204,11 @@ class HarvestConfig(Options):
         return {
             "documents": None if self.documents == "paragraphs" else self.documents,
             "bad_records": None if self.bad_records == "refuse" else self.bad_records,
+            "tokens_column": self.tokens_column,
+            "chat": self.chat,
+            "exclude_first": self.exclude_first or None,
+            "exclude_template": self.exclude_template or None,
+            "exclude_norm": self.exclude_norm,
         }
 
     @property

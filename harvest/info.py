@@ -110,9 +110,20 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
 
 
 def _left_out(manifest: Manifest) -> list[str]:
-    """How many records were left out, where some were."""
+    """A line for each kind of record or row that was left out, where some were."""
+    lines = []
     bad = sum(shard.bad_records or 0 for shard in manifest.shards)
-    return [f"  bad records      {bad:,} held no text and were left out"] if bad else []
+    if bad:
+        lines.append(f"  bad records      {bad:,} held no text and were left out")
+    recipe = manifest.recipe
+    if recipe.exclude_first is not None:
+        lines.append(f"  left out         the first {recipe.exclude_first} tokens of each row")
+    if recipe.exclude_template:
+        lines.append("  left out         the tokens of the chat template")
+    if recipe.exclude_norm is not None:
+        far = sum(shard.excluded_by_norm or 0 for shard in manifest.shards)
+        lines.append(f"  left out         {far:,} rows above {recipe.exclude_norm:g} median norms of {recipe.norm_site}")
+    return lines
 
 
 def _text(store: Store, decode: Callable[[list[int]], str] | str) -> list[str]:

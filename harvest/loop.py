@@ -19,15 +19,17 @@ from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.encode import template_hash
 from harvest.text.fit import fit_shards
-from harvest.text.stream import documents_from, packed_from
+from harvest.text.stream import check_tokenizer, documents_from, packed_from
 from harvest.text.tokens import PACKING, SpecialTokens, pack
 from store.counts import share
 from store.devices import resolve_device
 from store.errors import Refused
 from store.shards.formats import FORMATS
 from store.shards.manifest import Manifest, Recipe
-from store.shards.writer import ShardRows, StoreWriter
+from store.shards.rows import ShardRows
+from store.shards.writer import StoreWriter
 
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def recipe_of(
         dtype=config.dtype,
         compute_dtype=str(compute_dtype).removeprefix("torch."),  # type: ignore[arg-type]
         libraries={name: importlib.metadata.version(name) for name in libraries},
+        chat_template=None if config.chat is None else template_hash(model.tokenizer),
         **config.recorded_when_set,  # type: ignore[arg-type]
     )
 
@@ -110,6 +113,9 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
         config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
     )
     model.check_sites(config.sites)
+    check_tokenizer(config, model)
+    if config.chat is not None:
+        template_hash(model.tokenizer)  # refuses a tokenizer without a template
     layers = ", ".join(map(str, config.layers))
     log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.described)
     return corpus, model, dtype

@@ -19,10 +19,11 @@ from store.disk.lock import WRITER_LOCK, lock_of
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.shards.formats import writer_for
-from store.shards.manifest import RECORDED_WHEN_SET, Manifest, Recipe, ShardEntry, load_manifest
+from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import find_damage
+from store.shards.recipe import RECORDED_WHEN_SET, Recipe
 from store.shards.ring import present
-from store.shards.writer import shard_arrays
+from store.shards.rows import shard_arrays
 
 
 def repair(config: RepairConfig) -> str:
@@ -86,6 +87,7 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
         device=config.device,
         compute_dtype=recipe.compute_dtype,
         seed=recipe.seed,
+        tokenizer_hash=recipe.tokenizer_hash if recipe.tokens_column else None,
         **options_recorded(recipe),  # type: ignore[arg-type]
     )
 
@@ -108,7 +110,7 @@ def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus
     packed = next(packed_from(harvest, corpus, model, manifest.shards[:number]))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
         rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
-    arrays, _ = shard_arrays(rows, number, recipe, model.norm)
+    arrays, _, _ = shard_arrays(rows, number, recipe, model.norm)
     path = harvest.directory / shard.name
     with appearing_whole(path) as partial:
         written = writer_for(recipe.format)(partial, arrays)

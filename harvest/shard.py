@@ -11,7 +11,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
 from harvest.text.tokens import PackedShard
 from store.errors import Refused
-from store.shards.writer import ShardRows
+from store.shards.rows import ShardRows
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
 """The first of each is the sum of the others."""
@@ -88,6 +88,7 @@ def run_shard(
             next_document=packed.next_document,
             rest=packed.rest,
             bad_records=packed.bad_records,
+            template=packed.template,
         )
         for layer, sites in host.finish().items()
     }

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from harvest.config import HarvestConfig
 from harvest.text.files import values_of
 from harvest.text.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, READ, files_of, is_saved_data_set, kind_of, origin_of
-from harvest.text.records import Bad, Document, document_in, lacking
+from harvest.text.records import Bad, Document, Kind, document_in, lacking
 from store.errors import Damaged, Refused
 
 MIN_DOCSTRING = 200
@@ -51,10 +51,19 @@ class Corpus:
     """What one document of a text file is, in words."""
     skips_bad: bool = False
     """Whether bad records are left out; they keep their numbers."""
+    kind: Kind = "text"
+    """What its documents are."""
 
     @property
     def described(self) -> str:
         return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def damaged(self, number: int, reason: str) -> Damaged:
+        """The error that names a document which cannot be read."""
+        return Damaged(
+            f"document {number} of {self.name} cannot be read ({reason}); finished shards are kept: mend the file, leave "
+            "such records out with --bad-records skip, or choose another --dataset or --text-column"
+        )
 
 
 def open_corpus(config: HarvestConfig) -> Corpus:
@@ -98,10 +107,7 @@ def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.
             log.warning("the text broke off at document %d (%s); trying again in %.0f s", at, reason, pause)
             wait(pause)
         except (TypeError, ValueError) as error:  # a damaged or odd record: to try again would not help
-            raise Damaged(
-                f"document {at} of {corpus.name} cannot be read ({error}); finished shards are kept: mend the file, leave "
-                "such records out with --bad-records skip, or choose another --dataset or --text-column"
-            ) from None
+            raise corpus.damaged(at, str(error)) from None
 
 
 def docstrings() -> Iterator[str]:
@@ -151,7 +157,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
     if is_saved_data_set(path):
         rows = _saved(path, config.split)
-        column = config.text_column
+        column = config.column
         if column in rows.column_names:
             rows = rows.select_columns([column])  # others may hold images or sounds, which take long to decode
         return _corpus(str(path), revision, lambda start: _column(_from(rows, start), column), config)
@@ -159,7 +165,7 @@ def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
     unit = UNITS[config.documents] if any(kind_of(file) == "text" for file in files) else ""
 
     def values(start: int) -> Iterator[Any]:
-        return values_of(files, config.text_column, config.documents, start)
+        return values_of(files, config.column, config.documents, start)
 
     return _corpus(str(path), revision, values, config, unit)
 
@@ -184,7 +190,7 @@ def _open_hub(config: HarvestConfig) -> Corpus:
             return found.skip(start)
 
         label = name if config.subset is None else f"{name}:{config.subset}"
-        return _corpus(label, revision, lambda start: _column(load(start), config.text_column), config)
+        return _corpus(label, revision, lambda start: _column(load(start), config.column), config)
     except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise Refused(
             f"data set {name!r} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}); check the name "
@@ -211,9 +217,9 @@ def _corpus(
     """
 
     def documents(start: int) -> Iterator[Document | Bad]:
-        return (document_in(value, config.text_column) for value in values(start))
+        return (document_in(value, config.column, config.kind) for value in values(start))
 
-    corpus = Corpus(name, revision, documents, unit, config.bad_records == "skip")
+    corpus = Corpus(name, revision, documents, unit, config.bad_records == "skip", config.kind)
     try:
         first = next(documents(0), None)
     except ValueError as error:

@@ -6,16 +6,17 @@ from dataclasses import replace
 from itertools import islice
 
 from harvest.config import LEAST_SHARDS, HarvestConfig
+from harvest.text.encode import Marked
 from harvest.text.records import Bad
 from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.errors import Refused
-from store.shards.manifest import Split, split_of
+from store.shards.recipe import Split, split_of
 
 log = logging.getLogger(__name__)
 
 
 def fit_shards(
-    config: HarvestConfig, documents: Iterable[list[int] | Bad], special: SpecialTokens, text: str
+    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad], special: SpecialTokens, text: str
 ) -> HarvestConfig:
     """The options with a shard size at which the text fills ten shards, or a held-out one where a size was given.
 
@@ -24,9 +25,9 @@ def fit_shards(
     documents: token ids of each, from the first on.
     text: the name of the text and what its documents are, for messages.
     """
-    held: list[list[int] | Bad] = []
+    held: list[list[int] | Marked | Bad] = []
 
-    def held_documents() -> Iterator[list[int] | Bad]:
+    def held_documents() -> Iterator[list[int] | Marked | Bad]:
         for document in documents:
             held.append(document)
             yield document
@@ -53,7 +54,7 @@ def fit_shards(
 
 
 def _packed(
-    config: HarvestConfig, documents: Iterable[list[int] | Bad], special: SpecialTokens, sequences: int
+    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad], special: SpecialTokens, sequences: int
 ) -> Iterator[PackedShard]:
     sides: Callable[[int], Split] = lambda number: split_of(number, config.heldout_every)  # noqa: E731
     return pack(documents, 0, special, sequences, config.context, split_of=sides)
@@ -64,7 +65,7 @@ def _reaches(shards: Iterator[PackedShard], least: int) -> bool:
 
 
 def _refuse_without_heldout(
-    config: HarvestConfig, shards: Iterator[PackedShard], held: list[list[int] | Bad], text: str
+    config: HarvestConfig, shards: Iterator[PackedShard], held: list[list[int] | Marked | Bad], text: str
 ) -> None:
     """Refused unless there is a shard to train on and the next one, which is held out."""
     found = sum(1 for _ in islice(shards, 2))
@@ -78,11 +79,11 @@ def _refuse_without_heldout(
     )
 
 
-def tokens_of(held: list[list[int] | Bad]) -> int:
+def tokens_of(held: list[list[int] | Marked | Bad]) -> int:
     """Tokens of the documents, an EOS each included."""
     return sum(len(document) + 1 for document in held if not isinstance(document, Bad) and document)
 
 
-def some_documents(held: list[list[int] | Bad]) -> str:
+def some_documents(held: list[list[int] | Marked | Bad]) -> str:
     """How many documents that is, in words."""
     return f"{len(held):,} document{'s' * (len(held) != 1)}"

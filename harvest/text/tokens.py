@@ -1,16 +1,18 @@
 """Packing: documents -> shards of token rows, each row beginning with BOS, no BOS elsewhere."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from harvest.text.encode import Marked, conversation, ids_of
 from harvest.text.records import Bad, Document
 from store.errors import Refused
-from store.shards.manifest import Rest, Split
+from store.shards.manifest import Rest
+from store.shards.recipe import Split
 
 PACKING = "bos-rows; documents joined by eos; a shard begins with a new document"
 DOCUMENTS_AT_ONCE = 64
@@ -28,6 +30,8 @@ class PackedShard:
     """Of a document that is longer than a shard and that this shard's end cuts."""
     bad_records: int = 0
     """Records among these documents that hold none and were left out."""
+    template: Tensor | None = None
+    """int32 [n_sequences, context]: 1 at tokens that a chat template put around the messages; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +51,32 @@ class SpecialTokens:
         return cls(bos=int(bos), eos=int(eos), excluded=tuple(sorted(found)))
 
 
-def tokenize(documents: Iterable[Document | Bad], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int] | Bad]:
-    """Token ids of each document, none of them special: `<bos>` written in a text is text. Bad records as they are."""
+def tokenize(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Token ids of each text, none of them special: `<bos>` written in a text is text."""
+    iterator = iter(texts)
+    while some := list(islice(iterator, DOCUMENTS_AT_ONCE)):
+        yield from tokenizer(some, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def encode(
+    documents: Iterable[Document | Bad], tokenizer: PreTrainedTokenizerBase, n_ids: int = 0
+) -> Iterator[list[int] | Marked | Bad]:
+    """Token ids of each document; bad records as they are. In a conversation the template's markers are special tokens.
+
+    n_ids: ids that tokenizer and model both know; a text's need no check.
+    """
     iterator = iter(documents)
     while some := list(islice(iterator, DOCUMENTS_AT_ONCE)):
-        texts = ["" if isinstance(document, Bad) else document for document in some]
-        encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        for document, ids in zip(some, encoded, strict=True):
-            yield document if isinstance(document, Bad) else ids
+        texts = [document if isinstance(document, str) else "" for document in some]
+        for document, ids in zip(some, tokenize(texts, tokenizer), strict=True):
+            if isinstance(document, str):
+                yield ids
+            elif isinstance(document, Bad):
+                yield document
+            elif document and isinstance(document[0], dict):
+                yield conversation(document, tokenizer, n_ids)
+            else:
+                yield ids_of(document, tokenizer, n_ids)
 
 
 @dataclass(frozen=True)
@@ -64,10 +86,22 @@ class Piece:
     document: int
     tokens: list[int]
     stored: int = 0
+    template: list[bool] | None = None
+    """Which tokens a chat template put around the messages; None for none of them."""
+
+    @property
+    def marks(self) -> list[bool]:
+        return self.template or [False] * len(self.tokens)
+
+    @classmethod
+    def of(cls, document: int, encoded: list[int] | Marked, eos: int, stored: int = 0) -> "Piece":
+        if isinstance(encoded, Marked):
+            return cls(document, [*encoded.ids, eos], stored, [*encoded.template, False])
+        return cls(document, [*encoded, eos], stored)
 
 
 def pack(
-    documents: Iterable[list[int] | Bad],
+    documents: Iterable[list[int] | Marked | Bad],
     first_document: int,
     special: SpecialTokens,
     n_sequences: int,
@@ -97,8 +131,9 @@ def pack(
         split = split_of(shard) if split_of is not None else None
         begun, bad = next_document, 0
         piece = waiting.pop(split, None) if split is not None else None
-        stream = piece.tokens[piece.stored :] if piece is not None else []
-        while len(stream) < room:
+        laid = [piece] if piece is not None else []
+        n_tokens = sum(len(each.tokens) - each.stored for each in laid)
+        while n_tokens < room:
             following = next(numbered, None)
             if following is None:
                 return
@@ -107,13 +142,33 @@ def pack(
             if isinstance(document, Bad):
                 bad += 1
             elif document:
-                piece = Piece(number, [*document, special.eos])
-                stream.extend(piece.tokens)
-        rows = torch.full((n_sequences, context), special.bos, dtype=torch.int32)
-        rows[:, 1:] = torch.tensor(stream[:room], dtype=torch.int32).view(n_sequences, context - 1)
+                piece = Piece.of(number, document, special.eos)
+                laid.append(piece)
+                n_tokens += len(piece.tokens)
         rest = None
-        cut_off = len(stream) - room
+        cut_off = n_tokens - room
         if split is not None and piece is not None and len(piece.tokens) > room and cut_off > 1:  # 1 is its EOS
             rest = Rest(document=piece.document, token=len(piece.tokens) - cut_off)
-            waiting[split] = Piece(piece.document, piece.tokens, rest.token)
-        yield PackedShard(tokens=rows, first_document=begun, next_document=next_document, rest=rest, bad_records=bad)
+            waiting[split] = replace(piece, stored=rest.token)
+        rows = _rows([each.tokens[each.stored :] for each in laid], special.bos, n_sequences, context)
+        marks = None
+        if any(each.template is not None for each in laid):
+            marks = _rows(
+                [(each.template or [0] * len(each.tokens))[each.stored :] for each in laid], 0, n_sequences, context
+            )
+        yield PackedShard(
+            tokens=rows,
+            first_document=begun,
+            next_document=next_document,
+            rest=rest,
+            bad_records=bad,
+            template=marks,
+        )
+
+
+def _rows(pieces: Iterable[Sequence[int]], first: int, n_sequences: int, context: int) -> Tensor:
+    """Rows that begin with `first` and go on with the pieces, one after the other, up to the last row's end."""
+    rows = torch.full((n_sequences, context), first, dtype=torch.int32)
+    stream = list(islice(chain.from_iterable(pieces), n_sequences * (context - 1)))
+    rows[:, 1:] = torch.tensor(stream, dtype=torch.int32).view(n_sequences, context - 1)
+    return rows

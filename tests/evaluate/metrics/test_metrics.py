@@ -10,7 +10,8 @@ from evaluate.metrics.redundancy import redundancy
 from evaluate.metrics.results import METRICS, density_histogram, evaluate, percentiles
 from evaluate.rows import places, rows_in_order
 from store.shards.reader import Store, open_store
-from store.shards.writer import ShardRows, StoreWriter
+from store.shards.rows import ShardRows
+from store.shards.writer import StoreWriter
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.metrics.making import dense_metrics
 from tests.making import BOS, EOS, make_norm, make_recipe, make_rows, make_store

@@ -176,8 +176,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path, suffix, write):
     [
         ("null", "null where text is wanted: --bad-records skip leaves such records out"),
         ("3", r"a number \(3\) where text is wanted"),
-        ("[1, 2]", "a list of token ids where text is wanted"),
-        ('[{"role": "user", "content": "hi"}]', "a list of messages where text is wanted"),
+        ("[1, 2]", "a list of token ids where text is wanted: read it with --tokens-column text"),
+        ('[{"role": "user", "content": "hi"}]', "a list of messages where text is wanted: read it with --chat text"),
+        ('[{"role": "user", "content": null}]', "a list where text is wanted: choose another --text-column"),
         ('["a"]', "a list where text is wanted"),
         ('{"a": 1}', "an object where text is wanted"),
     ],

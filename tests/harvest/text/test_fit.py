@@ -64,7 +64,7 @@ def small(config, tmp_path) -> HarvestConfig:
     return replace(config, dataset=str(path), documents="lines", shard_tokens=None, tokens=16_384_000, heldout_every=20)
 
 
-def test_a_small_text_is_harvested_whole_with_some_held_out_and_the_same_command_is_then_finished(small, monkeypatch):
+def test_a_small_text_is_harvested_whole_with_some_held_out_and_is_then_finished(small, monkeypatch):
     (manifest,) = harvest(small)
     assert manifest.exhausted
     assert 10 <= len(manifest.shards) <= 12
@@ -83,7 +83,7 @@ def test_a_store_of_small_shards_is_extended_with_shards_of_its_size(small, tmp_
     assert store_files(small.directory) == store_files(tmp_path / "whole")
 
 
-def test_lines_taken_for_one_paragraph_are_refused_before_the_model_runs_and_leave_nothing(small, monkeypatch):
+def test_lines_taken_for_one_paragraph_are_refused_before_the_model_runs(small, monkeypatch):
     monkeypatch.setattr(LanguageModel, "run_layers", lambda *args: pytest.fail("ran"))
     with pytest.raises(Refused, match=r"words\.txt \(a document is a paragraph.*--documents lines.*its 1 document"):
         harvest(replace(small, documents="paragraphs"))
