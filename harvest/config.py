@@ -71,7 +71,9 @@ class HarvestConfig(Options):
     """What to cache of the layer: any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, with commas."""
     dataset: str = "HuggingFaceFW/fineweb-edu"
     """Hub data set (streamed); a .txt, .jsonl, .json, .csv, .parquet or .arrow file, also .gz or .zst; a folder or a quoted
-    glob of them; a folder of save_to_disk; or pip:docstrings (documentation of installed packages)."""
+    glob of them; a folder of save_to_disk; or pip:docstrings (documentation of installed packages). Several are mixed by
+    weight, a:0.7,b:0.3: shares of the documents, in an order that never changes, until one of them ends. --subset, --split,
+    --dataset-revision and --text-column then take one value for all, or one for each, with commas."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the hub data set; the newest when not given. To extend a store whose data set has changed
     since, give the commit that its manifest records."""
@@ -92,6 +94,8 @@ class HarvestConfig(Options):
     """What is one document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
     bad_records: Literal["refuse", "skip"] = "refuse"
     """A record without a document (null, a number, broken JSON) ends the harvest, or is left out and counted."""
+    drop_repeats: bool = False
+    """Leave out documents that equal an earlier one, and count them. A harvest that is continued reads earlier text too."""
     tokens: Count = 16_384_000
     """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
     context: Annotated[int, Range(2)] = 128
@@ -204,6 +208,7 @@ class HarvestConfig(Options):
         return {
             "documents": None if self.documents == "paragraphs" else self.documents,
             "bad_records": None if self.bad_records == "refuse" else self.bad_records,
+            "drop_repeats": self.drop_repeats or None,
             "tokens_column": self.tokens_column,
             "chat": self.chat,
             "exclude_first": self.exclude_first or None,

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from harvest.shard import check_finite, run_shard
 from harvest.text.corpus import Corpus, open_corpus
 from harvest.text.encode import template_hash
 from harvest.text.fit import fit_shards
+from harvest.text.repeats import without_repeats
 from harvest.text.stream import check_tokenizer, documents_from, packed_from
 from harvest.text.tokens import PACKING, SpecialTokens, pack
 from store.counts import share
@@ -28,6 +30,8 @@ from store.devices import resolve_device
 from store.errors import Refused
 from store.shards.formats import FORMATS
 from store.shards.manifest import Manifest, Recipe
+from store.shards.reader import open_store
+from store.shards.repeats import find_repeats
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 
@@ -94,6 +98,7 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
             _wait_for_ranks(writers, n_shards, ring)
             if ring is None or not ring.finished:
                 _note_the_end(config, writers, n_shards)
+            _note_repeats(config)
         return [writer.manifest for writer in writers.values()]
 
 
@@ -109,6 +114,8 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     device = resolve_device(rank.device(str(resolve_device(config.device))))
     dtype = resolve_compute_dtype(config.compute_dtype, device)
     corpus = open_corpus(config)
+    if config.drop_repeats:
+        corpus = without_repeats(corpus)
     model = load_model(
         config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
     )
@@ -207,6 +214,20 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
         log.warning("the text ended after %s of the %s tokens asked for, and the store with it", found, asked)
         for writer in writers.values():
             writer.mark_exhausted()
+
+
+def _note_repeats(config: HarvestConfig) -> None:
+    """Warns of documents on both sides of the split; a store at a URL is not read again for that."""
+    directory = next(iter(config.directories.values()))
+    if isinstance(directory, Path):
+        found = find_repeats(open_store(directory))
+        if found.repeated:
+            log.warning(
+                "%d of %d held-out documents are training documents too: held-out figures will flatter; --drop-repeats "
+                "leaves repeats out",
+                found.repeated,
+                found.heldout,
+            )
 
 
 def plan(config: HarvestConfig) -> str:

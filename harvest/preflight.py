@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harvest.config import HarvestConfig
 from harvest.ranks import Rank
-from harvest.text.origin import origin_of
+from harvest.text.origin import name_of, origin_of
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
@@ -92,10 +92,9 @@ def _refuse_another(config: HarvestConfig, layer: int, origin: tuple[str, str] |
     }
     asked |= config.recorded_when_set
     asked |= {"layer": layer, "format": config.shard_format, "dataset_split": config.split}
-    if origin is None:
-        asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
-    else:
-        asked["dataset"], asked["dataset_revision"] = origin
+    asked["dataset"] = name_of(config)
+    if origin is not None:
+        asked["dataset_revision"] = origin[1]
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype
     different = [

@@ -11,7 +11,9 @@ from harvest.model.language_model import load_model
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.text.corpus import Corpus, open_corpus
-from harvest.text.origin import is_on_this_machine
+from harvest.text.mix import is_mix
+from harvest.text.origin import AND, is_on_this_machine
+from harvest.text.repeats import without_repeats
 from harvest.text.stream import packed_from
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
@@ -46,6 +48,8 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
     writer_for(recipe.format)  # refuses a format that is only read
     harvest = harvest_config(config, manifest)
     corpus = open_corpus(harvest)
+    if harvest.drop_repeats:
+        corpus = without_repeats(corpus)
     device = resolve_device(config.device)
     model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision_on_hub(manifest))
     now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
@@ -60,11 +64,7 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     """The options with which the store was harvested."""
     recipe = manifest.recipe
-    local = is_on_this_machine(recipe.dataset)
-    dataset, subset, revision = recipe.dataset, None, None
-    if not local:
-        dataset, _, named = recipe.dataset.partition(":")
-        subset, revision = named or None, recipe.dataset_revision
+    dataset, subset, revision = _data_set(recipe.dataset, recipe.dataset_revision)
     shard_format, _, compression = recipe.format.partition("-")
     return HarvestConfig(
         model=recipe.model,
@@ -90,6 +90,21 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
         tokenizer_hash=recipe.tokenizer_hash if recipe.tokens_column else None,
         **options_recorded(recipe),  # type: ignore[arg-type]
     )
+
+
+def _data_set(name: str, revision: str) -> tuple[str, str | None, str | None]:
+    """The options dataset, subset and dataset_revision by the name and revision that a recipe has."""
+    if is_on_this_machine(name):
+        return name, None, None
+    if not is_mix(name):
+        dataset, _, subset = name.partition(":")
+        return dataset, subset or None, revision
+    parts = [part.rpartition(":") for part in name.split(",")]
+    sets = [_data_set(own, at) for (own, _, _), at in zip(parts, revision.split(AND), strict=True)]
+    datasets = [f"{dataset}:{weight}" for (dataset, _, _), (_, _, weight) in zip(sets, parts, strict=True)]
+    subsets = [subset or "" for _, subset, _ in sets]
+    revisions = [at or "" for _, _, at in sets]
+    return ",".join(datasets), ",".join(subsets), ",".join(revisions)
 
 
 def options_recorded(recipe: Recipe) -> dict[str, object]:

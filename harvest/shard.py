@@ -88,6 +88,7 @@ def run_shard(
             next_document=packed.next_document,
             rest=packed.rest,
             bad_records=packed.bad_records,
+            repeats=packed.repeats,
             template=packed.template,
         )
         for layer, sites in host.finish().items()

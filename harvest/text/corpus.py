@@ -20,8 +20,19 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from harvest.config import HarvestConfig
 from harvest.text.files import values_of
-from harvest.text.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, READ, files_of, is_saved_data_set, kind_of, origin_of
-from harvest.text.records import Bad, Document, Kind, document_in, lacking
+from harvest.text.mix import is_mix, mixed, period_of, sets_of
+from harvest.text.origin import (
+    AND,
+    DOCSTRINGS,
+    DOCUMENTED_PACKAGES,
+    READ,
+    files_of,
+    is_saved_data_set,
+    kind_of,
+    name_of,
+    origin_of,
+)
+from harvest.text.records import Bad, Document, Kind, Repeat, document_in, lacking
 from store.errors import Damaged, Refused
 
 MIN_DOCSTRING = 200
@@ -45,8 +56,8 @@ class Corpus:
     name: str
     revision: str
     """Changes whenever the documents may: a commit, a hash of the file, package versions."""
-    documents: Callable[[int], Iterator[Document | Bad]]
-    """The documents from the given number on; Bad in the place of a record that holds none."""
+    documents: Callable[[int], Iterator[Document | Bad | Repeat]]
+    """The documents from the given number on; Bad in the place of a record that holds none, Repeat of one left out."""
     unit: str = ""
     """What one document of a text file is, in words."""
     skips_bad: bool = False
@@ -68,6 +79,8 @@ class Corpus:
 
 def open_corpus(config: HarvestConfig) -> Corpus:
     """The corpus that a configuration names. Refused when it is missing or has no such text column."""
+    if is_mix(config.dataset):
+        return _open_mix(config)
     origin = origin_of(config)
     if origin is None:
         return _open_hub(config)
@@ -77,7 +90,7 @@ def open_corpus(config: HarvestConfig) -> Corpus:
     return _open_local(Path(name), revision, config)
 
 
-def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[Document | Bad]:
+def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[Document | Bad | Repeat]:
     """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
 
     ValueError after RETRIES attempts in a row without a document. Damaged, naming the document, for a bad record, unless
@@ -154,6 +167,23 @@ def _docstrings_of(path: Path) -> Iterator[str]:
                 yield text
 
 
+def _open_mix(config: HarvestConfig) -> Corpus:
+    """Several corpora as one, which ends when one of them does."""
+    sets = sets_of(config)
+    weights = tuple(weight for _, weight in sets)
+    period_of(weights)  # refuses weights with too many digits
+    corpora = [open_corpus(part) for part, _ in sets]
+    streams = [corpus.documents for corpus in corpora]
+    return Corpus(
+        name_of(config),
+        AND.join(corpus.revision for corpus in corpora),
+        lambda start: mixed(streams, weights, start),
+        next((corpus.unit for corpus in corpora if corpus.unit), ""),
+        config.bad_records == "skip",
+        config.kind,
+    )
+
+
 def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
     if is_saved_data_set(path):
         rows = _saved(path, config.split)
@@ -189,8 +219,7 @@ def _open_hub(config: HarvestConfig) -> Corpus:
             found = datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
             return found.skip(start)
 
-        label = name if config.subset is None else f"{name}:{config.subset}"
-        return _corpus(label, revision, lambda start: _column(load(start), config.column), config)
+        return _corpus(name_of(config), revision, lambda start: _column(load(start), config.column), config)
     except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise Refused(
             f"data set {name!r} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}); check the name "
@@ -216,7 +245,7 @@ def _corpus(
     Damaged when the first record cannot be read, Refused when it holds no document and bad records are not skipped.
     """
 
-    def documents(start: int) -> Iterator[Document | Bad]:
+    def documents(start: int) -> Iterator[Document | Bad | Repeat]:
         return (document_in(value, config.column, config.kind) for value in values(start))
 
     corpus = Corpus(name, revision, documents, unit, config.bad_records == "skip", config.kind)

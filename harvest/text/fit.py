@@ -7,7 +7,7 @@ from itertools import islice
 
 from harvest.config import LEAST_SHARDS, HarvestConfig
 from harvest.text.encode import Marked
-from harvest.text.records import Bad
+from harvest.text.records import Bad, Repeat
 from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.errors import Refused
 from store.shards.recipe import Split, split_of
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_shards(
-    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad], special: SpecialTokens, text: str
+    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad | Repeat], special: SpecialTokens, text: str
 ) -> HarvestConfig:
     """The options with a shard size at which the text fills ten shards, or a held-out one where a size was given.
 
@@ -25,9 +25,9 @@ def fit_shards(
     documents: token ids of each, from the first on.
     text: the name of the text and what its documents are, for messages.
     """
-    held: list[list[int] | Marked | Bad] = []
+    held: list[list[int] | Marked | Bad | Repeat] = []
 
-    def held_documents() -> Iterator[list[int] | Marked | Bad]:
+    def held_documents() -> Iterator[list[int] | Marked | Bad | Repeat]:
         for document in documents:
             held.append(document)
             yield document
@@ -54,7 +54,7 @@ def fit_shards(
 
 
 def _packed(
-    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad], special: SpecialTokens, sequences: int
+    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad | Repeat], special: SpecialTokens, sequences: int
 ) -> Iterator[PackedShard]:
     sides: Callable[[int], Split] = lambda number: split_of(number, config.heldout_every)  # noqa: E731
     return pack(documents, 0, special, sequences, config.context, split_of=sides)
@@ -65,7 +65,7 @@ def _reaches(shards: Iterator[PackedShard], least: int) -> bool:
 
 
 def _refuse_without_heldout(
-    config: HarvestConfig, shards: Iterator[PackedShard], held: list[list[int] | Marked | Bad], text: str
+    config: HarvestConfig, shards: Iterator[PackedShard], held: list[list[int] | Marked | Bad | Repeat], text: str
 ) -> None:
     """Refused unless there is a shard to train on and the next one, which is held out."""
     found = sum(1 for _ in islice(shards, 2))
@@ -79,11 +79,11 @@ def _refuse_without_heldout(
     )
 
 
-def tokens_of(held: list[list[int] | Marked | Bad]) -> int:
+def tokens_of(held: list[list[int] | Marked | Bad | Repeat]) -> int:
     """Tokens of the documents, an EOS each included."""
-    return sum(len(document) + 1 for document in held if not isinstance(document, Bad) and document)
+    return sum(len(document) + 1 for document in held if not isinstance(document, Bad | Repeat) and document)
 
 
-def some_documents(held: list[list[int] | Marked | Bad]) -> str:
+def some_documents(held: list[list[int] | Marked | Bad | Repeat]) -> str:
     """How many documents that is, in words."""
     return f"{len(held):,} document{'s' * (len(held) != 1)}"

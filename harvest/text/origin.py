@@ -8,6 +8,7 @@ from pathlib import Path
 import xxhash
 
 from harvest.config import HarvestConfig
+from harvest.text.mix import is_mix, sets_of
 from store.disk.files import hash_file
 from store.errors import Refused
 
@@ -18,6 +19,10 @@ KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".par
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffixes that may follow those of KINDS."""
 READ = ".txt .jsonl .json .csv .parquet .arrow files, also as .gz or .zst, folders of them, and globs like 'texts/*.txt'"
+
+
+AND = " + "
+"""Joins the revisions of a mix."""
 
 
 def compression_of(path: Path) -> str | None:
@@ -54,11 +59,26 @@ def is_on_this_machine(dataset: str) -> bool:
     return dataset == DOCSTRINGS or is_local(dataset)
 
 
+def name_of(config: HarvestConfig) -> str:
+    """What a manifest calls the data set: with its configuration on the hub, a mix with its weights."""
+    if is_mix(config.dataset):
+        return ",".join(f"{name_of(part)}:{weight}" for part, weight in sets_of(config))
+    if config.dataset.startswith("pip:"):
+        return config.dataset
+    if is_local(config.dataset):
+        return str(Path(config.dataset).expanduser())
+    return config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
+
+
 def origin_of(config: HarvestConfig) -> tuple[str, str] | None:
     """Name and revision of the embedded text or of local files; None for a data set of the hub, which must be asked.
 
     Refused when there are no such files, or empty ones, or when no embedded text has this name.
     """
+    if is_mix(config.dataset):
+        origins = [origin_of(part) for part, _ in sets_of(config)]
+        revisions = [origin[1] for origin in origins if origin is not None]
+        return (name_of(config), AND.join(revisions)) if len(revisions) == len(origins) else None
     if config.dataset.startswith("pip:"):
         if config.dataset != DOCSTRINGS:
             raise Refused(f"unknown embedded text {config.dataset!r}; the only one is {DOCSTRINGS}")
@@ -66,8 +86,7 @@ def origin_of(config: HarvestConfig) -> tuple[str, str] | None:
     if not is_local(config.dataset):
         return None
     path = Path(config.dataset).expanduser()
-    files = files_of(path)
-    return str(path), _revision_of(path, files)
+    return name_of(config), _revision_of(path, files_of(path))
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -24,6 +24,11 @@ class Bad:
         return f"{self.reason}: {self.cure}" if self.cure else self.reason
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """In the place of a document that an earlier one equals."""
+
+
 def lacking(column: str, columns: Iterable[Any]) -> Bad:
     """A record without the column; it names those that it has."""
     return Bad(f"it has no text column {column!r}; it has {sorted(map(str, columns))}", "choose with --text-column")

@@ -6,14 +6,14 @@ from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
 from harvest.text.corpus import Corpus, resuming
 from harvest.text.encode import Marked
-from harvest.text.records import Bad
+from harvest.text.records import Bad, Repeat
 from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack
 from store.errors import Refused
 from store.shards.manifest import Rest, ShardEntry, rests_after
 from store.shards.recipe import Split, split_of
 
 
-def documents_from(corpus: Corpus, model: LanguageModel, start: int) -> Iterator[list[int] | Marked | Bad]:
+def documents_from(corpus: Corpus, model: LanguageModel, start: int) -> Iterator[list[int] | Marked | Bad | Repeat]:
     """Token ids of the documents from a number on. Damaged for a bad record, unless the corpus skips them."""
     n_ids = 0 if corpus.kind == "text" else known_ids(model)
     for number, document in enumerate(encode(resuming(corpus, start), model.tokenizer, n_ids), start):
@@ -44,7 +44,7 @@ def pieces_of(corpus: Corpus, model: LanguageModel, rests: Mapping[Split, Rest])
     pieces = {}
     for split, rest in rests.items():
         document = next(documents_from(corpus, model, rest.document))
-        assert not isinstance(document, Bad)
+        assert not isinstance(document, Bad | Repeat)
         pieces[split] = Piece.of(rest.document, document, eos, rest.token)
     return pieces
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harvest.text.encode import Marked, conversation, ids_of
-from harvest.text.records import Bad, Document
+from harvest.text.records import Bad, Document, Repeat
 from store.errors import Refused
 from store.shards.manifest import Rest
 from store.shards.recipe import Split
@@ -30,6 +30,8 @@ class PackedShard:
     """Of a document that is longer than a shard and that this shard's end cuts."""
     bad_records: int = 0
     """Records among these documents that hold none and were left out."""
+    repeats: int = 0
+    """Those of them that repeat an earlier one and were left out."""
     template: Tensor | None = None
     """int32 [n_sequences, context]: 1 at tokens that a chat template put around the messages; None where there is none."""
 
@@ -59,8 +61,8 @@ def tokenize(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 
 def encode(
-    documents: Iterable[Document | Bad], tokenizer: PreTrainedTokenizerBase, n_ids: int = 0
-) -> Iterator[list[int] | Marked | Bad]:
+    documents: Iterable[Document | Bad | Repeat], tokenizer: PreTrainedTokenizerBase, n_ids: int = 0
+) -> Iterator[list[int] | Marked | Bad | Repeat]:
     """Token ids of each document; bad records as they are. In a conversation the template's markers are special tokens.
 
     n_ids: ids that tokenizer and model both know; a text's need no check.
@@ -71,7 +73,7 @@ def encode(
         for document, ids in zip(some, tokenize(texts, tokenizer), strict=True):
             if isinstance(document, str):
                 yield ids
-            elif isinstance(document, Bad):
+            elif isinstance(document, Bad | Repeat):
                 yield document
             elif document and isinstance(document[0], dict):
                 yield conversation(document, tokenizer, n_ids)
@@ -101,7 +103,7 @@ class Piece:
 
 
 def pack(
-    documents: Iterable[list[int] | Marked | Bad],
+    documents: Iterable[list[int] | Marked | Bad | Repeat],
     first_document: int,
     special: SpecialTokens,
     n_sequences: int,
@@ -129,7 +131,8 @@ def pack(
     waiting = dict(cut or {})
     for shard in count(first_shard):
         split = split_of(shard) if split_of is not None else None
-        begun, bad = next_document, 0
+        begun = next_document
+        bad = repeats = 0
         piece = waiting.pop(split, None) if split is not None else None
         laid = [piece] if piece is not None else []
         n_tokens = sum(len(each.tokens) - each.stored for each in laid)
@@ -141,6 +144,8 @@ def pack(
             next_document = number + 1
             if isinstance(document, Bad):
                 bad += 1
+            elif isinstance(document, Repeat):
+                repeats += 1
             elif document:
                 piece = Piece.of(number, document, special.eos)
                 laid.append(piece)
@@ -162,6 +167,7 @@ def pack(
             next_document=next_document,
             rest=rest,
             bad_records=bad,
+            repeats=repeats,
             template=marks,
         )
 

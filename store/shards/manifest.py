@@ -75,13 +75,15 @@ class ShardEntry(Strict):
     """Of a document that is longer than a shard and that this shard's end cuts."""
     bad_records: int | None = None
     """Records among these documents that hold none and were left out, where there are some."""
+    repeats: int | None = None
+    """Those of them that repeat an earlier one and were left out, where there are some."""
     excluded_by_norm: int | None = None
     """Rows that are not kept for their norm alone, where the recipe asks for it."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
         """Keys that came later are written where they say something: older stores have none of them."""
-        return without_none(serialize(self), ("rest", "bad_records", "excluded_by_norm"))
+        return without_none(serialize(self), ("rest", "bad_records", "repeats", "excluded_by_norm"))
 
 
 def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:

@@ -35,6 +35,7 @@ def without_none(fields: dict, names: tuple[str, ...]) -> dict:
 RECORDED_WHEN_SET = (
     "documents",
     "bad_records",
+    "drop_repeats",
     "tokens_column",
     "chat",
     "exclude_first",
@@ -76,6 +77,8 @@ class Recipe(Strict):
     """What is one document of a .txt file; None for a paragraph."""
     bad_records: Literal["skip"] | None = None
     """Whether records without a document were left out; None where they ended the harvest."""
+    drop_repeats: Literal[True] | None = None
+    """Whether documents that equal an earlier one were left out."""
     tokens_column: str | None = None
     """Column of token ids, where the documents are not text."""
     chat: str | None = None

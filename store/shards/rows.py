@@ -25,6 +25,8 @@ class ShardRows:
     """Of a document that is longer than a shard and that this shard's end cuts."""
     bad_records: int = 0
     """Records among these documents that hold none and were left out."""
+    repeats: int = 0
+    """Those of them that repeat an earlier one and were left out."""
     template: Tensor | None = None
     """int32 [n_sequences, context]: 1 at tokens that a chat template put around the messages; None where there is none."""
 

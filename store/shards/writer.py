@@ -178,6 +178,7 @@ class StoreWriter:
             next_document=rows.next_document,
             rest=rows.rest,
             bad_records=rows.bad_records or None,
+            repeats=rows.repeats or None,
             excluded_by_norm=None if recipe.exclude_norm is None else far,
         )
         pending = Pending(
