@@ -110,7 +110,8 @@ class HarvestConfig(Options):
     heldout_every: Annotated[int, Range(2)] = 20
     """One shard in this many is held out from training."""
     exclude_first: NotNegative = 0
-    """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured."""
+    """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured. With 0
+    that is BOS alone."""
     exclude_template: bool = False
     """Do the same with the tokens of the chat template."""
     exclude_norm: Annotated[float, Range(1, above=True)] | None = None

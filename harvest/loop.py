@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from harvest.config import HarvestConfig
+from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.model.language_model import LanguageModel, load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
 from harvest.pool import Lanes
@@ -35,6 +35,7 @@ from store.shards.repeats import find_repeats
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 
+MANY_SHARDS = 2000
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,14 @@ def _fill(
     first = len(shortest.shards)
     if first:
         log.info("continuing after %d finished shards of %d", first, config.n_shards)
+        if config.n_shards > MANY_SHARDS and config.tokens_a_shard < MOST_SHARD_TOKENS:
+            size = config.tokens_a_shard
+            log.warning(
+                "this store was begun small: it will have %s shards of %s tokens each, which are slow to read; another "
+                "STORE would have fewer, larger ones",
+                f"{config.n_shards:,}",
+                f"{size:,}",
+            )
     stream = packed_from(config, corpus, model, shortest.shards)
     number = first - 1
     lanes = Lanes(model)

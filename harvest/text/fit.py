@@ -47,8 +47,8 @@ def fit_shards(
             return replace(config, shard_tokens=size)
         sequences = sequences * 9 // 10
     raise Refused(
-        f"{text} is too short: its {some_documents(held)} of {n_tokens:,} tokens do not fill {LEAST_SHARDS} shards, even "
-        f"of one sequence of {config.context} tokens, since no document lies on both sides of the split; give more text or "
+        f"{text} is too short for {LEAST_SHARDS} shards, even of one sequence of {config.context} tokens: it has "
+        f"{some_documents(held)}, {n_tokens:,} tokens, and no document lies on both sides of the split; give more text or "
         "more documents, or a smaller --context"
     )
 
@@ -74,7 +74,7 @@ def _refuse_without_heldout(
     lacking = "it does not fill one shard" if found == 0 else "no second document is left to fill a held-out shard"
     n_tokens = tokens_of(held)
     raise Refused(
-        f"{text} is too short: {lacking} of {config.shard_tokens} tokens (its {some_documents(held)} hold {n_tokens:,}); "
+        f"{text} is too short: {lacking} of {config.shard_tokens} tokens ({some_documents(held)}, {n_tokens:,} tokens); "
         "give more text or a smaller --shard-tokens"
     )
 

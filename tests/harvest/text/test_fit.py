@@ -44,9 +44,9 @@ def test_short_text_makes_small_shards_and_plenty_is_not_read_to_its_end():
 @pytest.mark.parametrize(
     ("documents", "options", "message"),
     [
-        ([], {}, "0 documents of 0 tokens"),
-        ([[5] * 100], {}, "its 1 document of 101 tokens do not fill 10 shards, even of one sequence of 8 tokens"),
-        ([[5] * 100_000], {}, "since no document lies on both sides of the split"),
+        ([], {}, "it has 0 documents, 0 tokens"),
+        ([[5] * 100], {}, "too short for 10 shards, even of one sequence of 8 tokens: it has 1 document, 101 tokens"),
+        ([[5] * 100_000], {}, "and no document lies on both sides of the split"),
         ([[5] * 100_000], {"shard_tokens": 64}, "no second document is left to fill a held-out shard of 64 tokens"),
         ([[5] * 100], {"shard_tokens": 640}, "it does not fill one shard of 640 tokens .*smaller --shard-tokens"),
     ],
@@ -83,9 +83,16 @@ def test_a_store_of_small_shards_is_extended_with_shards_of_its_size(small, tmp_
     assert store_files(small.directory) == store_files(tmp_path / "whole")
 
 
+def test_a_small_store_that_grows_large_is_warned_of_its_many_shards(small, caplog, monkeypatch):
+    harvest(replace(small, tokens=3200))
+    assert "shards" not in caplog.text
+    harvest(small)
+    assert "51,200 shards of 320 tokens each" in caplog.text
+
+
 def test_lines_taken_for_one_paragraph_are_refused_before_the_model_runs(small, monkeypatch):
     monkeypatch.setattr(LanguageModel, "run_layers", lambda *args: pytest.fail("ran"))
-    with pytest.raises(Refused, match=r"words\.txt \(a document is a paragraph.*--documents lines.*its 1 document"):
+    with pytest.raises(Refused, match=r"words\.txt \(a document is a paragraph.*--documents lines.*it has 1 document"):
         harvest(replace(small, documents="paragraphs"))
     assert not small.store.exists()
 
