@@ -21,7 +21,7 @@ from harvest.model.language_model import LanguageModel, load_model
 from harvest.pool import Lanes
 from store.errors import Refused
 from store.shards.documents import documents_of
-from store.shards.manifest import ShardEntry
+from store.shards.manifest import ShardEntry, going_on
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
@@ -55,6 +55,7 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     """Sequences of a shard with their cached rows, kept and excluded alike, in token order."""
     tokens = store.array(shard, "tokens").long()
     order = store.array(shard, "token_index").long().argsort()
+    first_document = shard.first_document - (shard.name in going_on(store.manifest.shards))
     document = torch.from_numpy(documents_of(tokens.numpy(), store.manifest.recipe.excluded_tokens))
     excluded = torch.ones(tokens.numel(), dtype=torch.bool)
     excluded[store.array(shard, "token_index")[: shard.kept].long()] = False
@@ -63,7 +64,7 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     return Sequences(
         tokens=tokens[wanted],
         excluded=excluded[wanted],
-        document=document[wanted] + shard.first_document,
+        document=document[wanted] + first_document,
         source=store.array(shard, "resid_mid")[rows].float(),
         target=store.array(shard, "mlp_out")[rows].float(),
     )

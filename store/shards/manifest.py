@@ -96,6 +96,19 @@ def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:
     return rests
 
 
+def going_on(shards: Iterable[ShardEntry]) -> set[str]:
+    """Names of the shards that begin within a document, which the one before of their split has cut."""
+    names = set()
+    cut: set[Split] = set()
+    for shard in shards:
+        if shard.split in cut:
+            names.add(shard.name)
+        cut.discard(shard.split)
+        if shard.rest is not None:
+            cut.add(shard.split)
+    return names
+
+
 class Manifest(Strict):
     format_version: Literal[1]
     fingerprint: str
