@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from store.loader.batches import Batch, batches
 from store.shards.documents import documents_of
-from store.shards.manifest import Split
+from store.shards.manifest import Split, going_on
 from store.shards.reader import Store
 
 FIRST_ROWS = 8192
@@ -66,14 +66,16 @@ class Places:
 def places(store: Store, split: Split, limit: int | None = None) -> Places:
     """Token, position and document of every kept row of a split, or of the first `limit`.
 
-    Documents are joined by EOS, no document has rows in two shards, and BOS stands only in the first column.
+    Documents are joined by EOS, and BOS stands only in the first column. A document that goes on in a later shard is one.
     """
+    begun = going_on(store.manifest.shards)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     n_documents = 0
     for shard in store.manifest.of_split(split):
         tokens = store.array(shard, "tokens").long()
         within = documents_of(tokens.numpy(), store.manifest.recipe.excluded_tokens)
-        number = torch.from_numpy(within).flatten() + n_documents
+        first = n_documents - 1 if shard.name in begun else n_documents
+        number = torch.from_numpy(within).flatten() + first
         index = store.array(shard, "token_index")[: shard.kept].long()
         found.append((tokens.flatten()[index], index % tokens.shape[1], number[index]))
         n_documents = int(number[-1]) + 1

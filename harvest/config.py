@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, Layers, Options, Positive, Range, StoreOptions, StorePathOption
+from store.cli import Count, Layers, NotNegative, Options, Positive, Range, StoreOptions, StorePathOption
 from store.counts import ceil_div
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
@@ -34,6 +34,9 @@ Sites = Annotated[
 ]
 """Sites of a block, as a command line gives them: resid_mid,mlp_out."""
 SEED_LIMIT = 2**40
+MOST_SHARD_TOKENS = 65_536
+LEAST_SHARDS = 10
+"""Shards that a store has at least, where --shard-tokens is not given."""
 
 
 Compression = Annotated[
@@ -67,7 +70,10 @@ class HarvestConfig(Options):
     sites: Sites = ("resid_mid", "mlp_out")
     """What to cache of the layer: any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, with commas."""
     dataset: str = "HuggingFaceFW/fineweb-edu"
-    """Hub data set (streamed), a .txt, .jsonl or .parquet file, or pip:docstrings (documentation of installed packages)."""
+    """Hub data set (streamed); a .txt, .jsonl, .json, .csv, .parquet or .arrow file, also .gz or .zst; a folder or a quoted
+    glob of them; a folder of save_to_disk; or pip:docstrings (documentation of installed packages). Several are mixed by
+    weight, a:0.7,b:0.3: shares of the documents, in an order that never changes, until one of them ends. --subset, --split,
+    --dataset-revision and --text-column then take one value for all, or one for each, with commas."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the hub data set; the newest when not given. To extend a store whose data set has changed
     since, give the commit that its manifest records."""
@@ -77,6 +83,19 @@ class HarvestConfig(Options):
     """Split of the hub data set."""
     text_column: str = "text"
     """Column that holds the documents."""
+    tokens_column: str | None = None
+    """Column of token ids to read instead of text. They must be the model's own tokenizer's."""
+    tokenizer_hash: str | None = None
+    """Hash of the tokenizer that made the ids of --tokens-column. Without it the harvest ends and shows the model's."""
+    chat: str | None = None
+    """Column of messages (role, content) to read instead of text. The tokenizer's own template lays them out, its markers
+    as special tokens; in plain text such markers are read as characters."""
+    documents: Literal["lines", "paragraphs", "file"] = "paragraphs"
+    """What is one document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
+    bad_records: Literal["refuse", "skip"] = "refuse"
+    """A record without a document (null, a number, broken JSON) ends the harvest, or is left out and counted."""
+    drop_repeats: bool = False
+    """Leave out documents that equal an earlier one, and count them. A harvest that is continued reads earlier text too."""
     tokens: Count = 16_384_000
     """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
     context: Annotated[int, Range(2)] = 128
@@ -84,11 +103,20 @@ class HarvestConfig(Options):
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. With several layers, the folder
     that holds layerL for each."""
-    shard_tokens: Count = 65_536
-    """Tokens in a shard. A crash loses at most two shards' work; host memory holds two shards of each layer's rows (one
-    being filled, one being written) and one layer's shard again while it is shuffled."""
+    shard_tokens: Count | None = None
+    """Tokens in a shard: 65,536, and fewer where --tokens or the text itself would give fewer than ten shards; a store that
+    is extended keeps its own. A crash loses at most two shards' work. Host memory holds two shards of each layer's rows
+    (one being filled, one being written) and one layer's shard again while it is shuffled."""
     heldout_every: Annotated[int, Range(2)] = 20
     """One shard in this many is held out from training."""
+    exclude_first: NotNegative = 0
+    """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured. With 0
+    that is BOS alone."""
+    exclude_template: bool = False
+    """Do the same with the tokens of the chat template."""
+    exclude_norm: Annotated[float, Range(1, above=True)] | None = None
+    """Do the same with rows whose norm is above so many medians of their shard, and count them. Evaluation calls rows
+    above 5 outliers. Off when not given."""
     keep_shards: Positive | None = None
     """Keep at most this many training shards on disk: `train --follow` runs beside the harvest, and what it has trained on
     and saved is deleted. Held-out shards are kept. All shards are kept when not given."""
@@ -112,6 +140,7 @@ class HarvestConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_text()
         if len(set(self.layers)) != len(self.layers):
             raise Refused(f"layer is {self.layer}; give each layer once, counted from 0")
         wrong = [site for site in self.sites if site not in SITES]
@@ -128,17 +157,65 @@ class HarvestConfig(Options):
             raise Refused(f"compression is {self.compression!r}; choose none or zstd")
         if self.format != "zarr" and self.compression != "none":
             raise Refused(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
-        if self.shard_tokens % self.context:
+        if self.shard_tokens is not None and self.shard_tokens % self.context:
             raise Refused(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
+
+    def _check_text(self) -> None:
+        if self.tokens_column is not None and self.chat is not None:
+            raise Refused(f"tokens_column is {self.tokens_column!r} and chat {self.chat!r}; give one of them")
+        if self.exclude_template and self.chat is None:
+            raise Refused("exclude_template is set, but only --chat lays text out by a template; give both or neither")
+        if self.exclude_first >= self.context:
+            raise Refused(f"exclude_first is {self.exclude_first}, and context {self.context}: no row would be kept")
+        if self.exclude_norm is not None and len(self.layers) > 1:
+            raise Refused(
+                f"exclude_norm is {self.exclude_norm} with layers {self.layers}, whose rows would no longer be alike; "
+                "harvest one layer at a time"
+            )
+
+    @property
+    def kind(self) -> Literal["text", "tokens", "chat"]:
+        """What the documents are."""
+        if self.tokens_column is not None:
+            return "tokens"
+        return "text" if self.chat is None else "chat"
+
+    @property
+    def column(self) -> str:
+        """The column that holds the documents."""
+        return self.tokens_column or self.chat or self.text_column
 
     @property
     def shard_sequences(self) -> int:
-        return self.shard_tokens // self.context
+        """Sequences in a shard; where no size is given, few enough that --tokens fill LEAST_SHARDS."""
+        if self.shard_tokens is not None:
+            return self.shard_tokens // self.context
+        wanted = ceil_div(self.tokens, LEAST_SHARDS * self.context)
+        return max(1, min(wanted, MOST_SHARD_TOKENS // self.context))
+
+    @property
+    def tokens_a_shard(self) -> int:
+        return self.shard_sequences * self.context
 
     @property
     def n_shards(self) -> int:
-        """Shards wanted: enough for the tokens, and at least one for training and one held out."""
-        return max(2, ceil_div(self.tokens, self.shard_tokens))
+        """Shards wanted: enough for the tokens; at least one for training and one held out, ten where no size is given."""
+        least = LEAST_SHARDS if self.shard_tokens is None else 2
+        return max(least, ceil_div(self.tokens, self.tokens_a_shard))
+
+    @property
+    def recorded_when_set(self) -> dict[str, object]:
+        """Options that a recipe names only where they are not the default."""
+        return {
+            "documents": None if self.documents == "paragraphs" else self.documents,
+            "bad_records": None if self.bad_records == "refuse" else self.bad_records,
+            "drop_repeats": self.drop_repeats or None,
+            "tokens_column": self.tokens_column,
+            "chat": self.chat,
+            "exclude_first": self.exclude_first or None,
+            "exclude_template": self.exclude_template or None,
+            "exclude_norm": self.exclude_norm,
+        }
 
     @property
     def shard_format(self) -> str:

@@ -10,11 +10,14 @@ from harvest.config import InfoConfig
 from harvest.model.tokenizer import load_tokenizer
 from store.loader.schedule import Mix, Schedule
 from store.shards.documents import documents_of
-from store.shards.manifest import ShardEntry
+from store.shards.manifest import Manifest, ShardEntry
 from store.shards.reader import Store, open_store
+from store.shards.repeats import document_tokens, find_repeats
 
 SAMPLED_BATCHES = 50
 """Batches in which pairs of rows are counted."""
+REPEAT_TOKENS = 20
+"""Tokens that are shown of a document on both sides of the split."""
 TEXT_ROWS = 3
 """Rows of tokens that are shown as text."""
 
@@ -87,6 +90,7 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"  model revision   {recipe.model_revision}, run in {recipe.compute_dtype}",
         f"  text             {recipe.dataset} ({recipe.dataset_revision}), documents 0 to "
         f"{manifest.shards[-1].next_document - 1:,}{', all that there is' if manifest.exhausted else ''}",
+        *_left_out(manifest),
         f"  tokens           {manifest.n_tokens:,} in rows of {recipe.context}; excluded: {list(recipe.excluded_tokens)}",
         f"  rows             {manifest.n_rows('train'):,} to train on, {manifest.n_rows('heldout'):,} held out "
         f"(one shard in {recipe.heldout_every})",
@@ -105,7 +109,38 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
             f"  shuffle          {found:.3%} of the pairs in a batch of {batch_rows:,} rows share a document; "
             f"{ideal:.3%} would in a shuffle of all rows"
         )
-    return "\n".join([*lines, *_text(store, decode)]) + "\n"
+    return "\n".join([*lines, *_repeats(store, decode), *_text(store, decode)]) + "\n"
+
+
+def _left_out(manifest: Manifest) -> list[str]:
+    """A line for each kind of record or row that was left out, where some were."""
+    lines = []
+    bad = sum(shard.bad_records or 0 for shard in manifest.shards)
+    if bad:
+        lines.append(f"  bad records      {bad:,} held no text and were left out")
+    recipe = manifest.recipe
+    if recipe.drop_repeats:
+        repeats = sum(shard.repeats or 0 for shard in manifest.shards)
+        lines.append(f"  repeats          {repeats:,} documents that equal an earlier one were left out")
+    if recipe.exclude_first is not None:
+        lines.append(f"  left out         the first {recipe.exclude_first} tokens of each row")
+    if recipe.exclude_template:
+        lines.append("  left out         the tokens of the chat template")
+    if recipe.exclude_norm is not None:
+        far = sum(shard.excluded_by_norm or 0 for shard in manifest.shards)
+        lines.append(f"  left out         {far:,} rows above {recipe.exclude_norm:g} median norms of {recipe.norm_site}")
+    return lines
+
+
+def _repeats(store: Store, decode: Callable[[list[int]], str] | str) -> list[str]:
+    """How many documents lie on both sides of the split, and how the first of them begin."""
+    found = find_repeats(store)
+    lines = [f"  both sides       {found.repeated:,} of {found.heldout:,} held-out documents are training documents too"]
+    for name, number in found.places:
+        tokens = document_tokens(store, name, number)[:REPEAT_TOKENS]
+        begins = "" if isinstance(decode, str) else f": {decode(tokens)!r}"
+        lines.append(f"                   document {number} of {name}{begins}")
+    return lines
 
 
 def _text(store: Store, decode: Callable[[list[int]], str] | str) -> list[str]:

@@ -6,11 +6,12 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from harvest.config import HarvestConfig
+from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model, resolve_compute_dtype
 from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
@@ -19,15 +20,23 @@ from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
-from harvest.text.corpus import Corpus, open_corpus, resuming
-from harvest.text.tokens import PACKING, SpecialTokens, pack, tokenize
+from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.encode import template_hash
+from harvest.text.fit import fit_shards
+from harvest.text.repeats import without_repeats
+from harvest.text.stream import check_tokenizer, documents_from, packed_from
+from harvest.text.tokens import PACKING, SpecialTokens, pack
 from store.counts import share
 from store.devices import resolve_device
 from store.errors import Refused
 from store.shards.formats import FORMATS
 from store.shards.manifest import Manifest, Recipe
-from store.shards.writer import ShardRows, StoreWriter
+from store.shards.reader import open_store
+from store.shards.repeats import find_repeats
+from store.shards.rows import ShardRows
+from store.shards.writer import StoreWriter
 
+MANY_SHARDS = 2000
 LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,8 @@ def recipe_of(
         dtype=config.dtype,
         compute_dtype=str(compute_dtype).removeprefix("torch."),  # type: ignore[arg-type]
         libraries={name: importlib.metadata.version(name) for name in libraries},
+        chat_template=None if config.chat is None else template_hash(model.tokenizer),
+        **config.recorded_when_set,  # type: ignore[arg-type]
     )
 
 
@@ -75,6 +86,7 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
     config, rank = stores.config, Rank.of_environment()
     with stores.locked(rank) as locks, ExitStack() as stack:
         corpus, model, dtype = open_all(config, rank)
+        config = fitted(stores, corpus, model)
         writers = {}
         for layer, directory in config.directories.items():
             recipe = recipe_of(config, layer, corpus, model, dtype)
@@ -84,16 +96,19 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
         refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
         n_shards = _fill(config, corpus, model, writers, rank, ring)
-        if not n_shards:
-            raise Refused(
-                f"{corpus.name} is too short: it does not fill one shard of {config.shard_tokens} tokens; "
-                "give more text or a smaller --shard-tokens"
-            )
         if rank.index == 0:
             _wait_for_ranks(writers, n_shards, ring)
             if ring is None or not ring.finished:
                 _note_the_end(config, writers, n_shards)
+            _note_repeats(config)
         return [writer.manifest for writer in writers.values()]
+
+
+def fitted(stores: Visit, corpus: Corpus, model: LanguageModel) -> HarvestConfig:
+    """The options with shards that the text can fill, held-out ones among them. Refused where there are none."""
+    if any(stores.finished_shards.values()):
+        return stores.config
+    return fit_shards(stores.config, documents_from(corpus, model, 0), SpecialTokens.of(model.tokenizer), corpus.described)
 
 
 def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, torch.dtype]:
@@ -101,12 +116,17 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     device = resolve_device(rank.device(str(resolve_device(config.device))))
     dtype = resolve_compute_dtype(config.compute_dtype, device)
     corpus = open_corpus(config)
+    if config.drop_repeats:
+        corpus = without_repeats(corpus)
     model = load_model(
         config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
     )
     model.check_sites(config.sites)
+    check_tokenizer(config, model)
+    if config.chat is not None:
+        template_hash(model.tokenizer)  # refuses a tokenizer without a template
     layers = ", ".join(map(str, config.layers))
-    log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.name)
+    log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.described)
     return corpus, model, dtype
 
 
@@ -124,11 +144,17 @@ def _fill(
     """
     shortest = min((writer.manifest for writer in writers.values()), key=lambda manifest: len(manifest.shards))
     first = len(shortest.shards)
-    start = shortest.shards[-1].next_document if shortest.shards else 0
     if first:
         log.info("continuing after %d finished shards of %d", first, config.n_shards)
-    documents = tokenize(resuming(corpus, start), model.tokenizer)
-    stream = pack(documents, start, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
+        if config.n_shards > MANY_SHARDS and config.tokens_a_shard < MOST_SHARD_TOKENS:
+            size = config.tokens_a_shard
+            log.warning(
+                "this store was begun small: it will have %s shards of %s tokens each, which are slow to read; another "
+                "STORE would have fewer, larger ones",
+                f"{config.n_shards:,}",
+                f"{size:,}",
+            )
+    stream = packed_from(config, corpus, model, shortest.shards)
     number = first - 1
     lanes = Lanes(model)
     on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
@@ -158,8 +184,8 @@ def _progress(config: HarvestConfig, first: int, rank: Rank) -> tqdm:
     own = share(config.n_shards, rank.index, rank.world)
     done = min(own, share(first, rank.index, rank.world))
     return tqdm(
-        total=own * config.shard_tokens,
-        initial=done * config.shard_tokens,
+        total=own * config.tokens_a_shard,
+        initial=done * config.tokens_a_shard,
         unit="tok",
         unit_scale=True,
         desc="harvest" if rank.world == 1 else f"harvest, rank {rank.index} of {rank.world}",
@@ -194,9 +220,24 @@ def _wait_for_ranks(
 
 def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards: int) -> None:
     if shards < config.n_shards:
-        log.warning("the text ended after %d of %d shards: the store is smaller than asked for", shards, config.n_shards)
+        found, asked = (f"{number * config.tokens_a_shard:,}" for number in (shards, config.n_shards))
+        log.warning("the text ended after %s of the %s tokens asked for, and the store with it", found, asked)
         for writer in writers.values():
             writer.mark_exhausted()
+
+
+def _note_repeats(config: HarvestConfig) -> None:
+    """Warns of documents on both sides of the split; a store at a URL is not read again for that."""
+    directory = next(iter(config.directories.values()))
+    if isinstance(directory, Path):
+        found = find_repeats(open_store(directory))
+        if found.repeated:
+            log.warning(
+                "%d of %d held-out documents are training documents too: held-out figures will flatter; --drop-repeats "
+                "leaves repeats out",
+                found.repeated,
+                found.heldout,
+            )
 
 
 def plan(config: HarvestConfig) -> str:
@@ -205,10 +246,11 @@ def plan(config: HarvestConfig) -> str:
     Refused where the harvest would be: for a store of another one.
     """
     stores = visit(config)
-    corpus, model, _ = open_all(config, Rank())
+    corpus, model, _ = open_all(stores.config, Rank())
+    config = fitted(stores, corpus, model)
     sequences = config.batch_sequences * PROBE_BATCHES
-    documents = tokenize(resuming(corpus, 0), model.tokenizer)
-    packed = next(pack(documents, 0, SpecialTokens.of(model.tokenizer), sequences, config.context), None)
+    special = SpecialTokens.of(model.tokenizer)
+    packed = next(pack(documents_from(corpus, model, 0), 0, special, sequences, config.context), None)
     if packed is None:
         raise Refused(f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1")
     return describe(config, model.d_model, stores.finished_shards, probe(config, model, packed))

@@ -30,7 +30,7 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
     """Bytes of one shard of one layer: rows of every site, tokens, places, sums."""
     row = d_model * len(config.sites) * getattr(torch, config.dtype).itemsize + 8
     sums = 2 * 8 * d_model * (len(config.sites) + ("resid_mid" in config.sites))
-    return config.shard_tokens * row + sums + HEADER
+    return config.tokens_a_shard * row + sums + HEADER
 
 
 def disk_of(directory: StorePath) -> Path:
@@ -140,7 +140,7 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
     lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}
     at_once = one * sum(shards_on_disk(config, finished.get(layer, 0)) for layer in config.layers)
     n_bytes = one * sum(lacking.values())
-    model_s = max(lacking.values()) * config.shard_tokens / measured.tokens_per_second
+    model_s = max(lacking.values()) * config.tokens_a_shard / measured.tokens_per_second
     disk_s = n_bytes / measured.bytes_per_second
     short = disk_shortage(config, d_model, finished)
     limit = "the model's speed" if model_s >= disk_s else "the disk's speed"

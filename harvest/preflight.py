@@ -5,12 +5,12 @@ Nothing here imports the language model's libraries, so that a finished harvest 
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harvest.config import HarvestConfig
 from harvest.ranks import Rank
-from harvest.text.origin import origin_of
+from harvest.text.origin import name_of, origin_of
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
@@ -66,6 +66,7 @@ def visit(config: HarvestConfig) -> Visit:
     for layer, directory in config.directories.items():
         if (directory / MANIFEST).exists():
             manifests[layer] = load_manifest(directory)
+    config = _with_size_of(config, manifests)
     origin = origin_of(config)
     for layer, manifest in manifests.items():
         directory = config.directories[layer]
@@ -75,17 +76,25 @@ def visit(config: HarvestConfig) -> Visit:
     return Visit(config=config, manifests=manifests)
 
 
+def _with_size_of(config: HarvestConfig, manifests: dict[int, Manifest]) -> HarvestConfig:
+    """The options with the shard size of the store that is extended, where none was given."""
+    sizes = [manifest.recipe.shard_sequences for manifest in manifests.values() if manifest.shards]
+    if config.shard_tokens is not None or not sizes:
+        return config
+    return replace(config, shard_tokens=sizes[0] * config.context)
+
+
 def _refuse_another(config: HarvestConfig, layer: int, origin: tuple[str, str] | None, manifest: Manifest) -> None:
     """Refused when a store was made with other options, as far as they tell without a model."""
     asked: dict[str, object] = {
         name: getattr(config, name)
         for name in ("model", "sites", "context", "seed", "text_column", "shard_sequences", "heldout_every", "dtype")
     }
+    asked |= config.recorded_when_set
     asked |= {"layer": layer, "format": config.shard_format, "dataset_split": config.split}
-    if origin is None:
-        asked["dataset"] = config.dataset if config.subset is None else f"{config.dataset}:{config.subset}"
-    else:
-        asked["dataset"], asked["dataset_revision"] = origin
+    asked["dataset"] = name_of(config)
+    if origin is not None:
+        asked["dataset_revision"] = origin[1]
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype
     different = [

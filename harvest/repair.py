@@ -1,7 +1,6 @@
 """The damaged shards of a store, harvested again from the documents that the manifest records."""
 
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,9 +10,11 @@ from harvest.loop import recipe_of
 from harvest.model.loading import load_model
 from harvest.pool import Lanes
 from harvest.shard import run_shard
-from harvest.text.corpus import Corpus, open_corpus, resuming
-from harvest.text.origin import is_on_this_machine
-from harvest.text.tokens import SpecialTokens, pack, tokenize
+from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.mix import is_mix
+from harvest.text.origin import AND, is_on_this_machine
+from harvest.text.repeats import without_repeats
+from harvest.text.stream import packed_from
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of
@@ -22,8 +23,9 @@ from store.errors import Damaged, Refused
 from store.shards.formats import writer_for
 from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import find_damage
+from store.shards.recipe import RECORDED_WHEN_SET, Recipe
 from store.shards.ring import present
-from store.shards.writer import shard_arrays
+from store.shards.rows import shard_arrays
 
 
 def repair(config: RepairConfig) -> str:
@@ -46,6 +48,8 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
     writer_for(recipe.format)  # refuses a format that is only read
     harvest = harvest_config(config, manifest)
     corpus = open_corpus(harvest)
+    if harvest.drop_repeats:
+        corpus = without_repeats(corpus)
     device = resolve_device(config.device)
     model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision_on_hub(manifest))
     now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
@@ -60,11 +64,7 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     """The options with which the store was harvested."""
     recipe = manifest.recipe
-    local = is_on_this_machine(recipe.dataset)
-    dataset, subset, revision = recipe.dataset, None, None
-    if not local:
-        dataset, _, named = recipe.dataset.partition(":")
-        subset, revision = named or None, recipe.dataset_revision
+    dataset, subset, revision = _data_set(recipe.dataset, recipe.dataset_revision)
     shard_format, _, compression = recipe.format.partition("-")
     return HarvestConfig(
         model=recipe.model,
@@ -87,7 +87,30 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
         device=config.device,
         compute_dtype=recipe.compute_dtype,
         seed=recipe.seed,
+        tokenizer_hash=recipe.tokenizer_hash if recipe.tokens_column else None,
+        **options_recorded(recipe),  # type: ignore[arg-type]
     )
+
+
+def _data_set(name: str, revision: str) -> tuple[str, str | None, str | None]:
+    """The options dataset, subset and dataset_revision by the name and revision that a recipe has."""
+    if is_on_this_machine(name):
+        return name, None, None
+    if not is_mix(name):
+        dataset, _, subset = name.partition(":")
+        return dataset, subset or None, revision
+    parts = [part.rpartition(":") for part in name.split(",")]
+    sets = [_data_set(own, at) for (own, _, _), at in zip(parts, revision.split(AND), strict=True)]
+    datasets = [f"{dataset}:{weight}" for (dataset, _, _), (_, _, weight) in zip(sets, parts, strict=True)]
+    subsets = [subset or "" for _, subset, _ in sets]
+    revisions = [at or "" for _, _, at in sets]
+    return ",".join(datasets), ",".join(subsets), ",".join(revisions)
+
+
+def options_recorded(recipe: Recipe) -> dict[str, object]:
+    """The options that the recipe names because they are not the default."""
+    recorded = {name: getattr(recipe, name) for name in RECORDED_WHEN_SET}
+    return {name: value for name, value in recorded.items() if value is not None}
 
 
 def revision_on_hub(manifest: Manifest) -> str | None:
@@ -99,13 +122,10 @@ def revision_on_hub(manifest: Manifest) -> str | None:
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:
     """Harvests one shard again. Damaged when it comes out otherwise than recorded; the file that was there then stays."""
     shard, recipe, model = manifest.shards[number], manifest.recipe, lanes.models[0]
-    texts = islice(resuming(corpus, shard.first_document), shard.next_document - shard.first_document)
-    documents = tokenize(texts, model.tokenizer)
-    special = SpecialTokens.of(model.tokenizer)
-    packed = next(pack(documents, shard.first_document, special, shard.n_sequences, recipe.context))
+    packed = next(packed_from(harvest, corpus, model, manifest.shards[:number]))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
         rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
-    arrays, _ = shard_arrays(rows, number, recipe, model.norm)
+    arrays, _, _ = shard_arrays(rows, number, recipe, model.norm)
     path = harvest.directory / shard.name
     with appearing_whole(path) as partial:
         written = writer_for(recipe.format)(partial, arrays)

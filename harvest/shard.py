@@ -11,7 +11,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
 from harvest.text.tokens import PackedShard
 from store.errors import Refused
-from store.shards.writer import ShardRows
+from store.shards.rows import ShardRows
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
 """The first of each is the sum of the others."""
@@ -82,7 +82,14 @@ def run_shard(
     lanes.run(run_batch, range(0, len(packed.tokens), config.batch_sequences), progress)
     return {
         layer: ShardRows(
-            tokens=packed.tokens, sites=sites, first_document=packed.first_document, next_document=packed.next_document
+            tokens=packed.tokens,
+            sites=sites,
+            first_document=packed.first_document,
+            next_document=packed.next_document,
+            rest=packed.rest,
+            bad_records=packed.bad_records,
+            repeats=packed.repeats,
+            template=packed.template,
         )
         for layer, sites in host.finish().items()
     }

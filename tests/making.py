@@ -9,7 +9,8 @@ import torch
 from store.disk.remote import StorePath
 from store.shards.manifest import Recipe
 from store.shards.reader import Store, open_store
-from store.shards.writer import ShardRows, StoreWriter
+from store.shards.rows import ShardRows
+from store.shards.writer import StoreWriter
 from store.views import Norm
 
 BOS, EOS, PAD = 2, 1, 0

@@ -22,8 +22,8 @@ from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
 from harvest.pool import Lanes
 from store.errors import Refused
-from store.shards.documents import documents_between
-from store.shards.manifest import ShardEntry
+from store.shards.documents import documents_of
+from store.shards.manifest import ShardEntry, going_on
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
@@ -44,7 +44,7 @@ class Sequences:
 
     tokens: Int[Tensor, "sequences context"]
     excluded: Bool[Tensor, "sequences context"]
-    """Tokens that are no rows for a transcoder: BOS, EOS, padding."""
+    """Tokens that are no rows for a transcoder: BOS, EOS, padding, and others that the store leaves out."""
     document: Int[Tensor, "sequences context"]
     """Number of the document in the store."""
     source: Float[Tensor, "sequences context d_in"]
@@ -57,13 +57,16 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     """Sequences of a shard with their cached rows, kept and excluded alike, in token order."""
     tokens = store.array(shard, "tokens").long()
     order = store.array(shard, "token_index").long().argsort()
-    excluded = torch.isin(tokens, torch.tensor(store.manifest.recipe.excluded_tokens))
-    document = torch.from_numpy(documents_between(excluded.numpy()))
+    first_document = shard.first_document - (shard.name in going_on(store.manifest.shards))
+    document = torch.from_numpy(documents_of(tokens.numpy(), store.manifest.recipe.excluded_tokens))
+    excluded = torch.ones(tokens.numel(), dtype=torch.bool)
+    excluded[store.array(shard, "token_index")[: shard.kept].long()] = False
+    excluded = excluded.view_as(tokens)
     rows = order.view_as(tokens)[wanted]
     return Sequences(
         tokens=tokens[wanted],
         excluded=excluded[wanted],
-        document=document[wanted] + shard.first_document,
+        document=document[wanted] + first_document,
         source=store.array(shard, "resid_mid")[rows].float(),
         target=store.array(shard, "mlp_out")[rows].float(),
     )

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from harvest.model.language_model import LanguageModel
 from harvest.model.source import ELSEWHERE, ModelSource, source_of
-from harvest.model.tokenizer import vocabulary_hash
+from harvest.model.tokenizer import check_ids, vocabulary_hash
 from store.devices import native_bfloat16
 from store.errors import Damaged, Refused
 from store.hub import fetching
@@ -71,6 +71,7 @@ def load_model(
             f"the tokenizer of {name} knows {vocabulary} tokens and the model {rows}; put the tokenizer's files beside the "
             "weights"
         )
+    check_ids(tokenizer, rows, name)
     return LanguageModel(
         bridge=bridge,
         tokenizer=tokenizer,

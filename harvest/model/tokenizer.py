@@ -28,6 +28,33 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return xxhash.xxh3_128_hexdigest(vocabulary.encode())
 
 
+def check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, model: str) -> None:
+    """Refused when BOS, EOS, or a token that text can hold has an id for which the model has no embedding.
+
+    Other special tokens may lie beyond (Gemma 3's image token does): text never gives them.
+
+    rows: of the embedding.
+    """
+    for role in ("bos", "eos"):
+        index = getattr(tokenizer, f"{role}_token_id")
+        if index is not None and index >= rows:
+            token = getattr(tokenizer, f"{role}_token")
+            raise Refused(
+                f"the tokenizer of {model} has {token!r} with id {index} as {role.upper()}, but the model has {rows} "
+                "embeddings: it was made without one; put the tokenizer that the model was trained with beside the weights"
+            )
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = tokenizer.get_vocab().items()
+    beyond = sorted((index, token) for token, index in ids if index >= rows and index not in special)
+    if beyond:
+        index, token = beyond[0]
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise Refused(
+            f"the tokenizer of {model} knows {token!r} with id {index}{more}, but the model has {rows} embeddings: tokens "
+            "were added without resizing the model; take them out of the tokenizer's files, or resize the model"
+        )
+
+
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that wrote a store, from its model or from a folder. Refused when it is not that one."""
     place = str(source) if source else base_of(recipe.model)

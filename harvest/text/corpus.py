@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,20 @@ import xxhash
 from huggingface_hub import HfApi
 
 from harvest.config import HarvestConfig
-from harvest.text.origin import DOCSTRINGS, DOCUMENTED_PACKAGES, LOCAL_LOADERS, origin_of
+from harvest.text.files import values_of
+from harvest.text.mix import is_mix, mixed, period_of, sets_of
+from harvest.text.origin import (
+    AND,
+    DOCSTRINGS,
+    DOCUMENTED_PACKAGES,
+    READ,
+    files_of,
+    is_saved_data_set,
+    kind_of,
+    name_of,
+    origin_of,
+)
+from harvest.text.records import Bad, Document, Kind, Repeat, document_in, lacking
 from store import hub
 from store.errors import Damaged, Refused
 from store.hub import TROUBLE, fetching
@@ -25,7 +38,12 @@ MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
 FILES_A_GROUP = 256
 RETRIES = 6
-ELSEWHERE = "check the name, or give a file on this machine, or pip:docstrings"
+ELSEWHERE = f"check the name, or give local text ({READ}), or pip:docstrings"
+UNITS = {
+    "lines": "a document is a line; --documents paragraphs or file changes that",
+    "paragraphs": "a document is a paragraph, up to a blank line; --documents lines or file changes that",
+    "file": "a document is a file; --documents lines or paragraphs changes that",
+}
 log = logging.getLogger(__name__)
 
 
@@ -36,12 +54,31 @@ class Corpus:
     name: str
     revision: str
     """Changes whenever the documents may: a commit, a hash of the file, package versions."""
-    documents: Callable[[int], Iterator[str]]
-    """The documents from the given number on."""
+    documents: Callable[[int], Iterator[Document | Bad | Repeat]]
+    """The documents from the given number on; Bad in the place of a record that holds none, Repeat of one left out."""
+    unit: str = ""
+    """What one document of a text file is, in words."""
+    skips_bad: bool = False
+    """Whether bad records are left out; they keep their numbers."""
+    kind: Kind = "text"
+    """What its documents are."""
+
+    @property
+    def described(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def damaged(self, number: int, reason: str) -> Damaged:
+        """The error that names a document which cannot be read."""
+        return Damaged(
+            f"document {number} of {self.name} cannot be read ({reason}); finished shards are kept: mend the file, leave "
+            "such records out with --bad-records skip, or choose another --dataset or --text-column"
+        )
 
 
 def open_corpus(config: HarvestConfig) -> Corpus:
     """The corpus that a configuration names. Refused when it is missing or has no such text column."""
+    if is_mix(config.dataset):
+        return _open_mix(config)
     origin = origin_of(config)
     if origin is None:
         return _open_hub(config)
@@ -51,19 +88,20 @@ def open_corpus(config: HarvestConfig) -> Corpus:
     return _open_local(Path(name), revision, config)
 
 
-def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[str]:
+def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.sleep) -> Iterator[Document | Bad | Repeat]:
     """The documents from `start` on; a stream that breaks is opened again where it broke, after 1, 2, 4 ... seconds.
 
-    ValueError after RETRIES attempts in a row without a document. Damaged, naming the document, when one is no text.
+    ValueError after RETRIES attempts in a row without a document. Damaged, naming the document, for a bad record, unless
+    the corpus skips them: then it comes in its place.
     """
     at = start
     failures = 0
     while True:
         try:
-            for text in corpus.documents(at):
-                if not isinstance(text, str):
-                    raise TypeError(f"its text is {text!r}")
-                yield text
+            for document in corpus.documents(at):
+                if isinstance(document, Bad) and not corpus.skips_bad:
+                    raise ValueError(document.in_words)
+                yield document
                 at += 1
                 failures = 0
             return
@@ -80,10 +118,7 @@ def resuming(corpus: Corpus, start: int, wait: Callable[[float], object] = time.
             log.warning("the text broke off at document %d (%s); trying again in %.0f s", at, reason, pause)
             wait(pause)
         except (TypeError, ValueError) as error:  # a damaged or odd record: to try again would not help
-            raise Damaged(
-                f"document {at} of {corpus.name} cannot be read ({error}); finished shards are kept: mend the file, or "
-                "choose another --dataset or --text-column"
-            ) from None
+            raise corpus.damaged(at, str(error)) from None
 
 
 def docstrings() -> Iterator[str]:
@@ -130,15 +165,47 @@ def _docstrings_of(path: Path) -> Iterator[str]:
                 yield text
 
 
+def _open_mix(config: HarvestConfig) -> Corpus:
+    """Several corpora as one, which ends when one of them does."""
+    sets = sets_of(config)
+    weights = tuple(weight for _, weight in sets)
+    period_of(weights)  # refuses weights with too many digits
+    corpora = [open_corpus(part) for part, _ in sets]
+    streams = [corpus.documents for corpus in corpora]
+    return Corpus(
+        name_of(config),
+        AND.join(corpus.revision for corpus in corpora),
+        lambda start: mixed(streams, weights, start),
+        next((corpus.unit for corpus in corpora if corpus.unit), ""),
+        config.bad_records == "skip",
+        config.kind,
+    )
+
+
 def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
-    loader = LOCAL_LOADERS[path.suffix]
-    options: dict[str, Any] = {"sample_by": "paragraph"} if loader == "text" else {}
-    column = "text" if loader == "text" else config.text_column
+    if is_saved_data_set(path):
+        rows = _saved(path, config.split)
+        column = config.column
+        if column in rows.column_names:
+            rows = rows.select_columns([column])  # others may hold images or sounds, which take long to decode
+        return _corpus(str(path), revision, lambda start: _column(_from(rows, start), column), config)
+    files = files_of(path)
+    unit = UNITS[config.documents] if any(kind_of(file) == "text" for file in files) else ""
 
-    def load() -> datasets.IterableDataset:
-        return datasets.load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
+    def values(start: int) -> Iterator[Any]:
+        return values_of(files, config.column, config.documents, start)
 
-    return _checked(Corpus(str(path), revision, lambda start: _texts(load(), column, start)), load, column)
+    return _corpus(str(path), revision, values, config, unit)
+
+
+def _saved(path: Path, split: str) -> datasets.Dataset:
+    """The data set in a folder of `save_to_disk`."""
+    found = datasets.load_from_disk(str(path))
+    if isinstance(found, datasets.Dataset):
+        return found
+    if split not in found:
+        raise Refused(f"data set {path} has no split {split!r}; choose one of {', '.join(map(str, found))} with --split")
+    return found[split]
 
 
 def _open_hub(config: HarvestConfig) -> Corpus:
@@ -146,30 +213,41 @@ def _open_hub(config: HarvestConfig) -> Corpus:
     with fetching(f"data set {name!r}", ELSEWHERE):
         revision = HfApi().dataset_info(name, revision=config.dataset_revision, timeout=hub.TIMEOUT).sha or "unknown"
 
-        def load() -> datasets.IterableDataset:
-            return datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
+        def load(start: int) -> Iterable[Any]:
+            found = datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)
+            return found.skip(start)
 
-        label = name if config.subset is None else f"{name}:{config.subset}"
-        corpus = Corpus(label, revision, lambda start: _texts(load(), config.text_column, start))
-        return _checked(corpus, load, config.text_column)
-
-
-def _texts(dataset: datasets.IterableDataset, column: str, start: int) -> Iterator[str]:
-    return (row[column] for row in dataset.skip(start))
+        return _corpus(name_of(config), revision, lambda start: _column(load(start), config.column), config)
 
 
-def _checked(corpus: Corpus, load: Callable[[], datasets.IterableDataset], column: str) -> Corpus:
-    """The corpus, if its first record has text. Damaged when it cannot be read, Refused when it has no such column."""
+def _from(rows: datasets.Dataset, start: int) -> Iterable[Any]:
+    return rows.skip(start) if start < len(rows) else ()
+
+
+def _column(rows: Iterable[Any], column: str) -> Iterator[Any]:
+    """The column's value in each row."""
+    for row in rows:
+        yield row[column] if column in row else lacking(column, row)
+
+
+def _corpus(
+    name: str, revision: str, values: Callable[[int], Iterator[Any]], config: HarvestConfig, unit: str = ""
+) -> Corpus:
+    """A corpus of the values of a column from a given record on.
+
+    Damaged when the first record cannot be read, Refused when it holds no document and bad records are not skipped.
+    """
+
+    def documents(start: int) -> Iterator[Document | Bad | Repeat]:
+        return (document_in(value, config.column, config.kind) for value in values(start))
+
+    corpus = Corpus(name, revision, documents, unit, config.bad_records == "skip", config.kind)
     try:
-        first = next(iter(load()), None)
+        first = next(documents(0), None)
     except ValueError as error:
-        raise Damaged(
-            f"data set {corpus.name} cannot be read ({error}); mend the file, or choose another --dataset"
-        ) from None
+        raise Damaged(f"data set {name} cannot be read ({error}); mend the file, or choose another --dataset") from None
     if first is None:
-        raise Refused(f"data set {corpus.name} has no documents")
-    if not isinstance(first.get(column), str):
-        raise Refused(
-            f"data set {corpus.name} has no text column {column!r}; it has {sorted(first)}: choose with --text-column"
-        )
+        raise Refused(f"data set {name} has no documents")
+    if isinstance(first, Bad) and not corpus.skips_bad:
+        raise Refused(f"the first record of data set {name} cannot be read: {first.in_words}")
     return corpus

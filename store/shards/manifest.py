@@ -1,18 +1,14 @@
 """The manifest: what a store holds and how it was made. Replaced atomically, and checked against its schema when read."""
 
-import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal
 
-import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import ValidationError, model_serializer
 
 from store.disk.files import write_text
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
-
-if TYPE_CHECKING:
-    import torch
+from store.shards.recipe import Recipe, Split, Strict, without_none
 
 FORMAT_VERSION = 1
 
@@ -23,85 +19,8 @@ PREVIOUS = "manifest.previous.json"
 
 NORM_FILE = "norm.safetensors"
 
-Split = Literal["train", "heldout"]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _hash_of(fields: dict) -> str:
-    """32 hex digits of XXH3-128 over canonical JSON."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
-
-
-class Recipe(_Strict):
-    """Everything that decides which numbers a store holds; its hash is the store's fingerprint.
-
-    The number of tokens is not in it: a store can be extended. FORMAT.md says what each field means.
-    """
-
-    model: str
-    model_revision: str
-    """Commit on the hub, or a hash of the weight files."""
-    tokenizer_hash: str
-    layer: int
-    sites: tuple[str, ...]
-    dataset: str
-    dataset_revision: str
-    dataset_split: str
-    text_column: str
-    context: int
-    packing: str
-    excluded_tokens: tuple[int, ...]
-    shard_sequences: int
-    heldout_every: int
-    seed: int
-    format: str
-    dtype: Literal["bfloat16", "float32"]
-    """Of the rows on disk."""
-    compute_dtype: Literal["bfloat16", "float32"]
-    """Of the language model while it ran."""
-    libraries: dict[str, str]
-
-    @property
-    def torch_dtype(self) -> "torch.dtype":
-        """Of the rows on disk."""
-        import torch  # commands that only look at a manifest start without it
-
-        return getattr(torch, self.dtype)
-
-    @property
-    def torch_compute_dtype(self) -> "torch.dtype":
-        """Of the language model."""
-        import torch
-
-        return getattr(torch, self.compute_dtype)
-
-    @property
-    def fingerprint(self) -> str:
-        """32 hex digits of XXH3-128 over the recipe's canonical JSON."""
-        return _hash_of(self.model_dump(mode="json"))
-
-    @property
-    def stream(self) -> str:
-        """The fingerprint without layer and sites: stores of one stream hold the same tokens, in the same rows.
-
-        Row i of shard n is then the same token in both, so that one's source can be read beside the other's target.
-        """
-        return _hash_of(self.model_dump(mode="json", exclude={"layer", "sites"}))
-
-    def split_of(self, shard: int) -> Split:
-        """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
-        return "heldout" if shard % self.heldout_every == 1 else "train"
-
-    def differences(self, other: "Recipe") -> str:
-        """The fields in which two recipes differ, as `name: mine != theirs`."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return "; ".join(f"{key}: {mine[key]!r} != {theirs[key]!r}" for key in mine if mine[key] != theirs[key])
-
-
-class NormInfo(_Strict):
+class NormInfo(Strict):
     """The norm before the MLP; its gain and bias lie in norm.safetensors."""
 
     kind: Literal["rms", "layernorm", "none"]
@@ -119,7 +38,7 @@ class NormInfo(_Strict):
         return fields
 
 
-class Moments(_Strict):
+class Moments(Strict):
     """Per-dimension first and second moments over the kept rows of the training shards, in float64."""
 
     rows: int
@@ -131,7 +50,15 @@ class Moments(_Strict):
         return sum(self.mean_square)
 
 
-class ShardEntry(_Strict):
+class Rest(Strict):
+    """Where a document that is longer than a shard was cut: the next shard of the same split goes on with it."""
+
+    document: int
+    token: int
+    """The first of its tokens that is not stored yet; its EOS counts as the last one."""
+
+
+class ShardEntry(Strict):
     name: str
     split: Split
     rows: int
@@ -143,10 +70,46 @@ class ShardEntry(_Strict):
     n_sequences: int
     first_document: int
     next_document: int
-    """The document with which the next shard begins."""
+    """The first document that no shard up to this one holds any of."""
+    rest: Rest | None = None
+    """Of a document that is longer than a shard and that this shard's end cuts."""
+    bad_records: int | None = None
+    """Records among these documents that hold none and were left out, where there are some."""
+    repeats: int | None = None
+    """Those of them that repeat an earlier one and were left out, where there are some."""
+    excluded_by_norm: int | None = None
+    """Rows that are not kept for their norm alone, where the recipe asks for it."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
+        """Keys that came later are written where they say something: older stores have none of them."""
+        return without_none(serialize(self), ("rest", "bad_records", "repeats", "excluded_by_norm"))
 
 
-class Manifest(_Strict):
+def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:
+    """By split, the document that the next shard of this split goes on with, after these shards."""
+    rests: dict[Split, Rest] = {}
+    for shard in shards:
+        rests.pop(shard.split, None)
+        if shard.rest is not None:
+            rests[shard.split] = shard.rest
+    return rests
+
+
+def going_on(shards: Iterable[ShardEntry]) -> set[str]:
+    """Names of the shards that begin within a document, which the one before of their split has cut."""
+    names = set()
+    cut: set[Split] = set()
+    for shard in shards:
+        if shard.split in cut:
+            names.add(shard.name)
+        cut.discard(shard.split)
+        if shard.rest is not None:
+            cut.add(shard.split)
+    return names
+
+
+class Manifest(Strict):
     format_version: Literal[1]
     fingerprint: str
     recipe: Recipe
@@ -170,7 +133,7 @@ class Manifest(_Strict):
         return sum(shard.rows for shard in self.shards)
 
 
-class Pending(_Strict):
+class Pending(Strict):
     """Entry of a finished shard that cannot be listed yet because shards with smaller numbers are missing.
 
     Stored beside the shard.

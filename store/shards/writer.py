@@ -1,11 +1,8 @@
 """Writes a store: shards become visible only whole, in order, and once, so that a killed writer leaves a valid store."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -31,37 +28,9 @@ from store.shards.manifest import (
 )
 from store.shards.reader import check_sizes
 from store.shards.ring import Ring, from_shard, load_ring, number_of, save
-from store.shards.sums import added, shard_sums
+from store.shards.rows import ShardRows, shard_arrays
+from store.shards.sums import added
 from store.views import Norm
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRows:
-    """What the harvester hands over: rows in the order of the tokens."""
-
-    tokens: Tensor
-    """int32 [n_sequences, context]."""
-    sites: dict[str, Tensor]
-    """Each [n_sequences * context, width]."""
-    first_document: int
-    next_document: int
-
-
-def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int) -> tuple[Tensor, int]:
-    """The order in which a shard's rows are written (int64), and how many of them are kept: those come first, shuffled."""
-    flat = tokens.flatten()
-    dropped = torch.isin(flat, torch.tensor(excluded, dtype=flat.dtype)) if excluded else torch.zeros_like(flat).bool()
-    kept = (~dropped).nonzero().squeeze(1)
-    shuffle = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([kept[shuffle], dropped.nonzero().squeeze(1)]), len(kept)
-
-
-def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tuple[dict[str, Tensor], int]:
-    """The arrays of a shard's file, in their order, and the number of rows kept: they depend on nothing else."""
-    order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number)
-    dtype = recipe.torch_dtype
-    sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
-    return {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm), kept
 
 
 def _lock_path(directory: StorePath, rank: int) -> StorePath:
@@ -193,7 +162,7 @@ class StoreWriter:
         """
         number = len(self.manifest.shards) if number is None else number
         recipe = self.recipe
-        arrays, kept = shard_arrays(rows, number, recipe, self.norm)
+        arrays, kept, far = shard_arrays(rows, number, recipe, self.norm)
         sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
         entry_bytes, checksum = self._publish(self._path(number), arrays)
         entry = ShardEntry(
@@ -207,6 +176,10 @@ class StoreWriter:
             n_sequences=len(rows.tokens),
             first_document=rows.first_document,
             next_document=rows.next_document,
+            rest=rows.rest,
+            bad_records=rows.bad_records or None,
+            repeats=rows.repeats or None,
+            excluded_by_norm=None if recipe.exclude_norm is None else far,
         )
         pending = Pending(
             fingerprint=recipe.fingerprint,

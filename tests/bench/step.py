@@ -27,7 +27,8 @@ DENSE = "dense nested step"
 
 
 def synthetic(directory: Path, d: int) -> Path:
-    from store.shards.writer import ShardRows, StoreWriter
+    from store.shards.rows import ShardRows
+    from store.shards.writer import StoreWriter
     from store.views import Norm
     from tests.making import make_recipe
 

@@ -9,6 +9,7 @@ import pytest
 from harvest import repair as care
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
+from harvest.text import stream
 from harvest.text.corpus import resuming
 from store.disk.lock import WriterLock
 from tests.command import run
@@ -71,7 +72,7 @@ def test_a_repair_beside_a_writer_is_refused_and_a_broken_stream_is_opened_again
         return replace(corpus, documents=documents)
 
     monkeypatch.setattr(care, "open_corpus", breaks)
-    monkeypatch.setattr(care, "resuming", lambda corpus, start: resuming(corpus, start, lambda seconds: None))
+    monkeypatch.setattr(stream, "resuming", lambda corpus, start: resuming(corpus, start, lambda seconds: None))
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert not failures
     assert files_of(config.store) == before

@@ -1,6 +1,7 @@
 """Metrics against cases small enough to check by hand, and against one dense float64 computation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.redundancy import redundancy
 from evaluate.metrics.results import METRICS, density_histogram, evaluate, percentiles
 from evaluate.rows import places, rows_in_order
+from store.shards.manifest import Rest
 from store.shards.reader import Store, open_store
-from store.shards.writer import ShardRows, StoreWriter
+from store.shards.rows import ShardRows
+from store.shards.writer import StoreWriter
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.metrics.making import dense_metrics
 from tests.making import BOS, EOS, make_norm, make_recipe, make_rows, make_store
@@ -140,6 +143,21 @@ def test_documents_of_different_shards_are_different(tmp_path):
     found = places(store, "heldout")
     first = store.manifest.of_split("heldout")[0].kept
     assert not set(found.document[:first].tolist()) & set(found.document[first:].tolist())
+    assert found.document.unique().tolist() == list(range(int(found.document.max()) + 1))
+
+
+def test_a_document_that_goes_on_in_the_next_shard_of_its_split_is_one(tmp_path):
+    recipe = make_recipe(heldout_every=2)
+    with StoreWriter(tmp_path, recipe, make_norm()) as writer:
+        for number in range(6):  # 1, 3 and 5 are held out; 1 cuts a document that 3 goes on with
+            rest = Rest(document=9, token=40) if number in (0, 1) else None
+            writer.append(replace(make_rows(number, recipe), rest=rest))
+    store = open_store(tmp_path)
+    found = places(store, "heldout")
+    kept = [shard.kept for shard in store.manifest.of_split("heldout")]
+    first, second, third = (set(part.tolist()) for part in found.document.split(kept))
+    assert first & second == {max(first)} == {min(second)}
+    assert not second & third
     assert found.document.unique().tolist() == list(range(int(found.document.max()) + 1))
 
 

@@ -9,7 +9,8 @@ import torch
 
 from store.shards.manifest import load_manifest
 from store.shards.reader import Store, check_shards, open_store
-from store.shards.writer import StoreWriter, shard_order
+from store.shards.rows import shard_order
+from store.shards.writer import StoreWriter
 from store.views import rms
 from tests.making import BOS, EOS, PAD, files_of, make_norm, make_recipe, make_rows, make_store
 

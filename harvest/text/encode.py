@@ -1,0 +1,96 @@
+"""Documents -> token ids: text, chat records through the tokenizer's own template, columns of ids made elsewhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from harvest.text.records import Bad
+from store.errors import Refused
+
+MARK = "\ue000{number}\ue001"
+"""Stands for the content of a message while a template is looked at: characters that no text should have."""
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Token ids, and which of them a chat template put around the messages."""
+
+    ids: list[int]
+    template: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def ids_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, n_ids: int) -> list[int] | Bad:
+    """A document's ids as rows hold them: no BOS, no PAD, no EOS at either end. Bad for one that is not below n_ids."""
+    marked = Marked(list(ids), [False] * len(ids))
+    found = _without_specials(marked, tokenizer, n_ids)
+    return found if isinstance(found, Bad) else found.ids
+
+
+def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, n_ids: int) -> Marked | Bad:
+    """A chat record as the tokenizer's template lays it out, with markers as the special tokens that they name.
+
+    Bad where the template refuses the messages, or does not repeat what they say.
+    """
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        marked = [message | {"content": MARK.format(number=number)} for number, message in enumerate(messages)]
+        skeleton = str(tokenizer.apply_chat_template(marked, tokenize=False))
+    except (TemplateError, ValueError, TypeError) as error:
+        return Bad(f"the chat template refuses it ({error})")
+    spans = _spans([message["content"] for message in messages], rendered, skeleton)
+    if spans is None:
+        return Bad("the chat template changes its messages, so that its own tokens cannot be told from theirs")
+    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    of_template = [True] * len(rendered)
+    for start, end in spans:
+        of_template[start:end] = [False] * (end - start)
+    template = [all(of_template[start:end]) for start, end in encoded["offset_mapping"]]
+    return _without_specials(Marked(list(encoded["input_ids"]), template), tokenizer, n_ids)
+
+
+def _spans(contents: list[str], rendered: str, skeleton: str) -> list[tuple[int, int]] | None:
+    """Where each message's content stands in the rendered template; None where it does not, whole or stripped."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for number, content in enumerate(contents):
+        before, mark, skeleton = skeleton.partition(MARK.format(number=number))
+        start = at + len(before)
+        shown = content if rendered.startswith(content, start) and rendered.startswith(before, at) else content.strip()
+        if not mark or not rendered.startswith(before + shown, at):
+            return None
+        at = start + len(shown)
+        spans.append((start, at))
+    return spans if rendered[at:] == skeleton else None
+
+
+def _without_specials(marked: Marked, tokenizer: PreTrainedTokenizerBase, n_ids: int) -> Marked | Bad:
+    """The tokens without BOS and PAD, and without EOS at either end: rows begin with BOS, and EOS ends each document."""
+    wrong = next((index for index in marked.ids if not 0 <= index < n_ids), None)
+    if wrong is not None:
+        return Bad(f"token id {wrong} is not among the {n_ids:,} of the tokenizer and the model")
+    eos = tokenizer.eos_token_id
+    out = [index for index in (tokenizer.bos_token_id, tokenizer.pad_token_id) if index != eos]
+    kept = [pair for pair in zip(marked.ids, marked.template, strict=True) if pair[0] not in out]
+    while kept and kept[-1][0] == eos:
+        kept.pop()
+    first = next((number for number, (index, _) in enumerate(kept) if index != eos), 0)
+    kept = kept[first:]
+    return Marked([index for index, _ in kept], [of_template for _, of_template in kept])
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a manifest calls chat_template. Refused when the tokenizer has none."""
+    template = tokenizer.chat_template
+    if not template:
+        raise Refused(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template; --chat needs one: take the model's "
+            "instruction-tuned sister, or put a chat_template.jinja beside the tokenizer"
+        )
+    return xxhash.xxh3_128_hexdigest(str(template).encode())

@@ -1,0 +1,82 @@
+"""One record of a data set: the document in it, or why there is none."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Document = str | list[Any]
+"""What a record holds: text, token ids, or the messages of a conversation."""
+Kind = Literal["text", "tokens", "chat"]
+WANTED = {"text": "text is", "tokens": "token ids are", "chat": "messages are"}
+OPTIONS = {"text": "--text-column", "tokens": "--tokens-column", "chat": "--chat"}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A record without a document, and why it has none."""
+
+    reason: str
+    cure: str = ""
+    """The option that reads what is there instead."""
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.reason}: {self.cure}" if self.cure else self.reason
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """In the place of a document that an earlier one equals."""
+
+
+def lacking(column: str, columns: Iterable[Any]) -> Bad:
+    """A record without the column; it names those that it has."""
+    return Bad(f"it has no text column {column!r}; it has {sorted(map(str, columns))}", "choose with --text-column")
+
+
+def document_in(value: Any, column: str, kind: Kind) -> Document | Bad:
+    """The document that a column's value is. Bad, with the option that would read it, where it is of another kind."""
+    if isinstance(value, Bad):
+        return value
+    found = kind_of_value(value)
+    if found == kind:
+        return value
+    cure = f"choose another {OPTIONS[kind]}"
+    if value is None:
+        cure = "--bad-records skip leaves such records out"
+    elif found is not None:
+        cure = f"read it with {OPTIONS[found]} {column}"
+    return Bad(f"its column {column!r} holds {described(value)} where {WANTED[kind]} wanted", cure)
+
+
+def kind_of_value(value: Any) -> Kind | None:
+    """What a value can be read as."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list) or not value:
+        return None
+    if all(type(item) is int for item in value):
+        return "tokens"
+    return "chat" if all(_is_message(item) for item in value) else None
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+
+
+def described(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return f"a number ({value})"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, dict):
+        return "an object"
+    if not isinstance(value, list):
+        return f"a {type(value).__name__}"
+    kind = kind_of_value(value)
+    if kind is not None:
+        return "a list of token ids" if kind == "tokens" else "a list of messages"
+    return "a list"

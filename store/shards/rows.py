@@ -1,0 +1,80 @@
+"""The rows of a shard: which are kept, in which order they lie, and the arrays of its file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from store.shards.manifest import Recipe, Rest
+from store.shards.sums import shard_sums
+from store.views import Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """What the harvester hands over: rows in the order of the tokens."""
+
+    tokens: Tensor
+    """int32 [n_sequences, context]."""
+    sites: dict[str, Tensor]
+    """Each [n_sequences * context, width]."""
+    first_document: int
+    next_document: int
+    rest: Rest | None = None
+    """Of a document that is longer than a shard and that this shard's end cuts."""
+    bad_records: int = 0
+    """Records among these documents that hold none and were left out."""
+    repeats: int = 0
+    """Those of them that repeat an earlier one and were left out."""
+    template: Tensor | None = None
+    """int32 [n_sequences, context]: 1 at tokens that a chat template put around the messages; None where there is none."""
+
+
+def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int, also: Tensor | None = None) -> tuple[Tensor, int]:
+    """The order in which a shard's rows are written (int64), and how many of them are kept: those come first, shuffled.
+
+    also: bool, by row, further rows that are not kept.
+    """
+    dropped = excluded_ids(tokens, excluded)
+    if also is not None:
+        dropped = dropped | also
+    kept = (~dropped).nonzero().squeeze(1)
+    shuffle = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([kept[shuffle], dropped.nonzero().squeeze(1)]), len(kept)
+
+
+def excluded_ids(tokens: Tensor, excluded: Sequence[int]) -> Tensor:
+    """Which tokens, flattened, are among these ids."""
+    flat = tokens.flatten()
+    return torch.isin(flat, torch.tensor(excluded, dtype=flat.dtype)) if excluded else torch.zeros_like(flat).bool()
+
+
+def also_excluded(rows: ShardRows, recipe: Recipe) -> tuple[Tensor, int]:
+    """Which rows the recipe's options leave out beside excluded ids, and how many of them for their norm alone."""
+    dropped = torch.zeros(rows.tokens.shape, dtype=torch.bool)
+    if recipe.exclude_first is not None:
+        dropped[:, : recipe.exclude_first] = True
+    if recipe.exclude_template and rows.template is not None:
+        dropped |= rows.template.bool()
+    dropped = dropped.flatten()
+    if recipe.exclude_norm is None:
+        return dropped, 0
+    norms = rows.sites[recipe.norm_site].to(recipe.torch_dtype).float().norm(dim=1)
+    counted = ~(dropped | excluded_ids(rows.tokens, recipe.excluded_tokens))
+    far = counted & (norms > recipe.exclude_norm * norms[counted].median())
+    return dropped | far, int(far.sum())
+
+
+def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tuple[dict[str, Tensor], int, int]:
+    """The arrays of a shard's file, in their order, and the numbers of rows kept and of rows left out for their norm.
+
+    They depend on nothing else.
+    """
+    also, far = also_excluded(rows, recipe)
+    order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number, also)
+    dtype = recipe.torch_dtype
+    sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
+    template = {} if rows.template is None else {"template": rows.template}
+    arrays = {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm) | template
+    return arrays, kept, far
