@@ -15,6 +15,7 @@ from store.transcoders.layouts import load_folder
 from store.transcoders.transcoder import Transcoder
 from tests.making import make_norm, make_recipe, make_rows
 from tests.old.make import machine
+from train import checkpoint
 from train.config import TrainConfig
 from train.loop import train
 
@@ -71,7 +72,8 @@ def copied_run(folder: Path) -> TrainConfig:
 def test_an_old_checkpoint_goes_on_to_what_the_old_code_made_of_it(tmp_path):
     config, saved = copied_run(tmp_path / "run"), json.loads((OLD / "checkpoint" / TRAIN_CONFIG).read_text())
     train(config)
-    assert json.loads((config.run_directory / TRAIN_CONFIG).read_text()) == saved
+    written = json.loads((config.run_directory / TRAIN_CONFIG).read_text())
+    assert {key: written[key] for key in saved} == saved  # options that came later stand beside them
     found, expected = load_file(config.run_directory / WEIGHTS), load_file(OLD / "checkpoint" / "expected.safetensors")
     assert found.keys() == expected.keys()
     # another processor or library adds up in another order
@@ -79,6 +81,16 @@ def test_an_old_checkpoint_goes_on_to_what_the_old_code_made_of_it(tmp_path):
     tolerance = 0 if here else 1e-4
     for name, array in expected.items():
         torch.testing.assert_close(found[name], array, rtol=tolerance, atol=tolerance)
+
+
+def test_options_that_came_later_do_not_part_a_run_from_its_checkpoint(tmp_path, monkeypatch):
+    config = copied_run(tmp_path / "run")
+    original = checkpoint.identity
+    monkeypatch.setattr("train.checks.identity", lambda *words: original(*words) | {"novel": 3})
+    with pytest.raises(ValueError, match="novel: None != 3"):
+        train(config)
+    monkeypatch.setattr(checkpoint, "ADDED", {"novel": 3})
+    train(config)
 
 
 def test_an_old_checkpoint_of_other_options_is_refused(tmp_path):

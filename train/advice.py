@@ -36,7 +36,7 @@ def warnings_of(config: TrainConfig) -> list[str]:
             f"dead_after is {config.n_dead_after:,} tokens, but the run has {tokens:,}: no latent can be known to be dead, "
             f"and AuxK helps none; leave out --dead-after, or give {max(1, tokens // 5)}"
         )
-    if config.heldout_every > steps:
+    if config.heldout_every is not None and config.heldout_every > steps:
         found.append(
             f"heldout_every is {config.heldout_every:,}, but the run has {steps:,} steps: its log gets no held-out "
             f"figures; give --heldout-every {max(1, steps // 10)}, or 0 for none"

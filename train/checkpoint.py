@@ -58,9 +58,17 @@ def candidates(config: TrainConfig, device: torch.device) -> Candidates:
     return "bfloat16" if native_bfloat16(device) else "float32"
 
 
-def without_int8(saved: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run, int8 candidates replaced by float32 ones: earlier versions had them, for the same values."""
-    return saved | {"candidates": "float32"} if saved.get("candidates") == "int8" else saved
+ADDED: dict[str, Any] = {}
+"""Options that came after the first runs, with the value that stands for what the code did before it had them."""
+
+
+def in_todays_words(saved: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run that an earlier version wrote, as this one writes them.
+
+    It had int8 candidates, which found the same latents as float32 ones, and lacked the options that were ADDED.
+    """
+    candidates = "float32" if saved.get("candidates") == "int8" else saved.get("candidates")
+    return ADDED | saved | {"candidates": candidates}
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -86,7 +94,7 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            saved = without_int8(json.loads(metadata["run"]))
+            saved = in_todays_words(json.loads(metadata["run"]))
             if saved != run:
                 raise Refused(
                     f"{path} belongs to a run with other options: {differences(saved, run)}; "

@@ -100,8 +100,9 @@ class TrainConfig(Options):
     """Steps between checkpoints."""
     log_every: Positive = 10
     """Steps between lines of training_log.jsonl; on a GPU each line waits for the steps before it."""
-    heldout_every: NotNegative = 1000
-    """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none."""
+    heldout_every: NotNegative | None = None
+    """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none. 1000 when not given;
+    a run of fewer steps is not measured."""
     heldout_rows: Count = 8192
     """Held-out rows in such a measurement."""
     features_every: NotNegative = 0

@@ -2,14 +2,12 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +26,7 @@ from train.log import HeldoutRecord, Record, TrainingLog
 from train.sharded import ShardedForward
 from train.snapshots import Collector, snapshot_of, uncollected
 from train.step.module import StepResult, TrainingTranscoder
-from train.step.optimizer import make_optimizer, update
+from train.step.optimizer import learning_rate, make_optimizer, train_step
 from train.watch import SPIKE
 
 NONFINITE = "nonfinite.safetensors"
@@ -38,38 +36,18 @@ MISSED = (
 )
 CALIBRATION_ROWS = 32_768
 """Training rows on which the finished weights are calibrated, at most."""
+HELDOUT_EVERY = 1000
+"""Steps between measurements on held-out rows, where the options do not say."""
+
 FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
 log = logging.getLogger(__name__)
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up (arXiv 1706.02677), then a cosine from lr down to min_lr * lr at the last step (arXiv 1608.03983)."""
-    if step < config.n_warmup_steps:
-        return config.lr * (step + 1) / config.n_warmup_steps
-    span = max(1, config.n_steps - 1 - config.n_warmup_steps)
-    progress = min(1.0, (step - config.n_warmup_steps) / span)
-    return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def train_step(
-    module: TrainingTranscoder, optimizer: torch.optim.Adam, source: Tensor, target: Tensor, lr: float, step: int = 0
-) -> StepResult:
-    """One step: gradients, Adam, decoder rows back to norm 1. Weights stay as they are from a loss that is not finite on.
-
-    The part of the decoder's gradient that only changes norms is left in: taking it out measured worse (RESULTS.md).
-    """
-    result = module.step_gradients(source, target, step)
-    update(module, optimizer, lr)
-    module.renormalise()
-    module.shift_biases(result.bias_shift)
-    return result
 
 
 def already_trained(folder: Path, run: dict) -> Transcoder | None:
     """The finished transcoder of this run, if there is one. Refused when the folder holds a run with other options."""
     if not (folder / TRAIN_CONFIG).exists() or not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
         return None
-    saved = checkpoint.without_int8(json.loads((folder / TRAIN_CONFIG).read_text()))
+    saved = checkpoint.in_todays_words(json.loads((folder / TRAIN_CONFIG).read_text()))
     if saved != run:
         raise Refused(
             f"{folder} holds a run with other options: {checkpoint.differences(saved, run)}; "
@@ -110,7 +88,8 @@ class Run:
         self.done += 1
         self.waited += waited
         self.log.bar.update(self.config.batch_rows)
-        measure = self.config.heldout_every and self.done % self.config.heldout_every == 0
+        every = HELDOUT_EVERY if self.config.heldout_every is None else self.config.heldout_every
+        measure = every and self.done % every == 0
         due = measure or self.done % self.config.log_every == 0 or self.done == self.config.n_steps
         if (due or batch.source.device.type == "cpu") and self.module.watch.stopped:
             self._stop()

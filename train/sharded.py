@@ -8,8 +8,8 @@ from torch import Tensor
 from store.sparse.scan import Entries
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
+from train.activations.topk import largest_in_rows
 from train.parallel import Latents
-from train.step.sparse import largest_in_rows
 
 
 class ShardedForward(Forward):

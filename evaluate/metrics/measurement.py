@@ -36,7 +36,7 @@ class Figures(Result):
 
     def figures(self) -> dict[str, Number]:
         """The figure of every metric that was measured and is one number, by key."""
-        values = {key: self.value(key) for key in type(self).model_fields if self.has(key)}
+        values = {key: self.value(key) for key in sorted(self.model_fields_set)}
         return {key: value for key, value in values.items() if value is not None}
 
     def interval(self, key: str) -> Interval | None:

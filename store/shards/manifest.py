@@ -1,5 +1,6 @@
 """The manifest: what a store holds and how it was made. Replaced atomically, and checked against its schema when read."""
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -116,7 +117,8 @@ class Manifest(Strict):
     norm: NormInfo
     widths: dict[str, int]
     statistics: dict[str, Moments]
-    """Keys: each site, and `resid_mid.rms` for the normalised view of resid_mid."""
+    """Keys: each site, and SITE.rms for the normalised view of the site that the norm reads: `resid_mid.rms`, or
+    `resid_pre.rms` where attention and MLP run side by side."""
     shards: tuple[ShardEntry, ...]
     exhausted: bool = False
     """True when the text ended before the tokens that were asked for."""
@@ -156,8 +158,10 @@ def load_manifest(directory: StorePath) -> Manifest:
     path = directory / MANIFEST
     if not path.exists():
         raise Refused(f"{directory} is not an activation store: it has no {MANIFEST}; make one with `make harvest`")
+    content = path.read_bytes()
+    refuse_newer(content, path)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -170,6 +174,20 @@ def load_manifest(directory: StorePath) -> Manifest:
             f"its fingerprint says {manifest.fingerprint}; {cure_of_manifest(directory)}"
         )
     return manifest
+
+
+def refuse_newer(content: bytes, path: StorePath) -> None:
+    """Refused for a manifest of a later format; content that is no JSON is left to the schema's check."""
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        return
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise Refused(
+            f"{path} is of format {version}, and this code reads format {FORMAT_VERSION}: update the code; "
+            "nothing is wrong with the store"
+        )
 
 
 def cure_of_manifest(directory: StorePath) -> str:

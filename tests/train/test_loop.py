@@ -21,7 +21,7 @@ from train import checkpoint, checks, loop, run
 from train.config import TrainConfig
 from train.log import wandb_mode
 from train.loop import train
-from train.run import learning_rate
+from train.step.optimizer import learning_rate
 
 
 class Killed(BaseException):

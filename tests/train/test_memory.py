@@ -19,7 +19,7 @@ from train.config import TrainConfig
 from train.checkpoint import candidates
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer
-from train.run import train_step
+from train.step.optimizer import train_step
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -27,7 +27,7 @@ def peak():
 def train(rows, d_sae, k, n_dead):
     config = TrainConfig(model="tiny", layer=1, d_sae=d_sae, k=k, batch_rows=rows, tokens=rows, activation=sys.argv[2])
     module = TrainingTranscoder(config, store.manifest, store.norm, candidates(config, torch.device("cpu")))
-    module.tokens_since_fired[:n_dead] = config.dead_after
+    module.tokens_since_fired[:n_dead] = config.n_dead_after
     optimizer = make_optimizer(module, 1e-3)
     for _ in range(3):
         train_step(module, optimizer, batch.source[:rows], batch.target[:rows], 1e-3)

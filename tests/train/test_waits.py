@@ -9,9 +9,8 @@ from torch.utils._pytree import tree_leaves
 from store.sparse.scan import scan_to
 from tests.train import reference
 from tests.train.making import assert_close, first_batch, make_config, make_module, perturb
-from train.run import train_step
 from train.step.module import WAIT_EVERY, TrainingTranscoder
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, train_step
 
 
 class OnDevice(TorchDispatchMode):

@@ -1,9 +1,12 @@
-"""Adam over float32 master weights, and its state on disk."""
+"""One training step, its learning rate, and Adam over float32 master weights with its state on disk."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-from train.step.module import TrainingTranscoder
+from train.config import TrainConfig
+from train.step.module import StepResult, TrainingTranscoder
 
 
 def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
@@ -27,6 +30,29 @@ def update(module: TrainingTranscoder, optimizer: torch.optim.Adam, lr: float) -
         group["lr"] = lr * group["lr_scale"]
     optimizer.found_inf = module.watch.holds  # type: ignore[attr-defined]
     optimizer.step()
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up (arXiv 1706.02677), then a cosine from lr down to min_lr * lr at the last step (arXiv 1608.03983)."""
+    if step < config.n_warmup_steps:
+        return config.lr * (step + 1) / config.n_warmup_steps
+    span = max(1, config.n_steps - 1 - config.n_warmup_steps)
+    progress = min(1.0, (step - config.n_warmup_steps) / span)
+    return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train_step(
+    module: TrainingTranscoder, optimizer: torch.optim.Adam, source: Tensor, target: Tensor, lr: float, step: int = 0
+) -> StepResult:
+    """One step: gradients, Adam, decoder rows back to norm 1. Weights stay as they are from a loss that is not finite on.
+
+    The part of the decoder's gradient that only changes norms is left in: taking it out measured worse (RESULTS.md).
+    """
+    result = module.step_gradients(source, target, step)
+    update(module, optimizer, lr)
+    module.renormalise()
+    module.shift_biases(result.bias_shift)
+    return result
 
 
 def state_of(module: TrainingTranscoder, optimizer: torch.optim.Adam) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def test_worst_tokens_are_shown_in_their_context_and_escaped(tmp_path, monkeypat
 def test_without_a_tokenizer_tokens_are_numbers_and_the_page_says_why(report):
     html = report.read_text()
     assert "#5 #6 <mark>#7 </mark>#8 " in html
-    assert "the tokenizer of tiny cannot be loaded" in html
+    assert "the tokenizer of tiny cannot be" in html
 
 
 @pytest.fixture

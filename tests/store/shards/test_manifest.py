@@ -1,11 +1,15 @@
 """."""
 
 import json
+import re
 
 import pytest
 
-from store.shards.manifest import MANIFEST, PREVIOUS, load_manifest
+from store.errors import Refused
+from store.shards.manifest import MANIFEST, PREVIOUS, Manifest, NormInfo, ShardEntry, load_manifest
 from store.shards.reader import Store
+from store.shards.recipe import Recipe
+from tests.child import ROOT
 from tests.making import files_of, make_recipe, make_store
 
 
@@ -42,6 +46,21 @@ def test_a_manifest_cut_in_half_is_named_and_the_one_before_leads_to_the_same_st
     assert len(load_manifest(store.directory).shards) == 3
     make_store(store.directory, 4)
     assert files_of(store.directory) == whole
+
+
+def test_a_store_of_a_later_format_asks_for_later_code(store: Store):
+    path = store.directory / MANIFEST
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"format_version": 2, "new_key": 1}))
+    with pytest.raises(Refused, match=r"is of format 2, and this code reads format 1: update the code"):
+        load_manifest(store.directory)
+
+
+def test_every_key_of_a_manifest_is_described_in_format_md():
+    section = (ROOT / "store" / "FORMAT.md").read_text().partition("### manifest.json")[2].partition("\n## ")[0]
+    described = set(re.findall(r"`(\w+)`", section))
+    for model in (Manifest, Recipe, NormInfo, ShardEntry):
+        assert set(model.model_fields) <= described, model
 
 
 def test_shards_without_a_manifest_are_not_written_over(store: Store):

@@ -15,9 +15,8 @@ from train.activations.jumprelu import JumpReLU
 from train.config import Activation, TrainConfig
 from train.export import export, name
 from train.loop import train
-from train.run import train_step
 from train.step.module import TrainingTranscoder
-from train.step.optimizer import make_optimizer
+from train.step.optimizer import make_optimizer, train_step
 
 D_SAE = 41
 """No other dimension of the store or of a step is this long."""

@@ -3,16 +3,17 @@ import torch
 
 from store.sparse.scan import Entries, cut_into_bags
 from tests.making import on_threads
+from train.activations import topk
 from train.step import sparse
 from train.step.sparse import decode_nested
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 256])
 def test_the_largest_of_each_row_by_hand(monkeypatch, chunk):
-    monkeypatch.setattr(sparse, "ROWS_AT_ONCE", chunk)
+    monkeypatch.setattr(topk, "ROWS_AT_ONCE", chunk)
     encoder, bias = torch.eye(3), torch.tensor([0.0, 0.5, 0.0])
     rows = torch.tensor([[3.0, 0.0, 1.0], [-1.0, -2.0, -1.0], [1.0, 4.0, 2.0]])
-    entries = sparse.largest_in_rows(rows, encoder, bias, 2)
+    entries = topk.largest_in_rows(rows, encoder, bias, 2)
     found = list(zip(entries.latent.tolist(), entries.row.tolist(), entries.value.tolist(), strict=True))
     assert found == [(0, 0, 3.0), (1, 2, 4.5), (2, 0, 1.0), (2, 2, 2.0)]
 
