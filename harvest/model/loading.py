@@ -5,20 +5,24 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
-from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+from transformer_lens.model_bridge.sources.transformers import helpers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from harvest.model import embedded
 from harvest.model.language_model import LanguageModel
 from harvest.model.source import ELSEWHERE, ModelSource, source_of
 from harvest.model.tokenizer import check_ids, vocabulary_hash
 from store.devices import native_bfloat16
 from store.errors import Damaged, Refused
 from store.hub import fetching
+from store.shards.recipe import Recipe
 
 
 def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -36,8 +40,17 @@ def load_model(
     revision: str | None = None,
     device_map: str | None = None,
     context: int = 1,
+    model_class: str | None = None,
 ) -> LanguageModel:
     """The model, ready to run.
+
+    name: on the hub, a folder, or pip:PACKAGE.
+    layer: the highest layer that will be run.
+    dtype: of the weights and of all that is computed.
+    revision: branch, tag or commit on the hub.
+    device_map: spreads the model over devices, as accelerate does; `device` is not used then.
+    context: the longest sequence that will be run.
+    model_class: of transformers, where config.json names none that TransformerLens knows.
 
     Raises:
         Refused: an unknown model, a layer out of range, too long a context, weights that the files lack.
@@ -51,15 +64,26 @@ def load_model(
         raise Refused(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
     if context > longest:
         raise Refused(f"context is {context}, but {name} reads at most {longest} tokens; give --context {longest} or less")
+    overrides = None
+    if model_class is not None:
+        if not hasattr(transformers, model_class):
+            raise Refused(
+                f"transformers {transformers.__version__} has no class {model_class!r}; choose another --model-class"
+            )
+        config.architectures = [model_class]
+        overrides = {"architectures": [model_class]}
+    # For the images of multimodal models TransformerLens would install torchvision by pip, which replaces torch.
+    no_images = mock.patch.object(helpers, "_ensure_torchvision", lambda: False)
     where = {"device": device} if device_map is None else {"device_map": device_map}
     try:
         architecture = determine_architecture_from_hf_config(config)
-        with fetching(f"model {name!r}", ELSEWHERE):
+        with fetching(f"model {name!r}", ELSEWHERE), no_images:
             bridge = TransformerBridge.boot_transformers(
                 source.base,
+                hf_config_overrides=overrides,
                 dtype=dtype,
                 revision=source.commit,
-                model_class=Complete(get_hf_model_class_for_architecture(architecture), name, source.adapter),
+                model_class=Complete(helpers.get_hf_model_class_for_architecture(architecture), name, source.adapter),
                 **where,
             )
     except SafetensorError as error:
@@ -79,6 +103,19 @@ def load_model(
         revision=source.revision,
         layer=layer,
         tokenizer_hash=vocabulary_hash(tokenizer),
+    )
+
+
+def model_of(recipe: Recipe, device: torch.device) -> LanguageModel:
+    """The model that made a store, from the commit that its recipe records."""
+    local = embedded.is_embedded(recipe.model) or Path(recipe.model).is_dir()
+    return load_model(
+        recipe.model,
+        recipe.layer,
+        device,
+        recipe.torch_compute_dtype,
+        revision=None if local else recipe.model_revision,
+        model_class=recipe.model_class,
     )
 
 

@@ -41,6 +41,7 @@ RECORDED_WHEN_SET = (
     "exclude_first",
     "exclude_template",
     "exclude_norm",
+    "model_class",
 )
 """Fields of a recipe that stand for an option whose default is not written."""
 
@@ -90,6 +91,8 @@ class Recipe(Strict):
     exclude_template: Literal[True] | None = None
     """Whether tokens of the chat template are not kept."""
     exclude_norm: float | None = None
+    model_class: str | None = None
+    """Class of transformers that loaded the model; None for the one that its config.json names."""
     """Rows are not kept whose norm at `norm_site` is above this many medians of the shard's."""
 
     @model_serializer(mode="wrap")

@@ -190,6 +190,12 @@ def test_a_parallel_block_has_no_resid_mid_but_its_mlp_s_input(architecture, tok
         torch.testing.assert_close(normed(sites["resid_pre"].flatten(0, 1), norm), mlp_in, rtol=1e-4, atol=1e-5)
 
 
+def test_nothing_is_installed_for_the_images_of_a_multimodal_model(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda words, **options: pytest.fail(f"ran {words}"))
+    kind = "Gemma3ForConditionalGeneration"
+    load_model(save_tiny(tmp_path, kind, TINY[kind], tokenizer), 1, CPU, torch.float32)
+
+
 def test_a_block_that_norms_its_sum_is_refused(tokenizer, tokens, tmp_path):
     sizes = {"ffn_dim": 32, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
     options = {key: value for key, value in NEOX.items() if key != "intermediate_size"} | sizes

@@ -87,3 +87,16 @@ def test_quantised_weights_are_refused(tiny_models, tmp_path):
 def test_a_name_that_is_no_folder_and_no_repository_is_refused(name):
     with pytest.raises(Refused, match=r"model '.*' is no folder here and no name on the hub"):
         load_model(name, 0, CPU, torch.float32)
+
+
+def test_a_class_that_config_json_does_not_name_is_given(tiny_models, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models["gemma2"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["OurOwnForCausalLM"]}))
+    tokens = torch.randint(3, 98, (2, 12), generator=torch.Generator().manual_seed(0))
+    found = load_model(str(folder), 1, CPU, torch.float32, model_class="Gemma2ForCausalLM").run(tokens)
+    expected = load_model(str(tiny_models["gemma2"]), 1, CPU, torch.float32).run(tokens)
+    assert all(torch.equal(found[site], values) for site, values in expected.items())
+    with pytest.raises(Refused, match=r"has no class 'OurOwnForCausalLM'; choose another --model-class"):
+        load_model(str(folder), 1, CPU, torch.float32, model_class="OurOwnForCausalLM")
