@@ -73,7 +73,7 @@ def load_model(
         config.architectures = [model_class]
         overrides = {"architectures": [model_class]}
     # For the images of multimodal models TransformerLens would install torchvision by pip, which replaces torch.
-    no_images = mock.patch.object(helpers, "_ensure_torchvision", lambda: False)
+    no_images = mock.patch.object(helpers, "_ensure_torchvision", return_value=False)
     where = {"device": device} if device_map is None else {"device_map": device_map}
     try:
         architecture = determine_architecture_from_hf_config(config)
