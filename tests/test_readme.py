@@ -1,4 +1,5 @@
 import ast
+import re
 from textwrap import dedent
 
 import torch
@@ -7,6 +8,11 @@ from store.shards.reader import Store
 from tests.child import ROOT
 from train.config import TrainConfig
 from train.loop import train
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    words = [word for word in (ROOT / "README.md").read_text().split() if re.search(r"\w", word)]
+    assert len(words) <= 1200
 
 
 def test_the_map_has_a_row_for_every_package():
