@@ -16,9 +16,8 @@ from evaluate.config import EvaluateConfig
 from evaluate.estimates import Result, read_result
 from evaluate.metrics.measurement import Check, Comparison, Measurement
 from evaluate.report.comparison import markdown, summary, write_report
-from evaluate.runs import check_fits, open_run
+from evaluate.runs import check_fits, check_in_model, open_run
 from store.disk.files import refuse_unwritable, write_text
-from store.errors import Refused
 from store.layout import (
     COMPARISON,
     COMPARISON_FOLDER,
@@ -65,11 +64,8 @@ def compare_runs(config: CompareConfig) -> Path:
     run = open_run(config)
     ours, store = run.transcoder, run.store
     folder = run.folder / COMPARISON_FOLDER
-    if store.target is not None and config.sequences:
-        raise Refused(
-            f"{ours.config.name} predicts layer {ours.config.target_layer} from layer {ours.config.layer}: what that "
-            "costs the language model is not measured; give --sequences 0"
-        )
+    if config.sequences:
+        check_in_model(ours.config, "give --sequences 0")
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
     refuse_unwritable(folder, "folder of results", "RUN")
     key = _key(run.folder, store, config)
