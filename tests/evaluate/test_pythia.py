@@ -73,5 +73,5 @@ def test_every_command_of_evaluate_runs_on_a_model_without_resid_mid(folder):
     assert len(json.loads((folder / "run" / "importance.json").read_text())["latents"]) == 2
     clean = json.loads((folder / "run" / "intervention.json").read_text())["ce_clean"]
     assert clean == pytest.approx(compared.ours.value("ce_clean"), rel=0.2)
-    collected = collect_samples(FeaturesConfig(**common, samples=5, promoted_tokens=True))
+    collected = collect_samples(FeaturesConfig(**common, samples=5))
     assert (collected / "features.parquet").exists()
