@@ -102,6 +102,15 @@ def test_a_parallel_block_has_no_resid_mid_but_its_mlp_s_input(architecture, tok
         torch.testing.assert_close(normed(sites["resid_pre"].flatten(0, 1), norm), mlp_in, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_the_view_rms_is_what_the_bridge_hooks_before_the_gain(family, tiny_models, tokens):
+    model = load_model(str(tiny_models[family]), 1, CPU, torch.float32)
+    names = ["blocks.1.ln2.hook_normalized", "blocks.1.hook_resid_mid"]
+    _, cache = model.bridge.run_with_cache(tokens, names_filter=names)
+    hooked, resid = (cache[name].flatten(0, 1) for name in names)
+    torch.testing.assert_close(rms(resid, model.norm_of(1)), hooked, rtol=1e-4, atol=1e-5)
+
+
 def test_a_block_that_norms_its_sum_is_refused(tokenizer, tokens, tmp_path):
     sizes = {"ffn_dim": 32, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
     options = {key: value for key, value in NEOX.items() if key != "intermediate_size"} | sizes
