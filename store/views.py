@@ -95,4 +95,4 @@ def normed(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"
     return x if norm.bias is None else x + norm.bias
 
 
-VIEWS: dict[str, Callable[[Tensor, Norm], Tensor]] = {"raw": raw, "rms": rms, "normed": normed}
+VIEWS: dict[ViewName, Callable[[Tensor, Norm], Tensor]] = {"raw": raw, "rms": rms, "normed": normed}

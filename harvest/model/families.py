@@ -108,7 +108,7 @@ def markdown_table() -> str:
 EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
 """Tried where the module of a norm does not say its own."""
 PROBE_ROWS = 8
-KNOWN = tuple(kind for kind, formula in NORMS.items() if formula.normalise is not None)
+KNOWN: tuple[NormKind, ...] = tuple(kind for kind, formula in NORMS.items() if formula.normalise is not None)
 """Kinds of norm that can be recognised."""
 UNKNOWN = "the norm before the MLP, a %s, is no {}: of the views only raw exists".format(
     " or ".join(NORMS[kind].label for kind in KNOWN)
