@@ -80,7 +80,7 @@ def prefix_side(run: RunFolder, number: str) -> RunSide:
         "d_sae": int(number),
     }
     if number in measured.per_prefix:  # older results have the two above alone
-        figures |= measured.per_prefix[number].figures()
+        figures = measured.per_prefix[number].figures() | figures
     elif run.has_features:
         density = run.features().columns["density"][: int(number)]
         figures["dead_fraction"] = float((density == 0).mean())
