@@ -64,7 +64,7 @@ def find_baselines(
     """
     recipe = store.manifest.recipe
     if folders:
-        others = [load_folder(path, recipe.layer, recipe.model) for path in folders]
+        others = [load_folder(path, recipe.layer, recipe.model, store.norm.kind) for path in folders]
         names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
         names[0] = name or names[0]
         return [renamed(t, each, str(path)) for t, each, path in zip(others, names, folders, strict=True)]

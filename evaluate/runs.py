@@ -76,6 +76,22 @@ def check_fits(transcoder: Transcoder, store: Store) -> None:
         )
 
 
+def check_in_model(config: TranscoderConfig, cure: str) -> None:
+    """Refused unless the transcoder's output can stand in the place of its layer's MLP while the language model runs.
+
+    cure: what to do instead, for people.
+    """
+    if config.target_layer is not None:
+        raise Refused(
+            f"{config.name} predicts layer {config.target_layer} from layer {config.layer}, and only a transcoder of one "
+            f"layer can be put into the language model; {cure}"
+        )
+    if config.target_site != "mlp_out":
+        raise Refused(
+            f"{config.name} predicts {config.target_site}, and only mlp_out can be replaced in the language model; {cure}"
+        )
+
+
 def _layers(layers: tuple[int, int]) -> str:
     source, target = layers
     return f"layer {source}" if source == target else f"layers {source} -> {target}"

@@ -14,6 +14,7 @@ from store.shards.reader import Store, open_store
 from store.transcoders.convert import to_normed, to_rms
 from store.transcoders.layouts import LAYOUTS, Layout, load_run
 from store.transcoders.transcoder import Transcoder
+from store.views import NORMS
 
 ROWS = 256
 """Rows on which the outputs of both are compared."""
@@ -97,19 +98,26 @@ def _made_for(layout: Layout, name: str, ours: Transcoder, store: Store | None) 
         raise Refused(f"{config.name} is not from resid_mid to mlp_out of one layer, which is all that {name} can say")
     if ours.source_width != config.d_in:
         raise Refused(f"{config.name} standardises its input, which {name} cannot say; it can only be written as a run")
-    if config.view == "raw" and "raw" not in holds.views:
+    by_kind = {kind: views for kind, views in holds.views.items() if NORMS[kind].normalise is not None}
+    if config.view == "raw" and not any("raw" in views for views in holds.views.values()):
         raise Refused(
-            f"{config.name} reads the view raw, of which {name} knows nothing; train with --view {holds.views[0]}"
+            f"{config.name} reads the view raw, of which {name} knows nothing; train with --view {by_kind['rms'][0]}"
         )
-    for_layernorm = holds.views if holds.layernorm_views is None else holds.layernorm_views
     if store is None:
-        if config.view in holds.views and config.view in for_layernorm:
+        if all(config.view in views for views in by_kind.values()):
             return ours
         raise Refused(f"{config.name} reads the view {config.view}, which {name} can say only by its norm; give --store")
-    views = for_layernorm if store.norm.kind == "layernorm" else holds.views
+    views = holds.views.get(store.norm.kind, ())
     if config.view in views:
         return ours
-    return to_normed(ours, store.norm) if config.view == "rms" else to_rms(ours, store.norm)
+    if config.view == "rms" and "normed" in views:
+        return to_normed(ours, store.norm)
+    if config.view == "normed" and "rms" in views:
+        return to_rms(ours, store.norm)
+    raise Refused(
+        f"{config.name} reads the view {config.view} of a model whose norm is {NORMS[store.norm.kind].label}, of which "
+        f"{name} knows nothing; it can only be written as a run"
+    )
 
 
 def _agreement(ours: Transcoder, again: Transcoder, store: Store | None) -> str:

@@ -4,3 +4,9 @@ from typing import Literal
 
 ViewName = Literal["raw", "rms", "normed"]
 """How resid_mid is read (store/views.py)."""
+
+NormKind = Literal["rms", "layernorm", "none"]
+"""What the norm before the MLP computes; NORMS in store/views.py has an entry for each."""
+
+NormReads = Literal["resid_mid", "resid_pre"]
+"""The site that the norm reads: resid_pre where attention and MLP run side by side."""

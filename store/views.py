@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,10 +11,38 @@ from torch import Tensor
 
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
+from store.names import NormKind as NormKind
+from store.names import NormReads as NormReads
 from store.names import ViewName as ViewName
 
-NormKind = Literal["rms", "layernorm", "none"]
-NormReads = Literal["resid_mid", "resid_pre"]
+
+def root_mean_square(x: Float[Tensor, "rows d"], eps: float) -> Float[Tensor, "rows d"]:
+    """Rows divided by their root mean square."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def standard_deviation(x: Float[Tensor, "rows d"], eps: float) -> Float[Tensor, "rows d"]:
+    """Rows less their mean, divided by their standard deviation."""
+    return root_mean_square(x - x.mean(-1, keepdim=True), eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormFormula:
+    """A kind of norm."""
+
+    label: str
+    """For people."""
+    normalise: Callable[[Tensor, float], Tensor] | None
+    """The normalised rows without the gain, from rows in float32 and eps; None where there is no norm, or it is not known:
+    only the view raw exists then."""
+
+
+NORMS: dict[NormKind, NormFormula] = {
+    "rms": NormFormula(label="RMSNorm", normalise=root_mean_square),
+    "layernorm": NormFormula(label="LayerNorm", normalise=standard_deviation),
+    "none": NormFormula(label="none: the MLP reads resid_mid itself", normalise=None),
+}
+"""Every kind of norm before an MLP. A layout says in LAYOUTS which views it holds under each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +50,7 @@ class Norm:
     """The norm between resid_mid and the MLP, enough to apply it without the language model."""
 
     kind: NormKind
-    """`rms` divides by the root mean square; `layernorm` first subtracts the row's mean; `none` where the MLP reads the
-    site as it is, or its norm is not known: only the view raw exists then."""
+    """An entry of NORMS."""
     eps: float
     gain: Float[Tensor, " d"]
     """Multiplies the normalised row; for Gemma this is already 1 + w."""
@@ -52,17 +78,15 @@ def raw(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"]:
 
 
 def rms(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"]:
-    """resid_mid normalised, without the gain: TransformerLens `ln2.hook_normalized`, Gemma Scope 1's input.
+    """resid_mid normalised, without the gain: `ln2.hook_normalized` of TransformerLens's bridge, Gemma Scope 1's input.
 
     Raises:
         Refused: the store knows no norm.
     """
-    if norm.kind == "none":
+    normalise = NORMS[norm.kind].normalise
+    if normalise is None:
         raise Refused("this store has no norm before the MLP, so the views rms and normed do not exist; give --view raw")
-    x = resid.float()
-    if norm.kind == "layernorm":
-        x = x - x.mean(-1, keepdim=True)
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
+    return normalise(resid.float(), norm.eps)
 
 
 def normed(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"]:
@@ -71,4 +95,4 @@ def normed(resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d"
     return x if norm.bias is None else x + norm.bias
 
 
-VIEWS: dict[str, Callable[[Tensor, Norm], Tensor]] = {"raw": raw, "rms": rms, "normed": normed}
+VIEWS: dict[ViewName, Callable[[Tensor, Norm], Tensor]] = {"raw": raw, "rms": rms, "normed": normed}

@@ -70,18 +70,19 @@ def baseline_side(results: Path, run: RunFolder) -> RunSide:
 
 
 def prefix_side(run: RunFolder, number: str) -> RunSide:
-    """One prefix of a run. NotFound when the prefix was not measured."""
+    """One prefix of a run, with every figure measured of it. NotFound when the prefix was not measured."""
     measured = run.measured
     if measured is None or number not in measured.fvu_per_prefix:
         raise NotFound(f"{run.name} has no measured prefix {number!r}")
-    size = int(number)
     figures: dict[str, Number] = {
         "fvu": measured.fvu_per_prefix[number],
         "l0_mean": measured.l0_per_prefix[number],
-        "d_sae": size,
+        "d_sae": int(number),
     }
-    if run.has_features:
-        density = run.features().columns["density"][:size]
+    if number in measured.per_prefix:  # older results have the two above alone
+        figures = measured.per_prefix[number].figures() | figures
+    elif run.has_features:
+        density = run.features().columns["density"][: int(number)]
         figures["dead_fraction"] = float((density == 0).mean())
     return RunSide(run=run, kind="prefix", number=number, measured=None, figures=figures)
 

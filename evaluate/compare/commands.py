@@ -14,11 +14,12 @@ from evaluate.compare.progress import ProgressFile
 from evaluate.compare.verdict import name_winners
 from evaluate.config import EvaluateConfig
 from evaluate.estimates import Result, read_result
-from evaluate.metrics.measurement import Check, Comparison, Measurement
+from evaluate.labels import LABELS
+from evaluate.metrics.measurement import Check, Comparison, Measurement, PrefixMeasurement
+from evaluate.metrics.results import METRICS as METRICS_BY_ROW
 from evaluate.report.comparison import markdown, summary, write_report
-from evaluate.runs import check_fits, open_run
+from evaluate.runs import check_fits, check_in_model, open_run
 from store.disk.files import refuse_unwritable, write_text
-from store.errors import Refused
 from store.layout import (
     COMPARISON,
     COMPARISON_FOLDER,
@@ -37,6 +38,12 @@ from store.shards.reader import Store
 
 DEFINITIONS = 2
 """Counts the changes of what a figure means. Results of earlier definitions are measured again."""
+
+
+def what_is_measured() -> list[str]:
+    """The key of every figure. Results of code that measured others are measured again."""
+    fields = {*Measurement.model_fields, *PrefixMeasurement.model_fields, *Comparison.model_fields}
+    return sorted(fields | {label.key for label in LABELS} | METRICS_BY_ROW.keys())
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:
@@ -65,11 +72,8 @@ def compare_runs(config: CompareConfig) -> Path:
     run = open_run(config)
     ours, store = run.transcoder, run.store
     folder = run.folder / COMPARISON_FOLDER
-    if store.target is not None and config.sequences:
-        raise Refused(
-            f"{ours.config.name} predicts layer {ours.config.target_layer} from layer {ours.config.layer}: what that "
-            "costs the language model is not measured; give --sequences 0"
-        )
+    if config.sequences:
+        check_in_model(ours.config, "give --sequences 0")
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
     refuse_unwritable(folder, "folder of results", "RUN")
     key = _key(run.folder, store, config)
@@ -140,9 +144,10 @@ def write_json(path: Path, result: Result) -> None:
 
 
 def _key(run: Path, store: Store, config: CompareConfig | None) -> str:
-    """Changes whenever a result would: the run's weights, the held-out shards, and what it is compared with."""
+    """Changes whenever a result would: the run's weights, the held-out shards, what is measured and compared with."""
     digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
     digest.update(DEFINITIONS.to_bytes())
+    digest.update(repr(what_is_measured()).encode())
     for side in (store, store.target):
         for shard in [] if side is None else side.manifest.of_split("heldout"):
             digest.update(shard.xxh3_128.encode())

@@ -14,6 +14,7 @@ from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.results import ByDocument
 from store.devices import resolve_device
 from store.shards.reader import Store, check_shards
+from store.shards.repeats import find_repeats
 from store.transcoders.transcoder import Transcoder
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ def measure(
         for index, transcoder in enumerate(transcoders):
             result = results[index].plus(identity(transcoder))
             results[index] = add_latents(result, transcoder, store, device)
+    repeated = find_repeats(store).repeated
+    if repeated:
+        results = [result.plus(n_repeated_documents=repeated) for result in results]
     for index in range(len(transcoders)):
         warnings = tuple(check.detail for check in checks_of(results[index], store) if not check.holds)
         results[index] = results[index].plus(warnings=warnings)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from evaluate.compare.checks import fvu_by_view
 from evaluate.estimates import Result
-from evaluate.metrics.accumulate import Accumulator
+from evaluate.metrics.accumulate import Accumulator, sites_of
 from evaluate.metrics.measurement import (
     Identity,
     Measurement,
@@ -106,14 +106,15 @@ def add_probes(
     from evaluate.metrics.probes import Fitted, few_of, first_letters, properties
     from evaluate.metrics.tasks import fit_and_test
 
-    fit_on, test = fit_and_test(store, tokenizer.convert_ids_to_tokens)
+    sites = sites_of(transcoders)
+    fit_on, test = fit_and_test(store, tokenizer.convert_ids_to_tokens, sites)
     missing: dict[str, str] = {}
     prompted = None
     if model:
         from evaluate.model.spelling import in_prompts
 
         try:
-            prompted = in_prompts(model, test, bos_of(store))
+            prompted = in_prompts(model, test, bos_of(store), sites)
         except Refused as error:
             missing["spelling"] = str(error)
     fitted: Fitted = {}

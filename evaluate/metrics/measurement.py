@@ -207,6 +207,8 @@ class OnRows(RowSums):
     rows_digest: str
     n_documents: int
     n_outliers: int
+    n_repeated_documents: int | None = None
+    """None, and left out of the JSON, where there are none."""
     store_fingerprint: str
     target_store_fingerprint: str | None = None
     split: str

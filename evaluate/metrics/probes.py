@@ -1,6 +1,6 @@
 """What single latents stand for: first-letter absorption, splitting, sparse probing, targeted probe perturbation.
 
-Latents are read at the transcoder's own input. Its decoder writes to another site, so a probe there (on mlp_out) says
+Latents are read at the transcoder's own input. Its decoder writes to another site, so a probe there (mlp_out, mostly) says
 how much of a concept each latent writes, while a probe on the input says whether the concept can be read at all.
 """
 
@@ -65,7 +65,9 @@ class Probe:
 
 
 Fitted = dict[tuple[str, str], Probe]
-"""Probes of whole sites, by (view or site, label): shared by all transcoders that read the same."""
+"""Probes of whole sites, by (view or TARGET, label): shared by all transcoders of the same sites."""
+
+TARGET = "target"
 
 
 def fitted_once(fitted: Fitted, site: str, label: str, x: np.ndarray, is_it: np.ndarray) -> Probe:
@@ -166,7 +168,7 @@ def first_letters(
             continue
         right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
         main = main_latents(reading, reading_test, is_it, is_it_test)
-        direction = torch.from_numpy(fitted_once(fitted, "mlp_out", letter, reading.y, is_it).direction).float()
+        direction = torch.from_numpy(fitted_once(fitted, TARGET, letter, reading.y, is_it).direction).float()
         writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
         cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
         cases.append(absorbed(writes, cosine, main))
@@ -203,7 +205,7 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
 
     Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
     latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
-    reconstruction; by how much its own probe on mlp_out loses more accuracy there than the other properties' probes.
+    reconstruction; by how much its own probe on the target loses more accuracy there than the other properties' probes.
     Intervals: rows drawn again, the probes held fixed.
     """
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
@@ -223,7 +225,7 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
     scores = Scores()
     for name, (is_it, is_it_test) in labels.items():
         chosen[name] = most_different(reading, is_it, max(KS))
-        writers[name] = fitted_once(fitted, "mlp_out", name, reading.y, is_it)
+        writers[name] = fitted_once(fitted, TARGET, name, reading.y, is_it)
         for k in KS:
             probe = Probe(reading.columns(chosen[name][:k]), is_it)
             accuracy[str(k)].append(scores.of(probe, reading_test.columns(chosen[name][:k]), is_it_test))

@@ -63,7 +63,13 @@ class Prompted:
     """1 where the right letter's logit is the largest of the letters'."""
 
 
-def examples(store: Store, name_of: Callable, split: Split, kinds: Tensor) -> Examples:
+def examples(
+    store: Store,
+    name_of: Callable,
+    split: Split,
+    kinds: Tensor,
+    sites: tuple[str, str] = ("resid_mid", "mlp_out"),
+) -> Examples:
     """One row of each kind of token in a split, drawn at random (seeded), of those kinds where `kinds` is true.
 
     Rows come in the order of the store, whose shards are shuffled. Refused when no row is of those kinds.
@@ -79,21 +85,25 @@ def examples(store: Store, name_of: Callable, split: Split, kinds: Tensor) -> Ex
     rows = order[chosen][torch.randperm(len(kind), generator=generator)[:MAX_ROWS]].sort().values
     source, target = [], []
     start = 0
-    for shard in store.manifest.of_split(split):
+    target_side = store.target_side
+    shards = zip(store.manifest.of_split(split), target_side.manifest.of_split(split), strict=True)
+    for shard, target_shard in shards:
         here = rows[(rows >= start) & (rows < start + shard.kept)] - start
         if len(here):
-            source.append(store.array(shard, "resid_mid")[here].float())
-            target.append(store.array(shard, "mlp_out")[here].float())
+            source.append(store.array(shard, sites[0])[here].float())
+            target.append(target_side.array(target_shard, sites[1])[here].float())
         start += shard.kept
     text = name_of(token[rows].tolist())
     return Examples(torch.cat(source), torch.cat(target), token[rows], [str(part) for part in text])
 
 
-def fit_and_test(store: Store, name_of: Callable) -> tuple[Examples, Examples]:
+def fit_and_test(
+    store: Store, name_of: Callable, sites: tuple[str, str] = ("resid_mid", "mlp_out")
+) -> tuple[Examples, Examples]:
     """Examples to fit probes on, and others, of other kinds of token, to test them on.
 
     `name_of` gives tokens their text, as a tokenizer's `convert_ids_to_tokens` does.
     """
     kinds = int(max(places(store, split).token.max() for split in ("train", "heldout"))) + 1
     for_fit = torch.rand(kinds, generator=torch.Generator().manual_seed(1)) < 2 / 3
-    return examples(store, name_of, "train", for_fit), examples(store, name_of, "heldout", ~for_fit)
+    return examples(store, name_of, "train", for_fit, sites), examples(store, name_of, "heldout", ~for_fit, sites)

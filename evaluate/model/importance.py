@@ -14,6 +14,7 @@ from evaluate.model.edits import Edit, SplicedRows, check_latents
 from evaluate.model.splice import (
     SequencePlace,
     Sequences,
+    beside_mlp,
     check_restart,
     hidden_states,
     open_model,
@@ -22,7 +23,7 @@ from evaluate.model.splice import (
     sequences_of,
 )
 from evaluate.model.unembed import Unembedding, ce_and_kl
-from evaluate.runs import open_run
+from evaluate.runs import check_in_model, open_run
 from harvest.model.language_model import LanguageModel
 from store.devices import resolve_device
 from store.disk.files import write_text
@@ -36,6 +37,7 @@ def importance(config: ImportanceConfig) -> None:
     """Prints latents ranked by their delta CE on held-out sequences, and writes RUN/importance.json."""
     run = open_run(config)
     store = run.store
+    check_in_model(run.transcoder.config, "choose another --run")
     check_latents(config.latents, run.transcoder.config.d_sae)
     device = resolve_device(config.device)
     transcoder = run.transcoder.to(device)
@@ -63,7 +65,7 @@ def importance(config: ImportanceConfig) -> None:
 def most_active(transcoder: Transcoder, store: Store, config: ImportanceConfig) -> list[int]:
     """The latents that fire on most rows of the held-out sequences, or have the largest sum of activations there."""
     score = torch.zeros(transcoder.config.d_sae, dtype=torch.float64)
-    for part in sample(store, config.sequences):
+    for part in sample(store, config.sequences, source_site=transcoder.config.source_site):
         spliced = SplicedRows.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error=True)
         latents = spliced.latents[~spliced.excluded].double()
         if config.by == "density":
@@ -90,13 +92,14 @@ def rank(
     keep_error: whether to ablate from the model itself instead of the spliced model.
     """
     unembedding = Unembedding.of(model)
-    check_restart(model, unembedding, sequences_of(store, *places[0]))
+    source_site = transcoder.config.source_site
+    check_restart(model, unembedding, sequences_of(store, *places[0], source_site))
     fired = torch.zeros(len(latents), dtype=torch.long)
     documents = []
     columns = []
     with tqdm(total=len(places), desc="importance", unit="sequence") as bar:
         for place in places:
-            part = sequences_of(store, *place)
+            part = sequences_of(store, *place, source_site)
             spliced = SplicedRows.of(transcoder, store.norm, part.source, part.target, part.excluded, keep_error)
             fires = (spliced.latents[:, latents] > 0) & ~spliced.excluded[:, None]
             fired += fires.sum(0).cpu()
@@ -136,8 +139,9 @@ def cross_entropy(
     counted: the predictions whose cross-entropy is wanted.
     """
     hidden = []
+    beside = beside_mlp(part, model)
     for output in outputs:
-        resid_post = part.source.to(output.device) + output.view_as(part.target)
+        resid_post = beside.to(output.device) + output.view_as(part.target)
         hidden.append(hidden_states(model, part.tokens, resid_post)[:, :-1][counted])
     stacked = torch.stack(hidden)
     ce, _ = ce_and_kl(unembedding, stacked, part.tokens[:, 1:][counted].to(stacked.device))

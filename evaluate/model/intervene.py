@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from evaluate.model.config import InterveneConfig
 from evaluate.model.edits import Edit, SplicedRows, edits_of
-from evaluate.model.splice import hidden_states, open_model
+from evaluate.model.splice import hidden_states, open_model, sum_of_sites
 from evaluate.model.unembed import Unembedding
-from evaluate.runs import open_run
+from evaluate.runs import check_in_model, open_run
 from harvest.model.language_model import LanguageModel
 from harvest.model.tokenizer import token_texts
 from harvest.text.tokens import tokenize
@@ -37,6 +37,7 @@ def intervene(config: InterveneConfig) -> None:
     """Prints the change of each prediction of the text, and writes it as JSON."""
     run = open_run(config)
     store = run.store
+    check_in_model(run.transcoder.config, "choose another --run")
     edits = edits_of(config, run.transcoder.config.d_sae)
     text = text_of(config)
     device = resolve_device(config.device)
@@ -99,13 +100,15 @@ def effects(
     recipe = store.manifest.recipe
     source_site = transcoder.config.source_site
     target_site = transcoder.config.target_site
-    sites = model.run_layers(tokens, (recipe.layer,), (source_site, target_site))[recipe.layer]
+    wanted = {source_site, target_site, *model.beside_mlp}
+    sites = model.run_layers(tokens, (recipe.layer,), sorted(wanted))[recipe.layer]
     source = sites[source_site].float()
     target = sites[target_site].float()
+    beside = sum_of_sites(sites, model)
     excluded = torch.isin(tokens, torch.tensor(recipe.excluded_tokens))
     spliced = SplicedRows.of(transcoder, store.norm, source, target, excluded, config.keep_error)
     put_in = (target, spliced.output.view_as(target), spliced.edited(transcoder, edits).view_as(target))
-    hidden = torch.stack([hidden_states(model, tokens, source + output.to(source.device))[0] for output in put_in])
+    hidden = torch.stack([hidden_states(model, tokens, beside + output.to(beside.device))[0] for output in put_in])
     words = token_texts(model.tokenizer, tokens[0].tolist())
     following = [*tokens[0, 1:].tolist(), None]
     edited_latents = [edit.latent for edit in edits]

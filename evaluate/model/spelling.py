@@ -2,8 +2,8 @@
 
 The prompt asks for the first letter of a word. The margin is the logit of the right letter less the mean of the other
 letters. Ablating a latent at the word's token changes the margin by about its activation times (its decoder row . the
-gradient of the margin with respect to mlp_out there): the first-order term of the paper's integrated gradients. The common
-beginning of all prompts is read once, because no later token changes it.
+gradient of the margin with respect to the site that it predicts): the first-order term of the paper's integrated
+gradients. The common beginning of all prompts is read once, because no later token changes it.
 """
 
 from copy import deepcopy
@@ -45,8 +45,9 @@ def letter_gradients(
     tokens: Int[Tensor, "words context"],
     letters: Int[Tensor, " letters"],
     right: Int[Tensor, " words"],
+    sites: tuple[str, str] = ("resid_mid", "mlp_out"),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """resid_mid and mlp_out at the first token after `before`, the gradient of the margin there, and the letters' logits
+    """Both sites at the first token after `before`, the gradient of the margin there, and the letters' logits
     after the last token.
 
     model: its layer is where the transcoder reads.
@@ -55,6 +56,7 @@ def letter_gradients(
     tokens: the rest of each prompt, the word first.
     letters: token of each letter.
     right: index into the letters of the right answer.
+    sites: what the transcoder reads, and what it predicts.
     """
     seen: dict[str, Tensor] = {}
     cache = deepcopy(before)
@@ -67,10 +69,8 @@ def letter_gradients(
         seen["target"] = value.detach().requires_grad_()
         return seen["target"]
 
-    hooks = [
-        (SITES["resid_mid"].format(layer=model.layer), keep),
-        (SITES["mlp_out"].format(layer=model.layer), differentiate),
-    ]
+    source_site, target_site = (SITES[site].format(layer=model.layer) for site in sites)
+    hooks = [(source_site, keep), (target_site, differentiate)]
     with torch.enable_grad(), model.bridge.hooks(fwd_hooks=hooks):
         body = model.whole.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
         hidden = body.last_hidden_state[:, -1]
@@ -83,8 +83,13 @@ def letter_gradients(
     return seen["source"][:, 0], seen["target"][:, 0].detach(), gradient[:, 0], logits.detach()
 
 
-def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
-    """The test words in the prompt. Refused without a word, or when a letter is no single token."""
+def in_prompts(
+    model: LanguageModel, test: Examples, bos: int, sites: tuple[str, str] = ("resid_mid", "mlp_out")
+) -> Prompted:
+    """The test words in the prompt, with their rows of both sites.
+
+    Refused without a word, or when a letter is no single token.
+    """
     words = test.of(test.letters() >= 0)
     words = words.of(torch.arange(len(words.text)) < MOST_WORDS)
 
@@ -107,7 +112,7 @@ def in_prompts(model: LanguageModel, test: Examples, bos: int) -> Prompted:
     before = read(model, torch.tensor([bos, *ids(BEFORE)], device=model.device))
     for part in tqdm(torch.arange(len(asked)).split(AT_ONCE), desc="spelling", unit="batch"):
         parts = letter_gradients(
-            model, unembedding, before, asked[part].to(model.device), letters.to(device), right[part].to(device)
+            model, unembedding, before, asked[part].to(model.device), letters.to(device), right[part].to(device), sites
         )
         batches.append([each.float().cpu() for each in parts])
     source, target, gradient, logits = (torch.cat(column) for column in zip(*batches, strict=True))

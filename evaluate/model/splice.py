@@ -2,10 +2,12 @@
 
 The model is restarted from the cached layer. One step replaces the blocks up to L: it puts in
 resid_post = resid_mid (as cached, excluded tokens too) + the output in question. Only the blocks above L are run.
+Where the store has no resid_mid, the blocks up to L are run once for what they add to mlp_out: resid_mid, or resid_pre +
+attn_out where attention and MLP run side by side.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.intervals import by_document, resample
+from evaluate.metrics.accumulate import sites_of
 from evaluate.model.splice_table import SpliceTable
 from evaluate.model.unembed import Unembedding, ce_and_kl
 from harvest.model.language_model import LanguageModel
@@ -47,12 +50,16 @@ class Sequences:
     document: Int[Tensor, "sequences context"]
     """Number of the document in the store."""
     source: Float[Tensor, "sequences context d_in"]
-    """resid_mid as cached."""
+    """The transcoder's source site as cached."""
     target: Float[Tensor, "sequences context d_out"]
     """mlp_out as cached."""
+    resid_mid: Float[Tensor, "sequences context d_out"] | None
+    """As cached; None where the store does not have it."""
 
 
-def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequences"]) -> Sequences:
+def sequences_of(
+    store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequences"], source_site: str = "resid_mid"
+) -> Sequences:
     """Sequences of a shard with their cached rows, kept and excluded alike, in token order."""
     tokens = store.array(shard, "tokens").long()
     order = store.array(shard, "token_index").long().argsort()
@@ -62,18 +69,34 @@ def sequences_of(store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequence
     excluded[store.array(shard, "token_index")[: shard.kept].long()] = False
     excluded = excluded.view_as(tokens)
     rows = order.view_as(tokens)[wanted]
+    sites = {source_site, "mlp_out", "resid_mid"} & set(store.manifest.recipe.sites)
+    cached = {site: store.array(shard, site)[rows].float() for site in sorted(sites)}
     return Sequences(
         tokens=tokens[wanted],
         excluded=excluded[wanted],
         document=document[wanted] + first_document,
-        source=store.array(shard, "resid_mid")[rows].float(),
-        target=store.array(shard, "mlp_out")[rows].float(),
+        source=cached[source_site],
+        target=cached["mlp_out"],
+        resid_mid=cached.get("resid_mid"),
     )
 
 
-def sample(store: Store, n_sequences: int, at_once: int = 1) -> Iterator[Sequences]:
+def beside_mlp(part: Sequences, model: LanguageModel) -> Float[Tensor, "sequences context d_out"]:
+    """What the model's block adds to mlp_out: resid_mid as cached, else from a run of the model up to its layer."""
+    if part.resid_mid is not None:
+        return part.resid_mid
+    return sum_of_sites(model.run_layers(part.tokens, (model.layer,), model.beside_mlp)[model.layer], model).cpu()
+
+
+def sum_of_sites(sites: Mapping[str, Tensor], model: LanguageModel) -> Float[Tensor, "sequences context d_out"]:
+    """What the model's block adds to mlp_out, from its sites."""
+    first, *others = (sites[site].float() for site in model.beside_mlp)
+    return sum(others, start=first)
+
+
+def sample(store: Store, n_sequences: int, at_once: int = 1, source_site: str = "resid_mid") -> Iterator[Sequences]:
     """About n_sequences held-out sequences, spread evenly over the held-out shards, a few at a time."""
-    return (sequences_of(store, *place) for place in places_of(store, n_sequences, at_once))
+    return (sequences_of(store, *place, source_site) for place in places_of(store, n_sequences, at_once))
 
 
 SequencePlace = tuple[ShardEntry, Int[Tensor, " sequences"]]
@@ -95,7 +118,8 @@ def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[Sequence
 def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context d"]) -> Iterator[None]:
     """Within the context, the model's blocks up to its layer only hand on resid_post."""
     blocks = [model.bridge.blocks[index] for index in range(model.layer + 1)]
-    value = resid_post.to(next(model.bridge.parameters()).dtype)
+    resid_post = resid_post.to(next(model.bridge.parameters()).dtype)
+    value = (resid_post, None) if model.blocks_return_tuples else resid_post  # None: attention weights
     for block in blocks:
         block.__dict__["forward"] = lambda *args, **kwargs: value  # the bridge hands plain attributes on to its inside
     try:
@@ -147,7 +171,7 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
 def check_model(store: Store, model: LanguageModel) -> float:
     """Seconds that one output in one sequence takes. Refused as `check_restart` says, before anything is measured."""
     places = list(places_of(store, 1, SEQUENCES_AT_ONCE[model.device.type]))
-    return check_restart(model, Unembedding.of(model), sequences_of(store, *places[0]))
+    return check_restart(model, Unembedding.of(model), sequences_of(store, *places[0], "mlp_out"))
 
 
 @torch.no_grad()
@@ -157,8 +181,9 @@ def check_restart(model: LanguageModel, unembedding: Unembedding, part: Sequence
     tokens = part.tokens.to(model.device)
     logits = model.whole(input_ids=tokens, use_cache=False).logits.float()
     whole = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    beside = beside_mlp(part, model)
     started = time.perf_counter()
-    hidden = hidden_states(model, part.tokens, part.source + part.target)[:, :-1].flatten(0, 1)
+    hidden = hidden_states(model, part.tokens, beside + part.target)[:, :-1].flatten(0, 1)
     again = ce_and_kl(unembedding, hidden[None], tokens[:, 1:].flatten())[0].mean()
     if abs(whole - again) > RESTART_TOLERANCE:
         raise Refused(
@@ -183,21 +208,23 @@ def splice(
     all_prefixes: whether every prefix is spliced, or only all latents.
     """
     device = model.device
+    source_site, target_site = sites_of(transcoders)
     prepared = [_with_prefixes(transcoder.to(device), all_prefixes) for transcoder in transcoders]
     forwards = [Forward(transcoder) for transcoder in prepared]
     unembedding = Unembedding.of(model)
-    mean = torch.tensor(store.manifest.statistics["mlp_out"].mean, dtype=torch.float32)
+    mean = torch.tensor(store.manifest.statistics[target_site].mean, dtype=torch.float32)
     places = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
-    check_restart(model, unembedding, sequences_of(store, *places[0]))
+    check_restart(model, unembedding, sequences_of(store, *places[0], source_site))
     documents: list[Tensor] = []
     columns: list[Tensor] = []
 
     @torch.no_grad()  # holds in one thread only
     def measure(lane: LanguageModel, number: int) -> tuple[Tensor, Tensor]:
-        part = sequences_of(store, *places[number])
+        part = sequences_of(store, *places[number], source_site)
+        beside = beside_mlp(part, lane).to(device)
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
-        hidden = torch.cat([_after(lane, part, outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
+        hidden = torch.cat([_after(lane, part, beside + outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
         ce, kl = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
         return part.document[:, :-1][counted], torch.cat([ce, kl]).T.cpu()
 
@@ -216,12 +243,11 @@ def splice(
 
 
 def _after(
-    model: LanguageModel, part: Sequences, outputs: Float[Tensor, "n sequences context d"], counted: Tensor
+    model: LanguageModel, part: Sequences, resid_post: Float[Tensor, "n sequences context d"], counted: Tensor
 ) -> Float[Tensor, "n rows d"]:
-    """The hidden states that the model unembeds at the counted tokens, with each of the outputs put in."""
-    resid_post = (part.source.to(outputs.device) + outputs).flatten(0, 1)
-    hidden = hidden_states(model, part.tokens.repeat(len(outputs), 1), resid_post)
-    return hidden.unflatten(0, (len(outputs), -1))[:, :, :-1][:, counted]
+    """The hidden states that the model unembeds at the counted tokens, restarted from each output of the block."""
+    hidden = hidden_states(model, part.tokens.repeat(len(resid_post), 1), resid_post.flatten(0, 1))
+    return hidden.unflatten(0, (len(resid_post), -1))[:, :, :-1][:, counted]
 
 
 def _put_in(

@@ -90,6 +90,8 @@ def provenance(metrics: Measurement, store: Store) -> str:
         f"({metrics.n_outliers:,} outliers) of {recipe.model} layer {recipe.layer}{across} "
         f"on {recipe.dataset}; store {store.fingerprint}"
     ]
+    if metrics.n_repeated_documents:
+        said.append(f"{metrics.n_repeated_documents:,} of these documents are training documents too, token for token")
     if metrics.n_predictions is not None:
         documents = metrics.n_prediction_documents
         said.append(f"CE and KL: {metrics.n_predictions:,} predictions in {documents:,} of the documents")

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from store.views import Norm, NormKind, normed
+from store.views import NORMS, Norm, NormKind, normed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Family:
     @property
     def views(self) -> str:
         """The views that a transcoder may read."""
-        return "raw" if self.norm == "none" else "raw, rms, normed"
+        return "raw" if NORMS[self.norm].normalise is None else "raw, rms, normed"
 
 
 FAMILIES = {
@@ -98,10 +98,9 @@ def markdown_table() -> str:
         "| models | class in transformers | norm before the MLP | `resid_mid`: input of | `mlp_out`: output of | views |",
         "|---|---|---|---|---|---|",
     ]
-    names = {"rms": "RMSNorm", "layernorm": "LayerNorm", "none": "none: the MLP reads resid_mid itself"}
     for architecture, family in [*FAMILIES.items(), *PARALLEL.items()]:
         source = f"`{family.resid_mid}`" if family.resid_mid else "none: attention and MLP run side by side"
-        cells = (family.models, f"`{architecture}`", names[family.norm], source, f"`{family.mlp_out}`", family.views)
+        cells = (family.models, f"`{architecture}`", NORMS[family.norm].label, source, f"`{family.mlp_out}`", family.views)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -109,7 +108,11 @@ def markdown_table() -> str:
 EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
 """Tried where the module of a norm does not say its own."""
 PROBE_ROWS = 8
-UNKNOWN = "the norm before the MLP, a %s, computes neither RMSNorm nor LayerNorm: of the views only raw exists"
+KNOWN: tuple[NormKind, ...] = tuple(kind for kind, formula in NORMS.items() if formula.normalise is not None)
+"""Kinds of norm that can be recognised."""
+UNKNOWN = "the norm before the MLP, a %s, is no {}: of the views only raw exists".format(
+    " or ".join(NORMS[kind].label for kind in KNOWN)
+)
 log = logging.getLogger(__name__)
 
 
@@ -117,7 +120,7 @@ def recognise_norm(module: nn.Module, width: int) -> Norm:
     """The norm that a module computes: kind, eps, gain and bias, found by what it makes of small random rows.
 
     Its stored weight is taken as the gain, as 1 + weight, or left out, whichever reproduces the module to 1e-4. A module
-    that computes neither RMSNorm nor LayerNorm gives the kind `none`, and a warning.
+    that computes none of NORMS gives the kind `none`, and a warning.
 
     Args:
         module: the norm before the MLP, as transformers has it.
@@ -156,6 +159,5 @@ def _candidates(module: nn.Module, width: int) -> Iterator[Norm]:
     bias = None if bias is None else bias.detach().float().cpu()
     own = [getattr(module, name) for name in ("eps", "variance_epsilon", "epsilon") if hasattr(module, name)]
     epsilons = [float(eps) for eps in own] or EPSILONS
-    kinds: tuple[NormKind, ...] = ("rms", "layernorm")
-    for kind, gain, eps in product(kinds, gains, epsilons):
+    for kind, gain, eps in product(KNOWN, gains, epsilons):
         yield Norm(kind=kind, eps=eps, gain=gain, bias=bias)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -54,6 +55,22 @@ class LanguageModel:
     def sites(self) -> tuple[str, ...]:
         """The sites that its blocks have, in their order."""
         return tuple(site for site in SITES if self.is_sequential or site != "resid_mid")
+
+    @property
+    def beside_mlp(self) -> tuple[str, ...]:
+        """The sites that, with mlp_out, add up to the output of a block."""
+        return ("resid_mid",) if self.is_sequential else ("resid_pre", "attn_out")
+
+    @cached_property
+    def blocks_return_tuples(self) -> bool:
+        """Whether a block returns its output as the first of a tuple, as some families' do; found by running a token."""
+        seen: list[bool] = []
+        block = self.bridge.blocks[0]
+        hook = block.register_forward_hook(lambda module, args, output: seen.append(isinstance(output, tuple)))
+        with torch.no_grad():
+            self.whole.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        hook.remove()
+        return seen[0]
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Refused unless the model has these sites."""

@@ -9,6 +9,7 @@ from pydantic import ValidationError, model_serializer
 from store.disk.files import write_text
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
+from store.names import NormKind, NormReads
 from store.shards.recipe import Recipe, Split, Strict, without_none
 
 FORMAT_VERSION = 1
@@ -24,10 +25,10 @@ NORM_FILE = "norm.safetensors"
 class NormInfo(Strict):
     """The norm before the MLP; its gain and bias lie in norm.safetensors."""
 
-    kind: Literal["rms", "layernorm", "none"]
+    kind: NormKind
     """`none` where the MLP reads the site as it is, or the norm is not known."""
     eps: float
-    reads: Literal["resid_mid", "resid_pre"] = "resid_mid"
+    reads: NormReads = "resid_mid"
     """The site that the norm reads: resid_pre where attention and MLP run side by side."""
 
     @model_serializer(mode="wrap")

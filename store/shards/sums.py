@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from store.views import Norm, rms
+from store.views import NORMS, Norm, rms
 
 BLOCK = 4096
 """Rows that are added up at a time."""
@@ -21,7 +21,7 @@ def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Ten
     sums: dict[str, Tensor] = {}
     for site, values in sites.items():
         _add_moments(sums, site, values[:kept], lambda block: block.double())
-    if norm.reads in sites and norm.kind != "none":
+    if norm.reads in sites and NORMS[norm.kind].normalise is not None:
         _add_moments(sums, f"{norm.reads}.rms", sites[norm.reads][:kept], lambda block: rms(block, norm).double())
     return sums
 

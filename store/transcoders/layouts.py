@@ -1,7 +1,7 @@
 """How projects lay a transcoder out in files: one table, by which every layout is read and, where it can be, written."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,17 +13,23 @@ from store.transcoders.gemma_scope import SCOPE1_WEIGHTS, SCOPE2_WEIGHTS, load_s
 from store.transcoders.legacy import LegacyTranscoder, checkpoint_in, load_legacy
 from store.transcoders.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens, save_saelens
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
-from store.views import ViewName
+from store.views import NORMS, VIEWS, NormKind, ViewName
+
+NAMED_BY_HOOKS: dict[NormKind, tuple[ViewName, ...]] = {
+    "rms": ("raw", "rms", "normed"),
+    "layernorm": ("normed", "raw"),
+    "none": ("raw",),
+}
+"""Views of files that name TransformerLens's hooks: `ln2.hook_normalized` comes before a LayerNorm's gain in some versions,
+and after it in others, so that it says nothing there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holds:
     """What the files of a layout can say of a transcoder."""
 
-    views: tuple[ViewName, ...] = ("raw", "rms", "normed")
-    """Views of resid_mid that its files can name."""
-    layernorm_views: tuple[ViewName, ...] | None = None
-    """The same for models whose norm is a LayerNorm, where that differs."""
+    views: Mapping[NormKind, tuple[ViewName, ...]]
+    """Views of resid_mid that its files can name, by kind of the model's norm; a kind that is missing is refused."""
     skip: bool = True
     """Whether it has a place for W_skip."""
     everything: bool = False
@@ -42,7 +48,7 @@ class Layout:
     """Reads a folder; the layer and the model are used where its files name none."""
     save: Callable[[Transcoder, Path], None] | None = None
     """Writes a folder. Refused for a transcoder that the layout cannot hold. None for a layout that is only read."""
-    holds: Holds = field(default_factory=Holds)
+    holds: Holds
 
 
 def run_class(directory: Path) -> type[Transcoder]:
@@ -76,45 +82,56 @@ LAYOUTS = {
         files=SCOPE1_WEIGHTS,
         recognise=lambda path: scope1_file(path).exists(),
         load=lambda path, layer, model: load_scope1(scope1_file(path), layer, model),
-        holds=Holds(views=("rms",), skip=False),
+        holds=Holds(views={"rms": ("rms",)}, skip=False),
     ),
     "gemma-scope-2": Layout(
         files=f"{SCOPE2_WEIGHTS} with {CONFIG}, or with Google's folder names",
         recognise=lambda path: (path / SCOPE2_WEIGHTS).exists(),
         load=lambda path, layer, model: load_scope2(path, model),
         save=save_scope2,
-        holds=Holds(views=("normed",)),
+        holds=Holds(views={"rms": ("normed",), "layernorm": ("normed",)}),
     ),
     "run": Layout(
         files=f"{CONFIG} with {WEIGHTS}",
         recognise=holding(CONFIG, WEIGHTS),
         load=lambda path, layer, model: load_run(path),
         save=lambda transcoder, directory: transcoder.save(directory),
-        holds=Holds(everything=True),
+        holds=Holds(views=dict.fromkeys(NORMS, tuple(VIEWS)), everything=True),
     ),
     "saelens": Layout(
         files=f"{SAELENS_CONFIG} with {SAELENS_WEIGHTS}",
         recognise=holding(SAELENS_CONFIG, SAELENS_WEIGHTS),
         load=lambda path, layer, model: load_saelens(path),
         save=save_saelens,
-        holds=Holds(layernorm_views=("normed", "raw")),  # ln2.hook_normalized comes after a LayerNorm's gain
+        holds=Holds(views=NAMED_BY_HOOKS),
     ),
     "legacy": Layout(
         files=f"{CONFIG} with checkpoint.pt",
         recognise=lambda path: (path / CONFIG).exists() and checkpoint_in(path) is not None,
         load=lambda path, layer, model: load_legacy(path),
+        holds=Holds(views=NAMED_BY_HOOKS),
     ),
 }
 """By name. The first layout that recognises a folder reads it."""
 
 
-def load_folder(path: Path, layer: int, model: str) -> Transcoder:
-    """A transcoder from a file or folder in any known layout. Refused where no layout recognises it.
+def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None) -> Transcoder:
+    """A transcoder from a file or folder in any known layout.
+
+    Refused where no layout recognises it, and where its layout does not say what its view is under such a norm.
 
     layer, model: what it is for, where its files do not say.
+    norm: the kind of the model's norm, where it is known.
     """
-    for layout in LAYOUTS.values():
+    for name, layout in LAYOUTS.items():
         if layout.recognise(path):
-            return layout.load(path, layer, model)
+            transcoder = layout.load(path, layer, model)
+            view = transcoder.config.view
+            if norm is not None and view not in layout.holds.views.get(norm, ()):
+                raise Refused(
+                    f"{path} reads the view {view}, and the layout {name} does not say what that is where the norm before "
+                    f"the MLP is {NORMS[norm].label}; give the transcoder in another layout, as {CONFIG} with {WEIGHTS}"
+                )
+            return transcoder
     expected = ", ".join(f"{layout.files} ({name})" for name, layout in LAYOUTS.items())
     raise Refused(f"{path} holds no transcoder: expected one of {expected}")

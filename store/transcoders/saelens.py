@@ -33,7 +33,8 @@ ARCHITECTURES = {
 HOOKS: dict[str, ViewName] = {"ln2.hook_normalized": "rms", "hook_resid_mid": "raw", "mlp.hook_in": "normed"}
 """By the end of `hook_name`. `hook_mlp_in` is raw resid_mid to some and the MLP's input to others: not guessed.
 
-ln2.hook_normalized comes before the gain in models with RMSNorm only; `export` writes it for no other.
+ln2.hook_normalized comes before the gain of an RMSNorm. Of a LayerNorm that depends on TransformerLens's version, so that
+LAYOUTS leaves it out there: `export` does not write it, and `load_folder` refuses it.
 """
 
 GEMMA_3_INPUT = "pre_feedforward_layernorm.output"

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from store import export as module
 from store.disk.files import write_tensors
+from store.errors import Refused
 from store.export import ExportConfig, export
 from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
@@ -104,6 +105,17 @@ def test_saelens_is_told_another_hook_where_the_norm_is_a_layernorm(tmp_path):
     torch.testing.assert_close(again(heldout_inputs(again, store)), t(heldout_inputs(t, store)), rtol=1e-4, atol=1e-4)
 
 
+def test_a_layout_that_does_not_list_the_kind_of_norm_is_refused(tmp_path, store, monkeypatch):
+    make_run(tmp_path / "run", store, view="rms")
+    bare = replace(LAYOUTS["saelens"], holds=Holds(views={"layernorm": ("normed",)}))
+    monkeypatch.setitem(LAYOUTS, "saelens", bare)
+    with pytest.raises(
+        Refused, match="reads the view rms of a model whose norm is RMSNorm, of which saelens knows nothing"
+    ):
+        export(options(tmp_path, store, "saelens"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
     made = Path(__file__).parent / "transcoders" / "saelens"
     make_run(tmp_path / "run", store, skip=True)
@@ -143,7 +155,7 @@ def test_what_a_layout_cannot_say_is_refused_and_nothing_is_written(tmp_path, st
 
 
 def test_a_skip_without_a_place_for_it_is_refused(tmp_path, store, monkeypatch):
-    monkeypatch.setitem(LAYOUTS, "bare", replace(LAYOUTS["saelens"], holds=Holds(skip=False)))
+    monkeypatch.setitem(LAYOUTS, "bare", replace(LAYOUTS["saelens"], holds=Holds(views={"rms": ("rms",)}, skip=False)))
     make_run(tmp_path / "run", store, skip=True)
     with pytest.raises(ValueError, match="train without --skip"):
         export(options(tmp_path, store, "bare"))

@@ -1,8 +1,10 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
-from store.views import Norm, normed, raw, rms
+from store.views import NORMS, Norm, NormKind, normed, raw, rms
 
 
 def test_rms_views_by_hand():
@@ -12,6 +14,10 @@ def test_rms_views_by_hand():
     assert raw(row, norm).tolist() == [[3.0, 4.0]]
     assert rms(row, norm).tolist()[0] == pytest.approx([3 / root, 4 / root])
     assert normed(row, norm).tolist()[0] == pytest.approx([3 / root, 40 / root])
+
+
+def test_every_kind_of_norm_is_in_the_table():
+    assert tuple(NORMS) == get_args(NormKind)
 
 
 def test_layernorm_views_equal_torch_layer_norm():

@@ -200,7 +200,7 @@ def test_every_figure_of_two_sides_equals_one_from_the_raw_shards(client, site, 
     }
     for text, expected in sides.items():
         shown = facts(client.get(f"/compare?a={text}").text)
-        assert {"FVU", "mean L0", "width"} <= shown.keys()
+        assert {"FVU", "mean L0", "width", "dead", "redundancy", "mean largest cosine", "cosine"} <= shown.keys()
         for label, value in shown.items():
             assert same(label, value, expected[label]), (text, label, value, expected[label])
 

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from evaluate.compare import commands
 from evaluate.compare.commands import compare_runs, evaluate_run
 from evaluate.compare.frontier import ThresholdTuner
 from evaluate.compare.measure import measure
 from evaluate.compare.verdict import name_winners, winner
 from evaluate.config import EvaluateConfig
 from evaluate.estimates import Estimate
+from evaluate.labels import Label
 from evaluate.metrics.measurement import AtL0
+from evaluate.report.comparison import provenance
 from store.shards.reader import Store, open_store
+from store.shards.writer import StoreWriter
 from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
-from tests.making import make_store
+from tests.making import make_norm, make_recipe, make_rows, make_store
 from tests.store.transcoders.making import make_transcoder
 
 
@@ -59,6 +63,37 @@ def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
     evaluate_run(trained)
     with pytest.raises(TypeError):
         evaluate_run(replace(trained, force=True))
+
+
+def test_documents_on_both_sides_of_the_split_are_counted_in_results_and_report(tmp_path):
+    recipe = make_recipe()
+    with StoreWriter(tmp_path / "store", recipe, make_norm()) as writer:
+        for number in range(4):  # every shard holds the six whole documents of the first one
+            rows = replace(make_rows(0, recipe), first_document=number * 7, next_document=number * 7 + 7)
+            writer.append(rows)
+    store = open_store(tmp_path / "store")
+    expected = 6 * len(store.manifest.of_split("heldout"))
+    config = EvaluateConfig(store=store.directory, device="cpu")
+    transcoder = make_transcoder(d_in=12, d_out=10, store_fingerprint=store.fingerprint)
+    [measured] = measure(config, store, [transcoder])
+    assert measured.n_repeated_documents == expected
+    assert f"{expected} of these documents are training documents too, token for token" in provenance(measured, store)
+
+
+def test_a_report_of_a_store_without_repeats_does_not_speak_of_them(compared):
+    assert "training documents too" not in (compared / "summary.txt").read_text()
+    assert "n_repeated_documents" not in (compared / "comparison.json").read_text()
+
+
+def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monkeypatch):
+    compare_runs(trained)
+    evaluate_run(trained)
+    more = (*commands.LABELS, Label(key="a_new_metric", label="a new metric", form="{:.2f}"))
+    monkeypatch.setattr(commands, "LABELS", more)
+    monkeypatch.setattr(commands, "measure", None)
+    for command in (compare_runs, evaluate_run):
+        with pytest.raises(TypeError):
+            command(trained)
 
 
 def test_a_store_of_another_harvest_is_refused_and_both_are_shown(trained, tmp_path):

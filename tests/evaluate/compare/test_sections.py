@@ -127,7 +127,7 @@ def test_what_can_be_known_before_is_refused_before_anything_is_measured(config,
 
     def shifted(*args):
         part = real(*args)
-        return replace(part, source=part.source.roll(1, 1), target=part.target.roll(1, 1))
+        return replace(part, resid_mid=part.resid_mid.roll(1, 1), target=part.target.roll(1, 1))
 
     with monkeypatch.context() as patch:
         patch.setattr(splicing, "sequences_of", shifted)

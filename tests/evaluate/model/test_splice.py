@@ -191,7 +191,7 @@ def test_rows_of_another_place_do_not_restart_the_model(cached, transcoder, monk
 
     def shifted(*args):
         part = real(*args)
-        return replace(part, source=part.source.roll(1, 1), target=part.target.roll(1, 1))
+        return replace(part, resid_mid=part.resid_mid.roll(1, 1), target=part.target.roll(1, 1))
 
     monkeypatch.setattr(splicing, "sequences_of", shifted)
     monkeypatch.setattr(splicing, "RESTART_TOLERANCE", 1e-5)  # a random model's predictions hardly differ

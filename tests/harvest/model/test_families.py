@@ -16,84 +16,10 @@ from harvest.shard import check_identity
 from store.errors import Refused
 from store.views import normed, rms
 from tests.child import ROOT
-from tests.making import BOS, EOS, PAD
+from tests.harvest.model.making import N_LAYERS, NEOX, TINY, TINY_PARALLEL, save_tiny
+from tests.making import BOS
 
 CPU = torch.device("cpu")
-N_LAYERS = 3
-SPECIAL = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-LLAMA = dict(
-    vocab_size=98,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=N_LAYERS,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    max_position_embeddings=64,
-    **SPECIAL,
-)
-HEADS = LLAMA | {"head_dim": 8}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-GPT2 = dict(vocab_size=98, n_embd=16, n_layer=N_LAYERS, n_head=2, n_positions=64, **SPECIAL)
-NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
-TINY = {
-    "LlamaForCausalLM": ("LlamaConfig", LLAMA),
-    "MistralForCausalLM": ("MistralConfig", LLAMA | {"sliding_window": 16}),
-    "Qwen2ForCausalLM": ("Qwen2Config", LLAMA),
-    "Qwen3ForCausalLM": ("Qwen3Config", HEADS),
-    "GemmaForCausalLM": ("GemmaConfig", HEADS),
-    "Gemma2ForCausalLM": ("Gemma2Config", HEADS | {"sliding_window": 16, "attn_logit_softcapping": 2.0}),
-    "Gemma3ForCausalLM": ("Gemma3TextConfig", HEADS | {"sliding_window": 16}),
-    "Gemma3ForConditionalGeneration": (
-        "Gemma3Config",
-        {
-            "text_config": HEADS | {"sliding_window": 16},
-            "vision_config": VISION,
-            "mm_tokens_per_image": 4,
-            "image_token_index": 97,
-            "boi_token_index": 96,
-            "eoi_token_index": 95,
-        },
-    ),
-    "Phi3ForCausalLM": ("Phi3Config", LLAMA | {"sliding_window": 16}),
-    "OlmoForCausalLM": ("OlmoConfig", LLAMA),
-    "Olmo2ForCausalLM": ("Olmo2Config", LLAMA),
-    "StableLmForCausalLM": ("StableLmConfig", LLAMA),
-    "SmolLM3ForCausalLM": ("SmolLM3Config", LLAMA),
-    "GPT2LMHeadModel": ("GPT2Config", GPT2),
-    "GPTNeoForCausalLM": (
-        "GPTNeoConfig",
-        {key: value for key, value in NEOX.items() if not key.startswith("num_")}
-        | {
-            "num_layers": N_LAYERS,
-            "num_heads": 2,
-            "window_size": 8,
-            "attention_types": [[["global", "local", "global"], 1]],
-        },
-    ),
-    "GPTNeoXForCausalLM": ("GPTNeoXConfig", NEOX | {"use_parallel_residual": False}),
-    "BloomForCausalLM": ("BloomConfig", dict(vocab_size=98, hidden_size=16, n_layer=N_LAYERS, n_head=2, **SPECIAL)),
-    "MixtralForCausalLM": ("MixtralConfig", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "Qwen2MoeForCausalLM": ("Qwen2MoeConfig", LLAMA | EXPERTS | {"shared_expert_intermediate_size": 16}),
-    "Qwen3MoeForCausalLM": ("Qwen3MoeConfig", HEADS | EXPERTS),
-    "OlmoeForCausalLM": ("OlmoeConfig", LLAMA | {"num_experts": 4, "num_experts_per_tok": 2}),
-}
-TINY_PARALLEL = {
-    "GPTNeoXForCausalLM": ("GPTNeoXConfig", NEOX | {"use_parallel_residual": True}),
-    "PhiForCausalLM": ("PhiConfig", LLAMA),
-    "GPTJForCausalLM": ("GPTJConfig", GPT2 | {"rotary_dim": 4}),
-    "FalconForCausalLM": (
-        "FalconConfig",
-        dict(vocab_size=98, hidden_size=16, num_hidden_layers=N_LAYERS, num_attention_heads=2, **SPECIAL),
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +32,6 @@ def tokens() -> torch.Tensor:
     ids = torch.randint(3, 95, (3, 24), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = BOS
     return ids
-
-
-def save_tiny(folder, architecture: str, config: tuple[str, dict], tokenizer) -> str:
-    """A random model of the architecture, with gains that are neither 0 nor 1, in a folder."""
-    torch.manual_seed(0)
-    name, options = config
-    model = getattr(transformers, architecture)(getattr(transformers, name)(**options))
-    for parameter_name, parameter in model.named_parameters():
-        if "norm" in parameter_name or "ln_" in parameter_name:
-            parameter.data.normal_(0, 0.3)
-    model.config.architectures = [architecture]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def plain_sites(
@@ -194,6 +106,15 @@ def test_nothing_is_installed_for_the_images_of_a_multimodal_model(tokenizer, tm
     monkeypatch.setattr("subprocess.check_call", lambda words, **options: pytest.fail(f"ran {words}"))
     kind = "Gemma3ForConditionalGeneration"
     load_model(save_tiny(tmp_path, kind, TINY[kind], tokenizer), 1, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_the_view_rms_is_what_the_bridge_hooks_before_the_gain(family, tiny_models, tokens):
+    model = load_model(str(tiny_models[family]), 1, CPU, torch.float32)
+    names = ["blocks.1.ln2.hook_normalized", "blocks.1.hook_resid_mid"]
+    _, cache = model.bridge.run_with_cache(tokens, names_filter=names)
+    hooked, resid = (cache[name].flatten(0, 1) for name in names)
+    torch.testing.assert_close(rms(resid, model.norm_of(1)), hooked, rtol=1e-4, atol=1e-5)
 
 
 def test_a_block_that_norms_its_sum_is_refused(tokenizer, tokens, tmp_path):

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from store.errors import Refused
 from store.transcoders.layouts import LAYOUTS, load_folder, load_run, read_run_config
 from store.transcoders.legacy import LegacyTranscoder, load_legacy
 from store.transcoders.transcoder import Transcoder
+from store.views import NORMS
 from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
 
 WRITTEN = [name for name, layout in LAYOUTS.items() if layout.save is not None]
@@ -52,12 +54,30 @@ def test_a_layout_recognises_its_own_files_and_no_others(name, examples, tmp_pat
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+def test_a_view_that_a_layout_does_not_hold_under_a_norm_is_refused(name, examples):
+    for kind in NORMS:
+        view = load_folder(examples[name], 8, "m").config.view
+        if view in LAYOUTS[name].holds.views.get(kind, ()):
+            assert load_folder(examples[name], 8, "m", kind).config.view == view
+        else:
+            with pytest.raises(Refused, match=f"reads the view {view}, and the layout {name} does not say"):
+                load_folder(examples[name], 8, "m", kind)
+
+
+def test_hook_normalized_of_a_layernorm_is_not_guessed(examples):
+    """It comes before the gain in TransformerLens's bridge, and after it in HookedTransformer."""
+    assert load_folder(examples["saelens"], 8, "m", "rms").config.view == "rms"
+    with pytest.raises(Refused, match=r"where the norm before the MLP is LayerNorm; give the transcoder in another layout"):
+        load_folder(examples["saelens"], 8, "m", "layernorm")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_folder_is_read_by_its_layout(name, examples):
     direct = LAYOUTS[name].load(examples[name], 8, "m")
     assert_same(load_folder(examples[name], 8, "m"), direct)
     x = torch.randn(4, direct.config.d_in)
     assert direct(x).shape == (4, direct.config.d_out)
-    assert direct.config.view in LAYOUTS[name].holds.views or name == "legacy"
+    assert direct.config.view in LAYOUTS[name].holds.views["rms"]
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -75,7 +95,7 @@ def test_what_a_layout_reads_it_writes_again(name, examples, tmp_path):
 def test_every_view_that_a_layout_holds_comes_back(name, skip, tmp_path):
     layout = LAYOUTS[name]
     assert layout.holds.skip
-    for view in layout.holds.views:
+    for view in layout.holds.views["rms"]:
         t = make_transcoder(skip=skip, view=view, prefix_sizes=(10,), d_out=6)
         layout.save(t, tmp_path / view)
         assert_same(layout.load(tmp_path / view, 0, ""), t)
