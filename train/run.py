@@ -17,6 +17,7 @@ from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
+from store.shards.origin import write_origin
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
@@ -110,6 +111,7 @@ class Run:
         threshold = calibrate(self, rows)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
+            write_origin(self.folder, self.store)
             transcoder.save(self.folder)
             self.path.unlink(missing_ok=True)
             self.log.artefact(self.folder)
@@ -178,6 +180,7 @@ class Run:
         folder = snapshot_folder(self.folder, self.done)
         made = self._export(str(folder)).to("cpu")
         if self.ranks.rank == 0:
+            write_origin(folder, self.store)
             made.save(folder)
             self.collector.add(snapshot_of(folder, self.store.directory, self.config))
 

@@ -14,7 +14,7 @@ from evaluate.model.config import InterveneConfig
 from evaluate.model.edits import Edit, SplicedRows, edits_of
 from evaluate.model.splice import hidden_states, open_model
 from evaluate.model.unembed import Unembedding
-from evaluate.runs import open_run
+from evaluate.runs import open_without_rows
 from harvest.model.language_model import LanguageModel
 from harvest.model.tokenizer import token_texts
 from harvest.text.tokens import tokenize
@@ -35,7 +35,7 @@ MOST_AFFECTED = 10
 @torch.no_grad()
 def intervene(config: InterveneConfig) -> None:
     """Prints the change of each prediction of the text, and writes it as JSON."""
-    run = open_run(config)
+    run = open_without_rows(config)
     store = run.store
     edits = edits_of(config, run.transcoder.config.d_sae)
     text = text_of(config)

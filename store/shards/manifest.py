@@ -18,8 +18,6 @@ MANIFEST = "manifest.json"
 PREVIOUS = "manifest.previous.json"
 """The manifest before the last change, should the manifest itself be damaged."""
 
-NORM_FILE = "norm.safetensors"
-
 
 class NormInfo(Strict):
     """The norm before the MLP; its gain and bias lie in norm.safetensors."""
