@@ -7,6 +7,7 @@ from evaluate.config import EvaluateConfig
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import CONFIG, default_store
+from store.parents import holds_store, layer_folder
 from store.shards.origin import find_store, read_origin, store_without_rows
 from store.shards.pair import open_pair
 from store.shards.reader import Store
@@ -64,10 +65,10 @@ def store_of(config: EvaluateConfig) -> StorePath:
 
     Refused when the recorded one is gone, and the default one is another.
     """
-    if config.store is not None:
-        return config.store
     folder = config.run_directory
     trained = _config_of(folder)
+    if config.store is not None:
+        return layer_folder(config.store, config.layer if trained is None else trained.layer)
     if trained is None:
         return default_store(config.model, config.layer)
     default = default_store(trained.model, trained.layer)
@@ -77,8 +78,9 @@ def store_of(config: EvaluateConfig) -> StorePath:
 
 def _target_of(config: EvaluateConfig, trained: TranscoderConfig, layer: int) -> StorePath:
     """Likewise, the target's store of a run that predicts another layer."""
-    if config.target_store is not None:
-        return config.target_store
+    given = config.target_store or config.store
+    if given and (config.target_store or not holds_store(given)):
+        return layer_folder(given, layer)
     default = default_store(trained.model, layer)
     origin = read_origin(config.run_directory)
     if origin is None or origin.target_store is None:

@@ -9,6 +9,7 @@ from store.config import ExportConfig
 from store.disk.files import fsync_directory, refuse_unwritable
 from store.errors import Refused
 from store.layout import default_store
+from store.parents import layer_folder
 from store.shards.manifest import load_manifest
 from store.shards.origin import copy_origin, fingerprint_at, read_origin, store_without_rows
 from store.shards.reader import Store, open_store
@@ -74,11 +75,12 @@ def _store_of(config: ExportConfig, ours: Transcoder) -> Store | None:
     """
     trained_on = ours.config.store_fingerprint
     if config.store is not None:
-        held = load_manifest(config.store).fingerprint
+        directory = layer_folder(config.store, ours.config.layer)
+        held = load_manifest(directory).fingerprint
         if trained_on is None or held == trained_on:
-            return open_store(config.store)
+            return open_store(directory)
         raise Refused(
-            f"{config.run} was trained on store {trained_on}, but {config.store} is {held}; "
+            f"{config.run} was trained on store {trained_on}, but {directory} is {held}; "
             "give the store that it was trained on"
         )
     origin = read_origin(config.run)

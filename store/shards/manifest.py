@@ -9,11 +9,10 @@ from pydantic import ValidationError, model_serializer
 from store.disk.files import write_text
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
+from store.layout import MANIFEST as MANIFEST
 from store.shards.recipe import Recipe, Split, Strict, without_none
 
 FORMAT_VERSION = 1
-
-MANIFEST = "manifest.json"
 
 PREVIOUS = "manifest.previous.json"
 """The manifest before the last change, should the manifest itself be damaged."""
