@@ -69,11 +69,15 @@ def text_of(config: InterveneConfig) -> str:
         raise Refused(f"{config.file} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
-def rows_of(text: str, model: LanguageModel, store: Store) -> list[Int[Tensor, "1 tokens"]]:
-    """The text as rows that begin with BOS and are no longer than those of the store. Refused for fewer than 2 tokens."""
+def rows_of(text: str, model: LanguageModel, store: Store, least: int = 2) -> list[Int[Tensor, "1 tokens"]]:
+    """The text as rows that begin with BOS and are no longer than those of the store.
+
+    Refused for fewer tokens than `least`: 2, so that one is predicted.
+    """
     ids = next(tokenize([text], model.tokenizer))
-    if len(ids) < 2:
-        raise Refused(f"the text has {len(ids)} tokens; at least 2 are needed, so that one is predicted")
+    if len(ids) < least:
+        so_that = ", so that one is predicted" if least > 1 else ""
+        raise Refused(f"the text has {len(ids)} tokens; at least {least} are needed{so_that}")
     room = store.manifest.recipe.context - 1
     bos = model.tokenizer.bos_token_id
     return [torch.tensor([[bos, *ids[start : start + room]]]) for start in range(0, len(ids), room)]
