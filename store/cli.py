@@ -153,12 +153,14 @@ def run_command(
     expand: Callable[[Sequence[str]], Sequence[str]] = list,
     other_flags: tuple[str, ...] = (),
     say: Callable[[Any, Any], str | None] = lambda config, result: result,
+    check: Callable[[str, Any], None] = lambda command, config: None,
 ) -> None:
     """Runs the command that `python -m ROOM` was given, and prints what it has to say.
 
     default: the command of a line that names none.
     expand: replaces words of the command line by options, as presets do; these words are the `other_flags`.
     say: the text to print, from the command's options and what its function returned.
+    check: refuses, by a command's name and options, what is known before its module is imported.
     """
     kinds = {name: kind for name, (kind, _) in commands.items()}
     prog = f"python -m {room}"
@@ -174,6 +176,7 @@ def run_command(
         full = prog if name == default else f"{prog} {name}"
         kind, place = commands[name]
         config = parse(kind, full, expand(words), kinds, other_flags)
+        check(name, config)
         module, _, function = place.partition(":")
         text = say(config, getattr(import_module(module), function)(config))
         if text:

@@ -24,6 +24,12 @@ def layer_folder(given: StorePath, layer: int) -> StorePath:
     return given / f"layer{there[0]}" if there else given
 
 
+def require_store(folder: StorePath) -> None:
+    """Refused unless there is a store."""
+    if not holds_store(folder):
+        raise Refused(f"{folder} is not an activation store: it has no {MANIFEST}; make one with `make harvest`")
+
+
 def holds_store(folder: StorePath) -> bool:
     return (folder / MANIFEST).exists()
 

@@ -64,6 +64,7 @@ class Run:
         self.config, self.store, self.module, self.identity = config, store, module, identity
         self.folder, self.ranks = config.run_directory, module.ranks
         self.path = self.folder / CHECKPOINT
+        self.stepped = False
         self.optimizer = make_optimizer(module, config.lr)
         self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
         if self.done:
@@ -86,6 +87,9 @@ class Run:
         """One step on the batch. Refused, with the state saved, when the loss is not finite."""
         lr = learning_rate(self.done, self.config)
         result = train_step(self.module, self.optimizer, batch.source, batch.target, lr, self.done)
+        if not self.stepped:
+            self.log.first_step_done()
+            self.stepped = True
         self.done += 1
         self.waited += waited
         self.log.bar.update(self.config.batch_rows)
