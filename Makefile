@@ -7,6 +7,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# A script anywhere that runs with .venv's Python finds the packages: they are not installed, but read from this checkout.
+record_checkout := $(PY) -c 'import pathlib, sysconfig; \
+  pathlib.Path(sysconfig.get_path("purelib"), "matryoshka_transcoders.pth").write_text("$(CURDIR)\n")'
+
 where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE)) $(if $(DEVICE),--device $(DEVICE))
 where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE))
 what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
@@ -64,6 +68,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) '.[embedded]'
+	@$(record_checkout)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/base
@@ -71,6 +76,7 @@ $(VENV)/dev: $(VENV)/base
 	@touch $@
 
 setup: $(VENV)/base  ## Make .venv with everything that the commands need
+	@$(record_checkout)
 
 harvest: $(VENV)/base  ## Run the language model once: (resid_mid, mlp_out) pairs to shards on disk
 	$(PY) -m harvest $(where) $(what) $(ARGS)

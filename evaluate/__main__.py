@@ -5,6 +5,7 @@ from pathlib import Path
 from evaluate.browse.config import BrowseConfig, ExportConfig
 from evaluate.compare.config import CompareConfig
 from evaluate.config import EvaluateConfig
+from evaluate.early import check_places
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
@@ -47,7 +48,7 @@ def written(config: object, folder: Path | None) -> str:
 
 
 def main() -> None:
-    run_command("evaluate", COMMANDS, say=written)
+    run_command("evaluate", COMMANDS, say=written, check=check_places)
 
 
 if __name__ == "__main__":

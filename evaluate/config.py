@@ -17,10 +17,10 @@ class EvaluateConfig(Options):
     layer: NotNegative = 8
     """Likewise."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given, of the model and layer
-    that the run names itself."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store; the one that the run records when not given, or
+    data/MODEL/layerL of the model and layer that it names."""
     target_store: StorePathOption | None = None
-    """Where the run predicts another layer: that layer's store; data/MODEL/layerT when not given."""
+    """Where the run predicts another layer: that layer's store; the recorded one, or data/MODEL/layerT, when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/matryoshka_batchtopk when not given."""
     batch_rows: Positive = 2048

@@ -7,6 +7,8 @@ from evaluate.config import EvaluateConfig
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import CONFIG, default_store
+from store.parents import holds_store, layer_folder
+from store.shards.origin import find_store, read_origin, store_without_rows
 from store.shards.pair import open_pair
 from store.shards.reader import Store
 from store.transcoders.layouts import load_run, read_run_config
@@ -26,14 +28,27 @@ class OpenRun:
 def open_run(config: EvaluateConfig) -> OpenRun:
     """The run of some options with its store. Refused when it was trained on another one: both fingerprints are shown."""
     folder = config.run_directory
-    ours = load_run(folder)
-    across = ours.config.target_layer
+    trained = _config_of(folder) or load_run(folder).config  # which refuses, where there is none
+    across = trained.target_layer
     if config.target_store is not None and across is None:
-        raise Refused(f"{folder} predicts its own layer, {ours.config.layer}; leave out --target-store")
-    target = None
-    if across is not None:
-        target = config.target_store or default_store(ours.config.model, across)
-    store = open_pair(_store_of(config, ours.config), target)
+        raise Refused(f"{folder} predicts its own layer, {trained.layer}; leave out --target-store")
+    target = None if across is None else _target_of(config, trained, across)
+    store = open_pair(store_of(config), target)
+    return _fitting(folder, load_run(folder), store)
+
+
+def open_without_rows(config: EvaluateConfig) -> OpenRun:
+    """The run of some options for a command that needs no rows: from the run's folder alone, unless --store is given or
+    the run is of an earlier version. Refused as `open_run` does."""
+    folder = config.run_directory
+    origin = read_origin(folder)
+    if config.store is not None or config.target_store is not None or origin is None:
+        return open_run(config)
+    return _fitting(folder, load_run(folder), store_without_rows(folder, origin))
+
+
+def _fitting(folder: Path, ours: Transcoder, store: Store) -> OpenRun:
+    """The run and its store. Refused when they do not fit."""
     sides = ((store, ours.config.store_fingerprint), (store.target, ours.config.target_store_fingerprint))
     for side, trained_on in sides:
         if side is not None and trained_on is not None and trained_on != side.fingerprint:
@@ -46,18 +61,36 @@ def open_run(config: EvaluateConfig) -> OpenRun:
 
 
 def store_of(config: EvaluateConfig) -> StorePath:
-    """The store's folder or URL, without opening anything: --store, or the default one of what --run was trained on."""
-    if config.run is None or config.store is not None or not (config.run / CONFIG).exists():
-        return _store_of(config, None)
-    return _store_of(config, read_run_config(config.run))
+    """The store's folder or URL: --store, the one that the run records, or the default one of what it was trained on.
 
-
-def _store_of(config: EvaluateConfig, trained: TranscoderConfig | None) -> StorePath:
+    Refused when the recorded one is gone, and the default one is another.
+    """
+    folder = config.run_directory
+    trained = _config_of(folder)
     if config.store is not None:
-        return config.store
-    if config.run is None or trained is None:
+        return layer_folder(config.store, config.layer if trained is None else trained.layer)
+    if trained is None:
         return default_store(config.model, config.layer)
-    return default_store(trained.model, trained.layer)
+    default = default_store(trained.model, trained.layer)
+    origin = read_origin(folder)
+    return default if origin is None else find_store(folder, origin.store, [default])
+
+
+def _target_of(config: EvaluateConfig, trained: TranscoderConfig, layer: int) -> StorePath:
+    """Likewise, the target's store of a run that predicts another layer."""
+    given = config.target_store or config.store
+    if given and (config.target_store or not holds_store(given)):
+        return layer_folder(given, layer)
+    default = default_store(trained.model, layer)
+    origin = read_origin(config.run_directory)
+    if origin is None or origin.target_store is None:
+        return default
+    return find_store(config.run_directory, origin.target_store, [default], "--target-store")
+
+
+def _config_of(folder: Path) -> TranscoderConfig | None:
+    """What a run says of itself; None where there is no run."""
+    return read_run_config(folder) if (folder / CONFIG).exists() else None
 
 
 def check_fits(transcoder: Transcoder, store: Store) -> None:

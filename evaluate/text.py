@@ -1,5 +1,6 @@
 """Tokens, shares, numbers and tables as people read them."""
 
+import math
 from collections.abc import Sequence
 
 Number = int | float
@@ -22,10 +23,12 @@ def visible(text: str) -> str:
 
 
 def share(density: float) -> str:
-    """How often a feature fires, for people."""
+    """How often a feature fires, in percent to two digits, as everywhere: 12.3%, 0.52%, 0.0031%."""
     if density <= 0:
         return "never"
-    return f"{density:.1%}" if density >= 0.01 else f"1 in {round(1 / density):,}"
+    percent = 100 * density
+    decimals = 1 if percent >= 1 else 1 - math.floor(math.log10(percent))
+    return f"{percent:.{decimals}f}%"
 
 
 def text_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:

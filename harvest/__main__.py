@@ -5,7 +5,7 @@ from store.cli import Commands, run_command
 
 COMMANDS: Commands = {
     "run": (HarvestConfig, "harvest.run:run"),
-    "plan": (PlanConfig, "harvest.loop:plan"),
+    "plan": (PlanConfig, "harvest.run:plan"),
     "info": (InfoConfig, "harvest.info:info"),
     "repair": (RepairConfig, "harvest.repair:repair"),
 }

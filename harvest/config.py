@@ -11,6 +11,7 @@ from store.counts import ceil_div
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.layout import default_store
+from store.parents import holds_store, layer_folder, layers_in
 
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -104,8 +105,8 @@ class HarvestConfig(Options):
     context: Annotated[int, Range(2)] = 128
     """Tokens in one row of the model's input, BOS included."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. With several layers, the folder
-    that holds layerL for each."""
+    """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. With several layers, or where
+    other layers lie in it, the folder that holds layerL for each."""
     shard_tokens: Count | None = None
     """Tokens in a shard: 65,536, and fewer where --tokens or the text itself would give fewer than ten shards; a store that
     is extended keeps its own. A crash loses at most two shards' work. Host memory holds two shards of each layer's rows
@@ -241,8 +242,8 @@ class HarvestConfig(Options):
         """The store of each layer."""
         if self.store is None:
             return {layer: default_store(self.model, layer) for layer in self.layers}
-        if len(self.layers) == 1:
-            return {self.layers[0]: self.store}
+        if len(self.layers) == 1 and (holds_store(self.store) or not layers_in(self.store)):
+            return {self.layers[0]: layer_folder(self.store, self.layers[0])}
         return {layer: self.store / f"layer{layer}" for layer in self.layers}
 
 

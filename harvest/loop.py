@@ -5,6 +5,7 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -247,17 +248,26 @@ def _note_repeats(config: HarvestConfig) -> None:
             )
 
 
-def plan(config: HarvestConfig) -> str:
+def plan(config: HarvestConfig, started: float | None = None) -> str:
     """What the harvest would take, from a probe of the model and the disk; nothing of a store is written.
+
+    started: when the command began, on time.perf_counter; now when not given.
 
     Refused where the harvest would be: for a store of another one.
     """
+    started = time.perf_counter() if started is None else started
     stores = visit(config)
-    corpus, model, _ = open_all(stores.config, Rank())
+    corpus, model, dtype = open_all(stores.config, Rank())
     config = fitted(stores, corpus, model)
     sequences = config.batch_sequences * PROBE_BATCHES
     special = SpecialTokens.of(model.tokenizer)
-    packed = next(pack(documents_from(corpus, model, 0), 0, special, sequences, config.context), None)
+    stream = pack(documents_from(corpus, model, 0), 0, special, sequences, config.context)
+    packed = next(stream, None)
     if packed is None:
         raise Refused(f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1")
-    return describe(config, model.d_model, stores.finished_shards, probe(config, model, packed))
+    first_text = time.perf_counter()
+    again = next(stream, None)
+    text_seconds = 0.0 if again is None else (time.perf_counter() - first_text) / again.tokens.numel()
+    recipes = {layer: recipe_of(config, layer, corpus, model, dtype) for layer in config.layers}
+    measured = replace(probe(config, model, packed, recipes), text_seconds=text_seconds, start_seconds=first_text - started)
+    return describe(config, model.d_model, stores.finished_shards, measured)

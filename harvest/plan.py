@@ -19,6 +19,8 @@ from store.counts import duration
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
+from store.shards.recipe import Recipe
+from store.shards.rows import ShardRows, shard_arrays
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
@@ -96,25 +98,48 @@ class SpeedProbe:
     """Of the model and the copies to the host."""
     bytes_per_second: float
     """Of the disk, flushed."""
+    text_seconds: float = 0.0
+    """Of reading and tokenizing, by token."""
+    shard_seconds: float = 0.0
+    """Of shuffling rows and adding them up for all layers, by token."""
+    start_seconds: float = 0.0
+    """Until the first batch runs: libraries, the model, the first text."""
+    one_after_the_other: bool = False
+    """Whether shards are made and written while the model waits, as on a CPU."""
+
+    def seconds(self, tokens: int, n_bytes: int) -> float:
+        """How long a harvest of so many tokens into so many bytes takes."""
+        running = tokens * (1 / self.tokens_per_second + self.text_seconds)
+        writing = tokens * self.shard_seconds + n_bytes / self.bytes_per_second
+        return self.start_seconds + (running + writing if self.one_after_the_other else max(running, writing))
 
 
-def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> SpeedProbe:
-    """Runs a few batches of the shard, after one to warm up, and writes PROBE_BYTES beside the store."""
+def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard, recipes: Mapping[int, Recipe]) -> SpeedProbe:
+    """Runs a few batches of the shard, after one to warm up, makes a shard of them, and writes PROBE_BYTES by the store.
+
+    recipes: by layer.
+    """
     batch = config.batch_sequences
     lanes = Lanes(model)
 
-    def run(batches: int) -> int:
-        tokens = packed.tokens[: batches * batch]
-        cut = PackedShard(tokens=tokens, first_document=0, next_document=0)
-        run_shard(lanes, cut, config, config.layers, 1)
-        return tokens.numel()
+    def run(batches: int) -> dict[int, ShardRows]:
+        cut = PackedShard(tokens=packed.tokens[: batches * batch], first_document=0, next_document=0)
+        return run_shard(lanes, cut, config, config.layers, 1)
 
     run(lanes.n)
     start = time.perf_counter()
-    n_tokens = run(PROBE_BATCHES)
-    seconds = time.perf_counter() - start
-    place = next(iter(config.directories.values()))
-    return SpeedProbe(tokens_per_second=n_tokens / seconds, bytes_per_second=PROBE_BYTES / write_seconds(place))
+    rows = run(PROBE_BATCHES)
+    ran = time.perf_counter()
+    for layer, recipe in recipes.items():
+        shard_arrays(rows[layer], 1, recipe, model.norm_of(layer))
+    made = time.perf_counter()
+    n_tokens = next(iter(rows.values())).tokens.numel()
+    return SpeedProbe(
+        tokens_per_second=n_tokens / (ran - start),
+        bytes_per_second=PROBE_BYTES / write_seconds(next(iter(config.directories.values()))),
+        shard_seconds=(made - ran) / n_tokens,
+        one_after_the_other=model.device.type == "cpu",
+    )
 
 
 def write_seconds(place: StorePath) -> float:
@@ -140,9 +165,11 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
     lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}
     at_once = one * sum(shards_on_disk(config, finished.get(layer, 0)) for layer in config.layers)
     n_bytes = one * sum(lacking.values())
-    model_s = max(lacking.values()) * config.tokens_a_shard / measured.tokens_per_second
+    n_tokens = max(lacking.values()) * config.tokens_a_shard
+    model_s = n_tokens / measured.tokens_per_second
     disk_s = n_bytes / measured.bytes_per_second
     short = disk_shortage(config, d_model, finished)
+    while_waiting = ", while the model waits" if measured.one_after_the_other else ", while the model runs"
     limit = "the model's speed" if model_s >= disk_s else "the disk's speed"
     if short is not None:
         limit = f"the space on {short[2]}: {gigabytes(short[0] - short[1])} too little, so harvest will refuse to start"
@@ -153,8 +180,13 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
         ("disk", f"{gigabytes(at_once)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
         ("host memory", f"about {gigabytes((2 * layers + 1) * one)} of rows, beside the model"),
         ("model", f"{measured.tokens_per_second:,.0f} tokens/s measured: {duration(model_s)} for all layers at once"),
-        ("writing", f"{measured.bytes_per_second / 1e6:,.0f} MB/s measured: {duration(disk_s)}, while the model runs"),
-        ("time", f"about {duration(max(model_s, disk_s))}"),
+        ("writing", f"{measured.bytes_per_second / 1e6:,.0f} MB/s measured: {duration(disk_s)}{while_waiting}"),
+        (
+            "text, shards",
+            f"{duration(n_tokens * (measured.text_seconds + measured.shard_seconds))} to tokenize and to shuffle",
+        ),
+        ("start", f"{duration(measured.start_seconds)} for libraries, the model and the first text"),
+        ("time", f"about {duration(measured.seconds(n_tokens, n_bytes))}"),
         ("limit", limit),
     ]
     return "\n".join(f"{name:12s} {text}" for name, text in rows)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harvest.config import HarvestConfig
+from harvest.model.depth import check_layer, layers_of
 from harvest.ranks import Rank
-from harvest.text.origin import name_of, origin_of
+from harvest.text.mix import is_mix, sets_of
+from harvest.text.origin import name_of, origin_of, revision_on_hub
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
@@ -74,6 +76,19 @@ def visit(config: HarvestConfig) -> Visit:
             _refuse_another(config, layer, origin, manifest)
             check_sizes(directory, manifest)
     return Visit(config=config, manifests=manifests)
+
+
+def refuse_what_is_known(config: HarvestConfig) -> None:
+    """Refused for a layer that the model does not have, as far as its files are here, and for a data set of the hub that
+    cannot be had. Imports no library of models or data sets, which takes many seconds."""
+    n_layers = layers_of(config.model, config.model_revision)
+    if n_layers is not None:
+        for layer in config.layers:
+            check_layer(config.model, layer, n_layers)
+    parts = [part for part, _ in sets_of(config)] if is_mix(config.dataset) else [config]
+    for part in parts:
+        if origin_of(part) is None:
+            revision_on_hub(part)
 
 
 def _with_size_of(config: HarvestConfig, manifests: dict[int, Manifest]) -> HarvestConfig:

@@ -1,8 +1,24 @@
 """`python -m harvest`: harvests what is lacking, and says what the stores hold."""
 
-from harvest.config import HarvestConfig
-from harvest.preflight import visit
+import logging
+import time
+
+from harvest.config import HarvestConfig, PlanConfig
+from harvest.preflight import refuse_what_is_known, visit
 from harvest.ranks import Rank
+
+log = logging.getLogger(__name__)
+
+
+def plan(config: PlanConfig) -> str:
+    """What the harvest would take, as `harvest.loop.plan` says, after what is refused without a model."""
+    started = time.perf_counter()
+    visit(config)
+    refuse_what_is_known(config)
+    log.info("loading the libraries of models and data sets, then the model, to measure it")
+    from harvest.loop import plan as measured
+
+    return measured(config, started)
 
 
 def run(config: HarvestConfig) -> str:
@@ -10,6 +26,8 @@ def run(config: HarvestConfig) -> str:
     stores = visit(config)
     manifests = stores.finished
     if manifests is None:
+        refuse_what_is_known(config)
+        log.info("loading the libraries of models and data sets")
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds
 
         manifests = harvest_rest(stores)

@@ -23,6 +23,7 @@ from store.counts import MOST, parse_count
 from store.disk.remote import Remote, StorePath, parse_store_path
 from store.errors import Refused
 from store.layout import default_store
+from store.parents import layer_folder
 from store.usage import CommandLine, choose_command, leaves
 
 ROOMS = ("store", "harvest", "train", "evaluate")
@@ -76,7 +77,7 @@ Count = Annotated[
     ),
     Range(1),
 ]
-"""An integer, at least 1, that may be written with a suffix: 300K, 16.4M."""
+"""At least 1; it may be written with a suffix: 300K, 16.4M."""
 
 StorePathOption = Annotated[
     Path | Remote,
@@ -99,10 +100,6 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _layers_as_words(value: int | tuple[int, ...]) -> list[str]:
-    return [",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-
-
 Layers = Annotated[
     int | tuple[int, ...],
     PrimitiveConstructorSpec(
@@ -110,7 +107,7 @@ Layers = Annotated[
         metavar="L[,L...]",
         instance_from_str=lambda args: parse_layers(args[0]),
         is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=_layers_as_words,
+        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
     ),
     Range(0),
 ]
@@ -141,11 +138,11 @@ class StoreOptions(Options):
     layer: NotNegative = 8
     """Likewise."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store, or its parent; data/MODEL/layerL when not given."""
 
     @property
     def store_directory(self) -> StorePath:
-        return self.store or default_store(self.model, self.layer)
+        return layer_folder(self.store, self.layer) if self.store else default_store(self.model, self.layer)
 
 
 def run_command(
@@ -156,12 +153,14 @@ def run_command(
     expand: Callable[[Sequence[str]], Sequence[str]] = list,
     other_flags: tuple[str, ...] = (),
     say: Callable[[Any, Any], str | None] = lambda config, result: result,
+    check: Callable[[str, Any], None] = lambda command, config: None,
 ) -> None:
     """Runs the command that `python -m ROOM` was given, and prints what it has to say.
 
     default: the command of a line that names none.
     expand: replaces words of the command line by options, as presets do; these words are the `other_flags`.
     say: the text to print, from the command's options and what its function returned.
+    check: refuses, by a command's name and options, what is known before its module is imported.
     """
     kinds = {name: kind for name, (kind, _) in commands.items()}
     prog = f"python -m {room}"
@@ -177,6 +176,7 @@ def run_command(
         full = prog if name == default else f"{prog} {name}"
         kind, place = commands[name]
         config = parse(kind, full, expand(words), kinds, other_flags)
+        check(name, config)
         module, _, function = place.partition(":")
         text = say(config, getattr(import_module(module), function)(config))
         if text:

@@ -24,5 +24,5 @@ class ExportConfig(Options):
     out: Path
     """Folder to write; it must not hold anything yet."""
     store: StorePathOption | None = None
-    """Folder or URL of the store that the run was trained on, for the norm's gain and for held-out rows; data/MODEL/layerL
-    when not given, if that is the one."""
+    """Folder or URL of the store that the run was trained on, for the norm's gain and for held-out rows; the one
+    that the run records when not given, or data/MODEL/layerL if that is it. The run's own folder has the norm too."""

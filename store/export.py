@@ -9,7 +9,9 @@ from store.config import ExportConfig
 from store.disk.files import fsync_directory, refuse_unwritable
 from store.errors import Refused
 from store.layout import default_store
-from store.shards.manifest import MANIFEST, load_manifest
+from store.parents import layer_folder
+from store.shards.manifest import load_manifest
+from store.shards.origin import copy_origin, fingerprint_at, read_origin, store_without_rows
 from store.shards.reader import Store, open_store
 from store.transcoders.convert import to_normed, to_rms
 from store.transcoders.layouts import LAYOUTS, Layout, load_run
@@ -40,6 +42,8 @@ def export(config: ExportConfig) -> str:
     try:
         assert layout.save is not None
         layout.save(made, partial)
+        if layout.holds.everything:
+            copy_origin(config.run, partial)
         agreement = _agreement(ours, layout.load(partial, ours.config.layer, ours.config.model), store)
         names = sorted(path.name for path in partial.iterdir())
         partial.replace(config.out)
@@ -66,20 +70,29 @@ def _layout(name: str) -> Layout:
 
 
 def _store_of(config: ExportConfig, ours: Transcoder) -> Store | None:
-    """The store that the run was trained on. Refused when another one is given; None where the default one is not there."""
+    """The store that the run was trained on, without rows where only the run's folder describes it.
+
+    Refused when another one is given; None where it is not there, and the run of an earlier version does not describe it.
+    """
     trained_on = ours.config.store_fingerprint
-    directory = config.store or default_store(ours.config.model, ours.config.layer)
-    if config.store is None and not (directory / MANIFEST).exists():
-        return None
-    manifest = load_manifest(directory)
-    if trained_on is None or manifest.fingerprint == trained_on:
-        return open_store(directory)
-    if config.store is None:
-        return None
-    raise Refused(
-        f"{config.run} was trained on store {trained_on}, but {directory} is {manifest.fingerprint}; "
-        "give the store that it was trained on"
-    )
+    if config.store is not None:
+        directory = layer_folder(config.store, ours.config.layer)
+        held = load_manifest(directory).fingerprint
+        if trained_on is None or held == trained_on:
+            return open_store(directory)
+        raise Refused(
+            f"{config.run} was trained on store {trained_on}, but {directory} is {held}; "
+            "give the store that it was trained on"
+        )
+    origin = read_origin(config.run)
+    default = default_store(ours.config.model, ours.config.layer)
+    if origin is None:
+        held_at_default = fingerprint_at(default)
+        return None if held_at_default is None or trained_on not in (None, held_at_default) else open_store(default)
+    for place in [*origin.store.places, default]:
+        if fingerprint_at(place) == origin.store.fingerprint:
+            return open_store(place)
+    return store_without_rows(config.run, origin)
 
 
 def _made_for(layout: Layout, name: str, ours: Transcoder, store: Store | None) -> Transcoder:
@@ -125,14 +138,14 @@ def _agreement(ours: Transcoder, again: Transcoder, store: Store | None) -> str:
 
     Rows in which a pre-activation is so near its threshold that only one of the two lets it pass are left out, and counted.
     """
-    if store is None:
-        kind = "random rows"
-        x = torch.randn(ROWS, ours.config.d_in, generator=torch.Generator().manual_seed(0))
-        x_again = x
-    else:
-        kind = "held-out rows"
-        shard = next(iter(store.manifest.of_split("heldout")), store.manifest.shards[0])
-        rows = store.array(shard, ours.config.source_site)[: min(ROWS, shard.kept)]
+    kind = "random rows"
+    rows = torch.randn(ROWS, ours.config.d_in, generator=torch.Generator().manual_seed(0))
+    x = x_again = rows
+    if store is not None:
+        if store.manifest.shards:
+            kind = "held-out rows"
+            shard = next(iter(store.manifest.of_split("heldout")), store.manifest.shards[0])
+            rows = store.array(shard, ours.config.source_site)[: min(ROWS, shard.kept)]
         x, x_again = ours.view(rows, store.norm), again.view(rows, store.norm)
     latents, latents_again = ours.encode(x), again.encode(x_again)
     either = (latents > 0) != (latents_again > 0)

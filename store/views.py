@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from store.disk.files import write_tensors
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.names import NormKind as NormKind
@@ -61,6 +62,10 @@ class Norm:
     def to(self, device: torch.device | str) -> "Norm":
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, gain=self.gain.to(device), bias=bias)
+
+    def save(self, path: StorePath) -> None:
+        """Writes gain and bias as a safetensors file."""
+        write_tensors(path, {"gain": self.gain} | ({} if self.bias is None else {"bias": self.bias}))
 
     @classmethod
     def load(cls, path: StorePath, kind: NormKind, eps: float, reads: NormReads = "resid_mid") -> "Norm":

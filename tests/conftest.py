@@ -98,3 +98,22 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = [f"Document {number} says <bos> and <eos>: " + "words " * (number % 17) for number in range(400)]
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     return path
+
+
+@pytest.fixture(scope="session")
+def on_tiny_model(tiny_models: dict[str, Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The options of a run with collected features, on a store harvested from a tiny Gemma 2."""
+    from evaluate.features.config import FeaturesConfig
+    from evaluate.features.samples import collect_samples
+    from harvest.config import HarvestConfig
+    from harvest.loop import harvest
+    from train.config import TrainConfig
+    from train.loop import train
+
+    folder = tmp_path_factory.mktemp("on_tiny_model")
+    where = dict(model=str(tiny_models["gemma2"]), layer=1, store=folder / "store", device="cpu")
+    exact = dict(dtype="float32", compute_dtype="float32")
+    harvest(HarvestConfig(**where, **exact, dataset=str(text_file), tokens=4096, context=32, heldout_every=2))
+    train(TrainConfig(**where, run=folder / "run", d_sae=40, k=4, tokens=1024, batch_rows=32))
+    collect_samples(FeaturesConfig(**where, run=folder / "run", json=False))
+    return TrainConfig(**where, run=folder / "run")

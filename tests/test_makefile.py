@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +54,16 @@ def test_every_variable_that_a_target_reads_changes_what_it_runs(target):
         done = make(target, f"{variable}=chosen")
         assert done.returncode == 0, done.stderr
         assert "chosen" in done.stdout, variable
+
+
+def test_setup_lets_scripts_anywhere_find_the_packages(tmp_path):
+    """.venv reads the checkout by a path file, though nothing of it is installed."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "base").touch()  # as if all dependencies were installed
+    done = subprocess.run(["make", "setup", f"VENV={venv}"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    script = "from importlib.util import find_spec as f; print(*(f(name).origin for name in ('store', 'evaluate')))"
+    outside = {name: value for name, value in OUTSIDE.items() if name != "PYTHONPATH"}
+    found = subprocess.run([venv / "bin/python", "-c", script], cwd=tmp_path, env=outside, capture_output=True, text=True)
+    assert found.stdout.split() == [str(ROOT / name / "__init__.py") for name in ("store", "evaluate")], found.stderr

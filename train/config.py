@@ -15,6 +15,7 @@ from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
+from store.parents import holds_store, layer_folder
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"
@@ -39,7 +40,8 @@ class TrainConfig(Options):
     layer: NotNegative = 8
     """Likewise."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; data/MODEL/layerL when not given."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store, or of a parent that holds its layerL;
+    data/MODEL/layerL when not given."""
     run: Path | None = None
     """Folder of the run; results/MODEL/layerL/ARCHITECTURE when not given (matryoshka_batchtopk, jumprelu_skip, ...)."""
     activation: Activation = "batchtopk"
@@ -196,14 +198,17 @@ class TrainConfig(Options):
 
     @property
     def store_directory(self) -> StorePath:
-        return self.store or default_store(self.model, self.layer)
+        return layer_folder(self.store, self.layer) if self.store else default_store(self.model, self.layer)
 
     @property
     def target_directory(self) -> StorePath | None:
         """The store of the target's layer, where that is another one."""
         if self.target_layer is None:
             return None
-        return self.target_store or default_store(self.model, self.target_layer)
+        given = self.target_store or self.store
+        if given and (self.target_store or not holds_store(given)):
+            return layer_folder(given, self.target_layer)
+        return default_store(self.model, self.target_layer)
 
     @property
     def run_directory(self) -> Path:

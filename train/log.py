@@ -27,6 +27,7 @@ NAME_LENGTH = 128
 """Characters that wandb takes in a name."""
 READABLE = 64
 """Characters of an id that tell people which folder it is; a digest of the whole path follows."""
+COMPILING = "compiling the first step"
 log = logging.getLogger(__name__)
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -114,7 +115,8 @@ class TrainingLog:
             position=position,
             disable=silent,
         )
-        self.figures = ""
+        self.figures = COMPILING
+        self.bar.set_postfix_str(self.figures)
 
     def write(self, record: Record, heldout: HeldoutRecord | None = None) -> None:
         line = asdict(record)
@@ -131,6 +133,12 @@ class TrainingLog:
     def waits(self, what: str | None) -> None:
         """Shows on the bar what the training waits for; None when it has come."""
         self.bar.set_postfix_str(what or self.figures, refresh=what is not None)
+
+    def first_step_done(self) -> None:
+        """Begins the bar's clock again: the first step compiles, and its time says nothing of the others."""
+        self.bar.unpause()
+        self.figures = ""
+        self.waits(None)
 
     def histograms(self, by_latent: dict[str, Tensor], step: int) -> None:
         """Sends a histogram of each tensor to wandb."""

@@ -17,6 +17,7 @@ from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
 from store.loader.batches import Batch, batches
+from store.shards.origin import write_origin
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
@@ -63,6 +64,7 @@ class Run:
         self.config, self.store, self.module, self.identity = config, store, module, identity
         self.folder, self.ranks = config.run_directory, module.ranks
         self.path = self.folder / CHECKPOINT
+        self.stepped = False
         self.optimizer = make_optimizer(module, config.lr)
         self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
         if self.done:
@@ -85,6 +87,9 @@ class Run:
         """One step on the batch. Refused, with the state saved, when the loss is not finite."""
         lr = learning_rate(self.done, self.config)
         result = train_step(self.module, self.optimizer, batch.source, batch.target, lr, self.done)
+        if not self.stepped:
+            self.log.first_step_done()
+            self.stepped = True
         self.done += 1
         self.waited += waited
         self.log.bar.update(self.config.batch_rows)
@@ -110,6 +115,7 @@ class Run:
         threshold = calibrate(self, rows)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
+            write_origin(self.folder, self.store)
             transcoder.save(self.folder)
             self.path.unlink(missing_ok=True)
             self.log.artefact(self.folder)
@@ -178,6 +184,7 @@ class Run:
         folder = snapshot_folder(self.folder, self.done)
         made = self._export(str(folder)).to("cpu")
         if self.ranks.rank == 0:
+            write_origin(folder, self.store)
             made.save(folder)
             self.collector.add(snapshot_of(folder, self.store.directory, self.config))
 

@@ -54,6 +54,10 @@ def export(config: ExportConfig) -> Path:
             write(links.file("tree", name), partial(pages.tree, name, {}))
             with contextlib.suppress(Damaged):  # the two pages before say so
                 exported = min(config.features, len(run.features()))
+                if exported < len(run.features()):
+                    every = f"--features {len(run.features())}"
+                    words = "%s: only the first %s of %s features get a page; %s writes all (ARGS='%s' for make)"
+                    log.warning(words, name, f"{exported:,}", f"{len(run.features()):,}", every, every)
                 for latent in tqdm(range(exported), desc=name, unit="feature"):
                     write(links.file("feature", name, latent), partial(pages.feature, name, latent))
     return out

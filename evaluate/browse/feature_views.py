@@ -1,9 +1,13 @@
 """The content of a feature's page and of the coarse-to-fine page, from features.parquet."""
 
 import math
+import random
 from dataclasses import dataclass
 
+import numpy as np
+
 from evaluate.browse.charts import BarChart, bars
+from evaluate.browse.folder import RunFolder
 from evaluate.features.reader import Features, NotFound
 from evaluate.text import brief
 
@@ -15,6 +19,9 @@ SPLIT_COSINE = 0.3
 
 WITHIN = 0.1
 """Least P(coarse fires | fine fires) - P(coarse fires) at which a finer latent is shown as firing within a coarse one."""
+
+ALIKE = 100
+"""Latents of the nearest densities, from which a random one is drawn."""
 
 QUANTILE_NAMES = {5: "strongest fifth", 4: "fourth fifth", 3: "middle fifth", 2: "second fifth", 1: "weakest fifth"}
 
@@ -61,6 +68,22 @@ def feature_view(features: Features, latent: int) -> FeatureView:
         chart=bars(record["histogram"]["edges"], record["histogram"]["counts"]),
         n_features=len(features),
     )
+
+
+def random_latent(features: Features, latent: int) -> int | None:
+    """Another latent, drawn at random from the hundred that fire about as often; None where no other fires."""
+    density = features.columns["density"]
+    alive = np.flatnonzero((density > 0) & (np.arange(len(density)) != latent))
+    if not len(alive):
+        return None
+    apart = np.abs(np.log(density[alive]) - np.log(max(density[latent], density[alive].min())))
+    alike = alive[np.argsort(apart, kind="stable")[:ALIKE]]
+    return int(random.choice(alike))
+
+
+def intervene_command(run: RunFolder, latent: int) -> str:
+    """The command that ablates a latent, to be copied."""
+    return f"make intervene RUN={run.folder} ARGS='--text \"...\" --ablate {latent}'"
 
 
 def context_groups(contexts: list[dict]) -> list[tuple[str, str, list[dict]]]:

@@ -23,9 +23,11 @@ from store.layout import (
     EVALUATION,
     FEATURES,
     METRICS,
+    ORIGIN,
     OURS_METRICS,
     REPORT,
     SAMPLES,
+    SWEEP_RESULTS,
     TRAIN_CONFIG,
     TRAINING_LOG,
     WEIGHTS,
@@ -40,6 +42,8 @@ FILES = (
     CONFIG,
     TRAIN_CONFIG,
     TRAINING_LOG,
+    ORIGIN,
+    f"../{SWEEP_RESULTS}",
     f"{EVALUATION}/{METRICS}",
     f"{COMPARISON_FOLDER}/{OURS_METRICS}",
     f"{SAMPLES}/{COLLECTION_SUMMARY}",
@@ -73,6 +77,18 @@ def read_metrics(folder: Path, file: str, command: str) -> Measurement | None:
     return read_result(Measurement, folder / file, f"python -m evaluate {command} --run {folder} --force")
 
 
+def read_swept(folder: Path) -> dict:
+    """A run's figures in the summary of its sweep; empty for a run of no sweep. Damaged when the summary holds no list."""
+    path = folder.parent / SWEEP_RESULTS
+    if not path.exists():
+        return {}
+    try:
+        each = json.loads(path.read_text(encoding="utf-8"))
+        return next((figures for figures in each if figures["run"] == folder.name), {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path} cannot be read ({error}); give the same sweep again") from None
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's folder. A missing file is None or empty, and a damaged file is in `problems`; neither is an exception."""
@@ -84,6 +100,10 @@ class RunFolder:
     """config.json, or train_config.json of an unfinished run."""
     measured: Measurement | None
     """By `evaluate metrics`, or else by `evaluate compare`."""
+    swept: dict
+    """Its figures in the summary of the sweep that it belongs to; empty otherwise."""
+    origin: dict
+    """origin.json: the store that it was trained on; empty for runs of earlier versions."""
     log: list[dict[str, Any]]
     """Lines of the training log."""
     summary: CollectionSummary | None
@@ -101,7 +121,17 @@ class RunFolder:
         """The run's metrics by key; before they are measured, the numbers of its configuration."""
         if self.measured:
             return self.measured.figures()
+        if self.swept:
+            return {key: value for key, value in self.swept.items() if isinstance(value, int | float)}
         return {key: value for key, value in self.config.items() if isinstance(value, int | float)}
+
+    @property
+    def data(self) -> str:
+        """The data set and the beginning of the store's fingerprint; empty where nothing says it."""
+        recipe = self.origin.get("store", {}).get("recipe", {})
+        dataset = recipe.get("dataset") or (self.summary.dataset if self.summary else "")
+        fingerprint = self.config.get("store_fingerprint") or (self.summary.store_fingerprint if self.summary else "")
+        return " ".join(filter(None, (dataset, (fingerprint or "")[:6])))
 
     @property
     def has_features(self) -> bool:
@@ -178,6 +208,8 @@ def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
         folder=folder,
         config=config,
         measured=evaluated or compared,
+        swept=read(lambda: read_swept(folder), {}),
+        origin=read(lambda: read_config(folder / ORIGIN), {}),
         log=read(lambda: read_log(folder), []),
         summary=read(lambda: read_summary(folder / SAMPLES), None),
         problems=tuple(problems),

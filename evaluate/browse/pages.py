@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_view
+from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_view, intervene_command, random_latent
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
@@ -49,6 +49,7 @@ class Pages:
         descending = query.get("desc") == "1"
         runs = [run for run in find_runs(self.results).values() if words in f"{run.name} {run.title}".lower()]
         ordered = sorted_runs(runs, by, descending)
+        several_stores = len({run.data for run in ordered if run.data}) > 1
         return self.render(
             "runs.html",
             runs=ordered,
@@ -56,6 +57,7 @@ class Pages:
             q=query.get("q", ""),
             by=by,
             desc=descending,
+            several_stores=several_stores,
             curves={run.name: spark(run) for run in ordered},
         )
 
@@ -76,7 +78,10 @@ class Pages:
             by = "feature"
         if by not in (*SORTS, "match"):
             raise NotFound(f"features cannot be sorted by {by!r}; choose one of {', '.join(SORTS)}")
-        chosen = features.select(words, prefix, by, descending)
+        found = features.select(words, prefix, by, descending)
+        firing = found[features.fires(words)[found]] if words else found
+        everywhere = self.links.is_static or query.get("where") == "all" or not len(firing)
+        chosen = found if everywhere else firing
         size = self.links.page_rows
         page, pages = page_of(query, len(chosen), size)
         rows = [features.brief(int(latent)) for latent in chosen[(page - 1) * size : page * size]]
@@ -85,6 +90,9 @@ class Pages:
             run=run,
             rows=rows,
             n=len(chosen),
+            n_firing=len(firing),
+            n_elsewhere=len(found) - len(firing),
+            where="all" if everywhere and len(firing) else "",
             page=page,
             pages=pages,
             q=words,
@@ -98,7 +106,8 @@ class Pages:
         """A feature's contexts, tokens and neighbours."""
         run = open_named_run(self.results, name)
         view = feature_view(run.features(), latent)
-        return self.render("feature.html", run=run, **vars(view))
+        other = None if self.links.is_static else random_latent(run.features(), latent)
+        return self.render("feature.html", run=run, other=other, command=intervene_command(run, latent), **vars(view))
 
     def tree(self, name: str, query: Mapping[str, str]) -> str:
         """Coarse latents and, under each, the finer latents that fire within it or split from it."""

@@ -20,7 +20,7 @@ from evaluate.features.maps import coactive, communities
 from evaluate.features.summary import read_summary
 from evaluate.report.figure import Figure
 from evaluate.report.page import write_page
-from evaluate.text import visible
+from evaluate.text import share, visible
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import ANALYSIS, FEATURES, REPORT, REPORT_MARKDOWN, SAMPLES
@@ -160,7 +160,11 @@ def frequency(rows: Sequence[dict]) -> Section:
     table = [
         ["dead (never fired on these rows)", f"{(density == 0).sum():,}", ""],
         [f"dense (on more than {DENSE:.0%})", f"{len(dense):,}", ", ".join(f"#{i}" for i in dense[:SHOWN])],
-        ["between", f"{len(rows) - (density == 0).sum() - len(dense):,}", f"median {np.median(density):.3%} of rows"],
+        [
+            "between",
+            f"{len(rows) - (density == 0).sum() - len(dense):,}",
+            f"median {share(float(np.median(density)))} of rows",
+        ],
     ]
     return "How often features fire", "Rows are those of the collection.", ("kind", "features", ""), table
 
@@ -184,7 +188,7 @@ def by_prefix(rows: Sequence[dict], transcoder: Transcoder) -> Section:
                 f"{encoder[mine].mean():.3g}",
                 f"{decoder[mine].mean():.3g}",
                 cosine,
-                f"{np.median(density[mine]):.3%}",
+                share(float(np.median(density[mine]))),
                 f"{known.mean():.0%}" if len(known) else "not known",
             ]
         )

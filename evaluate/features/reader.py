@@ -49,6 +49,11 @@ def _pattern(words: str) -> pc.MatchSubstringOptions:
     return pc.MatchSubstringOptions(words, ignore_case=True)
 
 
+def _hold(tokens: pa.Array, words: str) -> np.ndarray:
+    """Which tokens hold the words."""
+    return pc.call_function("match_substring", [tokens], _pattern(words)).to_numpy(zero_copy_only=False)
+
+
 class Features:
     """features.parquet: the plain columns in memory, contexts read a row group at a time."""
 
@@ -98,9 +103,15 @@ class Features:
             parts.append(pc.call_function("count_substring", [text], _pattern(words)).to_numpy())
         count = np.concatenate(parts)
         for tokens in self.fires_on:
-            fires_on = pc.call_function("match_substring", [tokens], _pattern(words)).to_numpy(zero_copy_only=False)
-            count = np.where(fires_on, count + count.max(initial=0), count)
+            count = np.where(_hold(tokens, words), count + count.max(initial=0), count)
         return np.where(self.columns["feature"].astype(str) == words, 1 + count.max(initial=0), count)
+
+    def fires(self, words: str) -> np.ndarray:
+        """Which latents fire on the text: their strongest token or their top token holds it, or it is their number."""
+        found = self.columns["feature"].astype(str) == words
+        for tokens in self.fires_on:
+            found = found | _hold(tokens, words)
+        return found
 
     def _order(self, by: str, descending: bool) -> np.ndarray:
         """All latents, sorted by a column; equal ones in the order of the dictionary."""

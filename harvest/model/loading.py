@@ -16,6 +16,7 @@ from transformer_lens.model_bridge.sources.transformers import helpers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from harvest.model import embedded
+from harvest.model.depth import check_layer
 from harvest.model.language_model import LanguageModel
 from harvest.model.source import ELSEWHERE, ModelSource, source_of
 from harvest.model.tokenizer import check_ids, vocabulary_hash
@@ -60,8 +61,7 @@ def load_model(
     config = _config(name, source)
     text = config.get_text_config()
     n_layers, longest = text.num_hidden_layers, getattr(text, "max_position_embeddings", context)
-    if not 0 <= layer < n_layers:
-        raise Refused(f"layer {layer} is out of range: {name} has layers 0 to {n_layers - 1}")
+    check_layer(name, layer, n_layers)
     if context > longest:
         raise Refused(f"context is {context}, but {name} reads at most {longest} tokens; give --context {longest} or less")
     overrides = None

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import xxhash
-from huggingface_hub import HfApi
 
 from harvest.config import HarvestConfig
 from harvest.text.files import values_of
@@ -22,15 +21,15 @@ from harvest.text.origin import (
     AND,
     DOCSTRINGS,
     DOCUMENTED_PACKAGES,
-    READ,
+    ELSEWHERE,
     files_of,
     is_saved_data_set,
     kind_of,
     name_of,
     origin_of,
+    revision_on_hub,
 )
 from harvest.text.records import Bad, Document, Kind, Repeat, document_in, lacking
-from store import hub
 from store.errors import Damaged, Refused
 from store.hub import TROUBLE, fetching
 
@@ -38,7 +37,6 @@ MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
 FILES_A_GROUP = 256
 RETRIES = 6
-ELSEWHERE = f"check the name, or give local text ({READ}), or pip:docstrings"
 UNITS = {
     "lines": "a document is a line; --documents paragraphs or file changes that",
     "paragraphs": "a document is a paragraph, up to a blank line; --documents lines or file changes that",
@@ -210,8 +208,8 @@ def _saved(path: Path, split: str) -> datasets.Dataset:
 
 def _open_hub(config: HarvestConfig) -> Corpus:
     name = config.dataset
+    revision = revision_on_hub(config)
     with fetching(f"data set {name!r}", ELSEWHERE):
-        revision = HfApi().dataset_info(name, revision=config.dataset_revision, timeout=hub.TIMEOUT).sha or "unknown"
 
         def load(start: int) -> Iterable[Any]:
             found = datasets.load_dataset(name, config.subset, split=config.split, streaming=True, revision=revision)

@@ -6,11 +6,13 @@ import importlib.metadata
 from pathlib import Path
 
 import xxhash
+from huggingface_hub import HfApi
 
 from harvest.config import HarvestConfig
 from harvest.text.mix import is_mix, sets_of
 from store.disk.files import hash_file
 from store.errors import Refused
+from store.hub import TIMEOUT, fetching
 
 DOCUMENTED_PACKAGES = ("numpy", "networkx", "pandas", "sympy", "torch")
 DOCSTRINGS = "pip:docstrings"
@@ -21,6 +23,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 READ = ".txt .jsonl .json .csv .parquet .arrow files, also as .gz or .zst, folders of them, and globs like 'texts/*.txt'"
 
 
+ELSEWHERE = f"check the name, or give local text ({READ}), or pip:docstrings"
 AND = " + "
 """Joins the revisions of a mix."""
 
@@ -87,6 +90,13 @@ def origin_of(config: HarvestConfig) -> tuple[str, str] | None:
         return None
     path = Path(config.dataset).expanduser()
     return name_of(config), _revision_of(path, files_of(path))
+
+
+def revision_on_hub(config: HarvestConfig) -> str:
+    """The commit of a data set on the hub. Refused when the hub has none of this name, HubUnreachable without a network."""
+    with fetching(f"data set {config.dataset!r}", ELSEWHERE):
+        info = HfApi().dataset_info(config.dataset, revision=config.dataset_revision, timeout=TIMEOUT)
+    return info.sha or "unknown"
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

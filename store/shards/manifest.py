@@ -9,17 +9,15 @@ from pydantic import ValidationError, model_serializer
 from store.disk.files import write_text
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
+from store.layout import MANIFEST as MANIFEST
 from store.names import NormKind, NormReads
+from store.parents import require_store
 from store.shards.recipe import Recipe, Split, Strict, without_none
 
 FORMAT_VERSION = 1
 
-MANIFEST = "manifest.json"
-
 PREVIOUS = "manifest.previous.json"
 """The manifest before the last change, should the manifest itself be damaged."""
-
-NORM_FILE = "norm.safetensors"
 
 
 class NormInfo(Strict):
@@ -157,8 +155,7 @@ def save_manifest(directory: StorePath, manifest: Manifest) -> None:
 def load_manifest(directory: StorePath) -> Manifest:
     """The manifest of a store. Refused where there is none, Damaged when it does not fit its schema or was edited."""
     path = directory / MANIFEST
-    if not path.exists():
-        raise Refused(f"{directory} is not an activation store: it has no {MANIFEST}; make one with `make harvest`")
+    require_store(directory)
     content = path.read_bytes()
     refuse_newer(content, path)
     try:

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from store.disk.files import hash_file, sizes_in
 from store.disk.remote import StorePath, parse_store_path
 from store.errors import Damaged, Refused
+from store.layout import NORM_FILE
 from store.shards.arrays import ArrayPlace, read_array
 from store.shards.formats import FORMATS
-from store.shards.manifest import NORM_FILE, Manifest, ShardEntry, Split, load_manifest
+from store.shards.manifest import Manifest, ShardEntry, Split, load_manifest
 from store.shards.ring import present
 from store.views import Norm
 

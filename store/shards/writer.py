@@ -6,16 +6,16 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from store.disk.files import appearing_whole, refuse_unwritable, write_tensors, write_text
+from store.disk.files import appearing_whole, refuse_unwritable, write_text
 from store.disk.lock import WRITER_LOCK, RemoteLock, WriterLock, lock_of
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
+from store.layout import NORM_FILE
 from store.shards.arrays import read_array
 from store.shards.formats import FORMATS, writer_for
 from store.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    NORM_FILE,
     Manifest,
     Moments,
     NormInfo,
@@ -126,8 +126,7 @@ class StoreWriter:
             shards=(),
         )
         if self.rank == 0:
-            arrays = {"gain": norm.gain} | ({} if norm.bias is None else {"bias": norm.bias})
-            write_tensors(directory / NORM_FILE, arrays)
+            norm.save(directory / NORM_FILE)
             save_manifest(directory, manifest)
         return manifest
 

@@ -22,11 +22,12 @@ import torch
 import zarr
 from safetensors import safe_open
 
+from store.layout import NORM_FILE
 from store.loader import schedule
 from store.loader.batches import Reader, Windows, batches
 from store.loader.schedule import Mix, Schedule
 from store.shards.formats import FORMATS
-from store.shards.manifest import NORM_FILE, save_manifest
+from store.shards.manifest import save_manifest
 from store.shards.reader import Store, open_store
 from tests.bench.step import DEMO, synthetic
 

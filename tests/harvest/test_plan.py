@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest, plan
-from harvest.plan import shard_bytes, shards_on_disk
+from harvest.plan import SpeedProbe, shard_bytes, shards_on_disk
 from tests.making import make_recipe
 
 
@@ -53,3 +53,17 @@ def test_a_plan_for_another_harvest_s_store_is_refused(config):
     harvest(config)
     with pytest.raises(ValueError, match="holds another harvest .*layer: 1 != 2"):
         plan(replace(config, layer=2))
+
+
+def test_a_plan_adds_up_what_happens_one_after_the_other():
+    speeds = dict(tokens_per_second=100.0, bytes_per_second=1000.0, text_seconds=0.01, shard_seconds=0.02)
+    running, writing = 500 * (1 / 100 + 0.01), 500 * 0.02 + 4000 / 1000
+    on_cpu = SpeedProbe(**speeds, start_seconds=20.0, one_after_the_other=True)
+    assert on_cpu.seconds(500, 4000) == pytest.approx(20 + running + writing)
+    assert SpeedProbe(**speeds, start_seconds=20.0).seconds(500, 4000) == pytest.approx(20 + max(running, writing))
+
+
+def test_a_plan_says_the_start_and_what_waits(config):
+    lines = dict(line.split(maxsplit=1) for line in plan(config).splitlines() if line.startswith(("start", "writing")))
+    assert "for libraries, the model and the first text" in lines["start"]
+    assert lines["writing"].endswith("while the model waits")

@@ -1,5 +1,8 @@
 """One visit before a harvest: it opens the stores, refuses, and locks them before the model is loaded."""
 
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -11,7 +14,7 @@ from harvest.preflight import visit
 from harvest.ranks import Rank
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.errors import Refused
-from tests.child import python
+from tests.child import ROOT, python
 from tests.command import words
 from tests.harvest.making import store_files
 
@@ -93,3 +96,31 @@ def test_a_second_store_that_is_busy_frees_the_first(config):
     lock.release()
     assert not first.exists()
     assert store_files(second) == {}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": 99}, "layer 99 is out of range"),
+        ({"dataset": "nobody/nothing"}, "data set 'nobody/nothing' cannot be fetched"),
+        ({"dataset": "nobody/nothing:0.5,pip:docstrings:0.5"}, "data set 'nobody/nothing' cannot be fetched"),
+    ],
+)
+def test_what_needs_no_library_is_refused_before_one_is_imported(config, command, changes, message):
+    code = (
+        "import sys, harvest.__main__ as room\n"
+        "try:\n    room.main()\nexcept SystemExit as end:\n    print(end.code)\n"
+        "print([name for name in ('transformers', 'transformer_lens', 'datasets') if name in sys.modules])"
+    )
+    words = words_of(replace(config, **changes))
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *words],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert message in done.stderr
+    assert not config.directory.exists()

@@ -12,6 +12,7 @@ from store import export as module
 from store.disk.files import write_tensors
 from store.errors import Refused
 from store.export import ExportConfig, export
+from store.shards.origin import write_origin
 from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
 from store.transcoders.convert import to_normed, to_rms
@@ -67,6 +68,22 @@ def test_an_export_computes_what_the_run_does(tmp_path, store, layout, view, wri
     assert f"on {min(256, len(x))} held-out rows" in said
     assert ("instead of rms" in said) == (view != written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "store"]
+
+
+@pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens", "run"])
+def test_a_run_is_exported_from_its_folder_alone(tmp_path, store, layout, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    t = make_run(tmp_path / "run", store, view="rms")
+    write_origin(tmp_path / "run", store)
+    x = heldout_inputs(t, store)
+    rows = store.array(store.manifest.of_split("heldout")[0], "resid_mid")[: len(x)]
+    store.directory.rename(tmp_path / "moved")
+    said = export(options(tmp_path, store, layout, store=None))
+    again = load_folder(tmp_path / "out", 0, "")
+    torch.testing.assert_close(again(again.view(rows, store.norm)), t(x), rtol=1e-4, atol=1e-4)
+    assert "on 256 random rows" in said
+    recorded = (tmp_path / "out/origin.json").exists() and (tmp_path / "out/norm.safetensors").exists()
+    assert recorded == (layout == "run")
 
 
 def test_the_gain_is_divided_out_row_by_row(tmp_path, store):

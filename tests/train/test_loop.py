@@ -19,7 +19,7 @@ from tests.making import hash_of, make_store
 from tests.train.making import assert_same_run, results_of
 from train import checkpoint, checks, loop, run
 from train.config import TrainConfig
-from train.log import wandb_mode
+from train.log import TrainingLog, wandb_mode
 from train.loop import train
 from train.step.optimizer import learning_rate
 
@@ -428,3 +428,22 @@ def test_candidates_are_searched_as_the_device_can_and_never_otherwise(monkeypat
         monkeypatch.setattr(checkpoint, "native_bfloat16", lambda device, native=native: native)
         assert checkpoint.candidates(plain, torch.device("cpu")) == expected
         assert checkpoint.candidates(replace(plain, candidates=other), torch.device("cpu")) == other
+
+
+def test_the_bar_says_that_the_first_step_compiles_and_times_the_others(store, tmp_path, monkeypatch):
+    shown = []
+    original = TrainingLog.first_step_done
+
+    def noted(log: TrainingLog) -> None:
+        shown.append((log.bar.postfix, log.bar.start_t))
+        time.sleep(0.2)
+        original(log)
+        shown.append((log.bar.postfix, log.bar.start_t))
+
+    monkeypatch.setattr(TrainingLog, "first_step_done", noted)
+    run_config = TrainConfig(model="tiny", layer=1, store=store.directory, run=tmp_path / "r", d_sae=40, k=4, device="cpu")
+    train(replace(run_config, tokens=128, batch_rows=32))
+    [(before, started), (after, again)] = shown
+    assert before == "compiling the first step"
+    assert not after
+    assert again - started >= 0.2

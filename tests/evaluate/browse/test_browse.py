@@ -34,7 +34,7 @@ def test_the_table_sorts_filters_and_searches(client):
     assert shown("q=no+such+text") == []
     assert shown("q=" + "9" * 5000) == []
     assert shown("sort=match") == shown("")
-    assert "or as its number" in client.get(f"/features/{RUN}?q=17").text
+    assert "or has it as its number" in client.get(f"/features/{RUN}?q=17").text
     assert set(shown("q=ALPHA")) <= set(range(80))
     dense_first = client.get(f"/features/{RUN}?sort=density&desc=1").text
     densities = [float(d) for d in re.findall(r'data-label="fires on" title="([^"]+)"', dense_first)]

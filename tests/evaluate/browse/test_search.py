@@ -37,6 +37,11 @@ def test_features_that_fire_on_the_words_come_first_then_those_with_most_of_them
     assert found.select("matrix", prefix=6, by="match").tolist() == [4, 5, 2, 3]
 
 
+def test_those_that_fire_on_the_words_are_told_from_the_others(found):
+    assert found.fires("matrix").tolist() == [False, False, True, False, True, True]
+    assert found.fires("3").tolist() == [False, False, False, True, False, False]
+
+
 def test_a_search_by_column_keeps_that_column_s_order(found):
     assert found.select("Matrix", by="feature").tolist() == [0, 2, 3, 4, 5]
     assert found.select("matrix", by="feature", descending=True).tolist() == [5, 4, 3, 2, 0]
@@ -77,10 +82,19 @@ def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, 
             sums = {token: column[d.tokens == token].sum() for token in set(d.tokens.tolist())}
             most, strongest = max(sums, key=sums.__getitem__), d.tokens[column.argmax()]
             keys[latent] = (wanted not in WORDS[most % 4], wanted not in WORDS[strongest % 4], -times, latent)
-    html = [client.get(f"/features/{RUN}?q={words}&page={page}").text for page in (1, 2)]
+    html = [client.get(f"/features/{RUN}?q={words}&where=all&page={page}").text for page in (1, 2)]
     shown = re.findall(r'<th scope="row"><a href="[^"]*" class="number">#(\d+)<', html[0])
     if len(keys) > 50:
         shown += re.findall(r'<th scope="row"><a href="[^"]*" class="number">#(\d+)<', html[1])
     assert re.search(r'id="count"[^>]*>(\d+) features with', html[0])[1] == str(len(keys))
     assert [int(latent) for latent in shown] == sorted(keys, key=keys.__getitem__)
     assert len(keys) > 20
+    firing = [latent for latent in sorted(keys, key=keys.__getitem__) if not all(keys[latent][:2])]
+    alone = client.get(f"/features/{RUN}?q={words}").text
+    if firing:
+        folded = re.findall(r'<th scope="row"><a href="[^"]*" class="number">#(\d+)<', alone)
+        assert [int(latent) for latent in folded] == firing[:50]
+        assert re.search(r'id="count"[^>]*>(\d+) features? fires? on', alone)[1] == str(len(firing))
+        assert f"elsewhere in the context: {len(keys) - len(firing)}, <a" in alone
+    else:
+        assert re.search(r'id="count"[^>]*>(\d+) features with', alone)[1] == str(len(keys))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
+from store.shards.origin import write_origin
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.store.transcoders.making import make_transcoder
@@ -139,6 +141,20 @@ def test_with_the_error_kept_the_unchanged_model_is_the_clean_one(config):
     kept, spliced = (result(config, ablate=(0,), keep_error=keep) for keep in (True, False))
     assert all(part["ce_before"] == part["ce_clean"] for part in kept["tokens"])
     assert spliced["ce_before"] != spliced["ce_clean"] == kept["ce_clean"]
+
+
+def test_a_run_intervenes_from_its_folder_alone(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = result(config, ablate=(0,))
+    alone = tmp_path / "sent"
+    shutil.copytree(config.run, alone)
+    write_origin(alone, open_store(config.store))
+    Path(config.store).rename(tmp_path / "moved")
+    try:
+        found = result(dataclasses.replace(config, store=None, run=alone), ablate=(0,))
+    finally:
+        (tmp_path / "moved").rename(config.store)
+    assert found == expected | {"run": str(alone)}
 
 
 @pytest.mark.parametrize("keep_error", [False, True])

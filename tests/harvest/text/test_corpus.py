@@ -70,7 +70,7 @@ def test_an_empty_file_is_refused(tmp_path, name):
 def test_a_hub_data_set_is_read_at_the_commit_asked_for(monkeypatch):
     commits = {None: "new", "old": "old"}
     info = SimpleNamespace(dataset_info=lambda name, revision, timeout: SimpleNamespace(sha=commits[revision]))
-    monkeypatch.setattr(corpus, "HfApi", lambda: info)
+    monkeypatch.setattr("harvest.text.origin.HfApi", lambda: info)
     streams = {sha: IterableDataset.from_generator(lambda sha=sha: iter([{"text": sha}])) for sha in ("new", "old")}
     monkeypatch.setattr(corpus.datasets, "load_dataset", lambda *args, revision, **options: streams[revision])
     for revision, sha in commits.items():

@@ -126,7 +126,7 @@ def test_folders_of_save_to_disk_are_read_by_split(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.pdf", "allenai/c4"])
 def test_a_path_that_exists_is_never_taken_for_a_hub_name(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("harvest.text.corpus.HfApi", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr("harvest.text.origin.HfApi", lambda: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     path.mkdir(parents=True) if "/" in name else path.write_text("x")
@@ -136,7 +136,7 @@ def test_a_path_that_exists_is_never_taken_for_a_hub_name(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("name", ["./nothing", "../nothing/here", "/no/where", "~/nothing-here", "no/*.txt"])
 def test_a_path_to_nothing_is_not_looked_for_on_the_hub(monkeypatch, name):
-    monkeypatch.setattr("harvest.text.corpus.HfApi", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr("harvest.text.origin.HfApi", lambda: pytest.fail("asked the hub"))
     with pytest.raises(Refused, match="does not exist|holds no file"):
         documents(name)
 
