@@ -4,7 +4,6 @@ import torch
 from store.sparse.scan import Entries, cut_into_bags
 from tests.making import on_threads
 from train.activations import topk
-from train.step import sparse
 from train.step.sparse import decode_nested
 
 
