@@ -159,7 +159,7 @@ def measurement_of(
 def without_latents(
     a: Accumulator, facts: RowStatistics, store: Store, split: Split, table: "ByDocument", index: int
 ) -> Measurement:
-    """The same of a trivial predictor: nothing of latents but the L0 of one whose latents stand for a rank."""
+    """The measurement of a trivial predictor, without latents. A low-rank map keeps its L0, which is its rank."""
     found = _of_rows(a, facts, store, split, table, index)
     del found["best_scale"]
     if a.transcoder.config.d_sae == 1:
