@@ -28,7 +28,7 @@ class BrowseConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Options):
+class BrowseExportConfig(Options):
     """Write the browser's pages as files that any web host serves."""
 
     results: Path = Path("results")
