@@ -6,6 +6,7 @@ how much of a concept each latent writes, while a probe on the input says whethe
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -154,41 +155,92 @@ def first_letters(
             "leave the probes out with --no-probes"
         )
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
-    in_prompt = None if prompted is None else Reading(forward, norm, prompted.words)
     W_dec = forward.transcoder.W_dec.cpu().float()
-    cases, ablated = [], []
-    by_letter: dict[str, Letter] = {}
+    cases = {}
     for number in enough:
-        letter = LETTERS[number]
-        is_it, is_it_test = (found.letters().numpy() == number for found in (fit, test))
-        probe = fitted_once(fitted, forward.transcoder.config.view, letter, reading.x, is_it)
-        if (f1 := probe.f1(reading_test.x, is_it_test)) <= PROBE_F1:
-            continue
-        right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
-        main = main_latents(reading, reading_test, is_it, is_it_test)
-        direction = torch.from_numpy(fitted_once(fitted, "mlp_out", letter, reading.y, is_it).direction).float()
-        writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
-        cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
-        cases.append(absorbed(writes, cosine, main))
-        if prompted is not None and in_prompt is not None:
-            asked = np.flatnonzero((prompted.words.letters().numpy() == number) & probe.says(in_prompt.x))
-            latents = torch.from_numpy(in_prompt.latents[asked].toarray())
-            ablated.append(absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), cosine, main))
-        by_letter[letter] = Letter(probe_f1=f1, words=len(right), absorbed=int(cases[-1].sum()), main=tuple(main.tolist()))
+        is_it = fit.letters().numpy() == number
+        is_it_test = test.letters().numpy() == number
+        probe = fitted_once(fitted, forward.transcoder.config.view, LETTERS[number], reading.x, is_it)
+        writer = fitted_once(fitted, "mlp_out", LETTERS[number], reading.y, is_it)
+        found = one_letter(probe, writer, W_dec, reading, reading_test, is_it, is_it_test)
+        if found is not None:
+            cases[number] = found
     if not cases:
         raise Refused(
             f"no first letter can be read from these rows (F1 above {PROBE_F1} on at least {MIN_WORDS} words); "
             "harvest more tokens, or leave the probes out with --no-probes"
         )
-    letters = torch.tensor([[1.0, len(letter.main)] for letter in by_letter.values()], dtype=torch.float64)
-    found = FirstLetters(
-        absorption=share_of(cases),
+    letters = torch.tensor([[1.0, len(case.main)] for case in cases.values()], dtype=torch.float64)
+    figures = FirstLetters(
+        absorption=share_of([case.absorbed for case in cases.values()]),
         splitting=estimate(ratio(1, 0), letters, resample(letters)),
-        letters=by_letter,
+        letters={LETTERS[number]: case.described for number, case in cases.items()},
     )
-    if prompted is not None and sum(map(len, ablated)):
-        return found.plus(absorption_chanin=share_of(ablated), letters_spelled=float(prompted.spelled.mean()))
-    return found
+    if prompted is None:
+        return figures
+    in_prompt = Reading(forward, norm, prompted.words)
+    ablated = [ablated_in_prompts(case, number, in_prompt, prompted, W_dec) for number, case in cases.items()]
+    if not sum(map(len, ablated)):
+        return figures
+    return figures.plus(absorption_chanin=share_of(ablated), letters_spelled=float(prompted.spelled.mean()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LetterCase:
+    """What was found of one letter whose probe is good enough."""
+
+    probe: Probe
+    f1: float
+    absorbed: np.ndarray
+    """bool, by test word that the probe gets right: whether another latent absorbs it."""
+    main: np.ndarray
+    """The latents that stand for the letter."""
+    cosine: Float[Tensor, " d_sae"]
+    """Of each decoder row with the direction of the letter on the target."""
+
+    @property
+    def described(self) -> Letter:
+        return Letter(
+            probe_f1=self.f1,
+            words=len(self.absorbed),
+            absorbed=int(self.absorbed.sum()),
+            main=tuple(self.main.tolist()),
+        )
+
+
+def one_letter(
+    probe: Probe,
+    writer: Probe,
+    W_dec: Float[Tensor, "d_sae d_out"],
+    reading: Reading,
+    reading_test: Reading,
+    is_it: np.ndarray,
+    is_it_test: np.ndarray,
+) -> LetterCase | None:
+    """Which test words of a letter are absorbed, and its main latents; None where the probe's F1 is too low.
+
+    probe: the letter's probe on the transcoder's input.
+    writer: the letter's probe on the target.
+    is_it, is_it_test: whether each word of the readings begins with the letter.
+    """
+    f1 = probe.f1(reading_test.x, is_it_test)
+    if f1 <= PROBE_F1:
+        return None
+    right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
+    main = main_latents(reading, reading_test, is_it, is_it_test)
+    direction = torch.from_numpy(writer.direction).float()
+    writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
+    cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
+    return LetterCase(probe=probe, f1=f1, absorbed=absorbed(writes, cosine, main), main=main, cosine=cosine)
+
+
+def ablated_in_prompts(
+    case: LetterCase, number: int, in_prompt: Reading, prompted: Prompted, W_dec: Float[Tensor, "d_sae d_out"]
+) -> np.ndarray:
+    """By prompted word of the letter that the probe gets right: whether it is absorbed by the rule of ablation."""
+    asked = np.flatnonzero((prompted.words.letters().numpy() == number) & case.probe.says(in_prompt.x))
+    latents = torch.from_numpy(in_prompt.latents[asked].toarray())
+    return absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), case.cosine, case.main)
 
 
 def share_of(cases: Sequence[np.ndarray]) -> Estimate:
