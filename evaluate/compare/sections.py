@@ -103,7 +103,8 @@ def add_probes(
     Returns:
         Why, by section, where one could not be measured.
     """
-    from evaluate.metrics.probes import Fitted, few_of, first_letters, properties
+    from evaluate.metrics.probes import Fitted, first_letters
+    from evaluate.metrics.property_probes import few_of, properties
     from evaluate.metrics.tasks import fit_and_test
 
     fit_on, test = fit_and_test(store, tokenizer.convert_ids_to_tokens)

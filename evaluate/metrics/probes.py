@@ -1,4 +1,4 @@
-"""What single latents stand for: first-letter absorption, splitting, sparse probing, targeted probe perturbation.
+"""Probes on what a transcoder reads and writes, and what they say of first letters: absorption and splitting.
 
 Latents are read at the transcoder's own input. Its decoder writes to another site, so a probe there (on mlp_out) says
 how much of a concept each latent writes, while a probe on the input says whether the concept can be read at all.
@@ -19,11 +19,12 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from evaluate.estimates import Estimate
-from evaluate.intervals import Statistic, difference, estimate, ratio, resample
-from evaluate.metrics.measurement import FirstLetters, Letter, PropertyProbes
-from evaluate.metrics.tasks import LETTERS, PROPERTIES, Examples, Prompted
+from evaluate.intervals import estimate, ratio, resample
+from evaluate.metrics.measurement import FirstLetters, Letter
+from evaluate.metrics.tasks import LETTERS, Examples, Prompted
 from store.errors import Refused
 from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
 from store.views import Norm
 
 MIN_WORDS = 10
@@ -40,10 +41,6 @@ COSINE = 0.025
 SHARE = 0.4
 
 MARGIN = 1.0
-
-KS = (1, 2, 5)
-
-PROPERTY_ROWS = 2000
 
 
 class Probe:
@@ -155,14 +152,11 @@ def first_letters(
             "leave the probes out with --no-probes"
         )
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
-    W_dec = forward.transcoder.W_dec.cpu().float()
     cases = {}
     for number in enough:
         is_it = fit.letters().numpy() == number
         is_it_test = test.letters().numpy() == number
-        probe = fitted_once(fitted, forward.transcoder.config.view, LETTERS[number], reading.x, is_it)
-        writer = fitted_once(fitted, "mlp_out", LETTERS[number], reading.y, is_it)
-        found = one_letter(probe, writer, W_dec, reading, reading_test, is_it, is_it_test)
+        found = one_letter(forward.transcoder, LETTERS[number], reading, reading_test, is_it, is_it_test, fitted)
         if found is not None:
             cases[number] = found
     if not cases:
@@ -179,6 +173,7 @@ def first_letters(
     if prompted is None:
         return figures
     in_prompt = Reading(forward, norm, prompted.words)
+    W_dec = forward.transcoder.W_dec.cpu().float()
     ablated = [ablated_in_prompts(case, number, in_prompt, prompted, W_dec) for number, case in cases.items()]
     if not sum(map(len, ablated)):
         return figures
@@ -209,26 +204,28 @@ class LetterCase:
 
 
 def one_letter(
-    probe: Probe,
-    writer: Probe,
-    W_dec: Float[Tensor, "d_sae d_out"],
+    transcoder: Transcoder,
+    letter: str,
     reading: Reading,
     reading_test: Reading,
     is_it: np.ndarray,
     is_it_test: np.ndarray,
+    fitted: Fitted,
 ) -> LetterCase | None:
-    """Which test words of a letter are absorbed, and its main latents; None where the probe's F1 is too low.
+    """Which test words of a letter are absorbed, and its main latents; None where the F1 of its probe is too low.
 
-    probe: the letter's probe on the transcoder's input.
-    writer: the letter's probe on the target.
-    is_it, is_it_test: whether each word of the readings begins with the letter.
+    reading, reading_test: words to fit probes on, and words to test.
+    is_it, is_it_test: whether each of these words begins with the letter.
+    fitted: probes of whole sites; those of this letter are added.
     """
+    probe = fitted_once(fitted, transcoder.config.view, letter, reading.x, is_it)
     f1 = probe.f1(reading_test.x, is_it_test)
     if f1 <= PROBE_F1:
         return None
     right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
     main = main_latents(reading, reading_test, is_it, is_it_test)
-    direction = torch.from_numpy(writer.direction).float()
+    direction = torch.from_numpy(fitted_once(fitted, "mlp_out", letter, reading.y, is_it).direction).float()
+    W_dec = transcoder.W_dec.cpu().float()
     writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
     cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
     return LetterCase(probe=probe, f1=f1, absorbed=absorbed(writes, cosine, main), main=main, cosine=cosine)
@@ -248,86 +245,3 @@ def share_of(cases: Sequence[np.ndarray]) -> Estimate:
     holds = torch.from_numpy(np.concatenate(cases)).double()
     table = torch.stack([torch.ones_like(holds), holds], dim=1)
     return estimate(ratio(1, 0), table, resample(table))
-
-
-def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> PropertyProbes:
-    """Sparse probing and targeted perturbation over PROPERTIES of the token's text. Refused when too few tokens have any.
-
-    Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
-    latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
-    reconstruction; by how much its own probe on mlp_out loses more accuracy there than the other properties' probes.
-    Intervals: rows drawn again, the probes held fixed.
-    """
-    reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
-    W_dec = forward.transcoder.W_dec.cpu().float().numpy()
-    labels = {}
-    for name, pattern in PROPERTIES.items():
-        sides = [np.array([bool(pattern.search(text)) for text in found.text]) for found in (fit, test)]
-        if min(*(side.sum() for side in sides), *((~side).sum() for side in sides)) >= MIN_WORDS:
-            labels[name] = sides
-    if not labels:
-        raise Refused(
-            f"no property of tokens has {MIN_WORDS} kinds of token with it and {MIN_WORDS} without it; "
-            "harvest more tokens, or leave the probes out with --no-probes"
-        )
-    accuracy: dict[str, list[Statistic]] = {str(k): [] for k in (*KS, "all")}
-    chosen, writers = {}, {}
-    scores = Scores()
-    for name, (is_it, is_it_test) in labels.items():
-        chosen[name] = most_different(reading, is_it, max(KS))
-        writers[name] = fitted_once(fitted, "mlp_out", name, reading.y, is_it)
-        for k in KS:
-            probe = Probe(reading.columns(chosen[name][:k]), is_it)
-            accuracy[str(k)].append(scores.of(probe, reading_test.columns(chosen[name][:k]), is_it_test))
-        whole = fitted_once(fitted, forward.transcoder.config.view, name, reading.x, is_it)
-        accuracy["all"].append(scores.of(whole, reading_test.x, is_it_test))
-
-    def written(recon: np.ndarray) -> dict[str, Statistic]:
-        return {name: scores.of(writers[name], recon, labels[name][1]) for name in labels}
-
-    before = written(reading_test.recon)
-    targeted = []
-    for name in labels:
-        after = written(reading_test.recon - reading_test.columns(chosen[name]) @ W_dec[chosen[name]])
-        drop = {other: difference(before[other], after[other]) for other in labels}
-        own = drop.pop(name)
-        targeted.append(difference(own, mean_of(list(drop.values()))) if drop else own)
-    by_k = {k: scores.estimate(mean_of(each)) for k, each in accuracy.items()}
-    return PropertyProbes(
-        sparse_probing=by_k["1"],
-        sparse_probing_by_k={k: each.value for k, each in by_k.items()},
-        tpp=scores.estimate(mean_of(targeted)),
-        properties=tuple(labels),
-    )
-
-
-class Scores:
-    """Balanced accuracies (the mean of those within and outside a class) on the same rows, drawn again together."""
-
-    def __init__(self) -> None:
-        self.columns: list[np.ndarray] = []
-
-    def of(self, probe: Probe, x: np.ndarray, is_it: np.ndarray) -> Statistic:
-        right = probe.says(x) == is_it
-        place = 4 * len(self.columns)
-        self.columns.append(np.stack([right & is_it, is_it, right & ~is_it, ~is_it], axis=1))
-
-        def share(sums: Tensor, over: int) -> Tensor:
-            return sums[..., over] / sums[..., over + 1].clamp_min(1)  # a class may be missing where rows are drawn again
-
-        return lambda sums: (share(sums, place) + share(sums, place + 2)) / 2
-
-    def estimate(self, statistic: Statistic) -> Estimate:
-        if not hasattr(self, "table"):
-            self.table = torch.from_numpy(np.concatenate(self.columns, axis=1)).double()
-            self.resampled = resample(self.table)
-        return estimate(statistic, self.table, self.resampled)
-
-
-def mean_of(statistics: Sequence[Statistic]) -> Statistic:
-    return lambda sums: torch.stack([statistic(sums) for statistic in statistics]).mean(0)
-
-
-def few_of(fit: Examples) -> Examples:
-    """As many examples as the probes of properties are fitted on."""
-    return fit.of(torch.arange(len(fit.text)) < PROPERTY_ROWS)
