@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluate.browse.config import BrowseConfig, ExportConfig
+from evaluate.browse.config import BrowseConfig, BrowseExportConfig
 from evaluate.compare.config import CompareConfig
 from evaluate.config import EvaluateConfig
 from evaluate.early import check_places
@@ -19,7 +19,7 @@ COMMANDS: Commands = {
     "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),
     "compare-layers": (CompareLayersConfig, "evaluate.features.partners:match_features"),
     "browse": (BrowseConfig, "evaluate.browse.server:browse"),
-    "browse-export": (ExportConfig, "evaluate.browse.export:export"),
+    "browse-export": (BrowseExportConfig, "evaluate.browse.export:export"),
     "intervene": (InterveneConfig, "evaluate.model.intervene:intervene"),
     "importance": (ImportanceConfig, "evaluate.model.importance:importance"),
     "judge-export": (JudgeExportConfig, "evaluate.judge.questions:export_questions"),

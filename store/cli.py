@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import inspect
 import logging
 import os
 import select
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
-from docstring_parser import parse_from_object
 from tyro import _errors as parse_errors
 from tyro.constructors import PrimitiveConstructorSpec
 
 from store.counts import MOST, parse_count
 from store.disk.remote import Remote, StorePath, parse_store_path
 from store.errors import Refused
+from store.help import HELP_FLAGS, description, for_tyro, room_help
 from store.layout import default_store
 from store.parents import layer_folder
 from store.usage import CommandLine, choose_command, leaves
@@ -134,11 +133,11 @@ class StoreOptions(Options):
     """Which store a command is about."""
 
     model: str = "google/gemma-2-2b"
-    """Names the store when --store is not given."""
+    """Model whose activations the store holds. It names the default store."""
     layer: NotNegative = 8
-    """Likewise."""
+    """Layer whose MLP was cached, from 0. It also names the default store."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store, or its parent; data/MODEL/layerL when not given."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store, or its parent. Default: data/MODEL/layerL."""
 
     @property
     def store_directory(self) -> StorePath:
@@ -166,8 +165,8 @@ def run_command(
     prog = f"python -m {room}"
     with one_line_errors(room):
         words = sys.argv[1:]
-        if words[:1] in (["-h"], ["--help"]):
-            print(_help_of_room(kinds, default, prog))
+        if words and words[0] in HELP_FLAGS:
+            print(room_help(kinds, default, prog))
             if default is None:
                 return
         elif default is None and words and words[0].startswith("-"):
@@ -181,19 +180,6 @@ def run_command(
         text = say(config, getattr(import_module(module), function)(config))
         if text:
             print(text.rstrip("\n"))
-
-
-def _help_of_room(kinds: Mapping[str, type], default: str | None, prog: str) -> str:
-    """A line for every command: the first of its config's docstring."""
-    command = "COMMAND" if default is None else "[COMMAND]"
-    lines = [f"usage: {prog} {command} [OPTIONS]", "", f"commands (`{prog} COMMAND --help` lists the options of one):"]
-    width = max(map(len, kinds))
-    for name, kind in kinds.items():
-        first_line = (inspect.getdoc(kind) or "").partition("\n")[0]
-        lines.append(f"  {name:{width}s}  {first_line}")
-    if default is not None:
-        lines += ["", f"without a command, `{default}`:", ""]
-    return "\n".join(lines)
 
 
 def parse(
@@ -212,22 +198,14 @@ def parse(
     Misspelt when the words cannot be read; what the config's `__post_init__` raises when a value is refused.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not set(HELP_FLAGS).isdisjoint(words):
+        words = ["--help"]
+        print(description(kind), end="\n\n")
     line = CommandLine(prog=prog, kind=kind, words=words, commands=commands or {}, other_flags=other_flags)
     with parse_errors.on_parse_error(line.refuse):
-        options = tyro.cli(_unchecked(kind), prog=prog, args=words)
+        options = tyro.cli(for_tyro(kind), prog=prog, args=words, description="")
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**values)
-
-
-def _unchecked(kind: type) -> type:
-    """The dataclass without its checks, its fields' docstrings on one line each: tyro breaks before indented lines."""
-    documented = {}
-    for base in reversed(kind.__mro__[:-1]):
-        for parameter in parse_from_object(base).params:
-            documented[parameter.arg_name] = " ".join((parameter.description or "").split())
-    listed = "".join(f"\n    {name}: {text}" for name, text in documented.items())
-    docstring = f"{inspect.getdoc(kind)}\n\nArgs:{listed}"
-    return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": docstring})
 
 
 def silence_libraries(name: str) -> None:

@@ -2,27 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from store.cli import Options, StoreOptions, StorePathOption
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(StoreOptions):
-    """Read every shard of a store and name each that is missing, cut short or changed; exit code 1 then."""
+    """Read every shard of a store. Name each shard that is missing, cut short or changed, and end with exit code 1.
+
+    A store without such shards ends with exit code 0.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(Options):
     """Write a finished run in the file layout of another project, read it back, and compare its outputs with the run's."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of the run."""
     layout: str
-    """gemma-scope-2 (Google's), saelens (sae-lens 6.54), or run (ours)."""
+    """Layout to write: gemma-scope-2 (Google's), saelens (sae-lens 6.54), or run (ours)."""
     out: Path
-    """Folder to write; it must not hold anything yet."""
+    """Folder to write. It must not hold anything yet."""
     store: StorePathOption | None = None
-    """Folder or URL of the store that the run was trained on, for the norm's gain and for held-out rows; the one
-    that the run records when not given, or data/MODEL/layerL if that is it. The run's own folder has the norm too."""
+    """Folder or URL of the store that the run was trained on: it has the norm's gain, as the run's own folder has, and
+    held-out rows. Default: the store that the run records, or data/MODEL/layerL, if the run was trained on that one."""

@@ -1,11 +1,14 @@
 """The dispatcher of all rooms: help, misspelt words in one line, and output that nobody reads to its end."""
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
+from docstring_parser import parse_from_object
 
 from store.usage import values_of
 from tests import echo
@@ -19,10 +22,58 @@ def test_help_has_a_line_for_every_command_that_is_a_whole_sentence(monkeypatch,
     monkeypatch.setattr(sys, "argv", [room, "--help"])
     with contextlib.suppress(SystemExit):  # tyro's, after the help of a default command
         ROOMS[room].main()
-    shown = capsys.readouterr().out.splitlines()
-    for name in ROOMS[room].COMMANDS:
-        (line,) = [line for line in shown if line.startswith(f"  {name} ")]
-        assert line.split(maxsplit=1)[1].endswith(".")
+    commands = capsys.readouterr().out.split("\n\n")[1].splitlines()[1:]
+    starts = [number for number, line in enumerate(commands) if not line.startswith("   ")]
+    entries = [" ".join(commands[start:end]) for start, end in pairwise([*starts, len(commands)])]
+    assert [entry.split()[0] for entry in entries] == list(ROOMS[room].COMMANDS)
+    assert all(entry.endswith(".") for entry in entries)
+
+
+COMMANDS = [(room, name) for room, main in ROOMS.items() for name in main.COMMANDS]
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+@pytest.mark.parametrize(("room", "command"), COMMANDS)
+def test_help_fits_the_terminal_and_begins_every_sentence_with_a_word(monkeypatch, capsys, room, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    for words in ([command, "--help"], ["--help"]):
+        monkeypatch.setattr(sys, "argv", [room, *words])
+        with contextlib.suppress(SystemExit):
+            ROOMS[room].main()
+    shown = capsys.readouterr().out
+    long = [line for line in shown.splitlines() if len(line) > int(columns) and not line.startswith("usage: ")]
+    assert long == []
+    assert "\n\n\n" not in shown.strip("\n")
+    described = shown.split("\n\nusage: ")[0].split("\n\n")
+    assert all(paragraph[0].isupper() for paragraph in described)
+
+
+@pytest.mark.parametrize(("room", "command"), COMMANDS)
+def test_every_option_has_a_text_of_its_own_that_begins_with_a_word(room, command):
+    kind, _ = ROOMS[room].COMMANDS[command]
+    texts = {
+        option.arg_name: option.description or "" for base in kind.__mro__[:-1] for option in parse_from_object(base).params
+    }
+    assert set(texts) >= {field.name for field in dataclasses.fields(kind)}
+    assert [name for name, text in texts.items() if not (text[:1].isupper() and text.endswith("."))] == []
+    assert not any(text.startswith("Likewise") for text in texts.values())
+
+
+def test_help_names_the_default_once(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        ROOMS["train"].main()
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Default: data/MODEL/layerL. --run" in shown
+    assert "Width of the dictionary. (default: 18432)" in shown
+
+
+def test_usage_and_errors_call_an_unnamed_option_alike(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["store", "export", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        ROOMS["store"].main()
+    assert "export [-h] RUN --layout" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

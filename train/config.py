@@ -29,98 +29,100 @@ AboveZero = Annotated[float, Range(0, above=True)]
 class TrainConfig(Options):
     """Train a transcoder on cached activations.
 
-    --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
-    gpt2-small-layer8, demo) or a .toml file before the other options; the defaults are gemma-2-2b-layer8.
-    Killed or interrupted, the same command continues from the last checkpoint; finished, it does nothing.
-    `python -m train sweep` trains many dictionaries from one pass over the store.
+    The option --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
+    gpt2-small-layer8, demo) or a .toml file before the other options. The defaults are those of gemma-2-2b-layer8.
+
+    Killed or interrupted, the same command continues from the last checkpoint. Once the run is finished, it does nothing.
+    The command `python -m train sweep` trains many dictionaries from one pass over the store.
     """
 
     model: str = "google/gemma-2-2b"
-    """Names the store and the run when --store and --run are not given."""
+    """Model whose activations are trained on. It names the default store and run."""
     layer: NotNegative = 8
-    """Likewise."""
+    """Layer whose MLP is replaced, from 0. It also names the default store and run."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store, or of a parent that holds its layerL;
-    data/MODEL/layerL when not given."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store, or of the parent that holds it. Default:
+    data/MODEL/layerL."""
     run: Path | None = None
-    """Folder of the run; results/MODEL/layerL/ARCHITECTURE when not given (matryoshka_batchtopk, jumprelu_skip, ...)."""
+    """Folder of the run. Default: results/MODEL/layerL/ARCHITECTURE, such as matryoshka_batchtopk or jumprelu_skip."""
     activation: Activation = "batchtopk"
-    """batchtopk (arXiv 2412.06410), topk (2406.04093), relu with an L1 penalty, jumprelu with an L0 penalty (2407.14435),
-    or gated (2404.16014). All reach k on held-out rows, nested or not: jumprelu within a tenth after enough steps."""
+    """Activation function: batchtopk (arXiv 2412.06410), topk (2406.04093), relu with an L1 penalty, jumprelu with an L0
+    penalty (2407.14435), or gated (2404.16014). All reach an L0 of k on held-out rows, nested or not; jumprelu comes within
+    a tenth of it after enough steps."""
     d_sae: Positive = 18_432
     """Width of the dictionary."""
     k: Positive = 96
-    """Mean active latents per row (L0). relu and gated hold it by penalty and biases; jumprelu's penalty aims at it."""
+    """Mean active latents per row (L0). Penalty and biases hold it for relu and gated; jumprelu's penalty aims at it."""
     prefix_sizes: str | None = None
-    """Nested dictionaries (Matryoshka, arXiv 2503.17547), as cumulative sizes that end at d_sae (2304,4608,18432), as group
-    sizes that sum to it, or either as a JSON list; 1/8, 1/4, 1/2, 3/4 and all of d_sae when not given; `none` for a plain
-    dictionary."""
+    """Sizes of the nested dictionaries (Matryoshka, arXiv 2503.17547): cumulative sizes that end at d_sae
+    (2304,4608,18432), or group sizes that sum to it; a JSON list will do. The word none trains a plain dictionary. Default:
+    1/8, 1/4, 1/2, 3/4 and all of d_sae."""
     random_prefixes: NotNegative = 0
-    """Draw this many prefixes anew in every step, short ones more often, instead of training the listed ones; 0 for not."""
+    """Draw this many prefixes anew in every step, short ones more often. 0 trains the listed prefixes."""
     source_site: str = "resid_mid"
-    """What is read. The same site as source and target makes a sparse autoencoder."""
+    """Site that is read. The same site as source and target makes a sparse autoencoder."""
     target_site: str = "mlp_out"
-    """What is predicted."""
+    """Site that is predicted."""
     target_layer: NotNegative | None = None
-    """Predict the target site of this layer instead, from a store harvested in the same run: harvest --layer 8,12."""
+    """Predict the target site of this layer instead. Its store must come from the same harvest: harvest --layer 8,12."""
     target_store: StorePathOption | None = None
-    """Folder of that layer's store; data/MODEL/layerTARGET when not given."""
+    """Folder or URL of the target layer's store. Default: data/MODEL/layerTARGET."""
     skip: bool = False
     """Add a linear connection from source to target beside the dictionary (arXiv 2501.18823)."""
     view: ViewName | Literal["auto"] = "auto"
-    """How resid_mid is read: raw, rms (normalised, no gain), or normed (gain applied). auto is rms for a transcoder, raw
-    for an autoencoder and for other sites."""
+    """View in which resid_mid is read: raw, rms (normalised, no gain), or normed (gain applied). auto is rms for a
+    transcoder, and raw for an autoencoder and for other sites."""
     tokens: Count = 16_384_000
-    """Rows to train on; more than the store holds means several epochs."""
+    """Rows to train on. More than the store holds means several epochs."""
     batch_rows: Positive = 1024
-    """Rows in a step."""
+    """Rows in a step, over all processes."""
     lr: AboveZero = 4e-4
     """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
     warmup_steps: NotNegative | None = None
-    """Steps of linear warm-up, 0 for none; afterwards a cosine down to min_lr. 1024 when not given, but at most a tenth of
-    the steps."""
+    """Steps of linear warm-up, 0 for none. A cosine down to min_lr follows. Default: 1024, but at most a tenth of the
+    steps."""
     min_lr: Annotated[float, Range(0, 1)] = 0.01
     """Final learning rate, as a fraction of lr, from 0 to 1."""
     aux_weight: Annotated[float, Range(0)] = 1 / 64
-    """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093); 0 for none."""
+    """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093). 0 leaves it out."""
     aux_k: Positive = 256
     """Dead latents that AuxK uses in each row."""
     dead_after: Count | None = None
-    """Tokens without firing before a latent counts as dead. 1M when not given, but at most a fifth of --tokens."""
+    """Tokens without firing before a latent counts as dead. Default: 1M, but at most a fifth of --tokens."""
     l0_weight: Annotated[float, Range(0)] = 1.0
-    """jumprelu: weight of the penalty (L0 / k - 1)^2; 0 for none."""
+    """Weight of jumprelu's penalty, (L0 / k - 1)^2. 0 leaves it out."""
     bandwidth: AboveZero = 0.5
-    """jumprelu: width of the straight-through kernel, in units of the normalised pre-activations."""
+    """Width of jumprelu's straight-through kernel, in units of the normalised pre-activations."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the search for active latents; their values and gradients are float32 always. auto is bfloat16 where
-    the device multiplies it natively, float32 elsewhere."""
+    """Precision of the search for active latents. Their values and gradients are always float32. auto is bfloat16 where the
+    device multiplies it natively, and float32 elsewhere."""
     seed: Seed = 0
-    """Of initialisation, data order and random prefixes."""
+    """Seed of initialisation, data order and random prefixes."""
     device: str = "auto"
-    """auto takes CUDA where there is one."""
+    """Device to train on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     log_every: Positive = 10
-    """Steps between lines of training_log.jsonl; on a GPU each line waits for the steps before it."""
+    """Steps between lines of training_log.jsonl. On a GPU each line waits for the steps before it."""
     heldout_every: NotNegative | None = None
-    """Steps between measurements on held-out rows, logged as heldout_fvu and the like; 0 for none. 1000 when not given;
-    a run of fewer steps is not measured."""
+    """Steps between measurements on held-out rows (heldout_fvu and others in the log). 0 for none. Default: 1000, and none
+    in a run of fewer steps."""
     heldout_rows: Count = 8192
-    """Held-out rows in such a measurement."""
+    """Held-out rows in each of these measurements."""
     features_every: NotNegative = 0
-    """Steps between snapshots, each a run of its own in the run's folder, whose features `python -m evaluate features`
-    collects beside the training, one snapshot at a time; 0 for none."""
+    """Steps between snapshots, 0 for none. Each is a run of its own in the run's folder. A process of its own collects the
+    features of one snapshot at a time, as `python -m evaluate features` does."""
     tokenizer: Path | None = None
-    """Folder of the tokenizer for features_every, where the store's model cannot be reached."""
+    """Folder of the tokenizer for --features-every, where the store's model cannot be reached."""
     wandb_project: str = "matryoshka-transcoders"
-    """Used when wandb is logged in, or WANDB_MODE is online or offline."""
+    """Project at wandb, used when wandb is logged in, or WANDB_MODE is online or offline."""
     follow: bool = False
-    """Train on shards while they are harvested, in the order of the harvest, once, and wait for those that are not there
-    yet. Beside `harvest --keep-shards N`, what is trained on and saved is deleted. Means and scales are those of the first
+    """Read shards while the harvest writes them, once, in its order. Wait for shards that are missing. Beside
+    `harvest --keep-shards N` a shard is deleted once it is trained on and saved. Means and scales are those of the first
     two training shards."""
     shard_dictionary: bool = False
-    """Under torchrun give each process its own latents (weights, gradients, Adam's state) and every row, in place of its
-    own rows and every latent: for dictionaries too wide for one GPU. What is learnt is the same."""
+    """Split the latents over the processes of torchrun. Each process reads every row. This is for dictionaries too wide for
+    one GPU; the result is the same."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 
@@ -236,16 +238,18 @@ def _activation(text: str) -> str:
 class SweepConfig(TrainConfig):
     """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation and lr.
 
-    Each is the run that it would be by itself, bit for bit. Several values are written with commas (32,64,128). All other
-    options are those of `python -m train`, and shared. Writes a run for each, and then summary.txt, summary.json and
-    frontier.png (FVU against L0, on all held-out rows) beside them. Ctrl-C saves all; the same command continues, and with
-    more values than before trains only the new ones.
+    Several values are written with commas (32,64,128). All other options are those of `python -m train`; all runs share
+    them. Each run is bit for bit the run that it would be alone.
+
+    The command writes a folder for each run. Beside these it writes summary.txt, summary.json and frontier.png: FVU against
+    L0, on all held-out rows. Ctrl-C saves all runs, and the same command continues. With more values than before it trains
+    only the new ones.
     """
 
     run: Path | None = None
-    """Folder of the sweep, with a folder for each run in it; results/MODEL/layerL/sweep when not given."""
+    """Folder of the sweep, with a folder for each run in it. Default: results/MODEL/layerL/sweep."""
     activation: Annotated[tuple[Activation, ...], _several(_activation, "ACTIVATION")] = ("batchtopk",)  # type: ignore[assignment]
-    """One, or several: batchtopk,jumprelu."""
+    """Activation function, or several: batchtopk,jumprelu."""
     d_sae: Annotated[tuple[int, ...], _several(int, "INT")] = (18_432,)  # type: ignore[assignment]
     """Width of the dictionary, or several widths: 8192,16384."""
     k: Annotated[tuple[int, ...], _several(int, "INT")] = (32, 64, 128)  # type: ignore[assignment]

@@ -234,8 +234,8 @@ def calibrate(run: Run, store: Store) -> Tensor | None:
 def _rows_to_come(run: Run, store: Store) -> Iterator[Tensor]:
     """CALIBRATION_ROWS normalised rows, in batches: those that would be trained on next.
 
-    Where training ends within its first epoch it has not seen them. On rows just trained on more latents pass a threshold
-    than on others: a threshold set there gives too high an L0 elsewhere.
+    In the first epoch these rows are new to the run. That matters: on rows just trained on more latents pass a threshold
+    than on others, so that a threshold set there gives too high an L0 elsewhere.
     """
     config, module = run.config, run.module
     cursor = run.done * config.batch_rows

@@ -15,11 +15,11 @@ class BrowseConfig(Options):
     results: Path = Path("results")
     """Folder of the runs."""
     host: str = "127.0.0.1"
-    """Address to listen on; the default cannot be reached from other machines."""
+    """Address to listen on. The default cannot be reached from other machines."""
     port: Annotated[int, Range(0, 65535)] = 0
-    """0 takes a free one."""
+    """Port to listen on. 0 takes a free one."""
     open: bool = True
-    """Open the browser."""
+    """Open the web browser."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -28,12 +28,12 @@ class BrowseConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Options):
+class BrowseExportConfig(Options):
     """Write the browser's pages as files that any web host serves."""
 
     results: Path = Path("results")
     """Folder of the runs."""
     out: Path = Path("results-site")
-    """Folder to write to; new, empty or an earlier export."""
+    """Folder to write to: new, empty or an earlier export."""
     features: Positive = 1000
     """Features of each run that get a page, from the first prefix on."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluate.browse.config import ExportConfig
+from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.folder import find_runs
 from evaluate.browse.links import INDEX, FileLinks
 from evaluate.browse.pages import Pages
@@ -21,7 +21,7 @@ from store.layout import REPORT
 log = logging.getLogger(__name__)
 
 
-def export(config: ExportConfig) -> Path:
+def export(config: BrowseExportConfig) -> Path:
     """Writes a static site and returns its folder. Refused when the folder holds something else."""
     out = config.out
     if out.exists() and any(out.iterdir()) and not (out / "static" / "browse.css").exists():

@@ -168,7 +168,7 @@ def run_folders(results: Path) -> dict[str, Path]:
 
 def find_runs(results: Path) -> dict[str, RunFolder]:
     """Every run under a folder, by name."""
-    return {name: open_run(name, folder) for name, folder in run_folders(results).items()}
+    return {name: open_folder(name, folder) for name, folder in run_folders(results).items()}
 
 
 def open_named_run(results: Path, name: str) -> RunFolder:
@@ -176,10 +176,10 @@ def open_named_run(results: Path, name: str) -> RunFolder:
     folders = run_folders(results)
     if name not in folders:
         raise NotFound(f"there is no run {name!r} under {results}")
-    return open_run(name, folders[name])
+    return open_folder(name, folders[name])
 
 
-def open_run(name: str, folder: Path) -> RunFolder:
+def open_folder(name: str, folder: Path) -> RunFolder:
     """The run as it is now; read again only when one of its files has changed."""
     changed = []
     for file in FILES:

@@ -40,7 +40,7 @@ def checks_of(m: Measurement, store: Store) -> list[Check]:
             fault=f"{m.name} was measured on another store",
         ),
         _check(
-            "it was trained on this store, whose held-out rows training never sees, or elsewhere",
+            "it was not trained on another store of ours",
             m.trained_on in (None, store.fingerprint),
             f"{m.name}: {m.trained_on or 'trained elsewhere'}",
             f"{m.name} was trained on store {m.trained_on}, this is {store.fingerprint}: what is held out here may "

@@ -16,7 +16,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.estimates import Result, read_result
 from evaluate.labels import LABELS
 from evaluate.metrics.measurement import Check, Comparison, Measurement, PrefixMeasurement
-from evaluate.metrics.results import METRICS as METRICS_BY_ROW
+from evaluate.metrics.results import ROW_METRICS
 from evaluate.report.comparison import markdown, summary, write_report
 from evaluate.runs import check_fits, check_in_model, open_run
 from store.disk.files import refuse_unwritable, write_text
@@ -43,7 +43,7 @@ DEFINITIONS = 2
 def what_is_measured() -> list[str]:
     """The key of every figure. Results of code that measured others are measured again."""
     fields = {*Measurement.model_fields, *PrefixMeasurement.model_fields, *Comparison.model_fields}
-    return sorted(fields | {label.key for label in LABELS} | METRICS_BY_ROW.keys())
+    return sorted(fields | {label.key for label in LABELS} | ROW_METRICS.keys())
 
 
 def evaluate_run(config: EvaluateConfig) -> Path:

@@ -11,28 +11,29 @@ from store.cli import NotNegative
 class CompareConfig(LayersConfig):
     """Compare a run with Google's transcoder of the same layer, over the same held-out rows in the same pass.
 
-    Writes comparison.json, ours_metrics.json, other_metrics.json, summary.txt and report.html. Exit code 69 means that
-    Google's transcoders cannot be had: the hub is out of reach, or there are none for this layer.
+    The command writes comparison.json, ours_metrics.json, other_metrics.json, summary.txt and report.html. Exit code 69
+    means that Google's transcoders cannot be had: the hub is out of reach, or there are none for this layer.
     """
 
     baseline: tuple[Path, ...] = ()
-    """Folders to compare with: Gemma Scope's layouts (one, or a copy of a repository, from which --l0 chooses), SAELens's,
-    other runs, legacy checkpoints. The first one is judged against ours; Google's on the hub when none is given."""
+    """Folders to compare with: a transcoder in Gemma Scope's or SAELens's layout, a copy of a Gemma Scope repository (--l0
+    chooses from it), another run, a checkpoint of the earlier code. The first one is judged against yours. Default:
+    Google's transcoder on the hub."""
     baseline_name: str | None = None
-    """What the report calls the first of them."""
+    """Name of the first baseline in the report."""
     l0: str | None = None
-    """Which of Google's: its label (92; or small, medium, big), words of its path (width_65k), or all; the L0 nearest to
-    ours when not given."""
+    """Which of Google's transcoders: an L0 label (92, small), part of a path (width_65k), or all. Default: the one nearest
+    to your L0."""
     sequences: NotNegative = 64
-    """Held-out sequences on which each output is spliced into the language model (delta CE, KL); 0 leaves the model out."""
+    """Held-out sequences on which each output is spliced into the language model (delta CE, KL). 0 leaves the model out."""
     every_prefix: bool = False
-    """Splice every prefix too, not only the whole dictionary: one more run of the model for each."""
+    """Splice every prefix too, not only the whole dictionary. Each costs one more run of the model."""
     probes: bool = True
-    """Absorption, splitting, sparse probing and targeted perturbation, on words of the cached text."""
+    """Measure absorption, splitting, sparse probing and targeted perturbation, on words of the cached text."""
     frontier: bool = True
     """Draw FVU (and, with the language model, delta CE) against L0 for both, by moving their thresholds."""
     trivial: bool = True
-    """Measure the mean and linear maps too, fitted on training rows: they put every figure in its place."""
+    """Measure the mean and linear maps too, fitted on training rows: they show what a trivial predictor reaches."""
 
     @property
     def paths(self) -> tuple[Path | None, ...]:

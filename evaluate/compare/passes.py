@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
 
+OURS = 0
+OTHER = 1
+"""Places of the two that are judged, among the transcoders and among the results."""
+
+
 @dataclass(frozen=True)
 class OnFrontier:
-    """Ours (side 0) or the second one (side 1) at one setting of its threshold, as the first held-out rows show it."""
+    """One of the judged two (side OURS or OTHER) at one setting of its threshold, as the first held-out rows show it."""
 
     side: int
     factor: float | None
@@ -60,17 +65,22 @@ class ComparisonPasses:
         self.device = device
         self.dials = [ThresholdTuner(transcoder, store, device) for transcoder in transcoders[:2]]
         self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
-        self.moved = self.dials[0].at(self.dials[1].l0)
+        self.moved = self.dials[OURS].at(self.dials[OTHER].l0)
         """Ours at the L0 of the second; itself where that is as near, None where it cannot be reached."""
         self.points: list[OnFrontier] = []
         """Both frontiers, each from the transcoder as it is on; empty until they are measured."""
-        self.linear = fit(store, transcoders[0].config, device) if config.trivial else None
-        self.trivial = trivial_predictors(self.linear, self.dials[0], store, device) if self.linear else []
+        self.linear = fit(store, transcoders[OURS].config, device) if config.trivial else None
+        self.trivial = trivial_predictors(self.linear, self.dials[OURS], store, device) if self.linear else []
 
     @property
     def extra(self) -> list[Transcoder]:
         """What has to be measured beside the subjects for the comparison at equal L0."""
-        return [] if self.moved is None or self.moved is self.own[0] else [self.moved]
+        return [] if self.moved is None or self.moved is self.own[OURS] else [self.moved]
+
+    @property
+    def linear_place(self) -> int:
+        """Where the results have the linear map of our L0 as rank: after the transcoders and the mean."""
+        return len(self.own) + 1
 
     def on_rows(self) -> list[Measurement]:
         """Everything from the shards alone, in one pass."""
@@ -84,24 +94,28 @@ class ComparisonPasses:
             results.append(result.plus(identity(predictor), warnings=()))
         if self.moved is None:
             return results
-        theirs = results[1]
-        nearest, ours = 0, sums_of(accumulators[0], facts)
+        theirs = results[OTHER]
+        nearest = OURS
+        ours = sums_of(accumulators[OURS], facts)
         if self.extra:
             moved = sums_of(accumulators[-1], facts)
             if abs(moved.l0_mean - theirs.l0_mean) < abs(ours.l0_mean - theirs.l0_mean):
-                nearest, ours = len(results), moved
-        if nearest == 0:
-            self.moved = self.own[0]
-        matched = Matched(l0=(ours.l0_mean, theirs.l0_mean), fvu=(ours.fvu, theirs.fvu), minus_ours=table.minus(1, nearest))
-        results[1] = theirs.plus(matched=matched)
+                nearest = len(results)
+                ours = moved
+        if nearest == OURS:
+            self.moved = self.own[OURS]
+        matched = Matched(
+            l0=(ours.l0_mean, theirs.l0_mean), fvu=(ours.fvu, theirs.fvu), minus_ours=table.minus(OTHER, nearest)
+        )
+        results[OTHER] = theirs.plus(matched=matched)
         return results
 
     def along_the_frontier(self, results: list[Measurement]) -> None:
         """Adds `frontier` (L0 and FVU on the first rows) to the first two, threshold moved, and to the linear map, by
         rank; adds `at_equal_l0` to the second."""
         moved = [(side, variant) for side, group in enumerate(variants(self.dials)) for variant in group]
-        ranks = [factor * self.dials[0].l0 for factor in (1.0, *FACTORS)]
-        nested = [low_rank(self.linear, self.own[0].config, ranks_near(ranks, self.linear))] if self.linear else []
+        ranks = [factor * self.dials[OURS].l0 for factor in (1.0, *FACTORS)]
+        nested = [low_rank(self.linear, self.own[OURS].config, ranks_near(ranks, self.linear))] if self.linear else []
         accumulators, facts = measure_rows(
             [*(variant.transcoder for _, variant in moved), *nested],
             self.store,
@@ -121,9 +135,9 @@ class ComparisonPasses:
             curves: list[list[Point]] = [[], []]
             for index, point in enumerate(self.points):
                 curves[point.side].append(Point(point.l0, table.statistic(index, name)))
-            read_off[name] = at_equal_l0(table, curves[0], curves[1], self._judged_l0s())
-        results[1] = results[1].plus(at_equal_l0=read_off)
-        for side in (0, 1):
+            read_off[name] = at_equal_l0(table, curves[OURS], curves[OTHER], self._judged_l0s())
+        results[OTHER] = results[OTHER].plus(at_equal_l0=read_off)
+        for side in (OURS, OTHER):
             fvus = [
                 FrontierPoint(l0=point.l0, fvu=one.fvu)
                 for point, one in zip(self.points, found, strict=False)
@@ -133,7 +147,7 @@ class ComparisonPasses:
         for last in found[len(moved) :]:
             by_rank = zip(last.l0_per_prefix.values(), last.fvu_per_prefix.values(), strict=True)
             linear = tuple(FrontierPoint(l0=l0, fvu=fvu) for l0, fvu in by_rank)
-            results[len(self.own) + 1] = results[len(self.own) + 1].plus(frontier=linear)
+            results[self.linear_place] = results[self.linear_place].plus(frontier=linear)
 
     def _judged_l0s(self) -> list[float]:
         """Ours as it is, and the second one's."""
@@ -149,7 +163,7 @@ class ComparisonPasses:
         for index, transcoder in enumerate(self.own):
             point = as_they_are[index] if index < len(as_they_are) else None
             jobs.append(Job(transcoder, index, point))
-        for index, predictor in enumerate(self.trivial[1:], start=len(self.own) + 1):
+        for index, predictor in enumerate(self.trivial[1:], start=self.linear_place):
             jobs.append(Job(predictor, index))
         jobs += [Job(point.transcoder, None, point) for point in self.points if point.factor in CE_FACTORS]
         return jobs + [Job(transcoder) for transcoder in self.extra]
@@ -169,27 +183,27 @@ class ComparisonPasses:
                 if result.per_prefix:
                     result = result.plus(per_prefix=by_prefix_with(result, spliced.by_prefix(index)))
                 results[job.result] = result
-        matched = results[1].matched
+        matched = results[OTHER].matched
         if matched is not None:
-            ours = len(jobs) - 1 if self.extra else 0
-            minus_ours = matched.minus_ours | spliced.minus(1, ours)
-            results[1] = results[1].plus(matched=matched.plus(minus_ours=minus_ours))
+            ours = len(jobs) - 1 if self.extra else OURS
+            minus_ours = matched.minus_ours | spliced.minus(OTHER, ours)
+            results[OTHER] = results[OTHER].plus(matched=matched.plus(minus_ours=minus_ours))
         if self.config.frontier:
             self.frontier_in_the_model(results, jobs, spliced)
 
     def frontier_in_the_model(self, results: list[Measurement], jobs: Sequence[Job], spliced: "SpliceTable") -> None:
         """Adds what each point of the frontiers costs, and reads both off at equal L0."""
-        read_off: dict[str, tuple[AtL0, ...]] = dict(results[1].at_equal_l0 or {})
+        read_off: dict[str, tuple[AtL0, ...]] = dict(results[OTHER].at_equal_l0 or {})
         for name in ("delta_ce", "kl"):
             curves: list[list[Point]] = [[], []]
             for index, job in enumerate(jobs):
                 if job.on_frontier is not None:
                     curves[job.on_frontier.side].append(Point(job.on_frontier.l0, spliced.statistic(index, name)))
-            read_off[name] = at_equal_l0(spliced, curves[0], curves[1], self._judged_l0s())
+            read_off[name] = at_equal_l0(spliced, curves[OURS], curves[OTHER], self._judged_l0s())
             for side, curve in enumerate(curves):
                 points = [FrontierEstimate(l0=p.l0, **spliced.estimate(p.statistic).fields_set()) for p in curve]
                 results[side] = results[side].plus(**{f"frontier_{name}": by_l0(points)})
-        results[1] = results[1].plus(at_equal_l0=read_off)
+        results[OTHER] = results[OTHER].plus(at_equal_l0=read_off)
 
 
 OnCurve = TypeVar("OnCurve", FrontierPoint, FrontierEstimate)

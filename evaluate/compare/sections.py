@@ -40,7 +40,7 @@ def results_of(
 
 
 def with_prefixes(result: Measurement, found: Mapping[str, Result]) -> Measurement:
-    """The result with figures by prefix, of which those of the last prefix are also its own."""
+    """Adds figures to every prefix. The last prefix's figures also become the whole's."""
     by_prefix = by_prefix_with(result, found)
     return result.plus(list(found.values())[-1], per_prefix=by_prefix)
 
@@ -103,7 +103,8 @@ def add_probes(
     Returns:
         Why, by section, where one could not be measured.
     """
-    from evaluate.metrics.probes import Fitted, few_of, first_letters, properties
+    from evaluate.metrics.probes import Fitted, first_letters
+    from evaluate.metrics.property_probes import few_of, properties
     from evaluate.metrics.tasks import fit_and_test
 
     sites = sites_of(transcoders)

@@ -16,12 +16,12 @@ Cosine = Annotated[float, Range(0, 1, above=True)]
 class CompareLayersConfig(LayersConfig):
     """Relate the features of layers that were harvested together: which fire on the same tokens, which write alike.
 
-    Writes pairs-A-B.parquet (the partner of every feature), report.md and report.html. With collected features the report
-    shows what each one responds to.
+    The command writes pairs-A-B.parquet (the partner of every feature), report.md and report.html. Where features are
+    collected, the report shows what each one responds to.
     """
 
     layer: Layers = (8, 17)
-    """Two or more, each compared with the next."""
+    """Two layers or more, each compared with the next."""
     rows: Count = 65_536
     """Held-out rows on which firing is compared."""
 
@@ -30,31 +30,31 @@ class CompareLayersConfig(LayersConfig):
 class FeaturesConfig(EvaluateConfig):
     """Collect what every latent responds to: activation_samples/ with a JSON file a latent and one Parquet of them all.
 
-    Interrupted, the same command continues. `python -m evaluate browse` shows the result.
+    Interrupted, the same command continues. The command `python -m evaluate browse` shows the result.
     """
 
     split: Literal["heldout", "train"] = "heldout"
-    """Rows to look at. Held-out rows show what a latent does on text it was not fitted to; train has more of them."""
+    """Rows to look at. Held-out rows show what a latent does on text that it was not fitted to; train has more rows."""
     contexts: Positive = 20
-    """Strongest contexts kept of each latent, one a document."""
+    """Strongest contexts kept for each latent, at most one a document."""
     samples: Annotated[int, Range(5)] = 20
-    """Firings drawn at random of each latent, shown in five equal groups by activation."""
+    """Firings drawn at random for each latent, shown in five equal groups by activation."""
     neighbours: Positive = 10
-    """Nearest latents kept, of each kind."""
+    """Nearest latents kept for each latent, of each kind of nearness."""
     coactivation_rows: Count = 65_536
-    """Rows, from the first on, in which latents that fire together are counted; each costs 8 bytes a firing."""
+    """Rows, from the first on, in which latents that fire together are counted. Each firing costs 8 bytes."""
     promoted_tokens: bool = False
-    """Also list the tokens whose logits a latent raises and lowers: reads the model's unembedding (slow for large ones)."""
+    """Also list the tokens whose logits a latent raises and lowers. It reads the model's unembedding: slow if large."""
     json: bool = True
-    """Write feature_NNNNN.json for each latent; the Parquet holds the same."""
+    """Write feature_NNNNN.json for each latent. The Parquet holds the same."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model cannot be reached."""
     baseline: Path | None = None
-    """Collect the features of this baseline instead: a folder that `compare` takes. It becomes a run beside --run, and is
-    browsed as any other."""
+    """Collect the features of this baseline instead: a folder that `compare` takes. It becomes a run beside --run, which
+    the browser shows as any other."""
     l0: str | None = None
-    """Collect the features of Google's transcoder on the hub instead: its label (92; or small, medium, big), or nearest (to
-    the run's L0)."""
+    """Collect the features of Google's transcoder on the hub instead: an L0 label (92, small), or nearest, the one nearest
+    to the run's L0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +73,6 @@ class AnalyzeConfig(EvaluateConfig):
     """Write the interpretability report of a run from its collected features: report.md and report.html in analysis/."""
 
     alike: Cosine = 0.7
-    """Cosine of decoder rows from which two latents are put into one group."""
+    """Least cosine of decoder rows that puts two latents into one group."""
     together: Cosine = 0.7
-    """Cosine of firing patterns from which two latents are put into one group."""
+    """Least cosine of firing patterns that puts two latents into one group."""

@@ -62,7 +62,7 @@ def match_features(config: CompareLayersConfig) -> Path:
     stores = [open_store(store_of(one)) for one in each]
     for a, b in pairwise(stores):
         check_same_rows(a, b, "heldout")
-    sides = [open_side(one, layer, config.rows) for one, layer in zip(each, config.layers, strict=True)]
+    sides = [open_layer(one, layer, config.rows) for one, layer in zip(each, config.layers, strict=True)]
     folder = config.beside_layers("features")
     sections: list[Section] = [side_by_side(sides)]
     maps = []
@@ -87,7 +87,7 @@ def match_features(config: CompareLayersConfig) -> Path:
     return write_analysis(folder, subject, sections, maps)
 
 
-def open_side(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
+def open_layer(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
     """ValueError when run and store do not fit."""
     run = open_run(config)
     transcoder, store = run.transcoder, run.store

@@ -15,23 +15,25 @@ from store.layout import JUDGE, model_slug
 class JudgeExportConfig(EvaluateConfig):
     """Write questions for a judge of explanations, from collected features: RUN/judge/explain.jsonl and items.jsonl.
 
-    Detection asks whether a feature is active somewhere in a text, fuzzing whether the marked tokens are those on which it
-    is (Paulo et al. 2024, arXiv 2410.13928). `python -m evaluate judge` asks them; `judge-score` marks anyone's answers.
+    Detection asks whether a feature is active somewhere in a text. Fuzzing asks whether it is active on the marked tokens
+    (Paulo et al. 2024, arXiv 2410.13928). The command `python -m evaluate judge` asks these questions, and `judge-score`
+    marks anyone's answers.
     """
 
     latents: tuple[NotNegative, ...] = ()
-    """Latents to ask about; --count of them at random when none is named."""
+    """Latents to ask about. Default: --count of them at random."""
     count: Positive = 100
-    """How many; only latents with positives of every quantile, in the text that is not shown to the explainer."""
+    """Latents to draw when none is named. Each must have positives of every quantile in text that the explainer does not
+    see."""
     per_quantile: Positive = 2
-    """Positives from each of the five quantiles of the samples; as many negatives as positives in all, half of them near
-    misses (texts of the nearest latents, in which this one is silent)."""
+    """Positives from each of the five quantiles of the samples. There are as many negatives as positives in all. Half of
+    the negatives are near misses: texts of the nearest latents, in which this latent is silent."""
     explained: Positive = 10
-    """Strongest contexts that the explainer is shown; no positive overlaps them."""
+    """Strongest contexts that the explainer sees. No positive overlaps them."""
     context: Annotated[int, Range(4)] = 24
-    """Tokens of each text, cut around the firing at a random offset so that its place says nothing."""
+    """Tokens of each text. It is cut around the firing at a random offset, so that the firing's position says nothing."""
     seed: Seed = 0
-    """Of every random choice."""
+    """Seed of every random choice."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the store's model cannot be reached."""
 
@@ -44,7 +46,8 @@ class JudgeExportConfig(EvaluateConfig):
 class JudgeConfig(Options):
     """Ask a language model to explain features and to answer the questions of judge-export; then mark its answers.
 
-    Any server with OpenAI's /v1/chat/completions will do. Answers are appended as they come: the same command continues.
+    Any server with OpenAI's /v1/chat/completions will do. Each answer is saved as it comes. Interrupted, the same command
+    continues.
     """
 
     run: Path
@@ -54,20 +57,19 @@ class JudgeConfig(Options):
     model: str
     """Name of the model on the server."""
     explanations: Path | None = None
-    """JSONL with `latent` and `explanation`; the model is asked for them when not given."""
+    """JSONL with `latent` and `explanation`. Default: the model is asked for explanations."""
     out: Path | None = None
-    """Folder for explanations, answers and scores; RUN/judge/MODEL when not given."""
+    """Folder for explanations, answers and scores. Default: RUN/judge/MODEL."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the API key; without it none is sent."""
+    """Environment variable that holds the API key. If it is not set, no key is sent."""
     at_once: Positive = 5
     """Texts in one request, all of one feature."""
     parallel: Positive = 4
     """Requests under way at once."""
     retries: NotNegative = 5
-    """Times that a request is repeated when the server is busy, fails or answers something that cannot be read; 0 for
-    never."""
+    """Repetitions of a request when the server is busy, fails or gives an answer that cannot be read. 0 for none."""
     wait: Annotated[float, Range(0)] = 1.0
-    """Seconds before the first repetition; twice as long before each further one; 0 for none."""
+    """Seconds before the first repetition, and twice as long before each further one. 0 for none."""
     timeout: Annotated[float, Range(1)] = 120.0
     """Seconds to wait for an answer."""
 

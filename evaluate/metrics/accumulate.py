@@ -1,6 +1,6 @@
 """Adds up what every transcoder does with the cached rows: one pass over a split, float64 sums."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import partial
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evaluate.rows import OUTLIER, RowStatistics, places, rows_in_order
 from store.errors import Refused
+from store.loader.batches import Batch
 from store.shards.manifest import Split
 from store.shards.reader import Store
 from store.sparse.scan import Entries
@@ -92,17 +93,8 @@ def measure_rows(
     read and predict the same sites. A transcoder that is part of one runs as `forward` says.
     """
     in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
-    norms = []
-    total = torch.zeros(1)
-    squares = 0.0
-    for batch in in_order("means"):
-        norms.append(batch.source.double().norm(dim=1).cpu())
-        total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
-        squares += float(batch.target.double().square().sum())
-    norm_of_row = torch.cat(norms)
-    n = len(norm_of_row)
-    mean = total / n
-    inlier = norm_of_row <= OUTLIER * norm_of_row.median()
+    mean, inlier, squares = target_mean_and_outliers(in_order("means"), device)
+    n = len(inlier)
     variation = torch.empty(n, dtype=torch.float64)
     scalar = torch.empty(n, dtype=torch.float64)
     by_dimension = torch.zeros_like(mean)
@@ -133,9 +125,29 @@ def measure_rows(
     kept = variation * inlier
     exact = kept.sum() - shift.square().sum().cpu() / inlier.sum()
     facts = RowStatistics(
-        places(store, split, n), inlier, variation, kept * (exact / kept.sum()), scalar, by_dimension.cpu(), squares
+        places=places(store, split, n),
+        inlier=inlier,
+        variation=variation,
+        variation_inliers=kept * (exact / kept.sum()),
+        scalar_variation=scalar,
+        by_dimension=by_dimension.cpu(),
+        squares=squares,
     )
     return accumulators, facts
+
+
+def target_mean_and_outliers(batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor, float]:
+    """The target's mean over all rows [d_out], which rows are no outliers [rows], and the sum of all squared targets."""
+    norms = []
+    total = torch.zeros(1)
+    squares = 0.0
+    for batch in batches:
+        norms.append(batch.source.double().norm(dim=1).cpu())
+        total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
+        squares += float(batch.target.double().square().sum())
+    norm_of_row = torch.cat(norms)
+    inlier = norm_of_row <= OUTLIER * norm_of_row.median()
+    return total / len(norm_of_row), inlier, squares
 
 
 def by_encoder(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:

@@ -19,7 +19,7 @@ def of_earlier_versions(fields: Any) -> Any:
 
 
 class Matched(Result):
-    """Ours with its threshold moved to the L0 of the second one, and the second one."""
+    """L0 and FVU of ours (threshold moved to the other's L0) and of the other."""
 
     l0: tuple[float, float]
     fvu: tuple[float, float]

@@ -63,7 +63,7 @@ class RowFigures(Figures):
     l0_mean: float = math.nan
     """NaN, and left out of the JSON, where there are no latents."""
     best_scale: float = math.nan
-    """Likewise."""
+    """NaN, and left out of the JSON, where there are no latents."""
     fvu_scalar_variance: float
 
 

@@ -1,4 +1,4 @@
-"""What single latents stand for: first-letter absorption, splitting, sparse probing, targeted probe perturbation.
+"""Probes on what a transcoder reads and writes, and what they say of first letters: absorption and splitting.
 
 Latents are read at the transcoder's own input. Its decoder writes to another site, so a probe there (mlp_out, mostly) says
 how much of a concept each latent writes, while a probe on the input says whether the concept can be read at all.
@@ -6,6 +6,7 @@ how much of a concept each latent writes, while a probe on the input says whethe
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from evaluate.estimates import Estimate
-from evaluate.intervals import Statistic, difference, estimate, ratio, resample
-from evaluate.metrics.measurement import FirstLetters, Letter, PropertyProbes
-from evaluate.metrics.tasks import LETTERS, PROPERTIES, Examples, Prompted
+from evaluate.intervals import estimate, ratio, resample
+from evaluate.metrics.measurement import FirstLetters, Letter
+from evaluate.metrics.tasks import LETTERS, Examples, Prompted
 from store.errors import Refused
 from store.transcoders.forward import Forward
+from store.transcoders.transcoder import Transcoder
 from store.views import Norm
 
 MIN_WORDS = 10
@@ -39,10 +41,6 @@ COSINE = 0.025
 SHARE = 0.4
 
 MARGIN = 1.0
-
-KS = (1, 2, 5)
-
-PROPERTY_ROWS = 2000
 
 
 class Probe:
@@ -156,41 +154,92 @@ def first_letters(
             "leave the probes out with --no-probes"
         )
     reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
-    in_prompt = None if prompted is None else Reading(forward, norm, prompted.words)
-    W_dec = forward.transcoder.W_dec.cpu().float()
-    cases, ablated = [], []
-    by_letter: dict[str, Letter] = {}
+    cases = {}
     for number in enough:
-        letter = LETTERS[number]
-        is_it, is_it_test = (found.letters().numpy() == number for found in (fit, test))
-        probe = fitted_once(fitted, forward.transcoder.config.view, letter, reading.x, is_it)
-        if (f1 := probe.f1(reading_test.x, is_it_test)) <= PROBE_F1:
-            continue
-        right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
-        main = main_latents(reading, reading_test, is_it, is_it_test)
-        direction = torch.from_numpy(fitted_once(fitted, TARGET, letter, reading.y, is_it).direction).float()
-        writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
-        cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
-        cases.append(absorbed(writes, cosine, main))
-        if prompted is not None and in_prompt is not None:
-            asked = np.flatnonzero((prompted.words.letters().numpy() == number) & probe.says(in_prompt.x))
-            latents = torch.from_numpy(in_prompt.latents[asked].toarray())
-            ablated.append(absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), cosine, main))
-        by_letter[letter] = Letter(probe_f1=f1, words=len(right), absorbed=int(cases[-1].sum()), main=tuple(main.tolist()))
+        is_it = fit.letters().numpy() == number
+        is_it_test = test.letters().numpy() == number
+        found = one_letter(forward.transcoder, LETTERS[number], reading, reading_test, is_it, is_it_test, fitted)
+        if found is not None:
+            cases[number] = found
     if not cases:
         raise Refused(
             f"no first letter can be read from these rows (F1 above {PROBE_F1} on at least {MIN_WORDS} words); "
             "harvest more tokens, or leave the probes out with --no-probes"
         )
-    letters = torch.tensor([[1.0, len(letter.main)] for letter in by_letter.values()], dtype=torch.float64)
-    found = FirstLetters(
-        absorption=share_of(cases),
+    letters = torch.tensor([[1.0, len(case.main)] for case in cases.values()], dtype=torch.float64)
+    figures = FirstLetters(
+        absorption=share_of([case.absorbed for case in cases.values()]),
         splitting=estimate(ratio(1, 0), letters, resample(letters)),
-        letters=by_letter,
+        letters={LETTERS[number]: case.described for number, case in cases.items()},
     )
-    if prompted is not None and sum(map(len, ablated)):
-        return found.plus(absorption_chanin=share_of(ablated), letters_spelled=float(prompted.spelled.mean()))
-    return found
+    if prompted is None:
+        return figures
+    in_prompt = Reading(forward, norm, prompted.words)
+    W_dec = forward.transcoder.W_dec.cpu().float()
+    ablated = [ablated_in_prompts(case, number, in_prompt, prompted, W_dec) for number, case in cases.items()]
+    if not sum(map(len, ablated)):
+        return figures
+    return figures.plus(absorption_chanin=share_of(ablated), letters_spelled=float(prompted.spelled.mean()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LetterCase:
+    """What was found of one letter whose probe is good enough."""
+
+    probe: Probe
+    f1: float
+    absorbed: np.ndarray
+    """bool, by test word that the probe gets right: whether another latent absorbs it."""
+    main: np.ndarray
+    """The latents that stand for the letter."""
+    cosine: Float[Tensor, " d_sae"]
+    """Of each decoder row with the direction of the letter on the target."""
+
+    @property
+    def described(self) -> Letter:
+        return Letter(
+            probe_f1=self.f1,
+            words=len(self.absorbed),
+            absorbed=int(self.absorbed.sum()),
+            main=tuple(self.main.tolist()),
+        )
+
+
+def one_letter(
+    transcoder: Transcoder,
+    letter: str,
+    reading: Reading,
+    reading_test: Reading,
+    is_it: np.ndarray,
+    is_it_test: np.ndarray,
+    fitted: Fitted,
+) -> LetterCase | None:
+    """Which test words of a letter are absorbed, and its main latents; None where the F1 of its probe is too low.
+
+    reading, reading_test: words to fit probes on, and words to test.
+    is_it, is_it_test: whether each of these words begins with the letter.
+    fitted: probes of whole sites; those of this letter are added.
+    """
+    probe = fitted_once(fitted, transcoder.config.view, letter, reading.x, is_it)
+    f1 = probe.f1(reading_test.x, is_it_test)
+    if f1 <= PROBE_F1:
+        return None
+    right = np.flatnonzero(is_it_test & probe.says(reading_test.x))
+    main = main_latents(reading, reading_test, is_it, is_it_test)
+    direction = torch.from_numpy(fitted_once(fitted, TARGET, letter, reading.y, is_it).direction).float()
+    W_dec = transcoder.W_dec.cpu().float()
+    writes = torch.from_numpy(reading_test.latents[right].toarray()) * (W_dec @ direction)
+    cosine = torch.nn.functional.cosine_similarity(W_dec, direction[None], dim=1)
+    return LetterCase(probe=probe, f1=f1, absorbed=absorbed(writes, cosine, main), main=main, cosine=cosine)
+
+
+def ablated_in_prompts(
+    case: LetterCase, number: int, in_prompt: Reading, prompted: Prompted, W_dec: Float[Tensor, "d_sae d_out"]
+) -> np.ndarray:
+    """By prompted word of the letter that the probe gets right: whether it is absorbed by the rule of ablation."""
+    asked = np.flatnonzero((prompted.words.letters().numpy() == number) & case.probe.says(in_prompt.x))
+    latents = torch.from_numpy(in_prompt.latents[asked].toarray())
+    return absorbed_by_ablation(latents * (prompted.gradient[asked] @ W_dec.T), case.cosine, case.main)
 
 
 def share_of(cases: Sequence[np.ndarray]) -> Estimate:
@@ -198,86 +247,3 @@ def share_of(cases: Sequence[np.ndarray]) -> Estimate:
     holds = torch.from_numpy(np.concatenate(cases)).double()
     table = torch.stack([torch.ones_like(holds), holds], dim=1)
     return estimate(ratio(1, 0), table, resample(table))
-
-
-def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitted: Fitted) -> PropertyProbes:
-    """Sparse probing and targeted perturbation over PROPERTIES of the token's text. Refused when too few tokens have any.
-
-    Sparse probing (SAEBench): balanced accuracy of a probe on the one latent that differs most between the classes; more
-    latents, and the whole input, in `sparse_probing_by_k`. TPP (arXiv 2411.18895): zero a property's five latents in the
-    reconstruction; by how much its own probe on the target loses more accuracy there than the other properties' probes.
-    Intervals: rows drawn again, the probes held fixed.
-    """
-    reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
-    W_dec = forward.transcoder.W_dec.cpu().float().numpy()
-    labels = {}
-    for name, pattern in PROPERTIES.items():
-        sides = [np.array([bool(pattern.search(text)) for text in found.text]) for found in (fit, test)]
-        if min(*(side.sum() for side in sides), *((~side).sum() for side in sides)) >= MIN_WORDS:
-            labels[name] = sides
-    if not labels:
-        raise Refused(
-            f"no property of tokens has {MIN_WORDS} kinds of token with it and {MIN_WORDS} without it; "
-            "harvest more tokens, or leave the probes out with --no-probes"
-        )
-    accuracy: dict[str, list[Statistic]] = {str(k): [] for k in (*KS, "all")}
-    chosen, writers = {}, {}
-    scores = Scores()
-    for name, (is_it, is_it_test) in labels.items():
-        chosen[name] = most_different(reading, is_it, max(KS))
-        writers[name] = fitted_once(fitted, TARGET, name, reading.y, is_it)
-        for k in KS:
-            probe = Probe(reading.columns(chosen[name][:k]), is_it)
-            accuracy[str(k)].append(scores.of(probe, reading_test.columns(chosen[name][:k]), is_it_test))
-        whole = fitted_once(fitted, forward.transcoder.config.view, name, reading.x, is_it)
-        accuracy["all"].append(scores.of(whole, reading_test.x, is_it_test))
-
-    def written(recon: np.ndarray) -> dict[str, Statistic]:
-        return {name: scores.of(writers[name], recon, labels[name][1]) for name in labels}
-
-    before = written(reading_test.recon)
-    targeted = []
-    for name in labels:
-        after = written(reading_test.recon - reading_test.columns(chosen[name]) @ W_dec[chosen[name]])
-        drop = {other: difference(before[other], after[other]) for other in labels}
-        own = drop.pop(name)
-        targeted.append(difference(own, mean_of(list(drop.values()))) if drop else own)
-    by_k = {k: scores.estimate(mean_of(each)) for k, each in accuracy.items()}
-    return PropertyProbes(
-        sparse_probing=by_k["1"],
-        sparse_probing_by_k={k: each.value for k, each in by_k.items()},
-        tpp=scores.estimate(mean_of(targeted)),
-        properties=tuple(labels),
-    )
-
-
-class Scores:
-    """Balanced accuracies (the mean of those within and outside a class) on the same rows, drawn again together."""
-
-    def __init__(self) -> None:
-        self.columns: list[np.ndarray] = []
-
-    def of(self, probe: Probe, x: np.ndarray, is_it: np.ndarray) -> Statistic:
-        right = probe.says(x) == is_it
-        place = 4 * len(self.columns)
-        self.columns.append(np.stack([right & is_it, is_it, right & ~is_it, ~is_it], axis=1))
-
-        def share(sums: Tensor, over: int) -> Tensor:
-            return sums[..., over] / sums[..., over + 1].clamp_min(1)  # a class may be missing where rows are drawn again
-
-        return lambda sums: (share(sums, place) + share(sums, place + 2)) / 2
-
-    def estimate(self, statistic: Statistic) -> Estimate:
-        if not hasattr(self, "table"):
-            self.table = torch.from_numpy(np.concatenate(self.columns, axis=1)).double()
-            self.resampled = resample(self.table)
-        return estimate(statistic, self.table, self.resampled)
-
-
-def mean_of(statistics: Sequence[Statistic]) -> Statistic:
-    return lambda sums: torch.stack([statistic(sums) for statistic in statistics]).mean(0)
-
-
-def few_of(fit: Examples) -> Examples:
-    """As many examples as the probes of properties are fitted on."""
-    return fit.of(torch.arange(len(fit.text)) < PROPERTY_ROWS)

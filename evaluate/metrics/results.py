@@ -53,7 +53,7 @@ def cosine_histogram(max_cosine: Tensor) -> CosineHistogram:
     return CosineHistogram(edges=tuple(edges.tolist()), features=tuple(counts.tolist()))
 
 
-METRICS = {
+ROW_METRICS = {
     "fvu": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation),
     "fvu_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: f.variation_inliers),
     "mse": Ratio(lambda a, f: a.sse[:, -1], _entries),
@@ -72,12 +72,12 @@ METRICS = {
 
 def judged_by_row() -> list[str]:
     """The metrics by row in which a winner may be named."""
-    return [name for name in judged() if name in METRICS]
+    return [name for name in judged() if name in ROW_METRICS]
 
 
 def values_of(a: Accumulator, facts: RowStatistics) -> dict[str, float]:
-    """METRICS, without intervals."""
-    return {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in METRICS.items()}
+    """ROW_METRICS, without intervals."""
+    return {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in ROW_METRICS.items()}
 
 
 def by_prefix_of(a: Accumulator, facts: RowStatistics) -> dict[str, Any]:
@@ -90,13 +90,13 @@ def by_prefix_of(a: Accumulator, facts: RowStatistics) -> dict[str, Any]:
 
 
 def sums_of(a: Accumulator, facts: RowStatistics) -> RowSums:
-    """What sums over rows give: METRICS, and FVU and L0 by prefix."""
+    """What sums over rows give: ROW_METRICS, and FVU and L0 by prefix."""
     figures: dict[str, Any] = values_of(a, facts)
     return RowSums(**figures, **by_prefix_of(a, facts))
 
 
 def per_prefix(a: Accumulator, facts: RowStatistics, alike: Sequence[Redundancy]) -> dict[str, PrefixMeasurement]:
-    """Each prefix as a transcoder by itself: METRICS with intervals, dead latents, density, likeness of decoder rows."""
+    """Each prefix as a transcoder by itself: ROW_METRICS with intervals, dead latents, density, redundancy."""
     found = {}
     for size, cut, redundant in zip(a.transcoder.config.prefix_sizes, a.prefixes(), alike, strict=True):
         fired = cut.fired[-1, :size].cpu()
@@ -159,7 +159,7 @@ def measurement_of(
 def without_latents(
     a: Accumulator, facts: RowStatistics, store: Store, split: Split, table: "ByDocument", index: int
 ) -> Measurement:
-    """The same of a trivial predictor: nothing of latents but the L0 of one whose latents stand for a rank."""
+    """The measurement of a trivial predictor, without latents. A low-rank map keeps its L0, which is its rank."""
     found = _of_rows(a, facts, store, split, table, index)
     del found["best_scale"]
     if a.transcoder.config.d_sae == 1:
@@ -216,20 +216,20 @@ def _by_band(a: Accumulator, facts: RowStatistics, found: dict[str, Tensor]) -> 
 
 @dataclass(frozen=True)
 class ByDocument:
-    """The figures by row of some transcoders, summed by document: every metric of METRICS, with its interval."""
+    """The figures by row of some transcoders, summed by document: every metric of ROW_METRICS, with its interval."""
 
     sums: Tensor
     resampled: Tensor | None
 
     @classmethod
     def of(cls, accumulators: Sequence[Accumulator], facts: RowStatistics) -> "ByDocument":
-        columns = [side(a, facts) for a in accumulators for m in METRICS.values() for side in (m.over, m.under)]
+        columns = [side(a, facts) for a in accumulators for m in ROW_METRICS.values() for side in (m.over, m.under)]
         sums = by_document(facts.places.document, torch.stack(columns, dim=1))
         return cls(sums, resample(sums))
 
     def statistic(self, index: int, name: str) -> Statistic:
         """A metric of the transcoder at `index`."""
-        place = 2 * (len(METRICS) * index + list(METRICS).index(name))
+        place = 2 * (len(ROW_METRICS) * index + list(ROW_METRICS).index(name))
         return ratio(place, place + 1)
 
     def estimate(self, statistic: Statistic) -> Estimate:
@@ -237,12 +237,13 @@ class ByDocument:
 
     def intervals(self, index: int) -> dict[str, Interval | None]:
         """The 95% interval of each metric of the transcoder at `index`."""
-        return {name: self.estimate(self.statistic(index, name)).ci95 for name in METRICS}
+        return {name: self.estimate(self.statistic(index, name)).ci95 for name in ROW_METRICS}
 
     def minus(self, index: int, other: int) -> dict[str, Estimate]:
         """Paired differences of all metrics."""
         return {
-            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name))) for name in METRICS
+            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name)))
+            for name in ROW_METRICS
         }
 
 

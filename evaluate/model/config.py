@@ -13,26 +13,27 @@ from store.errors import Refused
 class InterveneConfig(EvaluateConfig):
     """Ablate, scale or pin latents while the model runs on a text, and show how its predictions change. Loads the model.
 
-    The transcoder's output stands in the MLP's place, and changes are against that spliced model; with --keep-error what
-    the transcoder misses is added back, so that changes are against the model itself.
+    The transcoder's output replaces the MLP's, and changes are measured against that spliced model. With --keep-error the
+    transcoder's error is added back, and changes are measured against the model itself.
     """
 
     text: str | None = None
-    """Text to run on."""
+    """Text to run on. Give this or --file."""
     file: Path | None = None
     """File with the text."""
     ablate: tuple[NotNegative, ...] = ()
     """Latents that are set to zero."""
     scale: tuple[str, ...] = ()
-    """LATENT:FACTOR, like 42:2.5."""
+    """Latents that are multiplied, as LATENT:FACTOR, like 42:2.5."""
     pin: tuple[str, ...] = ()
-    """LATENT:ACTIVATION, held on every token but special ones; in units of the transcoder's activations."""
+    """Latents that are held at one value, as LATENT:ACTIVATION, on every token but special ones. The unit is that of the
+    transcoder's activations."""
     keep_error: bool = False
-    """Add back what the transcoder misses: without a change the model then predicts exactly what it does by itself."""
+    """Add the transcoder's error back. Without a change the model then predicts exactly what it does by itself."""
     top: Positive = 5
-    """Tokens shown whose probability rises, and as many whose falls, most."""
+    """Tokens shown whose probability rises most, and as many whose probability falls most."""
     out: Path | None = None
-    """File for the result; RUN/intervention.json when not given."""
+    """File for the result. Default: RUN/intervention.json."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,12 +52,13 @@ class ImportanceConfig(EvaluateConfig):
     """Rank latents by the delta CE of ablating each, on held-out text. Loads the model."""
 
     latents: tuple[NotNegative, ...] = ()
-    """Latents to rank; --count of the commonest when none is named."""
+    """Latents to rank. Default: --count of them, chosen by --by."""
     count: Positive = 20
     """Latents to rank when none is named."""
     by: Literal["density", "activation"] = "density"
-    """density ranks the latents that fire on most of these rows, activation those with the largest sum."""
+    """Choice of latents when none is named: density takes those that fire on most of these rows, activation those with the
+    largest sum of activations."""
     sequences: Positive = 8
-    """Held-out sequences; the model is restarted from the cached layer once for each latent that fires in them."""
+    """Held-out sequences. The model restarts from the cached layer once for each latent that fires in them."""
     keep_error: bool = False
-    """Add back what the transcoder misses: latents are then ablated from the model itself, not the spliced one."""
+    """Add the transcoder's error back. Latents are then ablated from the model itself, not the spliced one."""

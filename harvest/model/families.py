@@ -92,7 +92,7 @@ PARALLEL = {
 """Families whose attention and MLP both read the block's input. They have no resid_mid: `--sites resid_pre,mlp_out`."""
 
 
-def markdown_table() -> str:
+def families_table() -> str:
     """The table of families, for README.md."""
     lines = [
         "| models | class in transformers | norm before the MLP | `resid_mid`: input of | `mlp_out`: output of | views |",

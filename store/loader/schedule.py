@@ -90,7 +90,7 @@ class Schedule:
     def windows(self, start: int) -> Iterator[Window]:
         """The windows from the one that holds row `start` of the stream on, without end."""
         epoch, offset = divmod(start, self.n_rows)
-        cut = bisect_right(range(self.cuts), offset, key=lambda number: int(self._before(number).sum())) - 1
+        cut = self._cut_of(offset)
         while True:
             for window in self._of_cut(epoch, cut):
                 if window.stop > max(start, window.start):
@@ -99,6 +99,17 @@ class Schedule:
             if cut == self.cuts:
                 epoch += 1
                 cut = 0
+
+    def _cut_of(self, offset: int) -> int:
+        """The cut that holds a row of the epoch: the last one that begins at it or before.
+
+        Cuts of 0, 10, 10 and 20 rows begin at rows 0, 0, 10 and 20 of the epoch: row 10 lies in the third.
+        """
+
+        def begin(cut: int) -> int:
+            return int(self._before(cut).sum())
+
+        return bisect_right(range(self.cuts), offset, key=begin) - 1
 
     def _before(self, cut: int) -> np.ndarray:
         """Rows of each shard that come before a cut of the epoch."""
@@ -133,6 +144,8 @@ class Schedule:
         if self.shuffle:  # another rotation of each shard in each epoch, so that other rows meet
             first = (first + np.random.default_rng((self.seed, epoch)).integers(0, np.maximum(self.kept, 1))[shards]) % kept
         over = np.maximum(first + rows - kept, 0)
-        pieces = np.concatenate([[shards, first, rows - over], [shards, np.zeros_like(over), over]], axis=1)
-        shard, first, rows = pieces[:, pieces[2] > 0]
-        return shard, first, rows
+        shard_of_piece = np.concatenate([shards, shards])
+        first_of_piece = np.concatenate([first, np.zeros_like(over)])
+        rows_of_piece = np.concatenate([rows - over, over])
+        not_empty = rows_of_piece > 0
+        return shard_of_piece[not_empty], first_of_piece[not_empty], rows_of_piece[not_empty]

@@ -50,7 +50,7 @@ class TranscoderConfig(BaseModel):
     store_fingerprint: str | None = None
     """Of the shards it was trained on; None for transcoders made elsewhere."""
     target_store_fingerprint: str | None = None
-    """Likewise, of the target's shards where target_layer is another one."""
+    """Of the target layer's shards, where target_layer is another layer."""
     units: Literal["raw"] = "raw"
     source: str = ""
     """Where the weights came from: a run, a hub repository and revision, a folder."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate.browse.config import ExportConfig
+from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
 from evaluate.compare.commands import evaluate_run
 from evaluate.compare.config import CompareConfig
@@ -121,7 +121,7 @@ def test_every_command_takes_a_run_at_the_edge(kind, harvested, tiny_models, tmp
             else:
                 act(options(**(where | more)))
     with subtests.test("browse-export"):
-        export(ExportConfig(results=results, out=tmp_path / "site"))
+        export(BrowseExportConfig(results=results, out=tmp_path / "site"))
     with subtests.test("nothing reads as nan"):
         for path in [*results.rglob("*.txt"), *results.rglob("*.md"), *results.rglob("*.html")]:
             words = path.read_text().replace("<", " ").replace(">", " ").replace("|", " ").split()

@@ -197,8 +197,10 @@ class TrainingTranscoder(nn.Module):
         return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
     def _listed_dead(self, step: int, may_sync: bool, rows: int) -> Tensor:
-        """The latents that AuxK helps: those dead at the last step that waited. A resumed run lists them again, as those
-        that were silent long enough by then."""
+        """The latents that AuxK helps: those dead at the last step that waited.
+
+        A resumed run finds the same latents from their silent time.
+        """
         if not self.config.aux_weight:
             return self.group_of[:0]
         if may_sync or self.listed_dead is None:

@@ -19,8 +19,8 @@ from train.parallel import Latents
 def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, target, sums, sse, grad_latent, residual):
     """`decode_nested` for the rows `first` to `last`.
 
-    `latent` and `value` are in the order of the bags. Writes sums [n_groups, rows, d_out], sse [n_groups, rows],
-    grad_latent [n] (in the order of Entries) and residual [rows or 0, d_out].
+    `latent` and `value` are in the order of the bags; `order` is each one's place in Entries. Writes sums [n_groups, rows,
+    d_out], sse [n_groups, rows], grad_latent [n] (in the order of Entries) and residual [rows or 0, d_out].
     """
     n_groups, rows, width = sums.shape
     error = np.empty((n_groups, width), np.float32)
@@ -86,13 +86,12 @@ def decode_nested(
     """
     rows = len(target)
     n_groups = len(bags.starts) // rows
-    latent = entries.latent.index_select(0, bags.order)
-    value = latents.index_select(0, bags.order)
+    latent_in_bags = entries.latent.index_select(0, bags.order)
+    value_in_bags = latents.index_select(0, bags.order)
     if decoder.device.type == "cpu" and decoder.dtype == torch.float32 and shared.world == 1:
-        return _decode_on_host(latent, value, bags, decoder, b_dec, target, n_groups, keep_residual)
-    bag = bags.bag.index_select(0, bags.order)
-    sums = shared.sum(bag_sums(decoder, latent, bags.starts, value))
-    error = sums.view(n_groups, rows, -1)
+        return _decode_on_host(latent_in_bags, value_in_bags, bags, decoder, b_dec, target, n_groups, keep_residual)
+    sums = shared.sum(bag_sums(decoder, latent_in_bags, bags.starts, value_in_bags))
+    error = sums.view(n_groups, rows, -1)  # the same memory: first each group's sum, then its error, then its gradient
     error[0] += b_dec - target
     for group in range(1, n_groups):
         error[group] += error[group - 1]
@@ -100,8 +99,9 @@ def decode_nested(
     residual = error[-1].clone() if keep_residual else None
     for group in range(n_groups - 2, -1, -1):
         error[group] += error[group + 1]
-    grad_in_order = sampled_dots(sums, decoder, latent, bag)
-    grad_latent = torch.empty_like(grad_in_order).scatter_(0, bags.order, grad_in_order)
+    bag_in_bags = bags.bag.index_select(0, bags.order)
+    grad_in_bags = sampled_dots(sums, decoder, latent_in_bags, bag_in_bags)
+    grad_latent = torch.empty_like(grad_in_bags).scatter_(0, bags.order, grad_in_bags)
     return Decoded(sse, sums, grad_latent, residual)
 
 

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from evaluate.browse.charts import bars, lines
-from evaluate.browse.config import ExportConfig
+from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.server import make_app
 from store.disk.files import write_text
@@ -297,7 +297,7 @@ def test_hostile_text_and_broken_runs_do_nothing_in_a_browser(results):
 
 
 def test_every_link_of_the_export_leads_to_a_file(results, tmp_path):
-    out = export(ExportConfig(results=results, out=tmp_path / "site", features=12))
+    out = export(BrowseExportConfig(results=results, out=tmp_path / "site", features=12))
     pages = list(out.rglob("*.html"))
     assert len(list((out / "feature" / RUN).glob("*.html"))) == 12
     for page in pages:
@@ -307,7 +307,7 @@ def test_every_link_of_the_export_leads_to_a_file(results, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
-        export(ExportConfig(results=results, out=tmp_path / "full"))
+        export(BrowseExportConfig(results=results, out=tmp_path / "full"))
 
 
 @needs_chromium
@@ -316,7 +316,7 @@ def test_the_export_sorts_and_searches_in_the_page_from_a_host_or_a_disk(results
         def log_message(self, format, *args):
             pass
 
-    out = export(ExportConfig(results=results, out=tmp_path / "web" / "site", features=60))
+    out = export(BrowseExportConfig(results=results, out=tmp_path / "web" / "site", features=60))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "web"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with browsing(width=360) as page:

@@ -161,7 +161,7 @@ def test_fvu_by_another_definition_is_not_fvu(trained, store, monkeypatch, impos
     ours = Transcoder.load(trained.run)
     expected = dense_metrics(store, ours)["fvu"]
     assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setitem(metrics.METRICS, "fvu", IMPOSTORS[impostor])
+    monkeypatch.setitem(metrics.ROW_METRICS, "fvu", IMPOSTORS[impostor])
     assert evaluate([ours], store, "heldout", 64, CPU)[0].fvu != pytest.approx(expected, rel=1e-5)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.redundancy import redundancy
-from evaluate.metrics.results import METRICS, density_histogram, evaluate, percentiles
+from evaluate.metrics.results import ROW_METRICS, density_histogram, evaluate, percentiles
 from evaluate.rows import places, rows_in_order
 from store.shards.manifest import Rest
 from store.shards.reader import Store, open_store
@@ -49,11 +49,11 @@ def test_each_prefix_is_measured_as_a_transcoder_by_itself(tmp_path, transcoders
     assert list(found.per_prefix) == ["4", "9", "20"]
     for size, figures in found.per_prefix.items():
         expected = dense_metrics(store, nested.prefix(int(size)))
-        assert {name: figures.value(name) for name in METRICS} == pytest.approx(
-            {name: expected[name] for name in METRICS}, rel=1e-6
+        assert {name: figures.value(name) for name in ROW_METRICS} == pytest.approx(
+            {name: expected[name] for name in ROW_METRICS}, rel=1e-6
         )
         [alone] = evaluate([nested.prefix(int(size))], store, "heldout", 64, CPU)
-        for name in METRICS:
+        for name in ROW_METRICS:
             assert figures.interval(name) == pytest.approx(alone.interval(name), rel=1e-9), name
         for name in ("dead_features", "dead_fraction", "density_median", "redundancy", "mean_max_cosine"):
             assert figures.value(name) == pytest.approx(alone.value(name), rel=1e-6), name
@@ -73,7 +73,7 @@ def wide(t: Transcoder) -> Transcoder:
     return Transcoder(t.config, **{name: array.double() for name, array in t.arrays().items()})
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", ROW_METRICS)
 def test_every_metric_is_the_same_in_any_batch_size(store, transcoders, name):
     def values(rows: int) -> list[float]:
         return [found.value(name) for found in evaluate([wide(t) for t in transcoders], store, "heldout", rows, CPU)]
@@ -107,7 +107,7 @@ def test_every_metric_by_hand(tmp_path):
         "best_scale": 0.0,
         "fvu_scalar_variance": 12 / 8,
     }
-    assert {name: found.value(name) for name in METRICS} == pytest.approx(expected, abs=1e-6)
+    assert {name: found.value(name) for name in ROW_METRICS} == pytest.approx(expected, abs=1e-6)
     assert (found.dead_features, found.n_documents, found.ci95["fvu"]) == (1, 2, None)
     assert found.explained_variance_by_dimension == (0.0, -1.0)
     assert found.explained_variance_saelens_legacy == pytest.approx((0.5 + 0.5 - 1.5 - 1.5) / 4)

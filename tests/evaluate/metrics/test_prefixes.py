@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluate.metrics.results import METRICS, evaluate
+from evaluate.metrics.results import ROW_METRICS, evaluate
 from evaluate.metrics.semantics import semantics
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -50,7 +50,7 @@ def test_metrics_by_prefix_are_those_of_the_cut_transcoder(store, nested):
         figures = found.per_prefix[str(size)]
         assert {name: figures.value(name) for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
         [alone] = evaluate([nested.prefix(size)], store, "heldout", 64, CPU)
-        for name in (*METRICS, "dead_features", "density_median"):
+        for name in (*ROW_METRICS, "dead_features", "density_median"):
             assert figures.value(name) == pytest.approx(alone.value(name), rel=1e-6), name
 
 

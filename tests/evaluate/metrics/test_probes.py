@@ -5,16 +5,8 @@ import pytest
 import torch
 
 from evaluate.estimates import Estimate
-from evaluate.metrics.probes import (
-    Probe,
-    Scores,
-    absorbed,
-    absorbed_by_ablation,
-    first_letters,
-    fitted_once,
-    mean_of,
-    properties,
-)
+from evaluate.metrics.probes import Probe, absorbed, absorbed_by_ablation, first_letters, fitted_once
+from evaluate.metrics.property_probes import Scores, mean_of, properties
 from evaluate.metrics.tasks import LETTERS, PROPERTIES, Examples, Prompted, examples
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -99,10 +91,10 @@ def test_planted_absorption_is_found_by_ablation_where_its_effect_is_large(absor
 def test_sparse_probing_and_perturbation_of_a_perfect_latent(monkeypatch):
     import re
 
-    from evaluate.metrics import probes
+    from evaluate.metrics import property_probes
 
     t, fit, test = planted(False)
-    monkeypatch.setattr(probes, "PROPERTIES", {"a": re.compile("a"), "b": re.compile("b")})
+    monkeypatch.setattr(property_probes, "PROPERTIES", {"a": re.compile("a"), "b": re.compile("b")})
     found = properties(Forward(t), NORM, fit, test, {})
     assert found.sparse_probing.value == pytest.approx(1.0)
     assert found.sparse_probing_by_k["all"] == pytest.approx(1.0)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from harvest.model.families import FAMILIES, PARALLEL, Family, markdown_table, recognise_norm
+from harvest.model.families import FAMILIES, PARALLEL, Family, families_table, recognise_norm
 from harvest.model.loading import load_model
 from harvest.shard import check_identity
 from store.errors import Refused
@@ -154,7 +154,7 @@ def test_kind_gain_and_eps_are_those_of_the_module(eps, dtype):
 
 def test_the_readme_shows_the_table_of_families():
     readme = ROOT / "harvest" / "README.md"
-    assert markdown_table() in readme.read_text()
+    assert families_table() in readme.read_text()
 
 
 @pytest.mark.parametrize("lost", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
