@@ -20,10 +20,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from store.counts import MOST, parse_count
 from store.disk.remote import Remote, StorePath, parse_store_path
 from store.errors import Refused
-from store.help import HELP_FLAGS, description, for_tyro, room_help
 from store.layout import default_store
 from store.parents import layer_folder
-from store.usage import CommandLine, choose_command, leaves
+from store.usage import HELP_FLAGS, CommandLine, choose_command, description, for_tyro, leaves, room_help
 
 ROOMS = ("store", "harvest", "train", "evaluate")
 INTERRUPTED = 130

@@ -66,7 +66,10 @@ def main() -> None:
     runs = {"bare forward": bare, "harvest": harvested}
     clocks = {"tokens/s": time.perf_counter, "tokens/s of one core's time": time.process_time}
     spent: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    with patch("harvest.loop.load_model", lambda *args: model), patch("harvest.loop.open_corpus", lambda config: corpus):
+    with (
+        patch("harvest.loop.load_model", lambda *args, **options: model),
+        patch("harvest.loop.open_corpus", lambda config: corpus),
+    ):
         bare()
         for number in range(options.rounds):
             for name, run in list(runs.items())[:: 1 if number % 2 else -1]:

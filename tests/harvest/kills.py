@@ -86,7 +86,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def main(folder: Path, kills: int, seed: int) -> None:
     life, draw, model = Life(), random.Random(seed), Model()
     texts = [f"document {number} " * (number % 7 + 1) for number in range(200)]
-    harvest.loop.load_model = lambda *args: model  # type: ignore[assignment]
+    harvest.loop.load_model = lambda *args, **options: model  # type: ignore[assignment]
     harvest.loop.open_corpus = lambda config: corpus_of(texts)
     os.fsync = life.mortal(lambda descriptor: None)
     Path.replace, Path.unlink = life.mortal(Path.replace), life.mortal(Path.unlink)

@@ -28,7 +28,7 @@ class Instant(Model, LanguageModel):
 def instant_harvest(tokenizer: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> HarvestConfig:
     """Of TEXTS, by a model that needs no time."""
     model = Instant(tokenizer)
-    monkeypatch.setattr(harvest.loop, "load_model", lambda *args: model)
+    monkeypatch.setattr(harvest.loop, "load_model", lambda *args, **options: model)
     monkeypatch.setattr(harvest.loop, "open_corpus", lambda config: corpus_of(TEXTS))
     return HarvestConfig(
         model="m",

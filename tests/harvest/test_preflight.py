@@ -61,7 +61,7 @@ def test_a_changed_data_set_is_hashed_again(config, tmp_path):
 def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):
     load_model, locked = harvest.loop.load_model, []
 
-    def loading(*args):
+    def loading(*args, **options):
         with pytest.raises(ValueError, match="is writing"):
             lock_of(config.directory / WRITER_LOCK)
         locked.append(True)
@@ -76,7 +76,7 @@ def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):
 def test_a_harvest_that_is_refused_after_locking_leaves_neither_folder_nor_lock(config, monkeypatch):
     several = replace(config, store=config.store / "a" / "b", layer=(0, 1))
 
-    def refuses(*args):
+    def refuses(*args, **options):
         assert all((directory / WRITER_LOCK).exists() for directory in several.directories.values())
         raise Refused("no such model")
 

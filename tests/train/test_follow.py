@@ -209,7 +209,7 @@ from train.loop import train
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 texts = [f"document {number} " * (number * 7 % 11 + 1) for number in range(600)]
 model = Model()
-harvest.loop.load_model = lambda *args: model
+harvest.loop.load_model = lambda *args, **options: model
 harvest.loop.open_corpus = lambda config: corpus_of(texts)
 tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
 

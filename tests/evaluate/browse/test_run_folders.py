@@ -7,7 +7,7 @@ import shutil
 import pytest
 from starlette.testclient import TestClient
 
-from evaluate.browse.config import ExportConfig
+from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.feature_views import random_latent
 from evaluate.browse.folder import open_run
@@ -50,7 +50,7 @@ def test_a_run_of_a_sweep_shows_the_figures_of_its_summary(results, tmp_path):
 
 
 def test_an_export_says_on_the_command_line_what_it_leaves_out(results, tmp_path, caplog):
-    export(ExportConfig(results=results, out=tmp_path / "site", features=7))
+    export(BrowseExportConfig(results=results, out=tmp_path / "site", features=7))
     said = [record.getMessage() for record in caplog.records if "get a page" in record.getMessage()]
     words = f"only the first 7 of {D_SAE} features get a page; --features {D_SAE} writes all (ARGS='--features {D_SAE}'"
     assert len(said) == 1

@@ -110,7 +110,7 @@ def test_how_often_features_fire(report, truth):
     assert rows[1][1] == str(len(dense_ones))
     assert ids(rows[1][2]) == dense_ones[:10]
     assert rows[2][1] == str(D_SAE - sum(density == 0) - len(dense_ones))
-    assert float(re.search(r"([\d.]+)%", rows[2][2])[1]) == pytest.approx(100 * np.median(density), abs=6e-4)
+    assert float(re.search(r"([\d.]+)%", rows[2][2])[1]) == pytest.approx(100 * np.median(density), abs=0.051)
 
 
 def test_weights_by_prefix(report, truth, results):
@@ -122,7 +122,7 @@ def test_weights_by_prefix(report, truth, results):
         consistent = 100 * np.nanmean([consistency(truth, i) for i in mine])
         assert row[:2] == [str(size), str(len(mine))]
         assert [float(cell) for cell in row[2:4]] == pytest.approx([encoder, decoder], rel=6e-3)
-        assert float(row[5].rstrip("%")) == pytest.approx(100 * np.median(truth.fired[mine] / truth.n_rows), abs=6e-4)
+        assert float(row[5].rstrip("%")) == pytest.approx(100 * np.median(truth.fired[mine] / truth.n_rows), abs=0.051)
         assert float(row[6].rstrip("%")) == pytest.approx(consistent, abs=0.51)
 
 
