@@ -3,13 +3,17 @@
 Nothing of the product is used but what opens the shards and the weights.
 """
 
+import json
 import math
 import re
+import shutil
 from html import unescape
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
+from evaluate.browse.server import make_app
 from tests.evaluate.browse.making import D_SAE, RUN, SIZES, UNEMBEDDING, WORDS, Truth, prefix_of
 from tests.evaluate.dense import Dense
 
@@ -214,7 +218,13 @@ def test_every_number_of_the_tree_equals_one_from_the_raw_shards(client, truth):
             assert same_order(shown, [score for score in best if score >= 0.1])
 
 
-def test_a_page_of_two_prefixes_counts_the_dead_ones_of_each(client, truth):
+def test_a_page_of_two_prefixes_counts_the_dead_ones_of_each(results, truth, tmp_path):
+    """Of older results, which have no figures of their own for each prefix."""
+    shutil.copytree(results / RUN, tmp_path / "results" / RUN)
+    path = tmp_path / "results" / RUN / "evaluation" / "metrics.json"
+    measured = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in measured.items() if key != "per_prefix"}))
+    client = TestClient(make_app(tmp_path / "results"), base_url="http://127.0.0.1")
     html = client.get(f"/compare?a={RUN}@10&b={RUN}@40").text
     dead = [float(text) for text in re.findall(r"<dt>dead</dt><dd>([\d.]+)%", html)]
     assert dead == [pytest.approx(100 * (truth.fired[:size] == 0).mean(), abs=0.006) for size in (10, 40)]

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.feature_views import random_latent
-from evaluate.browse.folder import open_run
+from evaluate.browse.folder import open_folder
 from evaluate.browse.server import make_app
 from store.shards.origin import write_origin
 from store.shards.reader import Store
@@ -28,7 +28,7 @@ def test_runs_of_several_stores_name_their_data(results, store: Store, tmp_path)
     other = copy / "tiny/layer1/other"
     shutil.copytree(copy / RUN, other)
     write_origin(other, make_store(tmp_path / "another", seed=5, dataset="tales"))
-    assert open_run("other", other).data.startswith("tales ")
+    assert open_folder("other", other).data.startswith("tales ")
     page = runs_page(copy)
     assert len(re.findall(r'badge data">tales ', page)) == 1
     assert len(re.findall(r'badge data">made up ', page)) == 2
@@ -41,12 +41,12 @@ def test_a_run_of_a_sweep_shows_the_figures_of_its_summary(results, tmp_path):
     shutil.copytree(copy / RUN, run)
     shutil.rmtree(run / "evaluation")
     shutil.rmtree(run / "comparison")
-    assert "fvu" not in open_run("k4", run).figures
+    assert "fvu" not in open_folder("k4", run).figures
     (run.parent / "summary.json").write_text(json.dumps([{"run": "k4", "fvu": 0.3217, "l0_mean": 4.2}]))
-    assert open_run("k4", run).figures["fvu"] == 0.3217
+    assert open_folder("k4", run).figures["fvu"] == 0.3217
     assert "0.3217" in runs_page(copy)
     (run.parent / "summary.json").write_text("[1")
-    assert "summary.json cannot be read" in open_run("k4", run).problems[0]
+    assert "summary.json cannot be read" in open_folder("k4", run).problems[0]
 
 
 def test_an_export_says_on_the_command_line_what_it_leaves_out(results, tmp_path, caplog):
@@ -65,7 +65,7 @@ def test_a_feature_s_page_has_a_command_to_copy_and_a_random_latent(results, cli
 
 @pytest.mark.parametrize("latent", [0, 40])
 def test_a_random_latent_fires_and_is_another_one(results, latent):
-    features = open_run(RUN, results / RUN).features()
+    features = open_folder(RUN, results / RUN).features()
     drawn = {random_latent(features, latent) for _ in range(30)}
     assert latent not in drawn
     assert all(features.columns["fired"][each] > 0 for each in drawn)
