@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from store.errors import Refused
 from store.hub import fetching, files_of
-from store.layout import CONFIG
+from store.layout import CONFIG, model_slug
 from store.shards.reader import Store
 from store.transcoders.files import read_config
 from store.transcoders.gemma_scope import SCOPE2_FOLDER, SCOPE2_KINDS, SCOPE2_WEIGHTS, Scope2Config
@@ -34,6 +34,7 @@ class NonePublished(Refused):
     exit_code = 69
 
 
+OTHER_MODEL = "%s says that it is for %s, but these rows are of %s: its figures mean nothing unless that is the same model"
 ELSEWHERE = "give BASELINE=FOLDER"
 
 
@@ -65,6 +66,9 @@ def find_baselines(
     recipe = store.manifest.recipe
     if folders:
         others = [load_folder(path, recipe.layer, recipe.model, store.norm.kind) for path in folders]
+        for path, other in zip(folders, others, strict=True):
+            if other.config.model and model_slug(other.config.model) != model_slug(recipe.model):
+                log.warning(OTHER_MODEL, path, other.config.model, recipe.model)
         names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
         names[0] = name or names[0]
         return [renamed(t, each, str(path)) for t, each, path in zip(others, names, folders, strict=True)]
@@ -78,7 +82,8 @@ def published(model: str, layer: int) -> list[Published]:
     scope2 = SCOPE2_MODEL.fullmatch(name)
     if name not in SCOPE1_REPOS and scope2 is None:
         raise NonePublished(
-            f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (Gemma Scope's layouts, or a run of ours)"
+            f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (a layout of Gemma Scope, SAELens or the "
+            "earlier code, or a run of ours)"
         )
     repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
     with fetching(f"Google's repository {repo}", ELSEWHERE):

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,19 @@ def summary(config: TrainConfig) -> list[str]:
 
 def next_command(config: TrainConfig) -> str:
     """The command that measures a run on held-out rows."""
-    words = ["python", "-m", "evaluate", "metrics", "--run", str(config.run_directory)]
+    words = [interpreter(), "-m", "evaluate", "metrics", "--run", str(config.run_directory)]
     for option, value in (("--store", config.store), ("--target-store", config.target_store)):
         if value is not None:
             words += [option, str(value)]
     return shlex.join(words)
+
+
+def interpreter() -> str:
+    """How to call this Python from the present folder: .venv/bin/python, where no environment is activated."""
+    if "VIRTUAL_ENV" in os.environ or sys.prefix == sys.base_prefix:
+        return "python"
+    inside = Path(sys.executable).is_relative_to(Path.cwd())
+    return str(Path(sys.executable).relative_to(Path.cwd())) if inside else sys.executable
 
 
 def _figures(folder: Path) -> list[str]:

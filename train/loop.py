@@ -39,6 +39,10 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
         return train_prepared(configs, prepared)
 
 
+MANY_EPOCHS = 10
+MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
+
+
 @torch.no_grad()
 def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[Transcoder]:
     """The transcoders of all configs: those that the preflight found finished, and the others, trained now."""
@@ -49,6 +53,8 @@ def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[T
             first = configs[0]
             epochs = first.n_steps * first.batch_rows / store.manifest.n_rows("train")
             log.info("%d steps of %d rows are %.2f epochs of %s", first.n_steps, first.batch_rows, epochs, store.directory)
+            if epochs > MANY_EPOCHS:
+                log.warning(MANY, epochs, store.manifest.n_rows("train"))
         if ranks.rank == 0:
             for warning in dict.fromkeys(each for n in prepared.left for each in warnings_of(configs[n])):
                 log.warning("%s", warning)

@@ -11,6 +11,9 @@ from store.shards.reader import Store
 
 SIDES = {"ours", "other"}
 
+ROUNDING = 1e-5
+"""Differences below this share of a figure are float32's rounding: it has the same sign in every document."""
+
 
 def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
     """The comparison: all measurements, the checks, and a winner by metric where the data supports one.
@@ -27,7 +30,10 @@ def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
     for name, lower_is_better in judged().items():
         if not other.has(name):
             continue
-        winners[name] = f"not judged: {failed[0]}" if failed else winner_at_equal_l0(read, name, lower_is_better)
+        if failed:
+            winners[name] = f"not judged: {failed[0]}"
+        else:
+            winners[name] = winner_at_equal_l0(read, name, lower_is_better, ROUNDING * abs(ours.value(name) or 0.0))
     return Comparison(
         ours=ours,
         other=other,
@@ -40,7 +46,7 @@ def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
     )
 
 
-def winner_at_equal_l0(read: Sequence[Reading], name: str, lower_is_better: bool) -> str:
+def winner_at_equal_l0(read: Sequence[Reading], name: str, lower_is_better: bool, least: float = 0.0) -> str:
     """The winner in the first reading that counts, unless the other reading that counts says the contrary.
 
     A reading at which a dictionary is pushed above its own L0, and is worse for it, does not count.
@@ -50,17 +56,17 @@ def winner_at_equal_l0(read: Sequence[Reading], name: str, lower_is_better: bool
     counting = [one.minus_ours[name] for one in read if name in one.minus_ours and not one.is_past_its_best]
     if not counting:
         return "not judged: at an equal L0 one of them is worse than at its own, lower L0"
-    said = [winner(difference.ci95, lower_is_better) for difference in counting]
+    said = [winner(difference.ci95, lower_is_better, least) for difference in counting]
     if set(said) >= SIDES:
         return "not judged: which is better depends on the L0 at which both are read"
     return said[0]
 
 
-def winner(difference: Sequence[float] | None, lower_is_better: bool) -> str:
-    """The better side, from the 95% interval of theirs minus ours; a tie unless it excludes zero."""
+def winner(difference: Sequence[float] | None, lower_is_better: bool, least: float = 0.0) -> str:
+    """The better side, from the 95% interval of theirs minus ours; a tie unless it excludes zero by more than `least`."""
     if difference is None:
         return f"not judged: fewer than {MIN_DOCUMENTS} documents"
     low, high = difference
-    if low <= 0 <= high:
+    if low <= least and high >= -least:
         return "tie"
     return "ours" if (low > 0) == lower_is_better else "other"

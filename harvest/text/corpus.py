@@ -25,6 +25,7 @@ from harvest.text.origin import (
     files_of,
     is_saved_data_set,
     kind_of,
+    left_out_of,
     name_of,
     origin_of,
     revision_on_hub,
@@ -188,6 +189,8 @@ def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
             rows = rows.select_columns([column])  # others may hold images or sounds, which take long to decode
         return _corpus(str(path), revision, lambda start: _column(_from(rows, start), column), config)
     files = files_of(path)
+    if left_out := left_out_of(path):
+        log.warning("%s: %d files are read; those of other kinds are not: %s", path, len(files), ", ".join(left_out))
     unit = UNITS[config.documents] if any(kind_of(file) == "text" for file in files) else ""
 
     def values(start: int) -> Iterator[Any]:

@@ -124,6 +124,14 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
+def left_out_of(path: Path) -> list[str]:
+    """The suffixes of the files below a folder that are of no kind that is read, each once; none for a file."""
+    if not path.is_dir() or is_saved_data_set(path):
+        return []
+    below = [each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))]
+    return sorted({each.suffix or each.name for each in below if kind_of(each) is None})
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 

@@ -182,7 +182,10 @@ class Transcoder:
         directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():
-                raise Refused(f"{directory} holds no transcoder: {name} is missing; train one with `make train`")
+                raise Refused(
+                    f"{directory} holds no transcoder: {name} is missing; train one with `make train`, "
+                    "or give a transcoder of another project as BASELINE="
+                )
         config = read_config(directory / CONFIG, cls.config_kind)
         arrays = read_arrays(directory / WEIGHTS)
         check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from evaluate import baselines
@@ -108,3 +110,13 @@ def test_scope2_folders_without_a_config_are_chosen_by_label_alone(tmp_path):
     write_scope2(tmp_path / "transcoder/layer_9_width_16k_l0_medium", l0=55.0)
     assert [path.name for path in in_folders((tmp_path,), None, 9, ours)] == ["layer_9_width_16k_l0_medium"]
     assert latents_of("262") == 262_144
+
+
+def test_a_baseline_of_another_model_is_said(store, tmp_path, caplog):
+    ours = make_transcoder()
+    for model, warned in (("tiny", False), ("somebody/tiny", False), ("gpt2", True)):
+        caplog.clear()
+        folder = tmp_path / model.replace("/", "-")
+        replace(ours, config=ours.config.model_copy(update={"model": model})).save(folder)
+        baselines.find_baselines([folder], None, None, store, ours)
+        assert ("says that it is for gpt2, but these rows are of tiny" in caplog.text) == warned

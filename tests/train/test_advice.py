@@ -53,7 +53,9 @@ def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, c
     assert [line.removeprefix("WARNING: ") for line in said if line.startswith("WARNING")][-3:] == expected
     last = results_of(config)[1][-1]
     assert said[1] == f"last batch: FVU {last['fvu']:.4f}, L0 4.0, dead -"
-    assert said[-1] == f"next: python -m evaluate metrics --run {config.run_directory} --store {config.store}"
+    assert (
+        said[-1] == f"next: {advice.interpreter()} -m evaluate metrics --run {config.run_directory} --store {config.store}"
+    )
 
 
 def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):

@@ -201,6 +201,9 @@ def test_a_winner_is_named_only_where_the_interval_excludes_zero():
     assert winner([-0.02, -0.01], lower_is_better=True) == "other"
     assert winner([0.01, 0.02], lower_is_better=False) == "other"
     assert winner([-0.01, 0.02], lower_is_better=True) == "tie"
+    assert winner([5e-11, 2.6e-9], lower_is_better=True, least=7e-6) == "tie"  # rounding, of one sign in every document
+    assert winner([-2.6e-9, -5e-11], lower_is_better=True, least=7e-6) == "tie"
+    assert winner([8e-6, 9e-6], lower_is_better=True, least=7e-6) == "ours"
     assert winner(None, lower_is_better=True).startswith("not judged")
 
 
@@ -208,6 +211,9 @@ def test_a_transcoder_ties_with_itself(trained, store):
     ours = Transcoder.load(trained.run)
     judged = name_winners(measure(trained, store, [ours, ours]), store)
     assert set(judged.winners.values()) == {"tie"}
+    rounded = replace(ours, b_dec=ours.b_dec + 1e-7 * ours.b_dec.abs().mean())
+    judged = name_winners(measure(trained, store, [ours, rounded]), store)
+    assert judged.winners["fvu"] == judged.winners["mse"] == "tie"
 
 
 def test_a_run_that_is_not_there_says_how_to_make_it(store, tmp_path):

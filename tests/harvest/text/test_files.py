@@ -81,7 +81,7 @@ def test_a_file_of_any_kind_gives_its_documents_from_any_one_on(
         assert documents(path, start) == TEXTS[start:]
 
 
-def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
+def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path, caplog):
     (tmp_path / "deep").mkdir()
     write_json(tmp_path / "b.jsonl")
     write_csv(tmp_path / "deep" / "a.csv")
@@ -91,6 +91,7 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
     everything = ["first", "second", *TEXTS, *TEXTS]
     for start in range(len(everything)):
         assert documents(tmp_path, start) == everything[start:]
+    assert "3 files are read; those of other kinds are not: .md" in caplog.text
     assert documents(f"{tmp_path}/*.txt") == ["first", "second"]
     assert documents(f"{tmp_path}/**/*.csv") == TEXTS
 
