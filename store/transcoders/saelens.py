@@ -80,6 +80,11 @@ def _input(path: Path, found: dict[str, Any]) -> tuple[int, ViewName]:
     """The layer and the view that the hooks name. Refused when they name another pair than a layer's MLP."""
     hook = found.get("hook_name") or ""
     out = found.get("hook_name_out") or ""
+    if not hook or not out:
+        raise Refused(
+            f"{path} does not say what it reads and predicts: its metadata lacks hook_name or hook_name_out; add them, as "
+            '"blocks.15.ln2.hook_normalized" and "blocks.15.hook_mlp_out"'
+        )
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
     end = re.fullmatch(r"blocks\.(\d+)\.hook_mlp_out", out)
     if match is None or end is None or match[1] != end[1]:

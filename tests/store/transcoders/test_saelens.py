@@ -61,6 +61,7 @@ def test_hooks_of_gemma_3_mean_the_gained_norm(folder):
         ({"normalize_activations": "expected_average_only_in"}, "has normalize_activations"),
         ({"hook_name": "blocks.8.hook_mlp_in"}, "does not say whether the norm is applied"),
         ({"hook_name_out": "blocks.9.hook_mlp_out"}, "only a layer's MLP"),
+        ({"hook_name_out": None}, "its metadata lacks hook_name or hook_name_out; add them"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused(folder, changes, message):
