@@ -1,13 +1,12 @@
 """What people should know of a run before it starts and at its end: options that do not fit its length, and its figures."""
 
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from store.layout import TRAINING_LOG
+from evaluate.training_log import read_log
 from train.config import TrainConfig
 
 
@@ -70,8 +69,7 @@ def interpreter() -> str:
 
 def _figures(folder: Path) -> list[str]:
     """FVU, L0 and dead share of the last batch, and the last held-out figures, where the log has any."""
-    path = folder / TRAINING_LOG
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = read_log(folder)
     if not records:
         return []
     lines = [f"last batch: {figures_of(records[-1])}"]

@@ -106,7 +106,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     there is none, and naming the kinds for a file of another kind.
     """
     if path.is_dir():
-        below = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
+        below = _below(path)
         files = below if is_saved_data_set(path) else [each for each in below if kind_of(each) is not None]
     elif path.exists():
         if kind_of(path) is None:
@@ -128,8 +128,12 @@ def left_out_of(path: Path) -> list[str]:
     """The suffixes of the files below a folder that are of no kind that is read, each once; none for a file."""
     if not path.is_dir() or is_saved_data_set(path):
         return []
-    below = [each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))]
-    return sorted({each.suffix or each.name for each in below if kind_of(each) is None})
+    return sorted({each.suffix or each.name for each in _below(path) if kind_of(each) is None})
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, by name."""
+    return sorted(each for each in folder.rglob("*") if each.is_file() and not _hidden(each.relative_to(folder)))
 
 
 def _hidden(path: Path) -> bool:
