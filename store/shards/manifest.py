@@ -12,7 +12,7 @@ from store.errors import Damaged, Refused
 from store.layout import MANIFEST as MANIFEST
 from store.names import NormKind, NormReads
 from store.parents import require_store
-from store.shards.recipe import Recipe, Split, Strict, without_none
+from store.shards.recipe import Recipe, Split, Strict, first_complaint, without_none
 
 FORMAT_VERSION = 1
 
@@ -161,11 +161,8 @@ def load_manifest(directory: StorePath) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise Damaged(
-            f"{path} does not fit format {FORMAT_VERSION} at {where}: {first['msg']}; {cure_of_manifest(directory)}"
-        ) from None
+        fault = first_complaint(error)
+        raise Damaged(f"{path} does not fit format {FORMAT_VERSION} at {fault}; {cure_of_manifest(directory)}") from None
     if manifest.fingerprint != manifest.recipe.fingerprint:
         raise Damaged(
             f"{path} was edited: its recipe hashes to {manifest.recipe.fingerprint}, "

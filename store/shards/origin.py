@@ -14,7 +14,7 @@ from store.errors import Damaged, Refused
 from store.layout import NORM_FILE, ORIGIN
 from store.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, NormInfo, load_manifest, refuse_newer
 from store.shards.reader import Store
-from store.shards.recipe import Recipe, Strict
+from store.shards.recipe import Recipe, Strict, first_complaint
 from store.views import Norm
 
 
@@ -97,11 +97,8 @@ def read_origin(folder: Path) -> Origin | None:
     try:
         origin = Origin.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise Damaged(
-            f"{path} does not fit at {where}: {first['msg']}; restore it, or remove it and give --store"
-        ) from None
+        cure = "restore it, or remove it and give --store"
+        raise Damaged(f"{path} does not fit at {first_complaint(error)}; {cure}") from None
     for side in filter(None, (origin.store, origin.target_store)):
         if side.fingerprint != side.recipe.fingerprint:
             raise Damaged(f"{path} was edited: {side.fingerprint} is not its recipe's; restore it, or give --store")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,12 @@ def split_of(shard: int, heldout_every: int) -> Split:
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def first_complaint(error: ValidationError) -> str:
+    """Where a JSON file does not fit its schema, and how: the first complaint of many."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
 def hash_of(fields: dict) -> str:
