@@ -13,7 +13,7 @@ from store.cli import Commands, run_command
 from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
 
 COMMANDS: Commands = {
-    "metrics": (EvaluateConfig, "evaluate.compare.commands:evaluate_run"),
+    "metrics": (EvaluateConfig, "evaluate.compare.one_run:evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare.layers:compare"),
     "features": (FeaturesConfig, "evaluate.features.samples:collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),

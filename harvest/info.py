@@ -83,7 +83,8 @@ def _served(schedule: Schedule, documents: list[np.ndarray], start: int, rows: i
 
 def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows: int = 1024) -> str:
     """The description, with a few rows of text: `decode` makes text of tokens, or says why there is none."""
-    manifest, recipe = store.manifest, store.manifest.recipe
+    manifest = store.manifest
+    recipe = store.manifest.recipe
     n_bytes = sum(shard.bytes for shard in manifest.shards)
     lines = [
         f"{store.directory}: {recipe.model} layer {recipe.layer}, fingerprint {store.fingerprint}",

@@ -1,75 +1,34 @@
 """The harvest: shard after shard, from where the stores end to the tokens asked for, one model run for all layers."""
 
-import importlib.metadata
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.model.language_model import LanguageModel
-from harvest.model.loading import load_model, resolve_compute_dtype
-from harvest.plan import PROBE_BATCHES, describe, probe, refuse_what_does_not_fit
+from harvest.opening import fitted, open_all, recipe_of
 from harvest.pool import Lanes
 from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
-from harvest.text.corpus import Corpus, open_corpus
-from harvest.text.encode import template_hash
-from harvest.text.fit import fit_shards
-from harvest.text.repeats import without_repeats
-from harvest.text.stream import check_tokenizer, documents_from, packed_from
-from harvest.text.tokens import PACKING, SpecialTokens, pack
+from harvest.space import refuse_what_does_not_fit
+from harvest.text.corpus import Corpus
+from harvest.text.stream import packed_from
 from store.counts import share
-from store.devices import resolve_device
-from store.errors import Refused
-from store.shards.formats import FORMATS
-from store.shards.manifest import Manifest, Recipe
+from store.shards.manifest import Manifest
 from store.shards.reader import open_store
 from store.shards.repeats import find_repeats
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 
 MANY_SHARDS = 2000
-LIBRARIES = ("torch", "transformers", "transformer-lens")
 log = logging.getLogger(__name__)
-
-
-def recipe_of(
-    config: HarvestConfig, layer: int, corpus: Corpus, model: LanguageModel, compute_dtype: torch.dtype
-) -> Recipe:
-    """What decides the numbers of a layer's store, frozen in its manifest."""
-    libraries = (*LIBRARIES, *FORMATS[config.shard_format].libraries)
-    return Recipe(
-        model=config.model,
-        model_revision=model.revision,
-        tokenizer_hash=model.tokenizer_hash,
-        layer=layer,
-        sites=config.sites,
-        dataset=corpus.name,
-        dataset_revision=corpus.revision,
-        dataset_split=config.split,
-        text_column=config.text_column,
-        context=config.context,
-        packing=PACKING,
-        excluded_tokens=SpecialTokens.of(model.tokenizer).excluded,
-        shard_sequences=config.shard_sequences,
-        heldout_every=config.heldout_every,
-        seed=config.seed,
-        format=config.shard_format,
-        dtype=config.dtype,
-        compute_dtype=str(compute_dtype).removeprefix("torch."),  # type: ignore[arg-type]
-        libraries={name: importlib.metadata.version(name) for name in libraries},
-        chat_template=None if config.chat is None else template_hash(model.tokenizer),
-        **config.recorded_when_set,  # type: ignore[arg-type]
-    )
 
 
 def harvest(config: HarvestConfig) -> list[Manifest]:
@@ -84,7 +43,8 @@ def harvest(config: HarvestConfig) -> list[Manifest]:
 
 def harvest_rest(stores: Visit) -> list[Manifest]:
     """`harvest` for stores that lack something; they are locked before the model is loaded."""
-    config, rank = stores.config, Rank.of_environment()
+    config = stores.config
+    rank = Rank.of_environment()
     with stores.locked(rank) as locks, ExitStack() as stack:
         corpus, model, dtype = open_all(config, rank)
         config = fitted(stores, corpus, model)
@@ -105,39 +65,6 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
         return [writer.manifest for writer in writers.values()]
 
 
-def fitted(stores: Visit, corpus: Corpus, model: LanguageModel) -> HarvestConfig:
-    """The options with shards that the text can fill, held-out ones among them. Refused where there are none."""
-    if any(stores.finished_shards.values()):
-        return stores.config
-    return fit_shards(stores.config, documents_from(corpus, model, 0), SpecialTokens.of(model.tokenizer), corpus.described)
-
-
-def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, torch.dtype]:
-    """The text, the model up to the highest layer asked for, and the dtype that it runs in."""
-    device = resolve_device(rank.device(str(resolve_device(config.device))))
-    dtype = resolve_compute_dtype(config.compute_dtype, device)
-    corpus = open_corpus(config)
-    if config.drop_repeats:
-        corpus = without_repeats(corpus)
-    model = load_model(
-        config.model,
-        max(config.layers),
-        device,
-        dtype,
-        revision=config.model_revision,
-        device_map=config.device_map,
-        context=config.context,
-        model_class=config.model_class,
-    )
-    model.check_sites(config.sites)
-    check_tokenizer(config, model)
-    if config.chat is not None:
-        template_hash(model.tokenizer)  # refuses a tokenizer without a template
-    layers = ", ".join(map(str, config.layers))
-    log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.described)
-    return corpus, model, dtype
-
-
 def _fill(
     config: HarvestConfig,
     corpus: Corpus,
@@ -153,38 +80,65 @@ def _fill(
     shortest = min((writer.manifest for writer in writers.values()), key=lambda manifest: len(manifest.shards))
     first = len(shortest.shards)
     if first:
-        log.info("continuing after %d finished shards of %d", first, config.n_shards)
-        if config.n_shards > MANY_SHARDS and config.tokens_a_shard < MOST_SHARD_TOKENS:
-            size = config.tokens_a_shard
-            log.warning(
-                "this store was begun small: it will have %s shards of %s tokens each, which are slow to read; another "
-                "STORE would have fewer, larger ones",
-                f"{config.n_shards:,}",
-                f"{size:,}",
-            )
+        _note_a_slow_size(config, first)
     stream = packed_from(config, corpus, model, shortest.shards)
     number = first - 1
     lanes = Lanes(model)
     on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
-    with _progress(config, first, rank) as bar, ThreadPoolExecutor(1) as thread:
-        writing: Future | None = None
+    with _progress(config, first, rank) as bar, Writing(at_once=on_cpu) as writing:
         for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
             if ring is not None and not ring.has_room(number):
-                if writing is not None:
-                    writing.result()  # what the trainer waits for must be there before anybody waits for the trainer
+                writing.wait()  # what the trainer waits for must be there before anybody waits for the trainer
                 if not ring.wait(number, bar):
                     return number
             lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
             if rank.takes(number) and lacking:
                 rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update)
-                if writing is not None:
-                    writing.result()  # one shard is written while the next is computed, so that memory is bounded
-                writing = thread.submit(_write, lacking, rows, number)
-                if on_cpu:
-                    writing.result()
-        if writing is not None:
-            writing.result()
+                writing.submit(lacking, rows, number)
+        writing.wait()
     return number + 1
+
+
+def _note_a_slow_size(config: HarvestConfig, first: int) -> None:
+    """Says how many shards are left; warns where a store that was begun small will have very many small ones."""
+    log.info("continuing after %d finished shards of %d", first, config.n_shards)
+    if config.n_shards > MANY_SHARDS and config.tokens_a_shard < MOST_SHARD_TOKENS:
+        log.warning(
+            "this store was begun small: it will have %s shards of %s tokens each, which are slow to read; another "
+            "STORE would have fewer, larger ones",
+            f"{config.n_shards:,}",
+            f"{config.tokens_a_shard:,}",
+        )
+
+
+class Writing:
+    """Writes one shard while the next is computed; at most one at a time, so that memory is bounded.
+
+    at_once: every shard is written before `submit` returns.
+    """
+
+    def __init__(self, at_once: bool) -> None:
+        self.at_once = at_once
+        self.thread = ThreadPoolExecutor(1)
+        self.shard: Future | None = None
+
+    def __enter__(self) -> "Writing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown(wait=True)
+
+    def submit(self, writers: dict[int, StoreWriter], rows: dict[int, ShardRows], number: int) -> None:
+        """Has a shard written, after the one before it. Raises what writing that one raised."""
+        self.wait()
+        self.shard = self.thread.submit(_write, writers, rows, number)
+        if self.at_once:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last shard is written. Raises what writing it raised."""
+        if self.shard is not None:
+            self.shard.result()
 
 
 def _progress(config: HarvestConfig, first: int, rank: Rank) -> tqdm:
@@ -246,28 +200,3 @@ def _note_repeats(config: HarvestConfig) -> None:
                 found.repeated,
                 found.heldout,
             )
-
-
-def plan(config: HarvestConfig, started: float | None = None) -> str:
-    """What the harvest would take, from a probe of the model and the disk; nothing of a store is written.
-
-    started: when the command began, on time.perf_counter; now when not given.
-
-    Refused where the harvest would be: for a store of another one.
-    """
-    started = time.perf_counter() if started is None else started
-    stores = visit(config)
-    corpus, model, dtype = open_all(stores.config, Rank())
-    config = fitted(stores, corpus, model)
-    sequences = config.batch_sequences * PROBE_BATCHES
-    special = SpecialTokens.of(model.tokenizer)
-    stream = pack(documents_from(corpus, model, 0), 0, special, sequences, config.context)
-    packed = next(stream, None)
-    if packed is None:
-        raise Refused(f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1")
-    first_text = time.perf_counter()
-    again = next(stream, None)
-    text_seconds = 0.0 if again is None else (time.perf_counter() - first_text) / again.tokens.numel()
-    recipes = {layer: recipe_of(config, layer, corpus, model, dtype) for layer in config.layers}
-    measured = replace(probe(config, model, packed, recipes), text_seconds=text_seconds, start_seconds=first_text - started)
-    return describe(config, model.d_model, stores.finished_shards, measured)

@@ -1,93 +1,56 @@
-"""Before a harvest: what it will take on disk, in memory and in time; refuses what the disk cannot hold."""
+"""What a harvest will take on disk, in memory and in time, from a probe of the model and the disk."""
 
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
+from harvest.opening import fitted, open_all, recipe_of
 from harvest.pool import Lanes
+from harvest.preflight import visit
+from harvest.ranks import Rank
 from harvest.shard import run_shard
-from harvest.text.tokens import PackedShard
+from harvest.space import disk_of, disk_shortage, gigabytes, shard_bytes, shards_on_disk
+from harvest.text.stream import documents_from
+from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.counts import duration
-from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.shards.recipe import Recipe
 from store.shards.rows import ShardRows, shard_arrays
 
-HEADER = 4096
-"""Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
 PROBE_BATCHES = 4
 PROBE_BYTES = 64 << 20
 
 
-def shard_bytes(config: HarvestConfig, d_model: int) -> int:
-    """Bytes of one shard of one layer: rows of every site, tokens, places, sums."""
-    row = d_model * len(config.sites) * getattr(torch, config.dtype).itemsize + 8
-    sums = 2 * 8 * d_model * (len(config.sites) + ("resid_mid" in config.sites))
-    return config.tokens_a_shard * row + sums + HEADER
+def plan(config: HarvestConfig, started: float | None = None) -> str:
+    """What the harvest would take, from a probe of the model and the disk; nothing of a store is written.
 
+    started: when the command began, on time.perf_counter; now when not given.
 
-def disk_of(directory: StorePath) -> Path:
-    """The nearest folder that exists. What is uploaded lies in TMPDIR first."""
-    return Path(tempfile.gettempdir()) if isinstance(directory, Remote) else nearest_there(directory)
-
-
-def shards_on_disk(config: HarvestConfig, finished: int) -> int:
-    """How many more shards of a layer lie on disk at one time, when `finished` are there.
-
-    A ring needs room for its held-out shards and for those that it keeps; a store at a URL for the shard under way.
+    Refused where the harvest would be: for a store of another one.
     """
-    lacking = max(0, config.n_shards - finished)
-    if isinstance(config.store, Remote):
-        return min(1, lacking)
-    heldout = max(0, heldout_below(config.n_shards, config.heldout_every) - heldout_below(finished, config.heldout_every))
-    train = lacking - heldout
-    return heldout + min(train, config.keep_shards or train)
-
-
-def heldout_below(number: int, heldout_every: int) -> int:
-    """Held-out shards among those with a smaller number: 1 is the first of them."""
-    return (number + heldout_every - 2) // heldout_every
-
-
-def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> tuple[int, int, Path] | None:
-    """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking."""
-    needed: dict[int, int] = {}
-    folders: dict[int, Path] = {}
-    for layer, directory in config.directories.items():
-        folder = disk_of(directory)
-        device = folder.stat().st_dev
-        folders[device] = folder
-        lacking = shards_on_disk(config, finished.get(layer, 0))
-        needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model)
-    for device, n_bytes in needed.items():
-        free = shutil.disk_usage(folders[device]).free
-        if n_bytes > free:
-            return n_bytes, free, folders[device]
-    return None
-
-
-def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> None:
-    """Refused saying by how much the disk is too small for the shards still lacking."""
-    short = disk_shortage(config, d_model, finished)
-    if short is not None:
-        needed, free, folder = short
-        raise Refused(
-            f"the shards still to be written take {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
-            f"{gigabytes(needed - free)} too little; free some, choose another STORE, or fewer TOKENS, layers or sites"
-        )
-
-
-def gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB"
+    started = time.perf_counter() if started is None else started
+    stores = visit(config)
+    corpus, model, dtype = open_all(stores.config, Rank())
+    config = fitted(stores, corpus, model)
+    sequences = config.batch_sequences * PROBE_BATCHES
+    special = SpecialTokens.of(model.tokenizer)
+    stream = pack(documents_from(corpus, model, 0), 0, special, sequences, config.context)
+    packed = next(stream, None)
+    if packed is None:
+        raise Refused(f"{corpus.name} is too short to measure {sequences} sequences; give more text or --batch-sequences 1")
+    first_text = time.perf_counter()
+    again = next(stream, None)
+    text_seconds = 0.0 if again is None else (time.perf_counter() - first_text) / again.tokens.numel()
+    recipes = {layer: recipe_of(config, layer, corpus, model, dtype) for layer in config.layers}
+    measured = replace(probe(config, model, packed, recipes), text_seconds=text_seconds, start_seconds=first_text - started)
+    return describe(config, model.d_model, stores.finished_shards, measured)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harvest.config import HarvestConfig, RepairConfig
-from harvest.loop import recipe_of
 from harvest.model.loading import model_of
+from harvest.opening import recipe_of
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.text.corpus import Corpus, open_corpus
@@ -44,7 +44,8 @@ def repair(config: RepairConfig) -> str:
 
 def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -> None:
     """Harvests the damaged shards again. Refused when that cannot be done here, before anything is replaced."""
-    directory, recipe = config.store_directory, manifest.recipe
+    directory = config.store_directory
+    recipe = manifest.recipe
     writer_for(recipe.format)  # refuses a format that is only read
     harvest = harvest_config(config, manifest)
     corpus = open_corpus(harvest)
@@ -115,7 +116,9 @@ def options_recorded(recipe: Recipe) -> dict[str, object]:
 
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:
     """Harvests one shard again. Damaged when it comes out otherwise than recorded; the file that was there then stays."""
-    shard, recipe, model = manifest.shards[number], manifest.recipe, lanes.models[0]
+    shard = manifest.shards[number]
+    recipe = manifest.recipe
+    model = lanes.models[0]
     packed = next(packed_from(harvest, corpus, model, manifest.shards[:number]))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
         rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]

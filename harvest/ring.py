@@ -18,7 +18,8 @@ class RingKeeper:
     """Keeps at most `keep` training shards in each store. Of several processes, each waits for itself; rank 0 deletes."""
 
     def __init__(self, keep: int, writers: Sequence[StoreWriter]) -> None:
-        self.keep, self.writers = keep, writers
+        self.keep = keep
+        self.writers = writers
         self.finished = False
         """Whether the runs need no further shard."""
         self.trained = [-1 for _ in writers]

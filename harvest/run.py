@@ -11,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def plan(config: PlanConfig) -> str:
-    """What the harvest would take, as `harvest.loop.plan` says, after what is refused without a model."""
+    """What the harvest would take, as `harvest.plan.plan` says, after what is refused without a model."""
     started = time.perf_counter()
     visit(config)
     refuse_what_is_known(config)
     log.info("loading the libraries of models and data sets, then the model, to measure it")
-    from harvest.loop import plan as measured
+    from harvest.plan import plan as measured
 
     return measured(config, started)
 

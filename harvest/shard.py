@@ -23,7 +23,8 @@ class HostRows:
     """The rows of a shard on the host: in pinned memory, filled on a side stream, where the device is a GPU."""
 
     def __init__(self, rows: int, dtype: torch.dtype) -> None:
-        self.rows, self.dtype = rows, dtype
+        self.rows = rows
+        self.dtype = dtype
         self.buffers: dict[int, dict[str, Tensor]] = {}
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
         self.lock = Lock()

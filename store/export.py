@@ -100,7 +100,8 @@ def _made_for(layout: Layout, name: str, ours: Transcoder, store: Store | None) 
 
     Refused, with the cure, where the layout has no place for it, and where its view can only be converted with a store.
     """
-    config, holds = ours.config, layout.holds
+    config = ours.config
+    holds = layout.holds
     if holds.everything:
         return ours
     if config.activation == "topk":
@@ -146,14 +147,17 @@ def _agreement(ours: Transcoder, again: Transcoder, store: Store | None) -> str:
             kind = "held-out rows"
             shard = next(iter(store.manifest.of_split("heldout")), store.manifest.shards[0])
             rows = store.array(shard, ours.config.source_site)[: min(ROWS, shard.kept)]
-        x, x_again = ours.view(rows, store.norm), again.view(rows, store.norm)
-    latents, latents_again = ours.encode(x), again.encode(x_again)
+        x = ours.view(rows, store.norm)
+        x_again = again.view(rows, store.norm)
+    latents = ours.encode(x)
+    latents_again = again.encode(x_again)
     either = (latents > 0) != (latents_again > 0)
     value = torch.maximum(latents, latents_again)[either]
     limit = ours.threshold.clamp_min(0).expand_as(latents)[either]
     apart = bool((value - limit > TOLERANCE * limit.clamp_min(1)).any())
     kept = ~either.any(1)
-    y, y_again = ours.decode(latents, x)[kept], again.decode(latents_again, x_again)[kept]
+    y = ours.decode(latents, x)[kept]
+    y_again = again.decode(latents_again, x_again)[kept]
     error = float((y_again - y).norm() / y.norm().clamp_min(torch.finfo(y.dtype).tiny))
     if apart or not error <= TOLERANCE:
         raise Refused(

@@ -23,7 +23,8 @@ def describe(config: TrainConfig, result: Any) -> str | None:
 
 def warnings_of(config: TrainConfig) -> list[str]:
     """A sentence for each option that exceeds the run, with its cure."""
-    steps, tokens = config.n_steps, config.n_steps * config.batch_rows
+    steps = config.n_steps
+    tokens = config.n_steps * config.batch_rows
     found = []
     if config.n_warmup_steps >= steps:
         last = config.lr * steps / config.n_warmup_steps

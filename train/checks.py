@@ -174,7 +174,8 @@ def check_outputs(configs: Sequence[TrainConfig]) -> None:
 
 def refuse_holes(store: Store) -> None:
     """Refused when a ring has deleted training shards."""
-    n_shards, ring = len(store.manifest.of_split("train")), load_ring(store.directory)
+    n_shards = len(store.manifest.of_split("train"))
+    ring = load_ring(store.directory)
     if ring is not None and n_shards < len(load_manifest(store.directory).of_split("train")):
         raise Refused(
             f"{store.directory} is a ring that keeps {ring.keep_shards} training shards and deletes the others; "

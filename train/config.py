@@ -194,7 +194,8 @@ class TrainConfig(Options):
     def architecture(self) -> str:
         """Names the kind of dictionary, and the run's folder: matryoshka_batchtopk, jumprelu_sae, ..."""
         nested = "matryoshka_" if len(self.prefixes) > 1 else ""
-        sae, skip = "_sae" if self.is_sae else "", "_skip" if self.skip else ""
+        sae = "_sae" if self.is_sae else ""
+        skip = "_skip" if self.skip else ""
         across = "" if self.target_layer is None else f"_to_layer{self.target_layer}"
         return nested + self.activation + sae + skip + across
 

@@ -31,8 +31,10 @@ def export(
     bias = shared.whole(folded.bias, d_sae)
     limit = shared.whole(limit, d_sae)
     device = encoder.device
-    input_scale, input_mean = module.input_scale.to(device), module.input_mean.to(device)
-    target_scale, target_mean = module.target_scale.to(device), module.target_mean.to(device)
+    input_scale = module.input_scale.to(device)
+    input_mean = module.input_mean.to(device)
+    target_scale = module.target_scale.to(device)
+    target_mean = module.target_mean.to(device)
     W_enc = (encoder.T * input_scale * scale).contiguous()
     b_dec = module.b_dec.to(device) / target_scale + target_mean
     W_skip = None
@@ -52,7 +54,8 @@ def export(
 
 def _describe(module: TrainingTranscoder, d_sae: int, store_fingerprint: str, source: str) -> TranscoderConfig:
     """The config of the whole dictionary, or of the latents held here: these are a dictionary too, nested likewise."""
-    config, prefixes = module.config, module.prefixes
+    config = module.config
+    prefixes = module.prefixes
     if d_sae != config.d_sae:
         prefixes = tuple(module.ranks.latents.count(size) for size in prefixes)
     return TranscoderConfig(

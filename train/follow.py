@@ -31,7 +31,8 @@ class Following:
 
     def __init__(self, configs: Sequence[TrainConfig], ranks: Ranks) -> None:
         """Waits until there are enough shards to begin: STATISTICS_SHARDS, or all of a harvest that has ended."""
-        self.config, self.ranks = configs[0], ranks
+        self.config = configs[0]
+        self.ranks = ranks
         self.runs = tuple(str(config.run_directory.resolve()) for config in configs)
         target = self.config.target_directory
         self.directories = [self.config.store_directory] + ([] if target is None else [target])
@@ -85,7 +86,8 @@ class Following:
         """Claims the rings for these runs. Refused when a ring serves other runs, or has deleted the next shard."""
         needed = self.ledger.trained(position)
         for directory in self.directories:
-            ring, trained = load_ring(directory), load_trained(directory)
+            ring = load_ring(directory)
+            trained = load_trained(directory)
             if trained is not None and trained.runs != self.runs:
                 raise Refused(
                     f"{directory} is trained on by {', '.join(trained.runs)}: a ring serves one run; "

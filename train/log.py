@@ -100,7 +100,8 @@ class TrainingLog:
     """Writes each record as a line of JSON, a step at wandb and the text of the bar; a silent log writes nothing."""
 
     def __init__(self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False) -> None:
-        self.config, self.path = config, config.run_directory / TRAINING_LOG
+        self.config = config
+        self.path = config.run_directory / TRAINING_LOG
         mode = "disabled" if silent else wandb_mode()
         self.wandb: Any = None if mode == "disabled" else _wandb_run(config, mode)
         if not silent:

@@ -46,7 +46,9 @@ MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (ma
 @torch.no_grad()
 def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[Transcoder]:
     """The transcoders of all configs: those that the preflight found finished, and the others, trained now."""
-    store, following, ranks = prepared.store, prepared.following, prepared.ranks
+    store = prepared.store
+    following = prepared.following
+    ranks = prepared.ranks
     transcoders = dict(prepared.finished)
     if prepared.left:
         if following is None and ranks.rank == 0:
@@ -82,90 +84,101 @@ def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks, following: F
         for position, run in enumerate(runs):
             run.open(position, collector)
             logs.enter_context(run.log)
-        steps(runs, store, ranks, following)
+        Session(runs, store, ranks, following).run_steps()
         if following is None:
             return [run.finish(store) for run in runs]
         return [run.finish(following.last_shard(run.done * run.config.batch_rows)) for run in runs]
 
 
-def steps(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None = None) -> None:
-    """Runs the steps that are left. A run whose checkpoint is later than another's waits for it.
+class Session:
+    """The steps that some runs have left, from one stream of batches.
 
-    Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt. Text that ends early ends the training.
+    A run whose checkpoint is later than another's waits for it.
     """
-    config = runs[0].config
-    first = min(run.done for run in runs)
-    together = ranks.world > 1 and following is None
-    stopping = ranks if together else Ranks()  # processes that have to stop, and to save, at the same step
 
-    def save(step: int) -> None:
-        for run in runs:
-            if run.done == step:
+    def __init__(self, runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None) -> None:
+        self.runs = runs
+        self.store = store
+        self.ranks = ranks
+        self.following = following
+        self.config = runs[0].config
+        self.first = min(run.done for run in runs)
+        self.together = ranks.world > 1 and following is None
+        """Whether the processes have to stop, and to save, at the same step."""
+
+    def run_steps(self) -> None:
+        """Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt. Text that ends ends the training."""
+        config = self.config
+        with interruptible() as interrupted, closing(self.batches(interrupted)) as stream:
+            for step in range(self.first, config.n_steps):
+                before = time.perf_counter()
+                batch = next(stream, None)
+                waited = time.perf_counter() - before
+                if batch is None:
+                    log.warning(
+                        "the text ended: training ends at step %d of %d, its learning rate still high", step, config.n_steps
+                    )
+                    break
+                self.runs[0].log.waits(None)
+                for run in self.runs:
+                    if run.done == step:
+                        run.step(batch, waited)
+                stop = self.must_stop(step + 1, interrupted())
+                if stop or self.save_is_due(step + 1):
+                    self.save(step + 1)
+                if stop:
+                    raise KeyboardInterrupt
+
+    def must_stop(self, done: int, interrupted: bool) -> bool:
+        """Whether Ctrl-C was pressed; processes that stop together ask each other, seldom, because that takes time."""
+        if not self.together:
+            return interrupted
+        return done % self.config.log_every == 0 and self.ranks.total(interrupted) > 0
+
+    def save_is_due(self, done: int) -> bool:
+        """Whether a checkpoint belongs after this many steps."""
+        if done % self.config.checkpoint_every == 0 or done == self.config.n_steps:
+            return True
+        return self.following is not None and self.following.due(done * self.config.batch_rows)
+
+    def save(self, done: int) -> None:
+        """Checkpoints of the runs that have made this many steps; a harvester that waits for them is told."""
+        for run in self.runs:
+            if run.done == done:
                 run.save()
-        if following is not None:
-            following.publish(step * config.batch_rows)
+        if self.following is not None:
+            self.following.publish(done * self.config.batch_rows)
 
-    with interruptible() as interrupted, closing(stream_of(runs, store, ranks, following, save, interrupted)) as stream:
-        for step in range(first, config.n_steps):
-            before = time.perf_counter()
-            batch = next(stream, None)
-            waited = time.perf_counter() - before
-            if batch is None:
-                log.warning(
-                    "the text ended: training ends at step %d of %d, its learning rate still high", step, config.n_steps
-                )
-                break
-            runs[0].log.waits(None)
-            for run in runs:
-                if run.done == step:
-                    run.step(batch, waited)
-            done = step + 1
-            due = done % config.checkpoint_every == 0 or done == config.n_steps
-            may_stop = not together or done % config.log_every == 0  # asking the other processes takes time
-            stop = may_stop and stopping.total(interrupted()) > 0
-            if stop or due or (following is not None and following.due(done * config.batch_rows)):
-                save(done)
-            if stop:
+    def batches(self, interrupted: Callable[[], bool]) -> Generator[Batch, None, None]:
+        """The batches that are left: of the whole store, mixed, or of its shards as they are harvested."""
+        config = self.config
+        device = self.runs[0].module.encoder.device
+        cursor = self.first * config.batch_rows
+        following = self.following
+        if following is None:
+            rows = self.ranks.rows
+            return batches(
+                self.store,
+                "train",
+                config.batch_rows // rows.world,
+                view=config.input_view,
+                device=device,
+                seed=config.seed,
+                sites=(config.source_site, config.target_site),
+                rank=rows.rank,
+                world=rows.world,
+                cursor=cursor,
+                stop=config.n_steps * config.batch_rows,
+            )
+
+        def wait(position: int) -> None:
+            if interrupted() or following.starves_both(position):  # without a checkpoint neither side could go on
+                self.save(position // config.batch_rows)
+            if interrupted():
                 raise KeyboardInterrupt
+            self.runs[0].log.waits(following.lacking)
 
-
-def stream_of(
-    runs: Sequence[Run],
-    store: Store,
-    ranks: Ranks,
-    following: Following | None,
-    save: Callable[[int], None],
-    interrupted: Callable[[], bool],
-) -> Generator[Batch, None, None]:
-    """The batches that are left: of the whole store, mixed, or of its shards as they are harvested.
-
-    `save(step)` is called before a wait for the harvester that would not end otherwise; `interrupted` tells of Ctrl-C.
-    """
-    config, device = runs[0].config, runs[0].module.encoder.device
-    cursor = min(run.done for run in runs) * config.batch_rows
-    if following is None:
-        return batches(
-            store,
-            "train",
-            config.batch_rows // ranks.rows.world,
-            view=config.input_view,
-            device=device,
-            seed=config.seed,
-            sites=(config.source_site, config.target_site),
-            rank=ranks.rows.rank,
-            world=ranks.rows.world,
-            cursor=cursor,
-            stop=config.n_steps * config.batch_rows,
-        )
-
-    def wait(position: int) -> None:
-        if interrupted() or following.starves_both(position):
-            save(position // config.batch_rows)
-        if interrupted():
-            raise KeyboardInterrupt
-        runs[0].log.waits(following.lacking)
-
-    return following.stream(cursor, device, wait)
+        return following.stream(cursor, device, wait)
 
 
 @contextmanager

@@ -61,8 +61,12 @@ class Run:
     """A run from its checkpoint, if there is one, or from the start. Only rank 0 writes."""
 
     def __init__(self, config: TrainConfig, store: Store, module: TrainingTranscoder, identity: dict) -> None:
-        self.config, self.store, self.module, self.identity = config, store, module, identity
-        self.folder, self.ranks = config.run_directory, module.ranks
+        self.config = config
+        self.store = store
+        self.module = module
+        self.identity = identity
+        self.folder = config.run_directory
+        self.ranks = module.ranks
         self.path = self.folder / CHECKPOINT
         self.stepped = False
         self.optimizer = make_optimizer(module, config.lr)
@@ -81,7 +85,9 @@ class Run:
         if self.config.features_every and self.ranks.rank == 0:
             for snapshot in uncollected(self.store.directory, self.config, self.done):
                 collector.add(snapshot)
-        self.last_time, self.last_step, self.waited = time.perf_counter(), self.done, 0.0
+        self.last_time = time.perf_counter()
+        self.last_step = self.done
+        self.waited = 0.0
 
     def step(self, batch: Batch, waited: float) -> None:
         """One step on the batch. Refused, with the state saved, when the loss is not finite."""
@@ -123,14 +129,16 @@ class Run:
 
     def _export(self, source: str, threshold: Tensor | None = None, gather: bool = True) -> Transcoder:
         """The artefact as it is now; it names the stores of both its sides."""
-        made, target = export(self.module, self.store.fingerprint, source, threshold, gather), self.store.target
+        made = export(self.module, self.store.fingerprint, source, threshold, gather)
+        target = self.store.target
         if target is None:
             return made
         both = {"target_layer": self.config.target_layer, "target_store_fingerprint": target.fingerprint}
         return replace(made, config=made.config.model_copy(update=both))
 
     def _stop(self) -> None:
-        step, rows = int(self.module.watch.first_bad), self.config.batch_rows
+        step = int(self.module.watch.first_bad)
+        rows = self.config.batch_rows
         path = self.folder / NONFINITE
         checkpoint.save(path, self.module, self.optimizer, step - 1, self.identity)
         raise Refused(
@@ -190,7 +198,8 @@ class Run:
 
     def _heldout(self) -> HeldoutRecord:
         """The same figures as `evaluate metrics`, on the first held-out rows; training state is only read."""
-        now, limit = self._export("", gather=False), self.config.heldout_rows
+        now = self._export("", gather=False)
+        limit = self.config.heldout_rows
         forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k, sizes=self.config.prefixes)
         [measured], facts = measure_rows(
             [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
@@ -222,7 +231,8 @@ class Run:
 def calibrate(run: Run, store: Store) -> Tensor | None:
     """The threshold of each latent held here that the activation calibrates on a store's training rows, in normalised
     units; None where it calibrates none. Logs a warning when L0 stays below k."""
-    module, k = run.module, run.config.k
+    module = run.module
+    k = run.config.k
     found = module.activation.calibrate(_rows_to_come(run, store), module.encoder, module.b_enc)
     if found is None:
         return None
@@ -237,7 +247,8 @@ def _rows_to_come(run: Run, store: Store) -> Iterator[Tensor]:
     In the first epoch these rows are new to the run. That matters: on rows just trained on more latents pass a threshold
     than on others, so that a threshold set there gives too high an L0 elsewhere.
     """
-    config, module = run.config, run.module
+    config = run.config
+    module = run.module
     cursor = run.done * config.batch_rows
     n_rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
     stream = batches(

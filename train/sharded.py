@@ -24,7 +24,8 @@ class ShardedForward(Forward):
 
     def largest(self, x: Float[Tensor, "rows d_in"], size: int) -> Entries:
         """TopK's active latents of a prefix that are held here, where `size` of its latents are."""
-        encoder, b_enc = self.encoder[:size], self.transcoder.b_enc[:size]
+        encoder = self.encoder[:size]
+        b_enc = self.transcoder.b_enc[:size]
         return largest_in_rows(x, encoder, b_enc, self.kept[size], self.shared)
 
     def all_reduce(self, sums: Tensor) -> Tensor:

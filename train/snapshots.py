@@ -126,7 +126,8 @@ class Collector:
     def _note_end(self) -> None:
         assert self.process is not None
         assert self.current is not None
-        code, snapshot = self.process.returncode, self.current
+        code = self.process.returncode
+        snapshot = self.current
         self.process = self.current = None
         if code:
             lines = (snapshot.folder / FEATURES_LOG).read_text(encoding="utf-8", errors="replace").split("\n")

@@ -57,7 +57,8 @@ class LossMonitor(nn.Module):
 
     def take(self) -> tuple[float, int]:
         """The largest loss since the last call, in units of its recent mean, and how many steps missed their latents."""
-        worst, misses = float(self.worst), int(self.misses)
+        worst = float(self.worst)
+        misses = int(self.misses)
         self.worst.zero_()
         self.misses.zero_()
         return worst, misses

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from evaluate.compare.commands import compare_runs, read_comparison, write_json
 from evaluate.compare.config import CompareConfig
+from evaluate.compare.files import read_comparison, write_json
+from evaluate.compare.one_layer import compare_runs
 from evaluate.estimates import Result
 from evaluate.labels import LABELS, shown_in
 from evaluate.metrics.firings import RowFirings

@@ -122,7 +122,8 @@ def add_probes(
     total = sum(len(transcoder.config.prefix_sizes) for transcoder in transcoders)
     with tqdm(total=total, desc="probes", unit="prefix") as bar:
         for index, transcoder in enumerate(transcoders):
-            letters, kinds = {}, {}
+            letters = {}
+            kinds = {}
             for size in transcoder.config.prefix_sizes:
                 forward = Forward(transcoder.prefix(size))
                 if "first_letters" not in missing:

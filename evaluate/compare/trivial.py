@@ -39,7 +39,8 @@ def fit(store: Store, config: TranscoderConfig, device: torch.device, quiet: boo
 
     Minimises sum |y - b - A x|^2; the best map of rank r is P A with P the projection onto the first r directions.
     """
-    sites, n_x = (config.source_site, config.target_site), config.d_in
+    sites = (config.source_site, config.target_site)
+    n_x = config.d_in
     stop = min(ROWS_PER_INPUT * n_x, store.manifest.n_rows("train"))
     total = torch.zeros(n_x + config.d_out, dtype=torch.float64, device=device)
     products = torch.zeros(n_x, len(total), dtype=torch.float64, device=device)
@@ -51,7 +52,8 @@ def fit(store: Store, config: TranscoderConfig, device: torch.device, quiet: boo
             bar.update(len(both))
     mean = total / stop
     centred = products / stop - torch.outer(mean[:n_x], mean)
-    cov_x, cov_xy = centred[:, :n_x], centred[:, n_x:]
+    cov_x = centred[:, :n_x]
+    cov_xy = centred[:, n_x:]
     matrix = (torch.linalg.pinv(cov_x, rtol=SINGULAR, hermitian=True) @ cov_xy).T
     fitted = matrix @ cov_xy
     directions = torch.linalg.eigh((fitted + fitted.T) / 2).eigenvectors.flip(1)

@@ -171,7 +171,8 @@ def frequency(rows: Sequence[dict]) -> Section:
 
 def by_prefix(rows: Sequence[dict], transcoder: Transcoder) -> Section:
     """Weight norms, alignment of encoder and decoder, density and consistency, by the prefix that adds a latent."""
-    decoder, encoder = transcoder.W_dec.norm(dim=1).numpy(), transcoder.W_enc.norm(dim=0).numpy()
+    decoder = transcoder.W_dec.norm(dim=1).numpy()
+    encoder = transcoder.W_enc.norm(dim=0).numpy()
     aligned = alignment(transcoder)
     prefix = np.array([row["prefix"] for row in rows])
     density = np.array([row["density"] for row in rows])

@@ -146,13 +146,19 @@ def windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
 
 
 def _windows(firings: Firings, chosen: np.ndarray) -> np.ndarray:
-    """Walks the list of firings both ways from each chosen one: neighbours in the text are neighbours in the list."""
+    """Walks the list of firings both ways from each chosen one: neighbours in the text are neighbours in the list.
+
+    Firings are ordered by latent, then by position. Say latent 7 fires at positions 98, 100 and 103 of the text, and the
+    chosen firing is that at 100: a step to the left finds 98 and fills column SIDE - 2, a step to the right finds 103 and
+    fills SIDE + 3; the next step right finds latent 8, and the walk ends. Columns that no step fills stay 0; those of
+    another sequence become NaN.
+    """
     centre = firings.position[chosen]
     latent = firings.latent[chosen]
     window = np.zeros((len(chosen), WIDTH), np.float32)
     window[:, SIDE] = firings.value[chosen]
     for direction in (-1, 1):
-        open_rows = np.arange(len(chosen))  # windows whose edge the walk has not reached
+        open_rows = np.arange(len(chosen))  # windows that the walk may still add to
         for step in range(1, SIDE + 1):
             near = chosen[open_rows] + direction * step
             inside = (near >= 0) & (near < len(firings.value))

@@ -58,7 +58,8 @@ def layout(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
         return np.linspace(0, 1, 2 * len(vectors)).reshape(-1, 2)
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     settled = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(vectors)
-    low, high = settled.min(0), settled.max(0)
+    low = settled.min(0)
+    high = settled.max(0)
     return (settled - low) / np.maximum(high - low, 1e-9)
 
 

@@ -67,14 +67,16 @@ def match_features(config: CompareLayersConfig) -> Path:
     sections: list[Section] = [side_by_side(sides)]
     maps = []
     for a, b in pairwise(sides):
-        forth, back = partners(a.firing, b.firing), partners(b.firing, a.firing)
+        forth = partners(a.firing, b.firing)
+        back = partners(b.firing, a.firing)
         pairs = relate(a, b, forth)
         folder.mkdir(parents=True, exist_ok=True)
         with appearing_whole(folder / f"pairs-{a.layer}-{b.layer}.parquet") as path:
             pq.write_table(pairs, path)
         sections += [how_alike(a, b, forth, back), strongest(a, b, pairs), alone(a, b, forth), alone(b, a, back)]
         maps.append(scatter(a, b, pairs))
-    recipe, layers = stores[0].manifest.recipe, ", ".join(map(str, config.layers))
+    recipe = stores[0].manifest.recipe
+    layers = ", ".join(map(str, config.layers))
     subject = Subject(
         name=f"Layers {layers}",
         model=recipe.model,
@@ -90,7 +92,8 @@ def match_features(config: CompareLayersConfig) -> Path:
 def open_layer(config: LayersConfig, layer: int, rows_wanted: int) -> Side:
     """ValueError when run and store do not fit."""
     run = open_run(config)
-    transcoder, store = run.transcoder, run.store
+    transcoder = run.transcoder
+    store = run.store
     if config.check:
         check_shards(store, "heldout")
     device = resolve_device(config.device)

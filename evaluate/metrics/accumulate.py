@@ -22,7 +22,8 @@ class Accumulator:
     """One transcoder's figures by row and prefix (36 bytes each), by latent and by output dimension."""
 
     def __init__(self, transcoder: Transcoder, rows: int, forward: Callable[[Transcoder], Forward] = Forward) -> None:
-        config, device = transcoder.config, transcoder.W_dec.device
+        config = transcoder.config
+        device = transcoder.W_dec.device
         n_prefixes = len(config.prefix_sizes)
         self.transcoder = transcoder
         self.forward = forward(transcoder)
@@ -41,7 +42,8 @@ class Accumulator:
         recon, l0, fired = self.forward.prefixes(entries, x)
         here = slice(self.filled, self.filled + len(x))
         self.cosine[here] = torch.nn.functional.cosine_similarity(recon, y, dim=2).double().T.cpu()
-        centred, target = recon.sub_(mean), y - mean
+        centred = recon.sub_(mean)
+        target = y - mean
         self.along[here] = torch.linalg.vecdot(centred, target).double().T.cpu()
         self.spread[here] = torch.linalg.vecdot(centred, centred).double().T.cpu()
         error = centred.sub_(target)

@@ -33,7 +33,9 @@ class RowFirings:
         forward = Forward(transcoder)
         norm = store.norm.to(device)
         sites = (transcoder.config.source_site, transcoder.config.target_site)
-        row, latent, value = [], [], []
+        row = []
+        latent = []
+        value = []
         start = 0
         for batch in rows_in_order(store, "heldout", 1024, device, "firings", limit=rows, sites=sites):
             found = forward.entries(transcoder.view(batch.source, norm))

@@ -47,7 +47,8 @@ class Probe:
     """A logistic probe in units of its input, classes weighted equally."""
 
     def __init__(self, x: np.ndarray, is_it: np.ndarray) -> None:
-        self.mean, self.scale = x.mean(0), x.std(0) + 1e-6
+        self.mean = x.mean(0)
+        self.scale = x.std(0) + 1e-6
         model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
         with warnings.catch_warnings(), threadpool_limits(1):  # many small products: threads would wait for each other
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -83,7 +84,8 @@ class Reading:
             x = t.view(found.source.to(t.W_dec.device), norm.to(t.W_dec.device))
             entries = forward.entries(x)
             self.recon = forward.prefixes(entries, x).recon[-1].cpu().numpy()
-        self.x, self.y = x.cpu().numpy(), found.target.numpy()
+        self.x = x.cpu().numpy()
+        self.y = found.target.numpy()
         places = (entries.row.cpu().numpy(), entries.latent.cpu().numpy())
         self.latents = csr_array((entries.value.cpu().numpy(), places), shape=(len(x), t.config.d_sae))
 
@@ -121,7 +123,8 @@ def absorbed(writes: Float[Tensor, "words d_sae"], cosine: Float[Tensor, " d_sae
     """
     silent = (writes[:, torch.from_numpy(main)] == 0).all(1)
     top = writes.max(1)
-    aligned, total = cosine[top.indices] >= COSINE, writes.sum(1)
+    aligned = cosine[top.indices] >= COSINE
+    total = writes.sum(1)
     return (silent & aligned & (total > 0) & (top.values >= SHARE * total)).numpy()
 
 
@@ -153,7 +156,8 @@ def first_letters(
             f"no letter begins {MIN_WORDS} words to fit a probe on and {MIN_WORDS} to test it; harvest more tokens, or "
             "leave the probes out with --no-probes"
         )
-    reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
+    reading = Reading(forward, norm, fit)
+    reading_test = Reading(forward, norm, test)
     cases = {}
     for number in enough:
         is_it = fit.letters().numpy() == number

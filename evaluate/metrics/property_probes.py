@@ -29,7 +29,8 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
     reconstruction; by how much its own probe on the target loses more accuracy there than the other properties' probes.
     Intervals: rows drawn again, the probes held fixed.
     """
-    reading, reading_test = Reading(forward, norm, fit), Reading(forward, norm, test)
+    reading = Reading(forward, norm, fit)
+    reading_test = Reading(forward, norm, test)
     labels = {}
     for name, pattern in PROPERTIES.items():
         sides = [np.array([bool(pattern.search(text)) for text in found.text]) for found in (fit, test)]

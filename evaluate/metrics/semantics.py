@@ -81,7 +81,9 @@ def random_directions(firings: RowFirings, x: Float[Tensor, "rows d_in"], seed: 
         living = living[torch.linspace(0, len(living) - 1, DIRECTIONS).long()]
     drawn = torch.randn(x.shape[1], len(living), generator=torch.Generator().manual_seed(seed))
     along = ((x - x.mean(0)) @ drawn.to(x)).cpu()
-    row, latent, value = [], [], []
+    row = []
+    latent = []
+    value = []
     for number, index in enumerate(living.tolist()):
         n = int(firings.fired[index])
         top = along[:, number].topk(min(n + 1, len(along)))

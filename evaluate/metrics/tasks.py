@@ -83,7 +83,8 @@ def examples(
     kind, first = torch.unique(token[order], return_inverse=True)
     chosen = torch.full((len(kind),), len(order)).scatter_reduce_(0, first, torch.arange(len(order)), "amin")
     rows = order[chosen][torch.randperm(len(kind), generator=generator)[:MAX_ROWS]].sort().values
-    source, target = [], []
+    source = []
+    target = []
     start = 0
     target_side = store.target_side
     shards = zip(store.manifest.of_split(split), target_side.manifest.of_split(split), strict=True)

@@ -8,7 +8,9 @@ from evaluate.report.figure import Axis
 from evaluate.report.style import FONT
 from evaluate.text import Number, brief, visible
 
-WIDTH, LEFT, RIGHT = 400, 58, 14
+WIDTH = 400
+LEFT = 58
+RIGHT = 14
 """Of a figure, and of its margins beside the plot, in points."""
 
 LABEL_CHARACTER = 7

@@ -243,7 +243,8 @@ def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> st
 def _reading(one: Reading, measured: Sequence[Measurement]) -> str:
     """Both at one L0, in a sentence."""
     index = 0 if one.moved == "ours" else 1
-    moved, kept = measured[index].name, measured[1 - index].name
+    moved = measured[index].name
+    kept = measured[1 - index].name
     said = f"At the L0 of {kept} ({one.l0[0]:.1f} against {one.l0[1]:.1f}): FVU {one.fvu[0]:.4f} against {one.fvu[1]:.4f}"
     if one.is_past_its_best:
         own = f"{one.own[1]:.4f} at {one.own[0]:.1f}"

@@ -10,7 +10,9 @@ FONT = 11
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00")
 """Of Okabe and Ito's colours for all eyes; the last one darker, to be seen on white."""
 
-GREY, INK, LINE = "#7f7f7e", "#1c2024", "#d8dde3"
+GREY = "#7f7f7e"
+INK = "#1c2024"
+LINE = "#d8dde3"
 
 VARIABLES = {colour: f"--series-{number}" for number, colour in enumerate(PALETTE)} | {
     GREY: "--series-grey",

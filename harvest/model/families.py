@@ -151,7 +151,8 @@ def _in_float32(module: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _candidates(module: nn.Module, width: int) -> Iterator[Norm]:
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight = getattr(module, "weight", None)
+    bias = getattr(module, "bias", None)
     gains = [torch.ones(width)]
     if weight is not None:
         weight = weight.detach().float().cpu()

@@ -37,7 +37,8 @@ class LanguageModel:
 
     def norm_of(self, layer: int) -> Norm:
         """The norm before a layer's MLP, of kind `none` where the MLP reads resid_mid itself, or the norm is not known."""
-        block, width = self.bridge.blocks[layer], self.bridge.cfg.d_model
+        block = self.bridge.blocks[layer]
+        width = self.bridge.cfg.d_model
         reads = "resid_mid" if self.is_sequential else "resid_pre"
         module = getattr(block, "ln2", None)
         if module is None and not self.is_sequential:

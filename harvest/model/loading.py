@@ -60,7 +60,8 @@ def load_model(
     source = source_of(name, revision)
     config = _config(name, source)
     text = config.get_text_config()
-    n_layers, longest = text.num_hidden_layers, getattr(text, "max_position_embeddings", context)
+    n_layers = text.num_hidden_layers
+    longest = getattr(text, "max_position_embeddings", context)
     check_layer(name, layer, n_layers)
     if context > longest:
         raise Refused(f"context is {context}, but {name} reads at most {longest} tokens; give --context {longest} or less")
@@ -89,7 +90,8 @@ def load_model(
     except SafetensorError as error:
         raise Damaged(f"the weights of {name} are damaged ({error}); download or copy them again") from None
     tokenizer = bridge.tokenizer
-    vocabulary, rows = len(tokenizer.get_vocab()), text.vocab_size
+    vocabulary = len(tokenizer.get_vocab())
+    rows = text.vocab_size
     if vocabulary < rows // 2:  # transformers makes an empty one where there are no files
         raise Refused(
             f"the tokenizer of {name} knows {vocabulary} tokens and the model {rows}; put the tokenizer's files beside the "
@@ -151,7 +153,8 @@ class Complete:
 
     def from_pretrained(self, source: str, **options: Any) -> PreTrainedModel:
         model, loading = self.model_class.from_pretrained(source, output_loading_info=True, **options)
-        missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+        missing = sorted(loading["missing_keys"])
+        unexpected = sorted(loading["unexpected_keys"])
         if missing:
             beside = f"; the files hold {some(unexpected)} instead" if unexpected else ""
             raise Refused(

@@ -210,7 +210,9 @@ class _Reading(io.RawIOBase):
     """An object as a file, for what reads headers and hashes."""
 
     def __init__(self, place: Remote) -> None:
-        self.place, self.size, self.position = place, place.stat().st_size, 0
+        self.place = place
+        self.size = place.stat().st_size
+        self.position = 0
 
     def readable(self) -> bool:
         return True

@@ -87,7 +87,8 @@ class Reader:
             ) from None
 
     def _open(self, side: int, number: int) -> tuple[LocalFile | RemoteFile, ArrayPlace]:
-        store, shard = self.stores[side], self.shards[side][number]
+        store = self.stores[side]
+        shard = self.shards[side][number]
         path = store.directory / shard.name
         with self.opening:
             if path not in self.files:

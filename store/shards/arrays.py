@@ -108,7 +108,8 @@ def read_rows(file: LocalFile | RemoteFile, place: ArrayPlace, first: int, into:
     decoded = None if chunks.decode is None else _decoded(file, place, chunks, numbers)
     for number in numbers:
         start = number * chunks.rows
-        low, high = max(first, start), min(stop, start + chunks.rows)
+        low = max(first, start)
+        high = min(stop, start + chunks.rows)
         part = into[(low - first) * row_bytes : (high - first) * row_bytes]
         if decoded is None:
             stride = chunks.rows * row_bytes + CRC_BYTES

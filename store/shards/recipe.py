@@ -148,7 +148,8 @@ class Recipe(Strict):
         """The fields in which two recipes differ, as `name: mine != theirs`."""
         lines = []
         for name in type(self).model_fields:
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine = getattr(self, name)
+            theirs = getattr(other, name)
             if mine != theirs:
                 lines.append(f"{name}: {mine!r} != {theirs!r}")
         return "; ".join(lines)

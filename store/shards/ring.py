@@ -13,7 +13,8 @@ from store.disk.remote import StorePath
 from store.errors import Damaged
 from store.shards.manifest import Manifest, Recipe, ShardEntry
 
-RING, TRAINED = "ring.json", "trained.json"
+RING = "ring.json"
+TRAINED = "trained.json"
 
 
 class Ring(BaseModel):

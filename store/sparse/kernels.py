@@ -57,7 +57,8 @@ def listed(marks, place) -> int:
 
     `place` is as long as marks.
     """
-    words, n = marks.view(np.uint64), 0
+    words = marks.view(np.uint64)
+    n = 0
     for word in range(len(words)):
         if words[word]:
             for j in range(8 * word, 8 * word + 8):
@@ -77,11 +78,14 @@ def above(scores, cutoff, base: int, value, row, latent) -> int:
     places = np.empty(len(marks), np.int64)
     place = 0
     for i in range(latents):
-        its, limit = scores[i], cutoff[i]
+        its = scores[i]
+        limit = cutoff[i]
         for j in range(rows):
             marks[j] = its[j] > limit
         for h in range(listed(marks, places)):
-            value[place], row[place], latent[place] = its[places[h]], places[h], base + i
+            value[place] = its[places[h]]
+            row[place] = places[h]
+            latent[place] = base + i
             place += 1
     return place
 

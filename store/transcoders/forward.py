@@ -49,7 +49,8 @@ class Forward:
         With thresholds the entries of a prefix are those of its latents: one decode sums groups, which are accumulated.
         TopK chooses the entries of every prefix anew.
         """
-        sizes, d_sae = self.transcoder.config.prefix_sizes, self.transcoder.config.d_sae
+        sizes = self.transcoder.config.prefix_sizes
+        d_sae = self.transcoder.config.d_sae
         offset = self.transcoder.offset(x)
         if self.transcoder.config.activation == "threshold":
             recon, l0 = self._sums(entries, self.group_of, len(sizes), len(x))

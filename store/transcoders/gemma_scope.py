@@ -20,7 +20,8 @@ from store.layout import CONFIG
 from store.transcoders.files import check_arrays, read_arrays, read_config
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 
-SCOPE1_WEIGHTS, SCOPE2_WEIGHTS = "params.npz", "params.safetensors"
+SCOPE1_WEIGHTS = "params.npz"
+SCOPE2_WEIGHTS = "params.safetensors"
 
 SCOPE1_KEYS = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 

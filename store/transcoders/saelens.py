@@ -17,7 +17,8 @@ from store.transcoders.files import check_arrays, read_arrays, read_settings
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
 
-SAELENS_CONFIG, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SAELENS_CONFIG = "cfg.json"
+SAELENS_WEIGHTS = "sae_weights.safetensors"
 
 SAELENS_VERSION = "6.54.0"
 """The version whose files are written: without one of at least 6.0.0 SAELens discards `metadata`, and with it the hooks."""

@@ -67,8 +67,8 @@ def main() -> None:
     clocks = {"tokens/s": time.perf_counter, "tokens/s of one core's time": time.process_time}
     spent: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     with (
-        patch("harvest.loop.load_model", lambda *args, **options: model),
-        patch("harvest.loop.open_corpus", lambda config: corpus),
+        patch("harvest.opening.load_model", lambda *args, **options: model),
+        patch("harvest.opening.open_corpus", lambda config: corpus),
     ):
         bare()
         for number in range(options.rounds):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.compare.commands import compare_runs
 from evaluate.compare.config import CompareConfig
+from evaluate.compare.one_layer import compare_runs
 from store.transcoders.gemma_scope import save_scope2
 from tests.making import make_store
 from train.config import TrainConfig

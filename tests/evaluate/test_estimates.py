@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from evaluate.compare.commands import compare_runs, evaluate_run
+from evaluate.compare.one_layer import compare_runs
+from evaluate.compare.one_run import evaluate_run
 from evaluate.estimates import Estimate, check_result, read_result
 from evaluate.metrics.measurement import Comparison, FirstLetters, Measurement, Semantics, Spliced
 from store.errors import Damaged

@@ -13,9 +13,9 @@ import torch
 
 from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
-from evaluate.compare.commands import evaluate_run
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.layers import compare
+from evaluate.compare.one_run import evaluate_run
 from evaluate.config import EvaluateConfig
 from evaluate.features.analyze import analyze
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig

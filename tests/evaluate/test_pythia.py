@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from evaluate.compare.commands import compare_runs, evaluate_run, read_comparison
 from evaluate.compare.config import CompareConfig
+from evaluate.compare.files import read_comparison
+from evaluate.compare.one_layer import compare_runs
+from evaluate.compare.one_run import evaluate_run
 from evaluate.config import EvaluateConfig
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.samples import collect_samples

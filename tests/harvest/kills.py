@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import harvest.loop
+import harvest.opening
 import store.shards.safetensors_files
 from harvest.config import SITES, HarvestConfig
 from harvest.text.corpus import Corpus
@@ -86,8 +87,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def main(folder: Path, kills: int, seed: int) -> None:
     life, draw, model = Life(), random.Random(seed), Model()
     texts = [f"document {number} " * (number % 7 + 1) for number in range(200)]
-    harvest.loop.load_model = lambda *args, **options: model  # type: ignore[assignment]
-    harvest.loop.open_corpus = lambda config: corpus_of(texts)
+    harvest.opening.load_model = lambda *args, **options: model  # type: ignore[assignment]
+    harvest.opening.open_corpus = lambda config: corpus_of(texts)
     os.fsync = life.mortal(lambda descriptor: None)
     Path.replace, Path.unlink = life.mortal(Path.replace), life.mortal(Path.unlink)
     store.shards.safetensors_files.reserve = life.mortal(store.shards.safetensors_files.reserve)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-import harvest.loop
+import harvest.opening
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
 from tests.harvest.kills import Model, corpus_of
@@ -28,8 +28,8 @@ class Instant(Model, LanguageModel):
 def instant_harvest(tokenizer: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> HarvestConfig:
     """Of TEXTS, by a model that needs no time."""
     model = Instant(tokenizer)
-    monkeypatch.setattr(harvest.loop, "load_model", lambda *args, **options: model)
-    monkeypatch.setattr(harvest.loop, "open_corpus", lambda config: corpus_of(TEXTS))
+    monkeypatch.setattr(harvest.opening, "load_model", lambda *args, **options: model)
+    monkeypatch.setattr(harvest.opening, "open_corpus", lambda config: corpus_of(TEXTS))
     return HarvestConfig(
         model="m",
         layer=1,

@@ -135,7 +135,7 @@ def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(conf
         yield from []
         raise ConnectionError("gone")
 
-    monkeypatch.setattr("harvest.loop.open_corpus", lambda config: Corpus(opened.name, opened.revision, fails))
+    monkeypatch.setattr("harvest.opening.open_corpus", lambda config: Corpus(opened.name, opened.revision, fails))
     monkeypatch.setattr("harvest.text.corpus.time.sleep", lambda seconds: None)
     monkeypatch.setattr("harvest.text.stream.resuming", lambda c, start: resuming(c, start, lambda seconds: None))
     with pytest.raises(ValueError, match="finished shards are kept"):

@@ -67,7 +67,7 @@ def test_extending_continues_the_same_store(config, tmp_path):
 
 def test_finished_harvest_does_nothing(config, monkeypatch):
     manifests = harvest(config)
-    monkeypatch.setattr("harvest.loop.load_model", None)
+    monkeypatch.setattr("harvest.opening.load_model", None)
     assert harvest(config) == manifests
 
 
@@ -110,14 +110,14 @@ def test_store_of_another_harvest_is_refused(config, change):
 def test_a_store_that_another_process_writes_is_refused_before_the_model_is_loaded(config, monkeypatch):
     harvest(config)
     before = store_files(config.directory)
-    monkeypatch.setattr("harvest.loop.load_model", lambda *args, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("harvest.opening.load_model", lambda *args, **options: pytest.fail("loaded"))
     with WriterLock(config.directory / WRITER_LOCK), pytest.raises(ValueError, match=f"pid {os.getpid()} on .* is writing"):
         harvest(replace(config, tokens=4 * 512))
     assert store_files(config.directory) == before
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(config, monkeypatch, tmp_path):
-    monkeypatch.setattr("harvest.loop.load_model", lambda *args, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("harvest.opening.load_model", lambda *args, **options: pytest.fail("loaded"))
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path} is read-only for you"):
         harvest(replace(config, store=tmp_path / "a" / "b"))
@@ -179,7 +179,7 @@ model = harvest.model.loading.load_model(config.model, 1, torch.device("cpu"), t
 corpus = harvest.text.corpus.open_corpus(config)
 texts = list(corpus.documents(0))
 corpus = harvest.text.corpus.Corpus(corpus.name, corpus.revision, lambda start: iter(texts[start:]))
-for room in (harvest.loop, harvest.repair):
+for room in (harvest.opening, harvest.repair):
     room.load_model, room.open_corpus = lambda *args, **options: model, lambda config: corpus
 
 def child(store, patches, repairs=False):

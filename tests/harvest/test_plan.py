@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
-from harvest.loop import harvest, plan
-from harvest.plan import SpeedProbe, shard_bytes, shards_on_disk
+from harvest.loop import harvest
+from harvest.plan import SpeedProbe, plan
+from harvest.space import shard_bytes, shards_on_disk
 from tests.making import make_recipe
 
 
@@ -26,7 +27,7 @@ def test_a_plan_measures_and_writes_nothing(config):
 
 def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("harvest.plan.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))
+    monkeypatch.setattr("harvest.space.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))
     asked = replace(config, tokens=3000 * 512)
     needed = 3000 * shard_bytes(config, 16)
     with pytest.raises(ValueError, match=f"{(needed - 5e6) / 1e9:.2f} GB too little"):

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pytest
 
 import harvest.loop
+import harvest.opening
 import harvest.text.origin
 from harvest.config import HarvestConfig
 from harvest.preflight import visit
@@ -59,7 +60,7 @@ def test_a_changed_data_set_is_hashed_again(config, tmp_path):
 
 
 def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):
-    load_model, locked = harvest.loop.load_model, []
+    load_model, locked = harvest.opening.load_model, []
 
     def loading(*args, **options):
         with pytest.raises(ValueError, match="is writing"):
@@ -67,7 +68,7 @@ def test_the_stores_are_locked_while_the_model_is_loaded(config, monkeypatch):
         locked.append(True)
         return load_model(*args)
 
-    monkeypatch.setattr(harvest.loop, "load_model", loading)
+    monkeypatch.setattr(harvest.opening, "load_model", loading)
     harvest.loop.harvest(config)
     assert locked
     assert not (config.directory / WRITER_LOCK).exists()
@@ -80,7 +81,7 @@ def test_a_harvest_that_is_refused_after_locking_leaves_neither_folder_nor_lock(
         assert all((directory / WRITER_LOCK).exists() for directory in several.directories.values())
         raise Refused("no such model")
 
-    monkeypatch.setattr(harvest.loop, "load_model", refuses)
+    monkeypatch.setattr(harvest.opening, "load_model", refuses)
     with pytest.raises(Refused, match="no such model"):
         harvest.loop.harvest(several)
     assert not config.store.exists()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import harvest.loop
+import harvest.opening
 import harvest.ring
 import store.shards.safetensors_files
 from harvest.config import HarvestConfig
@@ -189,7 +190,7 @@ def test_a_batch_that_no_ring_of_this_size_can_hold_is_refused(asked, config, tm
 
 
 def test_text_that_ends_early_ends_the_training_with_a_warning(asked, config, monkeypatch, caplog):
-    monkeypatch.setattr(harvest.loop, "open_corpus", lambda config: corpus_of(TEXTS[:20]))
+    monkeypatch.setattr(harvest.opening, "open_corpus", lambda config: corpus_of(TEXTS[:20]))
     harvest.loop.harvest(replace(asked, shard_tokens=256, tokens=256 * 1000))
     rows = open_store(asked.directory).manifest.n_rows("train")
     train(replace(config, tokens=10 * rows))
@@ -200,6 +201,7 @@ KILLER = """
 import os, random, signal, sys, threading, time
 from pathlib import Path
 import harvest.loop
+import harvest.opening
 from harvest.config import HarvestConfig
 from tests.harvest.kills import Model, corpus_of
 from tqdm import tqdm
@@ -209,8 +211,8 @@ from train.loop import train
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 texts = [f"document {number} " * (number * 7 % 11 + 1) for number in range(600)]
 model = Model()
-harvest.loop.load_model = lambda *args, **options: model
-harvest.loop.open_corpus = lambda config: corpus_of(texts)
+harvest.opening.load_model = lambda *args, **options: model
+harvest.opening.open_corpus = lambda config: corpus_of(texts)
 tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
 
 

@@ -69,9 +69,11 @@ def test_a_sweep_reads_every_row_as_often_as_one_run_does(shared, tmp_path, monk
     read, found = [], []
     monkeypatch.setattr(os, "preadv", lambda *args, real=os.preadv: (read.append(real(*args)), read[-1])[1])
 
+    real = loop.Session.run_steps
+
     def bytes_of_steps(k: tuple[int, ...]) -> int:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "steps", lambda *args, do=loop.steps: (read.clear(), do(*args), found.append(sum(read))))
+            patch.setattr(loop.Session, "run_steps", lambda self: (read.clear(), real(self), found.append(sum(read))))
             loop.train_together(config_of(shared, tmp_path / str(len(k)), k=k, d_sae=(40,)).configs)
         return found[-1]
 

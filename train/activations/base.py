@@ -88,7 +88,8 @@ class Activation(torch.nn.Module):
 
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__()
-        self.k, self.ranks = config.k, ranks
+        self.k = config.k
+        self.ranks = ranks
         self.candidates: Candidates = candidates
         self.n_latents = ranks.latents.count(config.d_sae)
 

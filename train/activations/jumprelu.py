@@ -27,7 +27,8 @@ class JumpReLU(Activation):
 
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__(config, candidates, ranks)
-        self.l0_weight, self.bandwidth = config.l0_weight, config.bandwidth
+        self.l0_weight = config.l0_weight
+        self.bandwidth = config.bandwidth
         self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
@@ -40,7 +41,8 @@ class JumpReLU(Activation):
         return Selection(entries, entries.value * (entries.value > threshold[entries.latent]))
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:
-        entries, threshold = selection.entries, self.log_threshold.detach().exp()
+        entries = selection.entries
+        threshold = self.log_threshold.detach().exp()
         active = selection.latents > 0
         at = threshold[entries.latent]
         kernel = ((entries.value - at).abs() < self.bandwidth / 2) / self.bandwidth

@@ -87,9 +87,12 @@ class TrainingTranscoder(nn.Module):
         ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
-        self.config, self.prefixes, self.ranks = config, config.prefixes, ranks
+        self.config = config
+        self.prefixes = config.prefixes
+        self.ranks = ranks
         target_manifest = target_manifest or manifest
-        d_in, d_out = manifest.widths[config.source_site], target_manifest.widths[config.target_site]
+        d_in = manifest.widths[config.source_site]
+        d_out = target_manifest.widths[config.target_site]
         mean, square = view_moments(manifest, norm, config.input_view, config.source_site)
         self.register_buffer("input_mean", mean.float())
         self.register_buffer("input_scale", scale_of(mean, square).float())
@@ -151,7 +154,8 @@ class TrainingTranscoder(nn.Module):
         unit = 1 / n_values
         may_sync = self.may_sync(step)
         selection = self.activation.select(x, self.encoder, self.b_enc, step, may_sync)
-        entries, latents = selection.entries, selection.latents
+        entries = selection.entries
+        latents = selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
         dead = self._listed_dead(step, may_sync, rows)
@@ -252,9 +256,11 @@ class TrainingTranscoder(nn.Module):
         `index` lists the dead latents held here, `n_dead` counts them over all processes. Latents that fired since they
         were listed take no part.
         """
-        k, shared = self.config.aux_k, self.ranks.latents
+        k = self.config.aux_k
+        shared = self.ranks.latents
         with torch.enable_grad():
-            encoder, decoder = self.encoder[index].requires_grad_(), self.decoder[index].requires_grad_()
+            encoder = self.encoder[index].requires_grad_()
+            decoder = self.decoder[index].requires_grad_()
             b_enc = self.b_enc[index].masked_fill(~self.dead[index], -torch.inf).requires_grad_()
             top = torch.addmm(b_enc, x, encoder.T).topk(min(k, len(index)), dim=1, sorted=False)
             values = shared.largest(top.values, min(k, n_dead)).relu()

@@ -31,7 +31,8 @@ def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, targe
                 here[c] = b_dec[c] - target[row, c] if group == 0 else error[group - 1, c]
             bag = group * rows + row
             for e in range(starts[bag], starts[bag + 1]):
-                weights, scale = decoder[latent[e]], value[e]
+                weights = decoder[latent[e]]
+                scale = value[e]
                 for c in range(width):
                     here[c] += scale * weights[c]
             total = np.float32(0)
@@ -48,7 +49,8 @@ def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, targe
             sums[group, row] = here
             bag = group * rows + row
             for e in range(starts[bag], starts[bag + 1]):
-                weights, total = decoder[latent[e]], np.float32(0)
+                weights = decoder[latent[e]]
+                total = np.float32(0)
                 for c in range(width):
                     total += here[c] * weights[c]
                 grad_latent[order[e]] = total

@@ -15,8 +15,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from evaluate.browse.server import make_app
-from evaluate.compare.commands import compare_runs, evaluate_run
 from evaluate.compare.config import CompareConfig
+from evaluate.compare.one_layer import compare_runs
+from evaluate.compare.one_run import evaluate_run
 from evaluate.config import EvaluateConfig
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.compare import commands
-from evaluate.compare.commands import compare_runs, evaluate_run
+from evaluate.compare import files, one_run
 from evaluate.compare.frontier import ThresholdTuner
 from evaluate.compare.measure import measure
+from evaluate.compare.one_layer import compare_runs
+from evaluate.compare.one_run import evaluate_run
 from evaluate.compare.verdict import name_winners, winner
 from evaluate.config import EvaluateConfig
 from evaluate.estimates import Estimate
@@ -58,7 +59,7 @@ def test_measuring_alone_and_beside_another_gives_the_same(trained, compared):
 def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
     compare_runs(trained)
     evaluate_run(trained)
-    monkeypatch.setattr("evaluate.compare.commands.measure", None)
+    monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
     compare_runs(trained)
     evaluate_run(trained)
     with pytest.raises(TypeError):
@@ -88,9 +89,9 @@ def test_a_report_of_a_store_without_repeats_does_not_speak_of_them(compared):
 def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monkeypatch):
     compare_runs(trained)
     evaluate_run(trained)
-    more = (*commands.LABELS, Label(key="a_new_metric", label="a new metric", form="{:.2f}"))
-    monkeypatch.setattr(commands, "LABELS", more)
-    monkeypatch.setattr(commands, "measure", None)
+    more = (*files.LABELS, Label(key="a_new_metric", label="a new metric", form="{:.2f}"))
+    monkeypatch.setattr(files, "LABELS", more)
+    monkeypatch.setattr(one_run, "measure", None)
     for command in (compare_runs, evaluate_run):
         with pytest.raises(TypeError):
             command(trained)

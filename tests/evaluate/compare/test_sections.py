@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from evaluate.compare.commands import compare_runs, read_comparison
 from evaluate.compare.config import CompareConfig
+from evaluate.compare.files import read_comparison
+from evaluate.compare.one_layer import compare_runs
 from evaluate.compare.passes import ComparisonPasses
 from evaluate.model import splice as splicing
 from harvest.config import HarvestConfig

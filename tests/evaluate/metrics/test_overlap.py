@@ -83,7 +83,7 @@ def test_layers_that_were_not_harvested_together_are_refused_before_any_work(lay
     other = make_store(tmp_path / "other", 24, heldout_every=8, layer=2, seed=5)
     shutil.rmtree(layers.store / "layer2")
     shutil.move(other.directory, layers.store / "layer2")
-    monkeypatch.setattr("evaluate.compare.commands.measure", None)
+    monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
     with pytest.raises(ValueError, match="were not harvested together"):
         compare(layers)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.compare.commands import publish
+from evaluate.compare.files import publish
 from evaluate.compare.verdict import name_winners
 from evaluate.metrics.measurement import Measurement
 from evaluate.report.comparison import verdict

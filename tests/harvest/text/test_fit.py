@@ -9,7 +9,7 @@ from harvest.config import HarvestConfig
 from harvest.info import describe
 from harvest.loop import harvest
 from harvest.model.language_model import LanguageModel
-from harvest.plan import shards_on_disk
+from harvest.space import shards_on_disk
 from harvest.text.fit import fit_shards
 from harvest.text.tokens import SpecialTokens
 from store.errors import Refused
@@ -70,7 +70,7 @@ def test_a_small_text_is_harvested_whole_with_some_held_out_and_is_then_finished
     assert 10 <= len(manifest.shards) <= 12
     assert manifest.n_rows("heldout") > 0
     assert manifest.n_tokens > 0.9 * 3000 * 10
-    monkeypatch.setattr("harvest.loop.load_model", None)
+    monkeypatch.setattr("harvest.opening.load_model", None)
     assert harvest(small) == [manifest]
 
 

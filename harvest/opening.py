@@ -1,0 +1,87 @@
+"""What a harvest runs on, opened: the text, the model and the recipe that the manifest will hold."""
+
+import importlib.metadata
+import logging
+
+import torch
+
+from harvest.config import HarvestConfig
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model, resolve_compute_dtype
+from harvest.preflight import Visit
+from harvest.ranks import Rank
+from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.encode import template_hash
+from harvest.text.fit import fit_shards
+from harvest.text.repeats import without_repeats
+from harvest.text.stream import check_tokenizer, documents_from
+from harvest.text.tokens import PACKING, SpecialTokens
+from store.devices import resolve_device
+from store.shards.formats import FORMATS
+from store.shards.recipe import Recipe
+
+LIBRARIES = ("torch", "transformers", "transformer-lens")
+log = logging.getLogger(__name__)
+
+
+def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, torch.dtype]:
+    """The text, the model up to the highest layer asked for, and the dtype that it runs in."""
+    device = resolve_device(rank.device(str(resolve_device(config.device))))
+    dtype = resolve_compute_dtype(config.compute_dtype, device)
+    corpus = open_corpus(config)
+    if config.drop_repeats:
+        corpus = without_repeats(corpus)
+    model = load_model(
+        config.model,
+        max(config.layers),
+        device,
+        dtype,
+        revision=config.model_revision,
+        device_map=config.device_map,
+        context=config.context,
+        model_class=config.model_class,
+    )
+    model.check_sites(config.sites)
+    check_tokenizer(config, model)
+    if config.chat is not None:
+        template_hash(model.tokenizer)  # refuses a tokenizer without a template
+    layers = ", ".join(map(str, config.layers))
+    log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.described)
+    return corpus, model, dtype
+
+
+def fitted(stores: Visit, corpus: Corpus, model: LanguageModel) -> HarvestConfig:
+    """The options with shards that the text can fill, held-out ones among them. Refused where there are none."""
+    if any(stores.finished_shards.values()):
+        return stores.config
+    return fit_shards(stores.config, documents_from(corpus, model, 0), SpecialTokens.of(model.tokenizer), corpus.described)
+
+
+def recipe_of(
+    config: HarvestConfig, layer: int, corpus: Corpus, model: LanguageModel, compute_dtype: torch.dtype
+) -> Recipe:
+    """What decides the numbers of a layer's store, frozen in its manifest."""
+    libraries = (*LIBRARIES, *FORMATS[config.shard_format].libraries)
+    return Recipe(
+        model=config.model,
+        model_revision=model.revision,
+        tokenizer_hash=model.tokenizer_hash,
+        layer=layer,
+        sites=config.sites,
+        dataset=corpus.name,
+        dataset_revision=corpus.revision,
+        dataset_split=config.split,
+        text_column=config.text_column,
+        context=config.context,
+        packing=PACKING,
+        excluded_tokens=SpecialTokens.of(model.tokenizer).excluded,
+        shard_sequences=config.shard_sequences,
+        heldout_every=config.heldout_every,
+        seed=config.seed,
+        format=config.shard_format,
+        dtype=config.dtype,
+        compute_dtype=str(compute_dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        libraries={name: importlib.metadata.version(name) for name in libraries},
+        chat_template=None if config.chat is None else template_hash(model.tokenizer),
+        **config.recorded_when_set,  # type: ignore[arg-type]
+    )
