@@ -1,12 +1,11 @@
 """What to harvest: the options of `python -m harvest` and of its other commands."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from store.cli import Count, Layers, NotNegative, Options, Positive, Range, StoreOptions, StorePathOption
+from store.cli import Count, Layers, NotNegative, Options, Positive, Range, StorePathOption
 from store.counts import ceil_div
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
@@ -143,6 +142,10 @@ class HarvestConfig(Options):
     """Compression of zarr's chunks: none, or zstd, which saves a sixth of the disk and reads many times slower."""
     seed: Annotated[int, Range(1 - SEED_LIMIT, SEED_LIMIT - 1)] = 0
     """Seed of the shuffle of rows within each shard."""
+    metric_sequences: NotNegative | None = None
+    """Training sequences from whose gradients the store's metric is estimated at the end: what an error at each site costs
+    the language model. Training weighs errors by it (train --target-view). 0 leaves it out. Default: 256 on a GPU, 48 on a
+    CPU; none beside --keep-shards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +166,11 @@ class HarvestConfig(Options):
             raise Refused(f"compression is {self.compression!r}; choose none or zstd")
         if self.format != "zarr" and self.compression != "none":
             raise Refused(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
+        if self.keep_shards is not None and self.metric_sequences:
+            raise Refused(
+                f"metric_sequences is {self.metric_sequences}, but keep_shards deletes the shards that the metric needs; "
+                "leave one out"
+            )
         if self.shard_tokens is not None and self.shard_tokens % self.context:
             raise Refused(f"shard_tokens {self.shard_tokens} is not a multiple of context {self.context}")
 
@@ -178,6 +186,11 @@ class HarvestConfig(Options):
                 f"exclude_norm is {self.exclude_norm} with layers {self.layers}, whose rows would no longer be alike; "
                 "harvest one layer at a time"
             )
+
+    @property
+    def wants_metric(self) -> bool:
+        """Whether a metric is estimated once the shards are there."""
+        return self.keep_shards is None and self.metric_sequences != 0
 
     @property
     def kind(self) -> Literal["text", "tokens", "chat"]:
@@ -255,28 +268,3 @@ class PlanConfig(HarvestConfig):
 
     The options are those of `python -m harvest`. To measure the disk, the command writes a file of 64 MB and removes it.
     """
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig(StoreOptions):
-    """Describe a store: what it holds, how much, its statistics and disk, how well batches mix, and some of its text."""
-
-    batch_rows: Annotated[int, Range(2)] = 1024
-    """Rows of the batches whose mix is measured."""
-    tokenizer: Path | None = None
-    """Folder of the tokenizer, where the store's model cannot be reached."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepairConfig(StoreOptions):
-    """Harvest the damaged shards of a store again, with the model, text and options that its manifest records.
-
-    A new shard replaces the damaged one only when it has the recorded checksum. Killed or interrupted, the same command
-    continues.
-    """
-
-    device: str = "auto"
-    """Device of the language model. auto takes CUDA where there is one. Only the kind of device that made the store gives
-    the same bytes."""
-    batch_sequences: Positive = 32
-    """Sequences in one forward pass. Give the number of the harvest, since another can change last bits."""

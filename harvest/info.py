@@ -6,8 +6,8 @@ from itertools import takewhile
 
 import numpy as np
 
-from harvest.config import InfoConfig
 from harvest.model.tokenizer import load_tokenizer
+from harvest.store_config import InfoConfig
 from store.loader.schedule import Mix, Schedule
 from store.shards.documents import documents_of
 from store.shards.manifest import Manifest, ShardEntry
@@ -99,6 +99,9 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"{n_bytes / manifest.n_tokens:,.0f} bytes a token",
         f"  norm             {manifest.norm.kind}, eps {manifest.norm.eps:g}",
     ]
+    if manifest.metric is not None:
+        agree = ", ".join(f"{site} {cosine:.3f}" for site, cosine in manifest.metric.agreement.items())
+        lines.append(f"  metric           from {manifest.metric.sequences:,} sequences; cosine of its two halves: {agree}")
     for name, moments in manifest.statistics.items():
         lines.append(
             f"  {name:16s} width {len(moments.mean)}, root mean squared norm {math.sqrt(moments.mean_squared_norm):,.2f}, "

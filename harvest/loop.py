@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
+from harvest.metric.add import estimate, lacks_metric
 from harvest.model.language_model import LanguageModel
 from harvest.opening import fitted, open_all, recipe_of
 from harvest.pool import Lanes
@@ -21,7 +22,8 @@ from harvest.space import refuse_what_does_not_fit
 from harvest.text.corpus import Corpus
 from harvest.text.stream import packed_from
 from store.counts import share
-from store.shards.manifest import Manifest
+from store.layout import METRIC_STATE
+from store.shards.manifest import Manifest, load_manifest
 from store.shards.reader import open_store
 from store.shards.repeats import find_repeats
 from store.shards.rows import ShardRows
@@ -56,12 +58,14 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
             writers[layer] = stack.enter_context(writer)
         refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
+        announce_metric(config, writers)
         n_shards = _fill(config, corpus, model, writers, rank, ring)
         if rank.index == 0:
             _wait_for_ranks(writers, n_shards, ring)
             if ring is None or not ring.finished:
                 _note_the_end(config, writers, n_shards)
             _note_repeats(config)
+            _add_metric(config, writers, model)
         return [writer.manifest for writer in writers.values()]
 
 
@@ -186,6 +190,25 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
         log.warning("the text ended after %s of the %s tokens asked for, and the store with it", found, asked)
         for writer in writers.values():
             writer.mark_exhausted()
+
+
+def announce_metric(config: HarvestConfig, writers: dict[int, StoreWriter]) -> None:
+    """Marks a store whose metric is wanted, so that a harvest that is killed before it has one continues."""
+    directory = writers[min(writers)].directory
+    lacking = any(writer.manifest.metric is None for writer in writers.values())
+    if config.wants_metric and lacking and isinstance(directory, Path):
+        (directory / METRIC_STATE).touch()
+
+
+def _add_metric(config: HarvestConfig, writers: dict[int, StoreWriter], model: LanguageModel) -> None:
+    """Estimates the stores' metric, unless it is there, or not wanted."""
+    stores = {layer: open_store(writer.directory) for layer, writer in writers.items()}
+    if config.wants_metric and any(lacks_metric(store) for store in stores.values()):
+        if any(not store.manifest.of_split("train") for store in stores.values()):
+            return
+        estimate(stores, model, config.metric_sequences)
+        for layer, writer in writers.items():
+            writer.manifest = load_manifest(stores[layer].directory)
 
 
 def _note_repeats(config: HarvestConfig) -> None:

@@ -16,6 +16,7 @@ from harvest.text.origin import name_of, origin_of, revision_on_hub
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
+from store.layout import METRIC_STATE
 from store.shards.manifest import MANIFEST, Manifest, load_manifest
 from store.shards.reader import check_sizes
 from store.shards.writer import holds_shards, lock_for_writing
@@ -31,7 +32,11 @@ class Visit:
 
     @property
     def finished(self) -> list[Manifest] | None:
-        """The manifests, if every store has all shards that are asked for, or all that its text gives."""
+        """The manifests, if every store has all shards asked for, or all that its text gives, and no metric is due."""
+        if self.config.wants_metric and any(
+            (directory / METRIC_STATE).exists() for directory in self.config.directories.values()
+        ):
+            return None
         complete = [m for m in self.manifests.values() if m.exhausted or len(m.shards) >= self.config.n_shards]
         return complete if len(complete) == len(self.config.layers) else None
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harvest.config import HarvestConfig, RepairConfig
+from harvest.config import HarvestConfig
 from harvest.model.loading import model_of
 from harvest.opening import recipe_of
 from harvest.pool import Lanes
 from harvest.shard import run_shard
+from harvest.store_config import RepairConfig
 from harvest.text.corpus import Corpus, open_corpus
 from harvest.text.mix import is_mix
 from harvest.text.origin import AND, is_on_this_machine

@@ -22,9 +22,10 @@ from evaluate.model.splice import (
     sample,
     sequences_of,
 )
-from evaluate.model.unembed import Unembedding, ce_and_kl
+from evaluate.model.unembed import ce_and_kl
 from evaluate.runs import check_in_model, open_run
 from harvest.model.language_model import LanguageModel
+from harvest.model.unembedding import Unembedding
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.layout import IMPORTANCE

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from evaluate.model.config import InterveneConfig
 from evaluate.model.edits import Edit, SplicedRows, edits_of
 from evaluate.model.splice import hidden_states, open_model, sum_of_sites
-from evaluate.model.unembed import Unembedding
 from evaluate.runs import check_in_model, open_without_rows
 from harvest.model.language_model import LanguageModel
 from harvest.model.tokenizer import token_texts
+from harvest.model.unembedding import Unembedding
 from harvest.text.tokens import tokenize
 from store.devices import resolve_device
 from store.disk.files import write_text

@@ -16,9 +16,9 @@ from transformer_lens.hook_points import HookPoint
 from transformers import DynamicCache
 
 from evaluate.metrics.tasks import LETTERS, Examples, Prompted
-from evaluate.model.unembed import Unembedding
 from harvest.config import SITES
 from harvest.model.language_model import LanguageModel
+from harvest.model.unembedding import Unembedding
 from store.errors import Refused
 
 BEFORE = " apple has the first letter: A\n music has the first letter: M\n"

@@ -121,6 +121,21 @@ def model_of(recipe: Recipe, device: torch.device) -> LanguageModel:
     )
 
 
+def model_that_made(recipe: Recipe, device: torch.device, instead: str) -> LanguageModel:
+    """The model that made a store. Refused when its weights or its tokenizer are not those of the store any more.
+
+    instead: what to do without it, for people.
+    """
+    model = model_of(recipe, device)
+    loaded = (model.revision, model.tokenizer_hash)
+    harvested = (recipe.model_revision, recipe.tokenizer_hash)
+    if loaded != harvested:
+        raise Refused(
+            f"{recipe.model} is now {loaded}, the store was made with {harvested}; restore that model, or {instead}"
+        )
+    return model
+
+
 def _config(name: str, source: ModelSource) -> PretrainedConfig:
     try:
         with fetching(f"model {source.base!r}", ELSEWHERE):

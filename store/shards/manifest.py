@@ -14,7 +14,8 @@ from store.names import NormKind, NormReads
 from store.parents import require_store
 from store.shards.recipe import Recipe, Split, Strict, first_complaint, without_none
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that this code reads."""
 
 PREVIOUS = "manifest.previous.json"
 """The manifest before the last change, should the manifest itself be damaged."""
@@ -109,8 +110,23 @@ def going_on(shards: Iterable[ShardEntry]) -> set[str]:
     return names
 
 
+class MetricInfo(Strict):
+    """metric.safetensors: what an error at each site costs the language model."""
+
+    bytes: int
+    xxh3_128: str
+    sequences: int
+    """Training sequences that it was estimated from."""
+    rows: int
+    seed: int
+    """That drew the sequences, and the labels."""
+    agreement: dict[str, float]
+    """By site, the cosine of the estimates from even and from odd sequences."""
+
+
 class Manifest(Strict):
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
+    """2 where the store has a metric."""
     fingerprint: str
     recipe: Recipe
     norm: NormInfo
@@ -121,6 +137,12 @@ class Manifest(Strict):
     shards: tuple[ShardEntry, ...]
     exhausted: bool = False
     """True when the text ended before the tokens that were asked for."""
+    metric: MetricInfo | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: Callable[["Manifest"], dict]) -> dict:
+        """`metric` is written where there is one: format 1 has no such key."""
+        return without_none(serialize(self), ("metric",))
 
     def of_split(self, split: Split) -> list[ShardEntry]:
         return [shard for shard in self.shards if shard.split == split]
@@ -171,16 +193,16 @@ def load_manifest(directory: StorePath) -> Manifest:
     return manifest
 
 
-def refuse_newer(content: bytes, path: StorePath) -> None:
+def refuse_newer(content: bytes, path: StorePath, newest: int = FORMAT_VERSION) -> None:
     """Refused for a manifest of a later format; content that is no JSON is left to the schema's check."""
     try:
         fields = json.loads(content)
     except ValueError:
         return
     version = fields.get("format_version") if isinstance(fields, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > newest:
         raise Refused(
-            f"{path} is of format {version}, and this code reads format {FORMAT_VERSION}: update the code; "
+            f"{path} is of format {version}, and this code reads format {newest}: update the code; "
             "nothing is wrong with the store"
         )
 

@@ -12,7 +12,7 @@ from store.disk.files import write_text
 from store.disk.remote import Remote, StorePath, parse_store_path
 from store.errors import Damaged, Refused
 from store.layout import NORM_FILE, ORIGIN
-from store.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, NormInfo, load_manifest, refuse_newer
+from store.shards.manifest import MANIFEST, Manifest, NormInfo, load_manifest, refuse_newer
 from store.shards.reader import Store
 from store.shards.recipe import Recipe, Strict, first_complaint
 from store.views import Norm
@@ -52,7 +52,7 @@ class Side(Strict):
     def without_rows(self, norm: Norm) -> Store:
         """The store as if it held no shard yet."""
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=1,
             fingerprint=self.fingerprint,
             recipe=self.recipe,
             norm=self.norm,
@@ -93,7 +93,7 @@ def read_origin(folder: Path) -> Origin | None:
     if not path.exists():
         return None
     content = path.read_bytes()
-    refuse_newer(content, path)
+    refuse_newer(content, path, newest=1)
     try:
         origin = Origin.model_validate_json(content)
     except ValidationError as error:

@@ -14,7 +14,6 @@ from store.layout import NORM_FILE
 from store.shards.arrays import read_array
 from store.shards.formats import FORMATS, writer_for
 from store.shards.manifest import (
-    FORMAT_VERSION,
     MANIFEST,
     Manifest,
     Moments,
@@ -117,7 +116,7 @@ class StoreWriter:
         if self.rank == 0 and self._path(0).exists():
             raise Damaged(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=1,
             fingerprint=recipe.fingerprint,
             recipe=recipe,
             norm=NormInfo(kind=norm.kind, eps=norm.eps, reads=norm.reads),

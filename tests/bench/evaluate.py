@@ -16,10 +16,11 @@ import torch
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.model.splice import hidden_states, sample
-from evaluate.model.unembed import Unembedding, ce_and_kl
+from evaluate.model.unembed import ce_and_kl
 from evaluate.rows import rows_in_order
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
+from harvest.model.unembedding import Unembedding
 from store.shards.reader import Store, open_store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder

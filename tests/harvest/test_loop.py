@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 import torch
 
-from harvest import loop
+from harvest import loop, opening
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model.loading import load_model
@@ -138,7 +138,7 @@ def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait
         assert number == 15 or computed[number + 1].wait(600)
         written.append(append(writer, rows, number))
 
-    monkeypatch.setitem(loop.load_model().__dict__, "device", torch.device("cuda"))  # its values stay on the host
+    monkeypatch.setitem(opening.load_model().__dict__, "device", torch.device("cuda"))  # its values stay on the host
     monkeypatch.setattr(loop, "run_shard", run)
     monkeypatch.setattr(StoreWriter, "append", write)
     harvest(replace(asked, store=tmp_path / "gpu"))
@@ -166,14 +166,15 @@ import os, shutil, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from harvest.config import HarvestConfig, RepairConfig
+from harvest.config import HarvestConfig
+from harvest.store_config import RepairConfig
 import harvest.text.corpus, harvest.loop, harvest.model.language_model, harvest.model.loading, harvest.repair
 from tests.harvest.making import damage, shards_of
 from tests.killed import dies_at
 
 config = HarvestConfig(
     model=sys.argv[1], layer=(0, 1), dataset=sys.argv[2], tokens=3 * 512, shard_tokens=512, context=32, heldout_every=2,
-    batch_sequences=5, device="cpu", compute_dtype="float32",
+    batch_sequences=5, device="cpu", compute_dtype="float32", metric_sequences=0,
 )
 model = harvest.model.loading.load_model(config.model, 1, torch.device("cpu"), torch.float32)
 corpus = harvest.text.corpus.open_corpus(config)

@@ -8,8 +8,9 @@ import pytest
 
 from evaluate.config import EvaluateConfig
 from evaluate.runs import store_of
-from harvest.config import HarvestConfig, InfoConfig
+from harvest.config import HarvestConfig
 from harvest.info import info
+from harvest.store_config import InfoConfig
 from store.config import VerifyConfig
 from store.disk.remote import Remote
 from store.errors import Refused

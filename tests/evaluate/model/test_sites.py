@@ -16,13 +16,13 @@ from evaluate.model.importance import importance
 from evaluate.model.intervene import intervene, rows_of
 from evaluate.model.spelling import letter_gradients, read
 from evaluate.model.splice import hidden_states, sample, splice
-from evaluate.model.unembed import Unembedding
 from evaluate.rows import places
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model.families import FAMILIES, PARALLEL
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
+from harvest.model.unembedding import Unembedding
 from store.errors import Refused
 from store.shards.pair import open_pair
 from store.shards.reader import Store, open_store

@@ -5,9 +5,9 @@ import torch
 
 from evaluate.metrics.tasks import Examples
 from evaluate.model.spelling import in_prompts, letter_gradients, read
-from evaluate.model.unembed import Unembedding
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
+from harvest.model.unembedding import Unembedding
 from tests.making import BOS, FAMILIES
 
 CPU = torch.device("cpu")

@@ -10,11 +10,12 @@ from evaluate.compare.measure import measure
 from evaluate.compare.trivial import fit, least_squares, low_rank, predict_mean
 from evaluate.model import splice as splicing
 from evaluate.model.splice import hidden_states, sample, splice
-from evaluate.model.unembed import Unembedding, ce_and_kl
+from evaluate.model.unembed import ce_and_kl
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
+from harvest.model.unembedding import Unembedding
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
 from tests.making import FAMILIES
@@ -77,9 +78,9 @@ def test_a_restart_equals_the_whole_model(cached):
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("slice_of", [1, 7, 4096])
 def test_slices_of_the_vocabulary_give_what_the_whole_gives(monkeypatch, softcap, slice_of):
-    from evaluate.model import unembed
+    from harvest.model import unembedding
 
-    monkeypatch.setitem(unembed.SLICE, "cpu", slice_of)
+    monkeypatch.setitem(unembedding.SLICE, "cpu", slice_of)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(3, 5, 8, generator=generator) * 3, torch.randn(23, 8, generator=generator)
     following = torch.tensor([0, 22, 7, 6, 5])

@@ -170,7 +170,7 @@ def test_the_options_of_a_harvest_are_read_back_from_its_recipe(chat):
     asked = replace(chat, exclude_template=True, exclude_first=3, exclude_norm=5.0, bad_records="skip", documents="lines")
     harvest(asked)
     store = open_store(chat.store)
-    from harvest.config import RepairConfig
+    from harvest.store_config import RepairConfig
 
     again = harvest_config(RepairConfig(store=chat.store, device="cpu"), store.manifest)
     assert again.recorded_when_set == asked.recorded_when_set

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.config import HarvestConfig, RepairConfig
+from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.preflight import visit
 from harvest.repair import harvest_config
+from harvest.store_config import RepairConfig
 from harvest.text import mix
 from harvest.text.corpus import open_corpus
 from harvest.text.origin import name_of, origin_of

@@ -1,0 +1,78 @@
+"""The metric of finished stores: estimated where it is lacking, and recorded in each manifest."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+
+from harvest.metric.estimate import AGREEMENT, SEQUENCES, Estimate
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import model_that_made
+from harvest.store_config import MetricConfig
+from store.devices import resolve_device
+from store.disk.lock import WRITER_LOCK, lock_of
+from store.shards.manifest import save_manifest
+from store.shards.metric import damage_of_metric, save_metric
+from store.shards.pair import check_same_rows
+from store.shards.reader import Store, open_store
+
+log = logging.getLogger(__name__)
+
+
+def add_metric(config: MetricConfig) -> str:
+    """A line for every store. Refused where they were not harvested together, Busy where another process writes one."""
+    stores = {layer: open_store(directory) for layer, directory in config.directories.items()}
+    first = stores[min(stores)]
+    for store in stores.values():
+        check_same_rows(first, store, "train")
+    if config.force or any(lacks_metric(store) for store in stores.values()):
+        device = resolve_device(config.device)
+        with ExitStack() as stack:
+            for store in stores.values():
+                stack.callback(lock_of(store.directory / WRITER_LOCK).release)
+            log.info("loading the language model")
+            highest = stores[max(stores)].manifest.recipe
+            model = model_that_made(highest, device, "train with --target-view raw")
+            estimate(stores, model, config.sequences, config.seed)
+    return "\n".join(described(open_store(store.directory)) for store in stores.values())
+
+
+def lacks_metric(store: Store) -> bool:
+    """Whether a store has no sound metric."""
+    return store.manifest.metric is None or damage_of_metric(store.directory, store.manifest) is not None
+
+
+@torch.no_grad()
+def estimate(stores: Mapping[int, Store], model: LanguageModel, sequences: int | None, seed: int = 0) -> None:
+    """Estimates the metric of stores of one harvest, locked by the caller, and records it in their manifests.
+
+    sequences: as many, or all that there are; SEQUENCES where None.
+    """
+    wanted = sequences or SEQUENCES[model.device.type]
+    under_way = Estimate(model, stores, wanted, seed)
+    n = len(under_way.drawn.tokens)
+    if n < wanted:
+        log.warning("the store has %d training sequences, and the metric is estimated from these", n)
+    found = under_way.run()
+    for layer, store in stores.items():
+        manifest = save_metric(store.directory, store.manifest, found[layer], n, seed)
+        save_manifest(store.directory, manifest)
+    under_way.forget()
+    worst = min(one.agreement for sites in found.values() for one in sites.values())
+    if worst < AGREEMENT:
+        log.warning(
+            "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: "
+            "python -m harvest metric --force --sequences %d",
+            worst,
+            AGREEMENT,
+            4 * n,
+        )
+
+
+def described(store: Store) -> str:
+    """The metric of a store, for people."""
+    info = store.manifest.metric
+    assert info is not None
+    agree = ", ".join(f"{site} {cosine:.3f}" for site, cosine in info.agreement.items())
+    return f"{store.directory}: metric from {info.sequences:,} sequences, {info.rows:,} rows; its halves agree to {agree}"

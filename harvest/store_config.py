@@ -1,0 +1,64 @@
+"""Options of the commands about a store that is there: info, metric, repair."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from store.cli import Count, Layers, Options, Positive, Range, Seed, StoreOptions, StorePathOption
+from store.disk.remote import StorePath
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(StoreOptions):
+    """Describe a store: what it holds, how much, its statistics and disk, how well batches mix, and some of its text."""
+
+    batch_rows: Annotated[int, Range(2)] = 1024
+    """Rows of the batches whose mix is measured."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the store's model cannot be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricConfig(Options):
+    """Estimate the metric of a finished store: what an error at each site costs the language model.
+
+    The language model that made the store runs some training sequences forth and back. `python -m harvest` does so at its
+    end; this command adds the metric to a store of an earlier version, or estimates it from more sequences. Training then
+    weighs errors by it. Killed or interrupted, the same command continues.
+    """
+
+    model: str = "google/gemma-2-2b"
+    """Model whose activations the store holds. It names the default store."""
+    layer: Layers = 8
+    """Layer whose MLP was cached, from 0. Several layers of one harvest (8,12) need one backward pass."""
+    store: StorePathOption | None = None
+    """Folder or URL (s3://, gs://, hf://) of the activation store, or the parent of several. Default: data/MODEL/layerL."""
+    sequences: Count | None = None
+    """Training sequences to run. Default: 256 on a GPU, 48 on a CPU."""
+    seed: Seed = 0
+    """Seed that draws the sequences and the labels."""
+    device: str = "auto"
+    """Device of the language model. auto takes CUDA where there is one."""
+    force: bool = False
+    """Replace a metric that is there."""
+
+    @property
+    def directories(self) -> dict[int, StorePath]:
+        """The store of each layer."""
+        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        return {layer: StoreOptions(model=self.model, layer=layer, store=self.store).store_directory for layer in layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairConfig(StoreOptions):
+    """Harvest the damaged shards of a store again, with the model, text and options that its manifest records.
+
+    A new shard replaces the damaged one only when it has the recorded checksum. Killed or interrupted, the same command
+    continues.
+    """
+
+    device: str = "auto"
+    """Device of the language model. auto takes CUDA where there is one. Only the kind of device that made the store gives
+    the same bytes."""
+    batch_sequences: Positive = 32
+    """Sequences in one forward pass. Give the number of the harvest, since another can change last bits."""
