@@ -26,6 +26,7 @@ reads_verify := $(of_store)
 reads_export := RUN LAYOUT OUT STORE ARGS
 reads_repair := $(of_store) DEVICE
 reads_info := $(of_store)
+reads_metric := $(of_store) DEVICE
 reads_train := $(of_run) PRESET TOKENS K D_SAE
 reads_sweep := $(reads_train)
 reads_evaluate := $(of_run)
@@ -58,7 +59,7 @@ hint := $(shell $(PYTHON) -c '$(nearest)' '$(unread)' $(readable))
 $(error make $(goals) does not read $(unread)$(if $(hint),; did you mean $(hint)?) (it reads $(or $(readable),no variable)))
 endif
 
-.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -89,6 +90,9 @@ verify: $(VENV)/base  ## Compare the checksum of every shard of a store; names t
 
 repair: $(VENV)/base  ## Harvest the damaged shards of a store again, byte for byte
 	$(PY) -m harvest repair $(where) $(ARGS)
+
+metric: $(VENV)/base  ## Estimate what an error costs the model, for a store that lacks it (harvest does so at its end)
+	$(PY) -m harvest metric $(where) $(ARGS)
 
 info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuffle, some text
 	$(PY) -m harvest info $(where_store) $(ARGS)
@@ -167,7 +171,8 @@ demo-more: demo  ## The demo with what needs the language model: delta CE, KL, a
 
 demo-standin:
 	@echo "no transcoder of Google's can be had here: training a stand-in in its file format instead"
-	@$(PY) -m train --preset demo $(demo_where) --activation jumprelu --prefix-sizes none --view normed
+	@$(PY) -m train --preset demo $(demo_where) --activation jumprelu --prefix-sizes none --view normed \
+	  --target-view raw
 	@test -d $(standin)/gemma-scope-2 || \
 	  $(PY) -m store export $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \

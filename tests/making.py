@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from store.disk.remote import StorePath
-from store.shards.manifest import Recipe
+from store.shards.manifest import Recipe, save_manifest
+from store.shards.metric import SiteMetric, save_metric
 from store.shards.reader import Store, open_store
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
@@ -69,6 +70,27 @@ def make_store(directory: StorePath, n_shards: int = 4, **changes) -> Store:
         for number in range(len(writer.manifest.shards), n_shards):
             writer.append(make_rows(number, recipe))
     return open_store(directory)
+
+
+def with_metric(store: Store, strong: int = 2, site: str = "mlp_out") -> Store:
+    """The store with a metric of one site: errors in its first `strong` dimensions cost 100 times what others do."""
+    rows = torch.cat([store.array(shard, site)[: shard.kept].double() for shard in store.manifest.of_split("train")])
+    scale = torch.ones(rows.shape[1], dtype=torch.float64)
+    scale[:strong] = 10
+    half = len(rows) // 2
+    products = []
+    for number in (0, 1):
+        generator = torch.Generator().manual_seed(number)
+        g = torch.randn(half, rows.shape[1], generator=generator, dtype=torch.float64) * scale
+        products.append(g.T @ g)
+    sums = SiteMetric(
+        gradients=torch.stack(products),
+        rows=torch.tensor([half, half], dtype=torch.float64),
+        products=rows[: 2 * half].T @ rows[: 2 * half],
+        total=rows[: 2 * half].sum(0),
+    )
+    save_manifest(store.directory, save_metric(store.directory, store.manifest, {site: sums}, sequences=16, seed=0))
+    return open_store(store.directory)
 
 
 def hash_of(tokenizer: Path) -> str:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,10 +45,28 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found["warmup_steps"] = config.n_warmup_steps
     found["dead_after"] = config.n_dead_after
     found["store_fingerprint"] = store.fingerprint
+    found["target_view"] = target_view(config, store)
+    fisher = found["target_view"] == "fisher"
+    found["fisher_mix"] = config.fisher_mix if fisher else None
+    found["metric"] = store.target_side.manifest.metric.xxh3_128 if fisher else None  # type: ignore[union-attr]
     found["candidates"] = candidates(config, device)
     if store.target is not None:
         found["target_store_fingerprint"] = store.target.fingerprint
     return found
+
+
+def target_view(config: TrainConfig, store: Store) -> Literal["raw", "fisher"]:
+    """What the loss weighs errors by. Refused for fisher where the store has no metric of the target's site."""
+    info = store.target_side.manifest.metric
+    has_metric = info is not None and config.target_site in info.agreement
+    if config.target_view == "fisher" and not has_metric:
+        raise Refused(
+            f"target_view is fisher, but {store.target_side.directory} has no metric of {config.target_site}; run "
+            "`make metric` for this store (python -m harvest metric), or give --target-view raw"
+        )
+    if config.target_view == "auto":
+        return "fisher" if has_metric and not config.follow else "raw"
+    return config.target_view
 
 
 def candidates(config: TrainConfig, device: torch.device) -> Candidates:
@@ -58,7 +76,7 @@ def candidates(config: TrainConfig, device: torch.device) -> Candidates:
     return "bfloat16" if native_bfloat16(device) else "float32"
 
 
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"target_view": "raw", "fisher_mix": None, "metric": None}
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 
 

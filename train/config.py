@@ -1,6 +1,5 @@
 """How to train: the options of `python -m train`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -10,18 +9,20 @@ from typing import Annotated, Any, Literal, cast, get_args
 from tyro.constructors import PrimitiveConstructorSpec
 
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
-from store.counts import cumulative_sizes
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
+from train.prefixes import parse_prefix_sizes
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"
 WARMUP_STEPS = 1024
 DEAD_AFTER = 1_000_000
 """What is taken for warmup_steps and dead_after in a run that is long enough."""
+HELDOUT_EVERY = 1000
+"""What is taken for heldout_every."""
 AboveZero = Annotated[float, Range(0, above=True)]
 
 
@@ -72,6 +73,11 @@ class TrainConfig(Options):
     view: ViewName | Literal["auto"] = "auto"
     """View in which resid_mid is read: raw, rms (normalised, no gain), or normed (gain applied). auto is rms for a
     transcoder, and raw for an autoencoder and for other sites."""
+    target_view: Literal["auto", "raw", "fisher"] = "auto"
+    """Errors that training weighs: fisher by what they cost the language model (the store's metric), raw all alike. auto is
+    fisher where the store has a metric, and raw elsewhere and with --follow. The result predicts the plain target."""
+    fisher_mix: Annotated[float, Range(0, 1, above=True)] = 0.03
+    """Share of the plain squared error in the loss of target_view fisher, above 0; at 1 it is that of raw."""
     tokens: Count = 16_384_000
     """Rows to train on. More than the store holds means several epochs."""
     batch_rows: Positive = 1024
@@ -135,6 +141,10 @@ class TrainConfig(Options):
             raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
         if self.random_prefixes and len(self.prefixes) == 1:
             raise Refused("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
+        if self.target_view == "fisher" and self.follow:
+            raise Refused(
+                "target_view fisher needs the metric of a finished store, which follow does not wait for; leave one out"
+            )
         if self.shard_dictionary and self.follow:
             raise Refused(
                 "shard_dictionary and follow do not go together: processes that wait for shards save by themselves; "
@@ -168,6 +178,15 @@ class TrainConfig(Options):
         if self.view != "auto":
             return self.view
         return "raw" if self.is_sae or self.source_site != "resid_mid" else "rms"
+
+    def is_measured(self, done: int) -> bool:
+        """Whether held-out rows are measured after so many steps."""
+        every = HELDOUT_EVERY if self.heldout_every is None else self.heldout_every
+        return bool(every) and done % every == 0
+
+    def is_logged(self, done: int) -> bool:
+        """Whether the log has a line after so many steps."""
+        return done % self.log_every == 0 or done == self.n_steps or self.is_measured(done)
 
     @property
     def n_steps(self) -> int:
@@ -276,23 +295,3 @@ class SweepConfig(TrainConfig):
     @property
     def run_directory(self) -> Path:
         return self.run or default_run(self.model, self.layer, "sweep")
-
-
-def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
-    """Cumulative prefix sizes from a list of prefix sizes or of group sizes, comma-separated or JSON.
-
-    ValueError when the list is neither: prefix sizes increase and end at d_sae, group sizes sum to it.
-    """
-    try:
-        sizes = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
-    except json.JSONDecodeError:
-        sizes = None
-    if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise Refused(f"prefix_sizes {text!r} is not a list of positive whole numbers, like 2304,4608,18432")
-    found = cumulative_sizes(sizes, d_sae)
-    if found is not None:
-        return found
-    raise Refused(
-        f"prefix_sizes {sizes} end at {sizes[-1]} and sum to {sum(sizes)}, but d_sae is {d_sae}; "
-        "give increasing sizes that end at d_sae, or group sizes that sum to it"
-    )

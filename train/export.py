@@ -41,11 +41,17 @@ def export(
     if module.skip is not None:
         W_skip = module.skip.to(device) * (input_scale / target_scale)
         b_dec = b_dec - W_skip @ input_mean
+    W_dec = decoder / target_scale
+    if module.target_inverse is not None:
+        back = module.target_inverse.to(device)
+        W_dec = (W_dec.double() @ back).float()
+        b_dec = (b_dec.double() @ back).float()
+        W_skip = None if W_skip is None else (back @ W_skip.double()).float()
     return Transcoder(
         _describe(module, len(encoder), store_fingerprint, source),
         W_enc=W_enc,
         b_enc=bias - input_mean @ W_enc,
-        W_dec=decoder / target_scale,
+        W_dec=W_dec,
         b_dec=b_dec,
         threshold=limit.detach().clone(),
         W_skip=W_skip,

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 import torch
 
 from store.loader.batches import Batch, batches
+from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from train.advice import warnings_of
@@ -20,6 +21,7 @@ from train.parallel import Ranks
 from train.run import Run
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
+from train.step.target import TargetRoot
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,13 @@ def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[T
 
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
     """The run from its last checkpoint, or from the start, on the device."""
+    root = None
+    if identity["target_view"] == "fisher":
+        metric = read_metric(store.target_side, config.target_site)
+        assert metric is not None
+        root = TargetRoot.of(metric, config.fisher_mix)
     module = TrainingTranscoder(
-        config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks
+        config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root
     )
     return Run(config, store, module.to(device), identity)
 

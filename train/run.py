@@ -37,8 +37,6 @@ MISSED = (
 )
 CALIBRATION_ROWS = 32_768
 """Training rows on which the finished weights are calibrated, at most."""
-HELDOUT_EVERY = 1000
-"""Steps between measurements on held-out rows, where the options do not say."""
 
 FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
 log = logging.getLogger(__name__)
@@ -99,9 +97,8 @@ class Run:
         self.done += 1
         self.waited += waited
         self.log.bar.update(self.config.batch_rows)
-        every = HELDOUT_EVERY if self.config.heldout_every is None else self.config.heldout_every
-        measure = every and self.done % every == 0
-        due = measure or self.done % self.config.log_every == 0 or self.done == self.config.n_steps
+        measure = self.config.is_measured(self.done)
+        due = self.config.is_logged(self.done)
         if (due or batch.source.device.type == "cpu") and self.module.watch.stopped:
             self._stop()
         if due:

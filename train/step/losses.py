@@ -17,7 +17,8 @@ class StepResult:
     aux_loss: Tensor
     sparsity_loss: Tensor
     fvu_per_prefix: Tensor
-    """Squared error over squared distance from the store's training mean, in this batch."""
+    """Squared error over squared distance from the store's training mean, in this batch; of the plain target in steps that
+    are logged, and as the loss sees it in others."""
     l0: Tensor
     bias_shift: Tensor | None = None
     """To be subtracted from the biases after the optimizer's step."""
@@ -35,17 +36,23 @@ class Sums:
     """Squared distance of the targets from the store's training mean."""
     penalty: Tensor
     n_active: Tensor
+    plain_sse: Tensor
+    """Squared error of each prefix in the plain target: `sse` where the loss sees that."""
+    plain_variation: Tensor
 
     def all_reduced(self, ranks: Ranks) -> "Sums":
         """The sums over all processes. Processes that share the latents have every row: errors are not added up there."""
         n = len(self.sse)
-        errors = ranks.rows.sum(torch.cat([self.sse, torch.stack([self.gate_loss, self.aux_loss, self.variation])]))
+        scalars = torch.stack([self.gate_loss, self.aux_loss, self.variation, self.plain_variation])
+        errors = ranks.rows.sum(torch.cat([self.sse, self.plain_sse, scalars]))
         sparsity = ranks.sum(torch.stack([self.penalty, self.n_active]))
         return Sums(
             sse=errors[:n],
-            gate_loss=errors[n],
-            aux_loss=errors[n + 1],
-            variation=errors[n + 2],
+            plain_sse=errors[n : 2 * n],
+            gate_loss=errors[2 * n],
+            aux_loss=errors[2 * n + 1],
+            variation=errors[2 * n + 2],
+            plain_variation=errors[2 * n + 3],
             penalty=sparsity[0],
             n_active=sparsity[1],
         )
@@ -60,7 +67,7 @@ def report(sums: Sums, rows: int, n_values: int, aux_weight: float, bias_shift: 
         l2_loss=l2_loss,
         aux_loss=sums.aux_loss,
         sparsity_loss=sparsity_loss,
-        fvu_per_prefix=sums.sse / sums.variation,
+        fvu_per_prefix=sums.plain_sse / sums.plain_variation,
         l0=sums.n_active / rows,
         bias_shift=bias_shift,
     )

@@ -8,16 +8,18 @@ both into the artefact's raw units.
 import torch
 from torch import Tensor, nn
 
-from store.errors import Refused
-from store.shards.manifest import Manifest, Moments
+from store.shards.manifest import Manifest
 from store.sparse.scan import Bags, Candidates, cut_into_bags
-from store.views import Norm, ViewName
+from store.views import Norm
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
+from train.prefixes import draw_prefixes
 from train.step.losses import StepResult, Sums, report
+from train.step.moments import moments_of, scale_of, view_moments
 from train.step.sparse import decode_nested, weight_gradients
+from train.step.target import TargetRoot, in_plain_target
 from train.watch import LossMonitor
 
 CHUNK = 1024
@@ -28,37 +30,6 @@ BY_LATENT = frozenset({"encoder", "decoder", "b_enc", "tokens_since_fired"})
 
 WAIT_EVERY = 100
 """Steps between two that wait for a GPU; the first WAIT_EVERY steps wait too."""
-
-
-def view_moments(manifest: Manifest, norm: Norm, view: ViewName, site: str = "resid_mid") -> tuple[Tensor, Tensor]:
-    """Mean and mean square by dimension of a site (resid_mid: of a view of it) over the training rows, float64."""
-    name = site if view == "raw" else f"{site}.rms"
-    if name not in manifest.statistics:
-        raise Refused(f"view {view} does not exist for {site} of this store; give --view raw")
-    mean, square = _tensors(manifest.statistics[name])
-    if view != "normed":
-        return mean, square
-    gain = norm.gain.double()
-    bias = torch.zeros_like(gain) if norm.bias is None else norm.bias.double()
-    return gain * mean + bias, gain**2 * square + 2 * gain * bias * mean + bias**2
-
-
-def _tensors(moments: Moments) -> tuple[Tensor, Tensor]:
-    return torch.tensor(moments.mean, dtype=torch.float64), torch.tensor(moments.mean_square, dtype=torch.float64)
-
-
-def scale_of(mean: Tensor, mean_square: Tensor) -> Tensor:
-    """One factor that gives centred rows a mean square of 1 over rows and dimensions."""
-    return (mean_square - mean**2).mean().rsqrt()
-
-
-def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
-    """n prefix sizes for one step, the last of them d_sae; size m is drawn in proportion to sqrt(m) - sqrt(m - 1), as in
-    N. Nabeshima's Matryoshka SAEs (2024)."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    weights = torch.arange(d_sae, dtype=torch.float64).sqrt().diff()
-    drawn = torch.multinomial(weights, n - 1, generator=generator) + 1
-    return torch.cat([drawn.sort().values, torch.tensor([d_sae])])
 
 
 class TrainingTranscoder(nn.Module):
@@ -74,6 +45,9 @@ class TrainingTranscoder(nn.Module):
     input_scale: Tensor
     target_mean: Tensor
     target_scale: Tensor
+    target_root: Tensor | None
+    """What the target is seen through; None where that is nothing."""
+    target_inverse: Tensor | None
     tokens_since_fired: Tensor
     group_of: Tensor
 
@@ -85,6 +59,7 @@ class TrainingTranscoder(nn.Module):
         candidates: Candidates,
         target_manifest: Manifest | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008  # frozen
+        target_root: TargetRoot | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -96,9 +71,15 @@ class TrainingTranscoder(nn.Module):
         mean, square = view_moments(manifest, norm, config.input_view, config.source_site)
         self.register_buffer("input_mean", mean.float())
         self.register_buffer("input_scale", scale_of(mean, square).float())
-        mean, square = _tensors(target_manifest.statistics[config.target_site])
+        mean, square = moments_of(target_manifest.statistics[config.target_site])
+        scale = scale_of(mean, square)
+        if target_root is not None:
+            mean = mean @ target_root.root
+            scale = mean.new_tensor(target_root.mean_square).rsqrt()
         self.register_buffer("target_mean", mean.float())
-        self.register_buffer("target_scale", scale_of(mean, square).float())
+        self.register_buffer("target_scale", scale.float())
+        self.register_buffer("target_root", None if target_root is None else target_root.root.float())
+        self.register_buffer("target_inverse", None if target_root is None else target_root.inverse)
         generator = torch.Generator().manual_seed(config.seed)
         self.encoder = nn.Parameter(_unit_rows(config.d_sae, d_in, generator, ranks.latents))
         drawn = self.encoder if config.is_sae else _unit_rows(config.d_sae, d_out, generator, ranks.latents)
@@ -138,6 +119,8 @@ class TrainingTranscoder(nn.Module):
     def normalise(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Centred and scaled: source [rows, d_in] and target [rows, d_out] in the units that the module works in."""
         x = torch.addcmul(self.input_mean * -self.input_scale, source, self.input_scale)
+        if self.target_root is not None:
+            target = target @ self.target_root
         y = torch.addcmul(self.target_mean * -self.target_scale, target, self.target_scale)
         return x, y
 
@@ -175,11 +158,17 @@ class TrainingTranscoder(nn.Module):
         if self.skip is not None:
             self.skip.grad = decoded.grad_bags[: len(x)].T @ x * (2 * unit)
         aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead, n_dead)
+        variation = y.square().sum()
+        plain = None
+        if self.target_inverse is not None and self.config.is_logged(step + 1):
+            plain = in_plain_target(decoded, y, self.target_inverse.float())
         sums = Sums(
             sse=decoded.sse,
             gate_loss=gate_sse * unit,
             aux_loss=aux_loss,
-            variation=y.square().sum(),
+            variation=variation,
+            plain_sse=decoded.sse if plain is None else plain.sse,
+            plain_variation=variation if plain is None else plain.variation,
             penalty=gradients.penalty,
             n_active=(latents > 0).float().sum(),
         )

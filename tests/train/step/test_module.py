@@ -8,7 +8,7 @@ from store.sparse import scan as sparse
 from tests.train import reference
 from tests.train.making import assert_close, first_batch, in_raw_units, make_config, make_module, perturb
 from train.export import export
-from train.step.module import view_moments
+from train.step.moments import view_moments
 from train.step.optimizer import make_optimizer, train_step
 
 

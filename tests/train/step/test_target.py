@@ -1,0 +1,165 @@
+"""Training through the metric: the loss in float64, the artefact folded back, and what is refused."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evaluate.rows import rows_in_order
+from store.errors import Refused
+from store.loader.batches import batches
+from store.shards.metric import read_metric
+from store.shards.reader import Store
+from tests.making import make_store, with_metric
+from tests.train.making import assert_same_run, first_batch, in_raw_units, make_config, run_config
+from train.config import TrainConfig
+from train.export import export
+from train.loop import train
+from train.run import Run
+from train.step.module import TrainingTranscoder
+from train.step.optimizer import make_optimizer, train_step
+from train.step.target import TargetRoot
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Store:
+    return with_metric(make_store(tmp_path_factory.mktemp("target") / "store", shard_sequences=64))
+
+
+def root_of(store: Store, mix: float = 0.1) -> TargetRoot:
+    metric = read_metric(store, "mlp_out")
+    assert metric is not None
+    return TargetRoot.of(metric, mix)
+
+
+def trained_a_little(store: Store, config: TrainConfig) -> TrainingTranscoder:
+    module = TrainingTranscoder(config, store.manifest, store.norm, "float32", target_root=root_of(store))
+    optimizer = make_optimizer(module, 1e-3)
+    for batch in batches(store, "train", 32, view=config.input_view, stop=320):
+        train_step(module, optimizer, batch.source, batch.target, 1e-2)
+    return module
+
+
+def test_the_root_is_that_of_the_mixed_metric(shared):
+    root = root_of(shared, mix=0.1)
+    gradients = load_file(shared.directory / "metric.safetensors")["gradients.mlp_out"]
+    fisher = gradients.sum(0) / (gradients.sum(0).trace() / 10)
+    identity = torch.eye(10, dtype=torch.float64)
+    torch.testing.assert_close(root.root @ root.root, 0.9 * fisher + 0.1 * identity)
+    torch.testing.assert_close(root.root @ root.inverse, identity)
+    rows = torch.cat([b.target for b in batches(shared, "train", 64, stop=shared.manifest.n_rows("train"))]).double()
+    seen = (rows - rows.mean(0)) @ root.root
+    assert root.mean_square == pytest.approx(seen.square().mean().item(), rel=1e-2)
+    torch.testing.assert_close(root_of(shared, mix=1.0).root, identity)
+
+
+def test_targets_are_centred_with_unit_mean_square(shared):
+    config = make_config()
+    module = TrainingTranscoder(config, shared.manifest, shared.norm, "float32", target_root=root_of(shared))
+    n = shared.manifest.n_rows("train")
+    [y] = [module.normalise(b.source, b.target)[1] for b in batches(shared, "train", n, view="rms", stop=n)]
+    assert y.mean(0).abs().max() < 1e-3
+    assert y.square().mean() == pytest.approx(1, rel=1e-2)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_loss_and_logged_fvu_are_those_of_the_artefact(shared, skip):
+    """The loss: |M (y - yhat)|^2 of every prefix, from the artefact in raw units. The log: plain FVU."""
+    config = make_config(activation="relu", prefix_sizes="5,13,40", skip=skip, aux_weight=0.0, log_every=1)
+    module = trained_a_little(shared, config)
+    batch = first_batch(shared, config)
+    result = module.step_gradients(batch.source, batch.target)
+    artefact = export(module, "fingerprint", "source")
+    y = batch.target.double()
+    mean = torch.tensor(shared.manifest.statistics["mlp_out"].mean, dtype=torch.float64)
+    errors = [artefact.prefix(size)(batch.source).double() - y for size in (5, 13, 40)]
+    through = [(error @ root_of(shared).root).square().mean() / root_of(shared).mean_square for error in errors]
+    assert result.l2_loss.item() == pytest.approx(sum(through).item(), rel=1e-4)
+    plain = [error.square().sum() / (y - mean).square().sum() for error in errors]
+    torch.testing.assert_close(result.fvu_per_prefix.double(), torch.stack(plain), rtol=1e-4, atol=1e-6)
+    unlogged = replace(config, log_every=2)
+    module.config = unlogged
+    other = module.step_gradients(batch.source, batch.target, step=2)
+    assert (other.fvu_per_prefix - result.fvu_per_prefix).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "gated", "jumprelu"])
+def test_the_artefact_is_folded_back_to_raw_units(shared, activation):
+    config = make_config(activation=activation, skip=True)
+    module = trained_a_little(shared, config)
+    batch = first_batch(shared, config)
+    latents, recon = in_raw_units(module, batch.source, batch.target)
+    artefact = export(module, "fingerprint", "source")
+    torch.testing.assert_close(artefact.encode(batch.source).double(), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(artefact(batch.source).double(), recon @ root_of(shared).inverse, rtol=1e-4, atol=1e-3)
+
+
+def test_errors_that_cost_more_become_smaller(shared, tmp_path):
+    config = replace(run_config(shared.directory, tmp_path / "raw"), tokens=32 * 150)
+    fisher = root_of(shared, 0.03)
+
+    def cost(view: str) -> float:
+        made = train(replace(config, run=tmp_path / view, target_view=view))
+        rows = rows_in_order(shared, "heldout", 64, torch.device("cpu"), "test", quiet=True)
+        return sum(
+            ((made(made.view(b.source, shared.norm)) - b.target).double() @ fisher.root).square().sum() for b in rows
+        )
+
+    assert cost("fisher") < 0.9 * cost("raw")
+
+
+def test_auto_takes_the_metric_where_there_is_one(shared, tmp_path):
+    config = run_config(shared.directory, tmp_path / "auto")
+    train(config)
+    train(replace(config, run=tmp_path / "fisher", target_view="fisher"))
+    train(replace(config, run=tmp_path / "raw", target_view="raw"))
+    plain = make_store(tmp_path / "plain", shard_sequences=64)
+    train(replace(config, run=tmp_path / "without", store=plain.directory))
+    assert_same_run(config, replace(config, run=tmp_path / "fisher"))
+    assert_same_run(replace(config, run=tmp_path / "raw"), replace(config, run=tmp_path / "without"))
+    options = {name: json.loads((tmp_path / name / "train_config.json").read_text()) for name in ("auto", "raw", "without")}
+    assert (options["auto"]["target_view"], options["auto"]["fisher_mix"]) == ("fisher", 0.03)
+    assert options["auto"]["metric"] == shared.manifest.metric.xxh3_128
+    assert (options["raw"]["target_view"], options["raw"]["fisher_mix"], options["raw"]["metric"]) == ("raw", None, None)
+    assert options["without"] == options["raw"]
+    with pytest.raises(Refused, match="no metric of mlp_out; run `make metric`"):
+        train(replace(config, run=tmp_path / "no", store=plain.directory, target_view="fisher"))
+    with pytest.raises(Refused, match=r"target_view: 'fisher' != 'raw'"):
+        train(replace(config, target_view="raw"))
+    with pytest.raises(Refused, match="follow"):
+        replace(config, target_view="fisher", follow=True)
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(shared, tmp_path, monkeypatch):
+    config = run_config(shared.directory, tmp_path / "whole")
+    train(config)
+    steps = []
+
+    def step(run, batch, waited, real=Run.step):
+        steps.append(run.done)
+        if len(steps) == 17:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(run, batch, waited)
+
+    monkeypatch.setattr(Run, "step", step)
+    cut = replace(config, run=tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    train(cut)
+    assert steps[-1] == config.n_steps - 1
+    assert_same_run(config, cut)
+
+
+def test_autoencoders_and_other_layers_use_the_metric_of_their_target(shared, tmp_path):
+    """An autoencoder of mlp_out sees errors of mlp_out by its metric, and reads it as it is."""
+    config = replace(run_config(shared.directory, tmp_path / "sae"), source_site="mlp_out", target_site="mlp_out")
+    made = train(config)
+    assert json.loads((tmp_path / "sae/train_config.json").read_text())["target_view"] == "fisher"
+    assert made.config.view == "raw"
+    of_source = replace(config, run=tmp_path / "resid", source_site="resid_mid", target_site="resid_mid")
+    train(of_source)
+    assert json.loads((tmp_path / "resid/train_config.json").read_text())["target_view"] == "raw"
