@@ -10,7 +10,7 @@ from evaluate.compare.config import CompareConfig
 from evaluate.estimates import Result, read_result
 from evaluate.labels import LABELS
 from evaluate.metrics.measurement import Check, Comparison, Measurement, PrefixMeasurement
-from evaluate.metrics.results import ROW_METRICS
+from evaluate.metrics.results import ROW_METRICS, WITH_METRIC
 from evaluate.report.comparison import markdown, summary, write_report
 from store.disk.files import write_text
 from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
@@ -23,7 +23,7 @@ DEFINITIONS = 2
 def what_is_measured() -> list[str]:
     """The key of every figure. Results of code that measured others are measured again."""
     fields = {*Measurement.model_fields, *PrefixMeasurement.model_fields, *Comparison.model_fields}
-    return sorted(fields | {label.key for label in LABELS} | ROW_METRICS.keys())
+    return sorted(fields | {label.key for label in LABELS} | ROW_METRICS.keys() | WITH_METRIC.keys())
 
 
 def key_of(run: Path, store: Store, config: CompareConfig | None) -> str:
@@ -34,6 +34,8 @@ def key_of(run: Path, store: Store, config: CompareConfig | None) -> str:
     for side in (store, store.target):
         for shard in [] if side is None else side.manifest.of_split("heldout"):
             digest.update(shard.xxh3_128.encode())
+        if side is not None and side.manifest.metric is not None:
+            digest.update(side.manifest.metric.xxh3_128.encode())
     if config is None:
         return digest.hexdigest()
     asked = (

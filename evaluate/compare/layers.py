@@ -105,14 +105,14 @@ def winner_of(comparison: Comparison) -> str:
 
 
 def verdict_of(winners: Mapping[int, Mapping[str, str]]) -> str:
-    """Who is better by FVU and delta CE at equal L0, at which layers.
+    """Who is better by KL, delta CE, estimated KL and FVU at equal L0, at which layers.
 
     Args:
         winners: of each layer's comparison, by metric.
     """
     sentences = []
     for label in LABELS:
-        if label.key not in ("fvu", "delta_ce"):
+        if label.key not in ("kl", "delta_ce", "estimated_kl", "fvu"):
             continue
         where: dict[str, list[str]] = {}
         for layer, won in winners.items():

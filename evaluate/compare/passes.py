@@ -18,7 +18,7 @@ from evaluate.metrics.measurement import (
     Matched,
     Measurement,
 )
-from evaluate.metrics.results import ByDocument, judged_by_row, sums_of, without_latents
+from evaluate.metrics.results import ByDocument, sums_of, without_latents
 from evaluate.rows import FIRST_ROWS
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -131,7 +131,7 @@ class ComparisonPasses:
         ]
         table = ByDocument.of(accumulators, facts)
         read_off = {}
-        for name in judged_by_row():
+        for name in table.judged:
             curves: list[list[Point]] = [[], []]
             for index, point in enumerate(self.points):
                 curves[point.side].append(Point(point.l0, table.statistic(index, name)))

@@ -12,6 +12,7 @@ from evaluate.rows import OUTLIER, RowStatistics, places, rows_in_order
 from store.errors import Refused
 from store.loader.batches import Batch
 from store.shards.manifest import Split
+from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.sparse.scan import Entries
 from store.transcoders.forward import Forward, SharedEncoder, encoder_key
@@ -19,9 +20,18 @@ from store.transcoders.transcoder import Transcoder
 
 
 class Accumulator:
-    """One transcoder's figures by row and prefix (36 bytes each), by latent and by output dimension."""
+    """One transcoder's figures by row and prefix (44 bytes each), by latent and by output dimension.
 
-    def __init__(self, transcoder: Transcoder, rows: int, forward: Callable[[Transcoder], Forward] = Forward) -> None:
+    fisher: of the target's site, where the store has its metric.
+    """
+
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        rows: int,
+        forward: Callable[[Transcoder], Forward] = Forward,
+        fisher: Tensor | None = None,
+    ) -> None:
         config = transcoder.config
         device = transcoder.W_dec.device
         n_prefixes = len(config.prefix_sizes)
@@ -33,6 +43,9 @@ class Accumulator:
         self.cosine = torch.empty_like(self.sse)
         self.along = torch.empty_like(self.sse)
         self.spread = torch.empty_like(self.sse)
+        self.fisher = None if fisher is None else fisher.to(transcoder.W_dec)
+        self.cost = torch.empty_like(self.sse if fisher is not None else self.sse[:0])
+        """e^T G e / 2 of the error e: about what it costs the language model, in nats. Empty without a metric."""
         self.fired = torch.zeros(n_prefixes, config.d_sae, dtype=torch.int64, device=device)
         """Rows on which each latent is active, by prefix; a prefix counts its own latents alone."""
         self.by_dimension = torch.zeros(config.d_out, dtype=torch.float64, device=device)
@@ -48,6 +61,8 @@ class Accumulator:
         self.spread[here] = torch.linalg.vecdot(centred, centred).double().T.cpu()
         error = centred.sub_(target)
         self.sse[here] = torch.linalg.vecdot(error, error).double().T.cpu()
+        if self.fisher is not None:
+            self.cost[here] = torch.linalg.vecdot(error @ self.fisher, error).double().T.cpu() / 2
         self.l0[here] = l0.T.int().cpu()
         self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
         self.fired += fired
@@ -57,7 +72,7 @@ class Accumulator:
         """Figures as if the dictionary ended at each prefix; only those by row and by latent are cut."""
         for stop in range(1, self.sse.shape[1] + 1):
             cut = copy(self)
-            for name in ("sse", "l0", "cosine", "along", "spread"):
+            for name in ("sse", "l0", "cosine", "along", "spread", "cost"):
                 setattr(cut, name, getattr(self, name)[:, :stop])
             cut.fired = self.fired[:stop]
             yield cut
@@ -102,7 +117,9 @@ def measure_rows(
     by_dimension = torch.zeros_like(mean)
     shift = torch.zeros_like(mean)
     start = 0
-    accumulators = [Accumulator(transcoder.to(device), n, forward) for transcoder in transcoders]
+    metric = read_metric(store.target_side, sites_of(transcoders)[1])
+    fisher = None if metric is None else metric.fisher
+    accumulators = [Accumulator(transcoder.to(device), n, forward, fisher) for transcoder in transcoders]
     norm = store.norm.to(device)
     families = [(members, SharedEncoder([a.forward for a in members])) for members in by_encoder(accumulators)]
     for batch in in_order("evaluate"):

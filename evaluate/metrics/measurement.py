@@ -65,6 +65,8 @@ class RowFigures(Figures):
     best_scale: float = math.nan
     """NaN, and left out of the JSON, where there are no latents."""
     fvu_scalar_variance: float
+    estimated_kl: float = math.nan
+    """NaN, and left out of the JSON, where the store has no metric."""
 
 
 class RowSums(RowFigures):
@@ -118,6 +120,10 @@ class SplicedPrefix(Figures):
 
     delta_ce: Estimate | None = None
     kl: Estimate | None = None
+    estimated_kl_spliced: Estimate | None = None
+    """On the same predictions as `kl`."""
+    estimated_kl_correlation: float | None = None
+    """With `kl`, over documents."""
 
 
 class Spliced(SplicedPrefix):
@@ -152,6 +158,7 @@ class Band(Result):
     rows: int
     fvu: float
     l0: float
+    estimated_kl: float | None = None
 
 
 class DensityHistogram(Result):

@@ -70,14 +70,18 @@ ROW_METRICS = {
 """
 
 
-def judged_by_row() -> list[str]:
-    """The metrics by row in which a winner may be named."""
-    return [name for name in judged() if name in ROW_METRICS]
+WITH_METRIC = {"estimated_kl": Ratio(lambda a, f: a.cost[:, -1], _ones)}
+"""Metrics by row on a store that has a metric."""
+
+
+def row_metrics(a: Accumulator) -> dict[str, Ratio]:
+    """The metrics by row that were measured."""
+    return ROW_METRICS if a.fisher is None else ROW_METRICS | WITH_METRIC
 
 
 def values_of(a: Accumulator, facts: RowStatistics) -> dict[str, float]:
-    """ROW_METRICS, without intervals."""
-    return {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in ROW_METRICS.items()}
+    """Metrics by row, without intervals."""
+    return {name: float(m.over(a, facts).sum() / m.under(a, facts).sum()) for name, m in row_metrics(a).items()}
 
 
 def by_prefix_of(a: Accumulator, facts: RowStatistics) -> dict[str, Any]:
@@ -209,6 +213,7 @@ def _by_band(a: Accumulator, facts: RowStatistics, found: dict[str, Tensor]) -> 
             rows=int(inside.sum()),
             fvu=float(a.sse[inside, -1].sum() / facts.variation[inside].sum()),
             l0=float(a.l0[inside, -1].double().mean()),
+            estimated_kl=None if a.fisher is None else float(a.cost[inside, -1].mean()),
         )
         for name, inside in found.items()
     }
@@ -216,34 +221,41 @@ def _by_band(a: Accumulator, facts: RowStatistics, found: dict[str, Tensor]) -> 
 
 @dataclass(frozen=True)
 class ByDocument:
-    """The figures by row of some transcoders, summed by document: every metric of ROW_METRICS, with its interval."""
+    """The figures by row of some transcoders, summed by document: every metric by row, with its interval."""
 
+    names: tuple[str, ...]
+    """Of the metrics."""
     sums: Tensor
     resampled: Tensor | None
 
     @classmethod
     def of(cls, accumulators: Sequence[Accumulator], facts: RowStatistics) -> "ByDocument":
-        columns = [side(a, facts) for a in accumulators for m in ROW_METRICS.values() for side in (m.over, m.under)]
+        metrics = row_metrics(accumulators[0])
+        columns = [side(a, facts) for a in accumulators for m in metrics.values() for side in (m.over, m.under)]
         sums = by_document(facts.places.document, torch.stack(columns, dim=1))
-        return cls(sums, resample(sums))
+        return cls(tuple(metrics), sums, resample(sums))
 
     def statistic(self, index: int, name: str) -> Statistic:
         """A metric of the transcoder at `index`."""
-        place = 2 * (len(ROW_METRICS) * index + list(ROW_METRICS).index(name))
+        place = 2 * (len(self.names) * index + self.names.index(name))
         return ratio(place, place + 1)
+
+    @property
+    def judged(self) -> list[str]:
+        """The metrics in which a winner may be named."""
+        return [name for name in judged() if name in self.names]
 
     def estimate(self, statistic: Statistic) -> Estimate:
         return estimate(statistic, self.sums, self.resampled)
 
     def intervals(self, index: int) -> dict[str, Interval | None]:
         """The 95% interval of each metric of the transcoder at `index`."""
-        return {name: self.estimate(self.statistic(index, name)).ci95 for name in ROW_METRICS}
+        return {name: self.estimate(self.statistic(index, name)).ci95 for name in self.names}
 
     def minus(self, index: int, other: int) -> dict[str, Estimate]:
         """Paired differences of all metrics."""
         return {
-            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name)))
-            for name in ROW_METRICS
+            name: self.estimate(difference(self.statistic(index, name), self.statistic(other, name))) for name in self.names
         }
 
 

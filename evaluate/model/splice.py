@@ -19,13 +19,15 @@ from tqdm import tqdm
 from evaluate.intervals import by_document, resample
 from evaluate.metrics.accumulate import sites_of
 from evaluate.model.splice_table import SpliceTable
-from evaluate.model.unembed import Unembedding, ce_and_kl
+from evaluate.model.unembed import ce_and_kl
 from harvest.model.language_model import LanguageModel
-from harvest.model.loading import model_of
+from harvest.model.loading import model_that_made
+from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.errors import Refused
 from store.shards.documents import documents_of
 from store.shards.manifest import ShardEntry, going_on
+from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
@@ -156,16 +158,7 @@ def outputs(transcoder: Transcoder, forward: Forward, part: Sequences, store: St
 
 def open_model(store: Store, device: torch.device) -> LanguageModel:
     """The language model that made a store. Refused when its revision or tokenizer is not the store's."""
-    recipe = store.manifest.recipe
-    model = model_of(recipe, device)
-    loaded = (model.revision, model.tokenizer_hash)
-    harvested = (recipe.model_revision, recipe.tokenizer_hash)
-    if loaded != harvested:
-        raise Refused(
-            f"{recipe.model} is now {loaded}, the store was made with {harvested}; restore that model, or leave it out "
-            "with --sequences 0"
-        )
-    return model
+    return model_that_made(store.manifest.recipe, device, "leave it out with --sequences 0")
 
 
 def check_model(store: Store, model: LanguageModel) -> float:
@@ -213,6 +206,8 @@ def splice(
     forwards = [Forward(transcoder) for transcoder in prepared]
     unembedding = Unembedding.of(model)
     mean = torch.tensor(store.manifest.statistics[target_site].mean, dtype=torch.float32)
+    metric = read_metric(store, target_site)
+    fisher = None if metric is None else metric.fisher.float().to(device)
     places = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
     check_restart(model, unembedding, sequences_of(store, *places[0], source_site))
     documents: list[Tensor] = []
@@ -224,9 +219,10 @@ def splice(
         beside = beside_mlp(part, lane).to(device)
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
+        estimated = [] if fisher is None else [estimated_kl(put_in, part.target.to(device), fisher)[:, :, :-1][:, counted]]
         hidden = torch.cat([_after(lane, part, beside + outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
         ce, kl = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
-        return part.document[:, :-1][counted], torch.cat([ce, kl]).T.cpu()
+        return part.document[:, :-1][counted], torch.cat([ce, kl, *estimated]).T.cpu()
 
     def add(measured: tuple[Tensor, Tensor]) -> None:
         _, sequences = places[len(columns)]
@@ -240,6 +236,16 @@ def splice(
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))
     return SpliceTable([transcoder.config.prefix_sizes for transcoder in prepared], sums, resample(sums))
+
+
+def estimated_kl(
+    put_in: Float[Tensor, "n sequences context d"],
+    target: Float[Tensor, "sequences context d"],
+    fisher: Float[Tensor, "d d"],
+) -> Float[Tensor, "n sequences context"]:
+    """e^T G e / 2 of what is put in the target's place, by row, float64."""
+    error = put_in - target
+    return torch.linalg.vecdot(error @ fisher, error).double() / 2
 
 
 def _after(

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from evaluate.estimates import Estimate
-from evaluate.intervals import Statistic, difference, estimate, ratio
+from evaluate.intervals import MIN_DOCUMENTS, Statistic, difference, estimate, ratio
 from evaluate.metrics.measurement import Spliced, SplicedPrefix
 
 
@@ -30,7 +32,8 @@ class SpliceTable:
     prefix_sizes: Sequence[tuple[int, ...]]
     """By transcoder, the prefixes that were spliced."""
     sums: Float[Tensor, "documents columns"]
-    """Cross-entropy of each thing put in, then KL of each, and last the number of predictions."""
+    """Cross-entropy of each thing put in, then KL of each, then estimated KL of each where the store has a metric, and last
+    the number of predictions."""
     resampled: Float[Tensor, "resamples columns"] | None
     """Column sums over documents drawn with replacement; None where there are too few documents."""
 
@@ -40,7 +43,7 @@ class SpliceTable:
         ce_recovered divides by what ablation costs, which is small for one MLP: never quote it alone.
 
         index: the transcoder; None for the mean of the MLP's output.
-        name: `delta_ce`, `kl` or `ce_recovered`.
+        name: `delta_ce`, `kl`, `estimated_kl` or `ce_recovered`.
         prefix: index of one of the transcoder's prefixes; -1 is all latents.
         """
         n_prefixes = [len(sizes) for sizes in self.prefix_sizes]
@@ -52,6 +55,7 @@ class SpliceTable:
         statistics: dict[str, Statistic] = {
             "delta_ce": lambda s: (s[..., column] - s[..., PutIn.CLEAN]) / s[..., -1],
             "kl": ratio(n_put_in + column, -1),
+            "estimated_kl": ratio(2 * n_put_in + column, -1),
             "ce_recovered": lambda s: (s[..., PutIn.ZERO] - s[..., column]) / (s[..., PutIn.ZERO] - s[..., PutIn.CLEAN]),
         }
         return statistics[name]
@@ -60,9 +64,27 @@ class SpliceTable:
         """A statistic of the column sums, with its interval."""
         return estimate(statistic, self.sums, self.resampled)
 
+    @property
+    def has_estimates(self) -> bool:
+        """Whether the store has a metric."""
+        n_put_in = PutIn.FIRST_PREFIX + sum(map(len, self.prefix_sizes))
+        return self.sums.shape[1] == 3 * n_put_in + 1
+
+    def estimated(self, index: int | None, prefix: int = -1) -> dict[str, Any]:
+        """The estimated KL on these predictions, and its correlation with the measured one over documents."""
+        if not self.has_estimates:
+            return {}
+        estimated = self.statistic(index, "estimated_kl", prefix)
+        found: dict[str, Any] = {"estimated_kl_spliced": self.estimate(estimated)}
+        if len(self.sums) >= MIN_DOCUMENTS:
+            both = torch.stack([estimated(self.sums), self.statistic(index, "kl", prefix)(self.sums)])
+            found["estimated_kl_correlation"] = float(torch.corrcoef(both)[0, 1])
+        return found
+
     def figures(self, index: int | None) -> Spliced:
         """Every figure of one transcoder, or of the mean where index is None."""
         return Spliced(
+            **self.estimated(index),
             delta_ce=self.estimate(self.statistic(index, "delta_ce")),
             kl=self.estimate(self.statistic(index, "kl")),
             ce_recovered=self.estimate(self.statistic(index, "ce_recovered")),
@@ -80,6 +102,7 @@ class SpliceTable:
             figures[str(size)] = SplicedPrefix(
                 delta_ce=self.estimate(self.statistic(index, "delta_ce", number)),
                 kl=self.estimate(self.statistic(index, "kl", number)),
+                **self.estimated(index, number),
             )
         return figures
 

@@ -191,10 +191,23 @@ def verdict(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
         ours.n_documents < FEW_DOCUMENTS
     )
     if len(measured) == 1:
-        return " ".join([f"{first}, with {ours.dead_fraction:.2%} dead features.", *few])
+        return " ".join([*costs(measured), f"{first}, with {ours.dead_fraction:.2%} dead features.", *few])
     other = measured[1]
     own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(other)}."
-    return " ".join([own, judgement(measured, winners), *beaten_by(measured), *few])
+    return " ".join([*costs(measured[:2]), own, judgement(measured, winners), *beaten_by(measured), *few])
+
+
+def costs(measured: Sequence[Measurement]) -> list[str]:
+    """A sentence that says what each costs the language model, at its own L0; none where that was not measured."""
+    said = [f"{m.name} costs the language model {cost}" for m in measured if (cost := _cost(m))]
+    return [f"In the place of the MLP {'; '.join(said)}."] if len(said) == len(measured) else []
+
+
+def _cost(m: Measurement) -> str:
+    """KL and delta CE where they were measured, else the estimated KL, else nothing."""
+    if m.kl is not None and m.delta_ce is not None:
+        return f"a KL of {m.kl.value:.4f} nats and a delta CE of {m.delta_ce.value:+.4f} nats"
+    return f"an estimated KL of {m.estimated_kl:.4f} nats" if m.has("estimated_kl") else ""
 
 
 def _between_own(other: Measurement) -> str:

@@ -60,6 +60,7 @@ def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
     compare_runs(trained)
     evaluate_run(trained)
     monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
+    monkeypatch.setattr(one_run, "measure", None)
     compare_runs(trained)
     evaluate_run(trained)
     with pytest.raises(TypeError):
@@ -91,6 +92,7 @@ def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monk
     evaluate_run(trained)
     more = (*files.LABELS, Label(key="a_new_metric", label="a new metric", form="{:.2f}"))
     monkeypatch.setattr(files, "LABELS", more)
+    monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
     monkeypatch.setattr(one_run, "measure", None)
     for command in (compare_runs, evaluate_run):
         with pytest.raises(TypeError):

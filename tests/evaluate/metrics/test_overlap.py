@@ -74,8 +74,8 @@ def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layer
 def test_the_verdict_over_layers_names_the_better_one_by_layer():
     won = {8: {"fvu": "ours", "delta_ce": "tie"}, 12: {"fvu": "other"}, 17: {"fvu": "ours", "delta_ce": "not judged: why"}}
     assert verdict_of(won) == (
-        "At equal L0, by paired 95% intervals. FVU: ours is better at layer 8, 17; the other is better at layer 12. "
-        "delta CE: a tie at layer 8; not judged: why at layer 17."
+        "At equal L0, by paired 95% intervals. delta CE: a tie at layer 8; not judged: why at layer 17. "
+        "FVU: ours is better at layer 8, 17; the other is better at layer 12."
     )
 
 
