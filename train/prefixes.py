@@ -1,9 +1,6 @@
-"""Sizes of nested dictionaries: as a user lists them, and drawn anew in every step."""
+"""Sizes of nested dictionaries, as a user lists them."""
 
 import json
-
-import torch
-from torch import Tensor
 
 from store.counts import cumulative_sizes
 from store.errors import Refused
@@ -27,12 +24,3 @@ def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
         f"prefix_sizes {sizes} end at {sizes[-1]} and sum to {sum(sizes)}, but d_sae is {d_sae}; "
         "give increasing sizes that end at d_sae, or group sizes that sum to it"
     )
-
-
-def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
-    """n prefix sizes for one step, the last of them d_sae; size m is drawn in proportion to sqrt(m) - sqrt(m - 1), as in
-    N. Nabeshima's Matryoshka SAEs (2024)."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    weights = torch.arange(d_sae, dtype=torch.float64).sqrt().diff()
-    drawn = torch.multinomial(weights, n - 1, generator=generator) + 1
-    return torch.cat([drawn.sort().values, torch.tensor([d_sae])])

@@ -17,9 +17,9 @@ from tests.train import reference
 from tests.train.making import assert_close, assert_same_run, in_raw_units, make_module, perturb, results_of, store_of
 from train.config import Activation, TrainConfig
 from train.loop import train
-from train.prefixes import draw_prefixes
 from train.run import Run
 from train.step.module import TrainingTranscoder
+from train.step.prefixes import draw_prefixes
 
 NESTING = {"plain": {"prefix_sizes": "none"}, "nested": {}, "random": {"random_prefixes": 3}}
 KINDS = {

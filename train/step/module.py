@@ -15,9 +15,9 @@ from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
-from train.prefixes import draw_prefixes
 from train.step.losses import StepResult, Sums, report
 from train.step.moments import moments_of, scale_of, view_moments
+from train.step.prefixes import draw_prefixes
 from train.step.sparse import decode_nested, weight_gradients
 from train.step.target import TargetRoot, in_plain_target
 from train.watch import LossMonitor
