@@ -16,6 +16,7 @@ from store.shards.reader import Store, open_store
 from store.transcoders.convert import to_normed, to_rms
 from store.transcoders.layouts import LAYOUTS, Layout, load_folder, load_run, other_layout_of, warn_of_another_model
 from store.transcoders.transcoder import Transcoder
+from store.usage import did_you_mean
 from store.views import NORMS
 
 ROWS = 256
@@ -66,7 +67,7 @@ def _layout(name: str) -> Layout:
     """Refused for a layout that does not exist, or that is only read."""
     written = [each for each, layout in LAYOUTS.items() if layout.save is not None]
     if name not in LAYOUTS:
-        raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}")
+        raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}{did_you_mean(name, written)}")
     if name not in written:
         raise Refused(f"{name} can only be read; choose from {', '.join(written)}")
     return LAYOUTS[name]

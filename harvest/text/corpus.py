@@ -33,6 +33,7 @@ from harvest.text.origin import (
 from harvest.text.records import Bad, Document, Kind, Repeat, document_in, lacking
 from store.errors import Damaged, Refused
 from store.hub import TROUBLE, fetching
+from store.usage import did_you_mean
 
 MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
@@ -207,7 +208,9 @@ def _saved(path: Path, split: str) -> datasets.Dataset:
     if isinstance(found, datasets.Dataset):
         return found
     if split not in found:
-        raise Refused(f"data set {path} has no split {split!r}; choose one of {', '.join(map(str, found))} with --split")
+        splits = list(map(str, found))
+        hint = did_you_mean(split, splits)
+        raise Refused(f"data set {path} has no split {split!r}; choose one of {', '.join(splits)} with --split{hint}")
     return found[split]
 
 

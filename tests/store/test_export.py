@@ -160,7 +160,8 @@ def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
         ("saelens", {"target_layer": 2}, "of one layer"),
         ("saelens", {"source_site": "mlp_out"}, "from resid_mid to mlp_out"),
         ("gemma-scope-1", {}, "gemma-scope-1 can only be read; choose from gemma-scope-2, run, saelens"),
-        ("gemma-scope-3", {}, "there is no layout 'gemma-scope-3'; choose from"),
+        ("gemma-scop-2", {}, "'gemma-scop-2'; choose from gemma-scope-2, run, saelens; did you mean gemma-scope-2?"),
+        ("onnx", {}, "there is no layout 'onnx'; choose from gemma-scope-2, run, saelens$"),
         ("saelens", {"store_fingerprint": "0" * 32}, "was trained on store 0000"),
     ],
 )
