@@ -90,8 +90,7 @@ def provenance(metrics: Measurement, store: Store) -> str:
         f"({metrics.n_outliers:,} outliers) of {recipe.model} layer {recipe.layer}{across} "
         f"on {recipe.dataset}; store {store.fingerprint}"
     ]
-    if metrics.n_repeated_documents:
-        said.append(f"{metrics.n_repeated_documents:,} of these documents are training documents too, token for token")
+    said += repeated_documents(metrics)
     if metrics.n_predictions is not None:
         documents = metrics.n_prediction_documents
         said.append(f"CE and KL: {metrics.n_predictions:,} predictions in {documents:,} of the documents")
@@ -99,6 +98,12 @@ def provenance(metrics: Measurement, store: Store) -> str:
     if metrics.absorption is not None:
         drawn += " (words for absorption, letters for splitting, tokens for probes)"
     return ". ".join([*said, f"In brackets: 95% intervals by bootstrap over {drawn}"])
+
+
+def repeated_documents(metrics: Measurement) -> list[str]:
+    """How many held-out documents are training documents too, for people; nothing where none is."""
+    n = metrics.n_repeated_documents
+    return [f"{n:,} held-out documents are training documents too, token for token"] if n else []
 
 
 def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str, str]) -> str:
