@@ -1,5 +1,6 @@
 """What people read: a text table, and one self-contained HTML page with the same figures and plots."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from evaluate.text import markdown_table, text_table
 from evaluate.training_log import read_log
 from store.shards.reader import Store
 
+log = logging.getLogger(__name__)
 FEW_DOCUMENTS = 50
 """With fewer held-out documents their number is said beside the verdict."""
 
@@ -180,6 +182,7 @@ def worded(measured: Sequence[Measurement], store: Store) -> tuple[list[dict[str
         texts = partial(token_texts, load_tokenizer(store.manifest.recipe))
     except ValueError as error:
         reason = str(error)
+        log.warning("the report numbers tokens instead of naming them: %s", reason)
         texts = _numbers
     return [m.as_json() | {"worst_rows": in_words(m.worst_rows, texts)} for m in measured], reason
 
