@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -72,8 +73,35 @@ def test_every_target_of_the_makefile_can_be_asked_for():
 def test_several_targets_read_the_variables_of_each():
     done = make("harvest", "train", "K=32", "D_SAE=2048", "DATASET=d", "LAYER=9")
     assert done.returncode == 0
-    assert "-m harvest --layer 9 --dataset d" in " ".join(done.stdout.split())
-    assert "-m train --layer 9 --k 32 --d-sae 2048" in " ".join(done.stdout.split())
+    assert "-m harvest --layer 9 --dataset d" in " ".join(shlex.split(done.stdout))
+    assert "-m train --layer 9 --k 32 --d-sae 2048" in " ".join(shlex.split(done.stdout))
+
+
+@pytest.mark.parametrize("value", ["my texts/a b.txt", "texts/**/*.txt", "it's", 'a "b" $$c;d', "模型 ü"])
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [
+        ("harvest", "MODEL"),
+        ("harvest", "DATASET"),
+        ("harvest", "STORE"),
+        ("train", "RUN"),
+        ("export", "RUN"),
+        ("export", "OUT"),
+        ("browse", "RESULTS"),
+        ("ablation", "STORE"),
+    ],
+)
+def test_a_path_reaches_its_command_as_one_word(target, variable, value):
+    """A README's example has a glob in it, which must not be expanded by the shell."""
+    done = make(target, f"{variable}={value}")
+    assert value.replace("$$", "$") in shlex.split(done.stdout.splitlines()[-1])
+
+
+def test_a_path_may_begin_with_the_home_folder():
+    """Not every shell puts it in behind the variable's name."""
+    words = shlex.split(make("harvest", "STORE=~/a b", "DATASET=a~/b").stdout.splitlines()[-1])
+    assert words[words.index("--store") + 1] == f"{os.environ['HOME']}/a b"
+    assert words[words.index("--dataset") + 1] == "a~/b"
 
 
 @pytest.mark.parametrize("target", sorted(READS.keys() - {"demo", "demo-more", "demo-standin"}))
