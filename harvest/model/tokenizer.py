@@ -62,9 +62,11 @@ def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedToke
         if source is None and embedded.is_embedded(recipe.model):  # its one file says all about ids and texts, sooner
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(place) / "tokenizer.json"))
         elif Path(place).exists():
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         else:
-            tokenizer = from_hub_or_cache(lambda cached: AutoTokenizer.from_pretrained(place, local_files_only=cached))
+            tokenizer = from_hub_or_cache(
+                lambda cached: AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=cached)
+            )
     except (*TROUBLE, ValueError) as error:
         raise explained(error, f"the tokenizer of {place}", "give its folder with --tokenizer") from None
     found = vocabulary_hash(tokenizer)

@@ -119,6 +119,19 @@ def test_a_later_file_without_the_column_is_named_when_the_folder_is_opened(tmp_
             open_corpus(HarvestConfig(dataset=str(dataset)))
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    """pandas and pyarrow write such files after a join; readers take the first, the last or neither."""
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pa.parquet.write_table(twice, tmp_path / "a.parquet")
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), twice.schema) as file:
+        file.write_table(twice)
+    (tmp_path / "a.csv").write_text("text,id,text\na,1,b\n")
+    for name in ("a.parquet", "a.arrow", "a.csv"):
+        with pytest.raises(Damaged, match=rf"{name} cannot be read .*it has 2 columns 'text'; rename all but one"):
+            open_corpus(HarvestConfig(dataset=str(tmp_path / name)))
+    assert documents(tmp_path / "a.csv", text_column="id") == ["1"]
+
+
 def test_a_later_file_without_records_is_no_fault(tmp_path):
     write_json(tmp_path / "a.jsonl")
     for name in ("b.jsonl", "c.txt", "d.csv"):
