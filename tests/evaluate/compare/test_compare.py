@@ -19,6 +19,7 @@ from evaluate.estimates import Estimate
 from evaluate.labels import Label
 from evaluate.metrics.measurement import AtL0
 from evaluate.report.comparison import provenance
+from store.errors import Damaged
 from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
 from store.transcoders.gemma_scope import save_scope2
@@ -109,6 +110,16 @@ def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monk
     for command in (compare_runs, evaluate_run):
         with pytest.raises(TypeError):
             command(trained)
+
+
+@pytest.mark.parametrize("command", [compare_runs, evaluate_run])
+def test_a_damaged_training_log_is_named_before_anything_is_measured(trained, monkeypatch, command):
+    with (trained.run / "training_log.jsonl").open("a") as log:
+        log.write('{"step": 9')
+    for module in (one_layer, one_run):
+        monkeypatch.setattr(module, "measure", None)
+    with pytest.raises(Damaged, match=r"training_log\.jsonl cannot be read"):
+        command(trained)
 
 
 def test_a_store_of_another_harvest_is_refused_and_both_are_shown(trained, tmp_path):
