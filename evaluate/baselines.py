@@ -11,11 +11,11 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from store.errors import Refused
 from store.hub import fetching, files_of
-from store.layout import CONFIG, model_slug
+from store.layout import CONFIG
 from store.shards.reader import Store
 from store.transcoders.files import read_config
 from store.transcoders.gemma_scope import SCOPE2_FOLDER, SCOPE2_KINDS, SCOPE2_WEIGHTS, Scope2Config
-from store.transcoders.layouts import load_folder
+from store.transcoders.layouts import load_folder, warn_of_another_model
 from store.transcoders.transcoder import Transcoder
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ class NonePublished(Refused):
     exit_code = 69
 
 
-OTHER_MODEL = "%s says that it is for %s, but these rows are of %s: its figures mean nothing unless that is the same model"
 ELSEWHERE = "give BASELINE=FOLDER"
 
 
@@ -67,8 +66,7 @@ def find_baselines(
     if folders:
         others = [load_folder(path, recipe.layer, recipe.model, store.norm.kind) for path in folders]
         for path, other in zip(folders, others, strict=True):
-            if other.config.model and model_slug(other.config.model) != model_slug(recipe.model):
-                log.warning(OTHER_MODEL, path, other.config.model, recipe.model)
+            warn_of_another_model(path, other, recipe.model)
         names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
         names[0] = name or names[0]
         return [renamed(t, each, str(path)) for t, each, path in zip(others, names, folders, strict=True)]

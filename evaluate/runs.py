@@ -99,14 +99,7 @@ def check_fits(transcoder: Transcoder, store: Store) -> None:
     source = store.manifest
     target = store.target_side.manifest
     widths = (source.widths[config.source_site], target.widths[config.target_site])
-    reads = transcoder.source_width
-    layers = (config.layer, config.layer if config.target_layer is None else config.target_layer)
-    held = (source.recipe.layer, target.recipe.layer)
-    if layers != held or (reads, config.d_out) != widths:
-        raise Refused(
-            f"{config.name} is for {_layers(layers)} with widths {reads} -> {config.d_out}, but "
-            f"{store.directory} holds {_layers(held)} with {widths[0]} -> {widths[1]}"
-        )
+    transcoder.check_fits((source.recipe.layer, target.recipe.layer), widths, str(store.directory))
 
 
 def check_in_model(config: TranscoderConfig, cure: str) -> None:
@@ -123,8 +116,3 @@ def check_in_model(config: TranscoderConfig, cure: str) -> None:
         raise Refused(
             f"{config.name} predicts {config.target_site}, and only mlp_out can be replaced in the language model; {cure}"
         )
-
-
-def _layers(layers: tuple[int, int]) -> str:
-    source, target = layers
-    return f"layer {source}" if source == target else f"layers {source} -> {target}"

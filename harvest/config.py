@@ -11,6 +11,7 @@ from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.layout import default_store
 from store.parents import holds_store, layer_folder, layers_in
+from store.usage import did_you_mean
 
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -154,7 +155,8 @@ class HarvestConfig(Options):
             raise Refused(f"layer is {self.layer}; give each layer once, counted from 0")
         wrong = [site for site in self.sites if site not in SITES]
         if wrong or not self.sites:
-            raise Refused(f"sites are {self.sites}; choose from {', '.join(SITES)}")
+            hint = did_you_mean(wrong[0], SITES) if wrong else ""
+            raise Refused(f"sites are {self.sites}; choose from {', '.join(SITES)}{hint}")
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
         if self.keep_shards is not None and self.keep_shards < 2:
             raise Refused(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")

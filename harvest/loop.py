@@ -47,6 +47,7 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
     """`harvest` for stores that lack something; they are locked before the model is loaded."""
     config = stores.config
     rank = Rank.of_environment()
+    rank.warn_unless_torchrun()
     with stores.locked(rank) as locks, ExitStack() as stack:
         corpus, model, dtype = open_all(config, rank)
         config = fitted(stores, corpus, model)

@@ -19,14 +19,18 @@ class VerifyConfig(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(Options):
-    """Write a finished run in the file layout of another project, read it back, and compare its outputs with the run's."""
+    """Write a finished run in the file layout of another project, read it back, and compare its outputs with the run's.
+
+    A transcoder of another project becomes a run with --layout run --store STORE.
+    """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of the run."""
+    """Folder of the run, or of another project's transcoder."""
     layout: str
     """Layout to write: gemma-scope-2 (Google's), saelens (sae-lens 6.54), or run (ours)."""
     out: Path
     """Folder to write. It must not hold anything yet."""
     store: StorePathOption | None = None
     """Folder or URL of the store that the run was trained on: it has the norm's gain, as the run's own folder has, and
-    held-out rows. Default: the store that the run records, or data/MODEL/layerL, if the run was trained on that one."""
+    held-out rows. Default: the store that the run records, or data/MODEL/layerL, if the run was trained on that one.
+    Another project's transcoder needs it: the run that is written records this store."""

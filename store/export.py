@@ -1,4 +1,4 @@
-"""`python -m store export`: writes a finished run in another project's file layout, and checks what the files compute."""
+"""`python -m store export`: a run in another project's file layout, or a run made of a transcoder in one, and compared."""
 
 import os
 import shutil
@@ -11,11 +11,12 @@ from store.errors import Refused
 from store.layout import default_store
 from store.parents import layer_folder
 from store.shards.manifest import load_manifest
-from store.shards.origin import copy_origin, fingerprint_at, read_origin, store_without_rows
+from store.shards.origin import copy_origin, fingerprint_at, read_origin, store_without_rows, write_origin
 from store.shards.reader import Store, open_store
 from store.transcoders.convert import to_normed, to_rms
-from store.transcoders.layouts import LAYOUTS, Layout, load_run
+from store.transcoders.layouts import LAYOUTS, Layout, load_folder, load_run, other_layout_of, warn_of_another_model
 from store.transcoders.transcoder import Transcoder
+from store.usage import did_you_mean
 from store.views import NORMS
 
 ROWS = 256
@@ -35,14 +36,17 @@ def export(config: ExportConfig) -> str:
     if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise Refused(f"{config.out} is not an empty folder; choose another --out")
     refuse_unwritable(config.out, "folder of an export", "--out")
-    ours = load_run(config.run)
-    store = _store_of(config, ours)
+    foreign = other_layout_of(config.run) is not None
+    ours, store = _of_another_project(config) if foreign else _of_a_run(config)
     made = _made_for(layout, config.layout, ours, store)
     partial = config.out.with_name(f"{config.out.name}.{os.getpid()}.partial")
     try:
         assert layout.save is not None
         layout.save(made, partial)
-        if layout.holds.everything:
+        if layout.holds.everything and foreign:
+            assert store is not None
+            write_origin(partial, store)
+        elif layout.holds.everything:
             copy_origin(config.run, partial)
         agreement = _agreement(ours, layout.load(partial, ours.config.layer, ours.config.model), store)
         names = sorted(path.name for path in partial.iterdir())
@@ -63,10 +67,31 @@ def _layout(name: str) -> Layout:
     """Refused for a layout that does not exist, or that is only read."""
     written = [each for each, layout in LAYOUTS.items() if layout.save is not None]
     if name not in LAYOUTS:
-        raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}")
+        raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}{did_you_mean(name, written)}")
     if name not in written:
         raise Refused(f"{name} can only be read; choose from {', '.join(written)}")
     return LAYOUTS[name]
+
+
+def _of_another_project(config: ExportConfig) -> tuple[Transcoder, Store]:
+    """A transcoder in another project's layout and the store that is given. Refused where they do not fit, or none is."""
+    if config.store is None:
+        raise Refused(
+            f"{config.run} records no store: give with --store one of its layer, which names the model and the norm"
+        )
+    store = open_store(config.store)
+    recipe = store.manifest.recipe
+    ours = load_folder(config.run, recipe.layer, recipe.model, store.norm.kind)
+    widths = store.manifest.widths
+    sites = ours.config.source_site, ours.config.target_site
+    warn_of_another_model(config.run, ours, recipe.model)
+    ours.check_fits((recipe.layer, recipe.layer), (widths[sites[0]], widths[sites[1]]), str(store.directory))
+    return ours, store
+
+
+def _of_a_run(config: ExportConfig) -> tuple[Transcoder, Store | None]:
+    ours = load_run(config.run)
+    return ours, _store_of(config, ours)
 
 
 def _store_of(config: ExportConfig, ours: Transcoder) -> Store | None:

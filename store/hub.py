@@ -1,10 +1,11 @@
 """The Hugging Face hub: what can go wrong on the way to it, said in one line with a cure."""
 
-import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants
@@ -18,6 +19,8 @@ from huggingface_hub.errors import (
 )
 
 from store.errors import Refused
+
+T = TypeVar("T")
 
 TROUBLE = (OSError, HTTPError)
 """What the libraries raise when they cannot fetch a file, and what a stream raises when the network breaks."""
@@ -45,12 +48,37 @@ def check_connection() -> None:
     """
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
-    host = urlparse(os.environ.get("HTTPS_PROXY") or constants.ENDPOINT)
+    host = urlparse(_proxy_of(constants.ENDPOINT) or constants.ENDPOINT)
     port = host.port or (80 if host.scheme == "http" else 443)
     try:
         socket.create_connection((host.hostname or "", port), timeout=5).close()
     except OSError as error:
         raise HTTPError(str(error)) from error
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy through which a URL is asked: HTTPS_PROXY, https_proxy or ALL_PROXY, unless NO_PROXY names its host."""
+    asked = urlparse(url)
+    if proxy_bypass(asked.hostname or ""):
+        return None
+    proxies = getproxies()
+    return proxies.get(asked.scheme) or proxies.get("all")
+
+
+def from_hub_or_cache(get: Callable[[bool], T]) -> T:
+    """What `get` returns, given whether only the cache may be asked: where the hub cannot be reached.
+
+    The hub's own library would try again for a minute, and then look there too. Raises the connection's error where the
+    cache does not have it either.
+    """
+    try:
+        check_connection()
+    except TROUBLE as unreachable:
+        try:
+            return get(True)
+        except (*TROUBLE, ValueError):
+            raise unreachable from None
+    return get(False)
 
 
 @contextmanager

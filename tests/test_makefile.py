@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -41,11 +42,66 @@ def test_a_variable_that_a_target_does_not_read_is_refused(words, message):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "no target trian; did you mean train?"),
+        ("trian LAYER=8", "no target trian; did you mean train?"),
+        ("Compare", "no target Compare; did you mean compare?"),
+        ("harvest compare-layer", "no target compare-layer; did you mean compare-layers?"),
+        ("xyz", "no target xyz (make help lists them)"),
+    ],
+)
+def test_a_target_that_does_not_exist_is_refused(words, message):
+    done = make(*words.split())
+    assert done.returncode == 2
+    assert not done.stdout
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_target_of_the_makefile_can_be_asked_for():
+    """Also the files that mark what is installed: a shell names them to install without running anything."""
+    rules = re.findall(r"^([A-Za-z.$()/-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    expand = {"$(VENV)": ".venv", "$(PEERS)": "build/peers"}
+    for rule in set(rules) - {".PHONY"}:
+        for variable, folder in expand.items():
+            rule = rule.replace(variable, folder)
+        assert "no target" not in make(rule).stderr, rule
+
+
 def test_several_targets_read_the_variables_of_each():
     done = make("harvest", "train", "K=32", "D_SAE=2048", "DATASET=d", "LAYER=9")
     assert done.returncode == 0
-    assert "-m harvest --layer 9 --dataset d" in " ".join(done.stdout.split())
-    assert "-m train --layer 9 --k 32 --d-sae 2048" in " ".join(done.stdout.split())
+    assert "-m harvest --layer 9 --dataset d" in " ".join(shlex.split(done.stdout))
+    assert "-m train --layer 9 --k 32 --d-sae 2048" in " ".join(shlex.split(done.stdout))
+
+
+@pytest.mark.parametrize("value", ["my texts/a b.txt", "texts/**/*.txt", "it's", 'a "b" $$c;d', "模型 ü"])
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [
+        ("harvest", "MODEL"),
+        ("harvest", "DATASET"),
+        ("harvest", "STORE"),
+        ("train", "RUN"),
+        ("export", "RUN"),
+        ("export", "OUT"),
+        ("browse", "RESULTS"),
+        ("ablation", "STORE"),
+    ],
+)
+def test_a_path_reaches_its_command_as_one_word(target, variable, value):
+    """A README's example has a glob in it, which must not be expanded by the shell."""
+    done = make(target, f"{variable}={value}")
+    assert value.replace("$$", "$") in shlex.split(done.stdout.splitlines()[-1])
+
+
+def test_a_path_may_begin_with_the_home_folder():
+    """Not every shell puts it in behind the variable's name."""
+    words = shlex.split(make("harvest", "STORE=~/a b", "DATASET=a~/b").stdout.splitlines()[-1])
+    assert words[words.index("--store") + 1] == f"{os.environ['HOME']}/a b"
+    assert words[words.index("--dataset") + 1] == "a~/b"
 
 
 @pytest.mark.parametrize("target", sorted(READS.keys() - {"demo", "demo-more", "demo-standin"}))

@@ -14,6 +14,7 @@ from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
+from store.usage import did_you_mean
 from train.prefixes import parse_prefix_sizes
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
@@ -249,9 +250,9 @@ def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSp
 
 
 def _activation(text: str) -> str:
-    if text not in get_args(Activation):
-        raise Refused(f"{text!r} is no activation; there are {', '.join(get_args(Activation))}")
-    return text
+    if text in (known := get_args(Activation)):
+        return text
+    raise Refused(f"{text!r} is no activation; there are {', '.join(known)}{did_you_mean(text, known)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from store.errors import Refused
+
 
 @dataclass(frozen=True)
 class Group:
@@ -106,6 +108,12 @@ def join(device: str, shard_dictionary: bool = False) -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and not dist.is_initialized():
+        raise Refused(
+            f"WORLD_SIZE is {world}, but {missing[0]} is not set: start the processes with torchrun; where this is a lone "
+            "one, unset RANK and WORLD_SIZE, which an earlier torchrun left in the shell"
+        )
     if not dist.is_initialized():
         on_gpus = torch.cuda.is_available() and device != "cpu"
         if on_gpus:

@@ -16,6 +16,14 @@ from store.views import VIEWS
 L0_TOLERANCE = 0.25
 """A measured L0 further from its label than this, as a share, is wrong."""
 
+L0_REMARKED = 0.2
+"""One further from it than this is remarked on."""
+
+LONGER = (
+    "it was trained too briefly, or the held-out rows are unlike those that its threshold was set on; train it for longer, "
+    "on more text (train/README.md: L0 far from k)"
+)
+
 SCALES = (2 / 3, 1.5)
 """best_scale outside these: the decoder was renormalised, the output is in other units, or rows do not belong together."""
 
@@ -51,7 +59,7 @@ def checks_of(m: Measurement, store: Store) -> list[Check]:
             "L0 is near its label",
             m.k is None or near(m.l0_mean, m.k, L0_TOLERANCE),
             f"{m.name}: measured L0 is {m.l0_mean:.1f}, {f'its label says {m.k}' if m.k else 'it states none'}",
-            f"{m.name}: MEASURED L0 IS {m.l0_mean:.1f}, ITS LABEL SAYS {m.k}: {_why_l0_is_off(m)}",
+            f"{m.name}: MEASURED L0 IS {m.l0_mean:.1f}, ITS LABEL SAYS {m.k}: {_why_l0_is_off(m, store)}",
             fault=f"the measured L0 of {m.name} is far from its label",
         ),
         _check(
@@ -79,8 +87,18 @@ def checks_of(m: Measurement, store: Store) -> list[Check]:
     ]
 
 
-def _why_l0_is_off(m: Measurement) -> str:
-    """What an L0 far from its label means: nothing fires, everything may, or the input is another tensor."""
+def remarks_on(m: Measurement, store: Store) -> list[str]:
+    """What a reader should know of a measurement although every check holds: an L0 some way from k, with the cure."""
+    if m.k is None or near(m.l0_mean, m.k, L0_REMARKED) or not near(m.l0_mean, m.k, L0_TOLERANCE):
+        return []
+    off = f"{abs(m.l0_mean / m.k - 1):.0%} {'above' if m.l0_mean > m.k else 'below'}"
+    cure = f": {LONGER}" if m.trained_on == store.fingerprint else ""
+    return [f"{m.name}: measured L0 is {m.l0_mean:.1f}, {off} its label of {m.k}{cure}"]
+
+
+def _why_l0_is_off(m: Measurement, store: Store) -> str:
+    """What an L0 far from its label means: nothing fires, everything may, it was trained too briefly, or the input is
+    another tensor."""
     if m.dead_fraction == 1:
         return "none of its latents fires on any of these rows; train it again, with a lower --lr or for longer"
     if m.k is not None and m.k == m.d_sae:
@@ -88,6 +106,8 @@ def _why_l0_is_off(m: Measurement) -> str:
             "its label is its width, so that every positive pre-activation counts; train with a --k below --d-sae, "
             "or give the label that was meant"
         )
+    if m.trained_on == store.fingerprint:
+        return f"{LONGER}, or it reads another view (it reads {m.view!r}) than in training"
     return (
         f"the input is probably not the tensor it was trained on (it reads the {m.view!r} view), or its threshold was "
         "dropped; none of its figures can be trusted"

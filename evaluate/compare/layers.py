@@ -12,7 +12,7 @@ from evaluate.labels import LABELS, shown_in
 from evaluate.metrics.firings import RowFirings
 from evaluate.metrics.measurement import Comparison
 from evaluate.metrics.overlap import Overlap, decoder_overlap, overlap
-from evaluate.report.comparison import cell
+from evaluate.report.comparison import cell, repeated_documents
 from evaluate.report.figures import by_layer
 from evaluate.report.page import write_page
 from evaluate.runs import store_of
@@ -142,9 +142,10 @@ def publish_layers(
     names = [f"Layer {layer}: {c.ours.name} against {c.other.name}" for layer, c in comparisons.items()]
     overlap_json = {pair: alike.as_json() for pair, alike in found.items()}
     seen = [f"{label}, layers {pair}: {alike[key]:.4f}" for key, label in OVERLAPS for pair, alike in overlap_json.items()]
+    repeated = [f"Layer {layer}: {line}" for layer, c in comparisons.items() for line in repeated_documents(c.ours)]
     verdict = verdict_of({layer: c.winners for layer, c in comparisons.items()})
-    write_text(folder / SUMMARY, "\n".join([verdict, *names, "", *text_table(rows, heads), "", *seen]) + "\n")
-    bullets = [f"- {name}" for name in names]
+    write_text(folder / SUMMARY, "\n".join([verdict, *names, *repeated, "", *text_table(rows, heads), "", *seen]) + "\n")
+    bullets = [f"- {line}" for line in (*names, *repeated)]
     listed = [verdict, "", *bullets, "", *markdown_table(rows, heads), "", *(f"- {each}" for each in seen)]
     write_text(folder / REPORT_MARKDOWN, "\n".join(listed))
     first = stores[layers[0]].manifest.recipe
@@ -156,6 +157,7 @@ def publish_layers(
         title=f"Layers {', '.join(map(str, layers))} of {first.model}",
         verdict=verdict,
         names=names,
+        repeated=repeated,
         layers=layers,
         rows=table,
         overlap=overlap_json,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from evaluate.compare.checks import checks_of
+from evaluate.compare.checks import checks_of, remarks_on
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.progress import ProgressFile
 from evaluate.compare.sectioned import SectionedComparison
@@ -45,6 +45,7 @@ def measure(
         results = [result.plus(n_repeated_documents=repeated) for result in results]
     for index in range(len(transcoders)):
         warnings = tuple(check.detail for check in checks_of(results[index], store) if not check.holds)
+        warnings += tuple(remarks_on(results[index], store))
         results[index] = results[index].plus(warnings=warnings)
         for warning in warnings:
             log.warning("%s", warning)

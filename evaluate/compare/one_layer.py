@@ -11,6 +11,7 @@ from evaluate.compare.progress import ProgressFile
 from evaluate.compare.verdict import name_winners
 from evaluate.metrics.measurement import Comparison, Measurement
 from evaluate.runs import check_fits, check_in_model, open_run
+from evaluate.training_log import read_log
 from store.disk.files import refuse_unwritable
 from store.layout import (
     COMPARISON,
@@ -36,6 +37,7 @@ def compare_runs(config: CompareConfig) -> Path:
         check_in_model(ours.config, "give --sequences 0")
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
     refuse_unwritable(folder, "folder of results", "RUN")
+    read_log(run.folder)  # Damaged now, not when the report is drawn after all was measured
     key = key_of(run.folder, store, config)
     if not config.force and is_done(Comparison, folder / COMPARISON, key):
         return show(folder)

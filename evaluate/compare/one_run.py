@@ -7,6 +7,7 @@ from evaluate.compare.measure import measure
 from evaluate.config import EvaluateConfig
 from evaluate.metrics.measurement import Measurement
 from evaluate.runs import open_run
+from evaluate.training_log import read_log
 from store.disk.files import refuse_unwritable
 from store.layout import EVALUATION, METRICS
 
@@ -19,6 +20,7 @@ def evaluate_run(config: EvaluateConfig) -> Path:
     run = open_run(config)
     folder = run.folder / EVALUATION
     refuse_unwritable(folder, "folder of results", "RUN")
+    read_log(run.folder)  # Damaged now, not when the report is drawn after all was measured
     key = key_of(run.folder, run.store, None)
     if not config.force and is_done(Measurement, folder / METRICS, key):
         return show(folder)

@@ -1,5 +1,6 @@
 """What people read: a text table, and one self-contained HTML page with the same figures and plots."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from evaluate.text import markdown_table, text_table
 from evaluate.training_log import read_log
 from store.shards.reader import Store
 
+log = logging.getLogger(__name__)
 FEW_DOCUMENTS = 50
 """With fewer held-out documents their number is said beside the verdict."""
 
@@ -90,8 +92,7 @@ def provenance(metrics: Measurement, store: Store) -> str:
         f"({metrics.n_outliers:,} outliers) of {recipe.model} layer {recipe.layer}{across} "
         f"on {recipe.dataset}; store {store.fingerprint}"
     ]
-    if metrics.n_repeated_documents:
-        said.append(f"{metrics.n_repeated_documents:,} of these documents are training documents too, token for token")
+    said += repeated_documents(metrics)
     if metrics.n_predictions is not None:
         documents = metrics.n_prediction_documents
         said.append(f"CE and KL: {metrics.n_predictions:,} predictions in {documents:,} of the documents")
@@ -99,6 +100,12 @@ def provenance(metrics: Measurement, store: Store) -> str:
     if metrics.absorption is not None:
         drawn += " (words for absorption, letters for splitting, tokens for probes)"
     return ". ".join([*said, f"In brackets: 95% intervals by bootstrap over {drawn}"])
+
+
+def repeated_documents(metrics: Measurement) -> list[str]:
+    """How many held-out documents are training documents too, for people; nothing where none is."""
+    n = metrics.n_repeated_documents
+    return [f"{n:,} held-out documents are training documents too, token for token"] if n else []
 
 
 def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str, str]) -> str:
@@ -175,6 +182,7 @@ def worded(measured: Sequence[Measurement], store: Store) -> tuple[list[dict[str
         texts = partial(token_texts, load_tokenizer(store.manifest.recipe))
     except ValueError as error:
         reason = str(error)
+        log.warning("the report numbers tokens instead of naming them: %s", reason)
         texts = _numbers
     return [m.as_json() | {"worst_rows": in_words(m.worst_rows, texts)} for m in measured], reason
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from store.errors import Refused
+from store.usage import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def prepare(name: str) -> tuple[Path, str]:
     Refused for an unknown name, for a package that is not installed, and for one that carries another file.
     """
     if name not in MODELS:
-        raise Refused(f"unknown embedded model {name!r}; there are {', '.join(MODELS)}")
+        raise Refused(f"unknown embedded model {name!r}; there are {', '.join(MODELS)}{did_you_mean(name, MODELS)}")
     model = MODELS[name]
     if importlib.util.find_spec(model.module) is None:
         raise Refused(f"{name} needs its package: .venv/bin/pip install {model.install}")

@@ -139,11 +139,17 @@ def model_that_made(recipe: Recipe, device: torch.device, instead: str) -> Langu
 def _config(name: str, source: ModelSource) -> PretrainedConfig:
     try:
         with fetching(f"model {source.base!r}", ELSEWHERE):
-            config = AutoConfig.from_pretrained(source.base, revision=source.commit)
+            # trust_remote_code: left out, transformers asks on the terminal, and runs the code after a yes.
+            config = AutoConfig.from_pretrained(source.base, revision=source.commit, trust_remote_code=False)
     except ValueError as error:
         if isinstance(error, Refused):
             raise
         line = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise Refused(
+                f"model {name!r} brings code of its own, which is never run here; give a copy whose config.json names a "
+                "model_type of transformers, if its layers are those, or another model"
+            ) from None
         raise Refused(f"model {name!r} cannot be opened ({line}); {ELSEWHERE}") from None
     quantised = getattr(config, "quantization_config", None)
     if quantised:

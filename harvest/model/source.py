@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 from harvest.model import embedded
 from store.disk.files import hash_file
 from store.errors import Damaged, Refused
-from store.hub import fetching
+from store.hub import fetching, from_hub_or_cache
 
 ELSEWHERE = "check the name, or give the folder of a model on this machine as --model"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -91,5 +91,9 @@ def _commit(name: str, revision: str | None) -> str:
     except HFValidationError:
         raise Refused(f"model {name!r} is no folder here and no name on the hub; {ELSEWHERE}") from None
     with fetching(f"model {name!r}", ELSEWHERE):
-        file = Path(str(cached_file(name, "config.json", revision=revision)))
+        file = Path(
+            from_hub_or_cache(
+                lambda cached: str(cached_file(name, "config.json", revision=revision, local_files_only=cached))
+            )
+        )
     return file.parent.name  # cache/models--NAME/snapshots/COMMIT/config.json

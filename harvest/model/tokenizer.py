@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from harvest.model import embedded
 from harvest.model.source import base_of
 from store.errors import Refused
-from store.hub import TROUBLE, explained
+from store.hub import TROUBLE, explained, from_hub_or_cache
 from store.shards.manifest import Recipe
 
 UNEMBEDDINGS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
@@ -58,10 +58,15 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, model: str) -> None
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that wrote a store, from its model or from a folder. Refused when it is not that one."""
     place = str(source) if source else base_of(recipe.model)
-    ours = source is None and embedded.is_embedded(recipe.model)  # its one file says all about ids and texts, sooner
     try:
-        file = str(Path(place) / "tokenizer.json")
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=file) if ours else AutoTokenizer.from_pretrained(place)
+        if source is None and embedded.is_embedded(recipe.model):  # its one file says all about ids and texts, sooner
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(place) / "tokenizer.json"))
+        elif Path(place).exists():
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        else:
+            tokenizer = from_hub_or_cache(
+                lambda cached: AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=cached)
+            )
     except (*TROUBLE, ValueError) as error:
         raise explained(error, f"the tokenizer of {place}", "give its folder with --tokenizer") from None
     found = vocabulary_hash(tokenizer)

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from harvest.text.origin import (
 from harvest.text.records import Bad, Document, Kind, Repeat, document_in, lacking
 from store.errors import Damaged, Refused
 from store.hub import TROUBLE, fetching
+from store.usage import did_you_mean
 
 MIN_DOCSTRING = 200
 """Characters; shorter docstrings are mostly `Return self.`"""
@@ -193,9 +194,11 @@ def _open_local(path: Path, revision: str, config: HarvestConfig) -> Corpus:
         log.warning("%s: %d files are read; those of other kinds are not: %s", path, len(files), ", ".join(left_out))
     unit = UNITS[config.documents] if any(kind_of(file) == "text" for file in files) else ""
 
-    def values(start: int) -> Iterator[Any]:
-        return values_of(files, config.column, config.documents, start)
+    def values(start: int, of: Sequence[Path] = files) -> Iterator[Any]:
+        return values_of(of, config.column, config.documents, start)
 
+    for file in files if len(files) > 1 else ():  # one that is read late would end a harvest late
+        _check_first(f"data set file {file}", lambda file=file: values(0, [file]), config)
     return _corpus(str(path), revision, values, config, unit)
 
 
@@ -205,7 +208,9 @@ def _saved(path: Path, split: str) -> datasets.Dataset:
     if isinstance(found, datasets.Dataset):
         return found
     if split not in found:
-        raise Refused(f"data set {path} has no split {split!r}; choose one of {', '.join(map(str, found))} with --split")
+        splits = list(map(str, found))
+        hint = did_you_mean(split, splits)
+        raise Refused(f"data set {path} has no split {split!r}; choose one of {', '.join(splits)} with --split{hint}")
     return found[split]
 
 
@@ -242,13 +247,19 @@ def _corpus(
     def documents(start: int) -> Iterator[Document | Bad | Repeat]:
         return (document_in(value, config.column, config.kind) for value in values(start))
 
-    corpus = Corpus(name, revision, documents, unit, config.bad_records == "skip", config.kind)
-    try:
-        first = next(documents(0), None)
-    except ValueError as error:
-        raise Damaged(f"data set {name} cannot be read ({error}); mend the file, or choose another --dataset") from None
-    if first is None:
+    if not _check_first(f"data set {name}", lambda: values(0), config):
         raise Refused(f"data set {name} has no documents")
-    if isinstance(first, Bad) and not corpus.skips_bad:
-        raise Refused(f"the first record of data set {name} cannot be read: {first.in_words}")
-    return corpus
+    return Corpus(name, revision, documents, unit, config.bad_records == "skip", config.kind)
+
+
+def _check_first(what: str, values: Callable[[], Iterator[Any]], config: HarvestConfig) -> bool:
+    """Whether there is a first record. Damaged where it cannot be read, Refused where it holds no document and bad records
+    are not skipped."""
+    documents = (document_in(value, config.column, config.kind) for value in values())
+    try:
+        first = next(documents, None)
+    except ValueError as error:
+        raise Damaged(f"{what} cannot be read ({error}); mend the file, or choose another --dataset") from None
+    if isinstance(first, Bad) and config.bad_records != "skip":
+        raise Refused(f"the first record of {what} cannot be read: {first.in_words}")
+    return first is not None

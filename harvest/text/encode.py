@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import xxhash
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from harvest.text.records import Bad
 from store.errors import Refused
+
+TODAY = datetime(2024, 7, 26)
+"""Llama 3's templates fall back to this day: the clock's would give other tokens when a harvest is continued tomorrow."""
 
 MARK = "\ue000{number}\ue001"
 """Stands for the content of a message while a template is looked at: characters that no text should have."""
@@ -39,11 +46,13 @@ def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerB
     Bad where the template refuses the messages, or does not repeat what they say.
     """
     try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        rendered = _rendered(messages, tokenizer)
         marked = [message | {"content": MARK.format(number=number)} for number, message in enumerate(messages)]
-        skeleton = str(tokenizer.apply_chat_template(marked, tokenize=False))
+        skeleton = _rendered(marked, tokenizer)
     except (TemplateError, ValueError, TypeError) as error:
-        return Bad(f"the chat template refuses it ({error})")
+        systemic = any(message["role"] == "system" for message in messages)
+        cure = "put the system message's text before that of the first user message" if systemic else ""
+        return Bad(f"the chat template refuses it ({error})", cure)
     spans = _spans([message["content"] for message in messages], rendered, skeleton)
     if spans is None:
         return Bad("the chat template changes its messages, so that its own tokens cannot be told from theirs")
@@ -53,6 +62,12 @@ def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerB
         of_template[start:end] = [False] * (end - start)
     template = [all(of_template[start:end]) for start, end in encoded["offset_mapping"]]
     return _without_specials(Marked(list(encoded["input_ids"]), template), tokenizer, n_ids)
+
+
+def _rendered(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The conversation as text, the same on any day: a template that writes today's date is given TODAY."""
+    with mock.patch.object(chat_template_utils, "datetime", SimpleNamespace(now=lambda: TODAY)):  # it takes no other clock
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def _spans(contents: list[str], rendered: str, skeleton: str) -> list[tuple[int, int]] | None:

@@ -45,7 +45,7 @@ def _batches_of(path: Path, column: str, unit: str) -> Iterator[list[Any]]:
         return _arrow(path, column)
     if kind == "text":
         return ([text] for text in _texts(path, unit))
-    rows = _csv(path) if kind == "csv" else _json(path)
+    rows = _csv(path, column) if kind == "csv" else _json(path)
     return ([row if isinstance(row, Bad) else _field(row, column)] for row in rows)
 
 
@@ -83,10 +83,12 @@ def _paragraphs(file: io.TextIOWrapper) -> Iterator[str]:
         yield held
 
 
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, column: str) -> Iterator[dict[str, Any]]:
     with _opened(path) as file:
         try:
-            yield from csv.DictReader(file)
+            rows = csv.DictReader(file)
+            _refuse_twice(path, column, rows.fieldnames or ())
+            yield from rows
         except csv.Error as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -135,6 +137,7 @@ def _records(whole: Any) -> Iterator[dict[str, Any] | Bad]:
 def _parquet(path: Path, column: str) -> Iterator[list[Any]]:
     with pyarrow.parquet.ParquetFile(_seekable(path)) as file:
         names = file.schema_arrow.names
+        _refuse_twice(path, column, names)
         if column not in names:
             yield [lacking(column, names)] * file.metadata.num_rows
             return
@@ -151,10 +154,17 @@ def _arrow(path: Path, column: str) -> Iterator[list[Any]]:
         file = pa.ipc.open_stream(_seekable(path))
         batches = iter(file)
     for batch in batches:
+        _refuse_twice(path, column, batch.schema.names)
         if column not in batch.schema.names:
             yield [lacking(column, batch.schema.names)] * batch.num_rows
         else:
             yield batch.column(column).to_pylist()
+
+
+def _refuse_twice(path: Path, column: str, names: Sequence[str]) -> None:
+    """ValueError where a file has several columns of one name: readers disagree on which of them is meant."""
+    if list(names).count(column) > 1:
+        raise ValueError(f"{path}: it has {list(names).count(column)} columns {column!r}; rename all but one")
 
 
 def _seekable(path: Path) -> pa.NativeFile:

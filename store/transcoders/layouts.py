@@ -1,5 +1,6 @@
 """How projects lay a transcoder out in files: one table, by which every layout is read and, where it can be, written."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import torch
 
 from store.errors import Refused
-from store.layout import CONFIG, WEIGHTS
+from store.layout import CONFIG, WEIGHTS, model_slug
 from store.transcoders.files import read_config, read_settings
 from store.transcoders.gemma_scope import SCOPE1_WEIGHTS, SCOPE2_WEIGHTS, load_scope1, load_scope2, save_scope2
 from store.transcoders.legacy import LegacyTranscoder, checkpoint_in, load_legacy
 from store.transcoders.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens, save_saelens
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import NORMS, VIEWS, NormKind, ViewName
+
+OTHER_MODEL = "%s says that it is for %s, but these rows are of %s: its figures mean nothing unless that is the same model"
+log = logging.getLogger(__name__)
 
 NAMED_BY_HOOKS: dict[NormKind, tuple[ViewName, ...]] = {
     "rms": ("raw", "rms", "normed"),
@@ -58,13 +62,25 @@ def run_class(directory: Path) -> type[Transcoder]:
 
 def load_run(directory: Path, device: torch.device | str = "cpu") -> Transcoder:
     """The transcoder of a run. Refused where there is none, Damaged where its files are."""
+    _refuse_other_layouts(directory)
     kind = run_class(directory) if (directory / CONFIG).exists() else Transcoder
     return kind.load(directory, device)
 
 
 def read_run_config(directory: Path) -> TranscoderConfig:
-    """The config.json of a run. Damaged where it is not one."""
+    """The config.json of a run. Refused for another project's transcoder, Damaged where it is not one."""
+    _refuse_other_layouts(directory)
     return read_config(directory / CONFIG, run_class(directory).config_kind)
+
+
+def _refuse_other_layouts(directory: Path) -> None:
+    """Refused, naming the command that makes a run of it, for another project's transcoder."""
+    other = other_layout_of(directory)
+    if other is not None:
+        raise Refused(
+            f"{directory} holds a transcoder in the layout {other}, not a run: compare with it as BASELINE=, or make a run "
+            f"of it with python -m store export {directory} --layout run --store STORE --out RUN"
+        )
 
 
 def holding(*names: str) -> Callable[[Path], bool]:
@@ -115,6 +131,16 @@ LAYOUTS = {
 """By name. The first layout that recognises a folder reads it."""
 
 
+def layout_of(path: Path) -> str | None:
+    """The layout of a file or folder; None where no layout recognises it."""
+    return next((name for name, layout in LAYOUTS.items() if layout.recognise(path)), None)
+
+
+def other_layout_of(directory: Path) -> str | None:
+    """The layout of another project's transcoder; None for a run, and where no layout recognises the folder."""
+    return None if LAYOUTS["run"].recognise(directory) else layout_of(directory)
+
+
 def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None) -> Transcoder:
     """A transcoder from a file or folder in any known layout.
 
@@ -123,15 +149,22 @@ def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None
     layer, model: what it is for, where its files do not say.
     norm: the kind of the model's norm, where it is known.
     """
-    for name, layout in LAYOUTS.items():
-        if layout.recognise(path):
-            transcoder = layout.load(path, layer, model)
-            view = transcoder.config.view
-            if norm is not None and view not in layout.holds.views.get(norm, ()):
-                raise Refused(
-                    f"{path} reads the view {view}, and the layout {name} does not say what that is where the norm before "
-                    f"the MLP is {NORMS[norm].label}; give the transcoder in another layout, as {CONFIG} with {WEIGHTS}"
-                )
-            return transcoder
-    expected = ", ".join(f"{layout.files} ({name})" for name, layout in LAYOUTS.items())
-    raise Refused(f"{path} holds no transcoder: expected one of {expected}")
+    name = layout_of(path)
+    if name is None:
+        expected = ", ".join(f"{layout.files} ({each})" for each, layout in LAYOUTS.items())
+        raise Refused(f"{path} holds no transcoder: expected one of {expected}")
+    transcoder = LAYOUTS[name].load(path, layer, model)
+    view = transcoder.config.view
+    if norm is not None and view not in LAYOUTS[name].holds.views.get(norm, ()):
+        raise Refused(
+            f"{path} reads the view {view}, and the layout {name} does not say what that is where the norm before "
+            f"the MLP is {NORMS[norm].label}; give the transcoder in another layout, as {CONFIG} with {WEIGHTS}"
+        )
+    return transcoder
+
+
+def warn_of_another_model(path: Path, transcoder: Transcoder, model: str) -> None:
+    """Says so where a transcoder's files name another model than that of the rows it is to be measured on."""
+    named = transcoder.config.model
+    if named and model_slug(named) != model_slug(model):
+        log.warning(OTHER_MODEL, path, named, model)

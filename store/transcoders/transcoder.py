@@ -106,6 +106,16 @@ class Transcoder:
         """Width of the source site; a subclass may read more columns, which its `view` adds."""
         return self.config.d_in
 
+    def check_fits(self, layers: tuple[int, int], widths: tuple[int, int], where: str) -> None:
+        """Refused unless it is for these layers and widths, each of source and target, which `where` holds."""
+        own = self.config.layer, self.config.layer if self.config.target_layer is None else self.config.target_layer
+        reads = self.source_width
+        if own != layers or (reads, self.config.d_out) != widths:
+            raise Refused(
+                f"{self.config.name} is for {_layers(own)} with widths {reads} -> {self.config.d_out}, but "
+                f"{where} holds {_layers(layers)} with {widths[0]} -> {widths[1]}"
+            )
+
     def to_output(
         self, sums: Float[Tensor, "*prefixes rows d_out"], x: Float[Tensor, "rows d_in"] | None
     ) -> Float[Tensor, "*prefixes rows d_out"]:
@@ -200,3 +210,8 @@ def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
         "b_dec": (config.d_out,),
         "threshold": (config.d_sae,),
     }
+
+
+def _layers(layers: tuple[int, int]) -> str:
+    source, target = layers
+    return f"layer {source}" if source == target else f"layers {source} -> {target}"

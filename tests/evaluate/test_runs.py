@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluate.compare.one_run import evaluate_run
 from evaluate.config import EvaluateConfig
 from evaluate.runs import open_run, open_without_rows, store_of
+from store.config import ExportConfig
 from store.errors import Refused
-from store.layout import CONFIG, ORIGIN
+from store.export import export
+from store.layout import CONFIG, METRICS, ORIGIN
+from store.transcoders.layouts import load_run
+from store.transcoders.saelens import save_saelens
 
 
 def test_the_store_is_the_one_given_or_that_of_what_the_run_was_trained_on(trained):
@@ -69,3 +74,21 @@ def test_a_run_without_a_store_option_finds_the_store_by_what_it_says_of_itself(
 def test_a_target_store_of_a_run_that_predicts_its_own_layer_is_refused(trained):
     with pytest.raises(Refused, match="leave out --target-store"):
         open_run(replace(trained, target_store=trained.store))
+
+
+def test_a_transcoder_of_another_project_becomes_a_run_by_an_export(trained, tmp_path):
+    """SAELens's folder alone is refused, naming that command; the run that it writes knows the store."""
+    ours = load_run(trained.run)
+    save_saelens(ours, tmp_path / "theirs")
+    for folder, layout in ((tmp_path / "theirs", "saelens"), (trained.baseline[0], "gemma-scope-2")):
+        with pytest.raises(Refused, match=rf"{folder} holds a transcoder in the layout {layout}.*store export {folder} "):
+            open_run(replace(trained, run=folder))
+    export(ExportConfig(run=tmp_path / "theirs", layout="run", out=tmp_path / "made", store=trained.store))
+    opened = open_run(EvaluateConfig(run=tmp_path / "made"))
+    assert opened.store.directory == trained.store
+    for name, array in ours.arrays().items():
+        assert torch.equal(opened.transcoder.arrays()[name], array)
+    theirs = evaluate_run(EvaluateConfig(run=tmp_path / "made", device="cpu"))
+    own = evaluate_run(EvaluateConfig(run=trained.run, device="cpu"))
+    fvu = [json.loads((folder / METRICS).read_text())["fvu"] for folder in (theirs, own)]
+    assert fvu[0] == pytest.approx(fvu[1], rel=1e-6)

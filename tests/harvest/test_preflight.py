@@ -125,3 +125,19 @@ def test_what_needs_no_library_is_refused_before_one_is_imported(config, command
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert message in done.stderr
     assert not config.directory.exists()
+
+
+def test_ranks_that_torchrun_did_not_start_say_that_they_do_a_share(monkeypatch, caplog):
+    """RANK and WORLD_SIZE may be left over in a shell: the harvest would end well with a quarter of its shards."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    rank = Rank.of_environment()
+    assert rank == Rank(1, 4)
+    rank.warn_unless_torchrun()
+    assert "process 1 of 4 by RANK and WORLD_SIZE, though torchrun did not start it" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    rank.warn_unless_torchrun()
+    Rank().warn_unless_torchrun()
+    assert not caplog.text

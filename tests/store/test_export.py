@@ -160,7 +160,8 @@ def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
         ("saelens", {"target_layer": 2}, "of one layer"),
         ("saelens", {"source_site": "mlp_out"}, "from resid_mid to mlp_out"),
         ("gemma-scope-1", {}, "gemma-scope-1 can only be read; choose from gemma-scope-2, run, saelens"),
-        ("gemma-scope-3", {}, "there is no layout 'gemma-scope-3'; choose from"),
+        ("gemma-scop-2", {}, "'gemma-scop-2'; choose from gemma-scope-2, run, saelens; did you mean gemma-scope-2?"),
+        ("onnx", {}, "there is no layout 'onnx'; choose from gemma-scope-2, run, saelens$"),
         ("saelens", {"store_fingerprint": "0" * 32}, "was trained on store 0000"),
     ],
 )
@@ -261,3 +262,16 @@ def test_the_options_say_which_layouts_can_be_written():
 
     text = inspect.getsource(ExportConfig)
     assert all(name in text for name, layout in LAYOUTS.items() if layout.save is not None)
+
+
+def test_another_projects_transcoder_is_made_a_run_only_on_a_store_that_it_fits(tmp_path, store):
+    from store.transcoders.saelens import save_saelens
+
+    t = make_transcoder(d_in=12, d_out=10)
+    save_saelens(t, tmp_path / "run")
+    with pytest.raises(Refused, match="give with --store one of its layer"):
+        export(options(tmp_path, store, "run", store=None))
+    save_saelens(replace(t, config=t.config.model_copy(update={"layer": 2})), tmp_path / "run")
+    with pytest.raises(Refused, match=r"is for layer 2 with widths 12 -> 10, but \S+ holds layer 1"):
+        export(options(tmp_path, store, "run"))
+    assert not (tmp_path / "out").exists()

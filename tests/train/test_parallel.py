@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from store.errors import Refused
 from store.shards.ring import Ring, load_trained, save
 from tests.child import python
 from tests.making import make_store
@@ -16,7 +17,7 @@ from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begi
 from train.checks import check_one_stream
 from train.config import TrainConfig
 from train.loop import train
-from train.parallel import Ranks
+from train.parallel import Ranks, join
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer
 
@@ -141,6 +142,15 @@ def test_a_group_smaller_than_the_processes_is_refused():
 def test_following_a_harvest_with_a_shared_dictionary_is_refused():
     with pytest.raises(ValueError, match="shard_dictionary and follow do not go together"):
         make_config(shard_dictionary=True, follow=True)
+
+
+def test_ranks_left_over_in_a_shell_are_named_with_the_cure(monkeypatch):
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(Refused, match="WORLD_SIZE is 4, but LOCAL_RANK is not set: start the processes with torchrun;"):
+        join("cpu")
 
 
 def test_rows_that_processes_cannot_share_are_refused():

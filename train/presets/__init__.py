@@ -1,12 +1,12 @@
 """Recipes as files: `--preset NAME` stands for the options in train/presets/NAME.toml; options given beside it win."""
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from store.errors import Refused
+from store.usage import did_you_mean
 from train.config import TrainConfig
 
 FOLDER = Path(__file__).parent
@@ -36,16 +36,15 @@ def options_of(name: str) -> list[str]:
     """A preset as options of the command line."""
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        raise Refused(f"there is no preset {name!r}; there are {', '.join(names())}, or give a .toml file")
+        hint = did_you_mean(name, names())
+        raise Refused(f"there is no preset {name!r}; there are {', '.join(names())}, or give a .toml file{hint}")
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"preset {path} is not TOML: {error}") from None
     known = [field.name for field in fields(TrainConfig)]
     for key in recipe.keys() - set(known):
-        nearest = difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise Refused(f"preset {path} sets {key!r}, which is no option of train{hint}")
+        raise Refused(f"preset {path} sets {key!r}, which is no option of train{did_you_mean(key, known)}")
     return [word for key, value in recipe.items() for word in _option(key, value)]
 
 

@@ -25,6 +25,11 @@ document.addEventListener("keydown", event => {
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 });
 
+// Upper and lower case are alike, letter by letter, and accents are not: as in the server's search.
+function patternOf(words) {
+  return new RegExp(words.replace(/[\\^$.*+?()[\]{}|\/]/g, "\\$&"), "iu");
+}
+
 // A static site has no server: the page itself sorts its tables and searches its features.
 const table = document.querySelector("thead button")?.closest("table");
 if (table) {
@@ -39,15 +44,16 @@ if (table) {
   const all = [...table.tBodies[0].rows].map(row => ({
     row,
     values: [...row.cells].map(read),
-    text: [1, 2].map(i => row.cells[i].textContent).join("\n").toLowerCase(),
+    text: [1, 2].map(i => row.cells[i].textContent).join("\n"),
   }));
   const before = (a, b) => typeof a === typeof b ? a < b : typeof a === "number";
   let by = table.tHead.querySelector("[aria-sort]");
   let down = false;
   function draw() {
-    const words = form?.elements.q.value.trim().toLowerCase();
+    const words = form?.elements.q.value.trim();
+    const pattern = patternOf(words ?? "");
     const prefix = Number(form?.elements.prefix.value);
-    const matches = ({ text, values }) => !words || text.includes(words) || String(values[0]) === words;
+    const matches = ({ text, values }) => !words || pattern.test(text) || String(values[0]) === words;
     const shown = all.filter(each => matches(each) && (!prefix || each.values.at(-1) === prefix));
     const value = each => each.values[by.cellIndex];
     shown.sort((a, b) => (before(value(a), value(b)) ? -1 : before(value(b), value(a)) ? 1 : 0) * (down ? -1 : 1));

@@ -7,9 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluate.features.reader import Features
+from evaluate.browse.config import BrowseExportConfig
+from evaluate.browse.export import export
+from evaluate.features.reader import Features, _hold
 from evaluate.features.write import SCHEMA
 from tests.evaluate.browse.making import D_SAE, RUN, WORDS, Truth
+from tests.evaluate.making import PATIENCE, launched, needs_chromium
 
 
 def feature(latent: int, top: str, strongest: str, text: str) -> dict:
@@ -98,3 +101,35 @@ def test_hits_and_their_order_are_those_of_the_raw_shards(client, truth: Truth, 
         assert f"elsewhere in the context: {len(keys) - len(firing)}, <a" in alone
     else:
         assert re.search(r'id="count"[^>]*>(\d+) features with', alone)[1] == str(len(keys))
+
+
+@needs_chromium
+def test_the_export_searches_as_the_server_does(results, tmp_path):
+    """Case is folded letter by letter, accents are not, and signs are no patterns."""
+    from playwright.sync_api import sync_playwright
+
+    texts = [
+        "café",
+        "CAFÉ",
+        "cafe",
+        "σίγμα ς",
+        "Σ",
+        "\u212a",
+        "Straße",
+        "SS",
+        "a.b",
+        "axb",
+        "İ",
+        "i",
+        "{1}",
+        "\\d/5",
+        "[^-$",
+    ]
+    out = export(BrowseExportConfig(results=results, out=tmp_path / "site", features=2))
+    with sync_playwright() as playwright:
+        page = launched(playwright).new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto((out / "index.html").as_uri())
+        for words in [*texts, "É", "ς", "ss", "K", "a."]:
+            found = page.evaluate("([words, texts]) => texts.map(text => patternOf(words).test(text))", [words, texts])
+            assert found == _hold(pa.array(texts), words).tolist(), words

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.compare import files, one_run
+from evaluate.compare import files, one_layer, one_run
+from evaluate.compare.files import read_comparison
 from evaluate.compare.frontier import ThresholdTuner
+from evaluate.compare.layers import publish_layers
 from evaluate.compare.measure import measure
 from evaluate.compare.one_layer import compare_runs
 from evaluate.compare.one_run import evaluate_run
@@ -17,6 +19,7 @@ from evaluate.estimates import Estimate
 from evaluate.labels import Label
 from evaluate.metrics.measurement import AtL0
 from evaluate.report.comparison import provenance
+from store.errors import Damaged
 from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
 from store.transcoders.gemma_scope import save_scope2
@@ -59,8 +62,8 @@ def test_measuring_alone_and_beside_another_gives_the_same(trained, compared):
 def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
     compare_runs(trained)
     evaluate_run(trained)
-    monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
-    monkeypatch.setattr(one_run, "measure", None)
+    for module in (one_layer, one_run):
+        monkeypatch.setattr(module, "measure", None)
     compare_runs(trained)
     evaluate_run(trained)
     with pytest.raises(TypeError):
@@ -79,7 +82,17 @@ def test_documents_on_both_sides_of_the_split_are_counted_in_results_and_report(
     transcoder = make_transcoder(d_in=12, d_out=10, store_fingerprint=store.fingerprint)
     [measured] = measure(config, store, [transcoder])
     assert measured.n_repeated_documents == expected
-    assert f"{expected} of these documents are training documents too, token for token" in provenance(measured, store)
+    assert f"{expected} held-out documents are training documents too, token for token" in provenance(measured, store)
+
+
+def test_a_report_over_layers_counts_them_for_each_layer(compared, tmp_path, store):
+    comparison = read_comparison(compared)
+    repeats = comparison.model_copy(update={"ours": comparison.ours.plus(n_repeated_documents=7)})
+    publish_layers(tmp_path / "out", {1: repeats, 2: comparison}, {}, {1: store, 2: store})
+    for file in ("summary.txt", "report.md", "report.html"):
+        text = (tmp_path / "out" / file).read_text()
+        assert "Layer 1: 7 held-out documents are training documents too, token for token" in text
+        assert text.count("training documents too") == 1
 
 
 def test_a_report_of_a_store_without_repeats_does_not_speak_of_them(compared):
@@ -92,11 +105,21 @@ def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monk
     evaluate_run(trained)
     more = (*files.LABELS, Label(key="a_new_metric", label="a new metric", form="{:.2f}"))
     monkeypatch.setattr(files, "LABELS", more)
-    monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
-    monkeypatch.setattr(one_run, "measure", None)
+    for module in (one_layer, one_run):
+        monkeypatch.setattr(module, "measure", None)
     for command in (compare_runs, evaluate_run):
         with pytest.raises(TypeError):
             command(trained)
+
+
+@pytest.mark.parametrize("command", [compare_runs, evaluate_run])
+def test_a_damaged_training_log_is_named_before_anything_is_measured(trained, monkeypatch, command):
+    with (trained.run / "training_log.jsonl").open("a") as log:
+        log.write('{"step": 9')
+    for module in (one_layer, one_run):
+        monkeypatch.setattr(module, "measure", None)
+    with pytest.raises(Damaged, match=r"training_log\.jsonl cannot be read"):
+        command(trained)
 
 
 def test_a_store_of_another_harvest_is_refused_and_both_are_shown(trained, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from evaluate import rows as rows_module
-from evaluate.compare.checks import checks, checks_of
+from evaluate.compare.checks import checks, checks_of, remarks_on
 from evaluate.compare.measure import measure
+from evaluate.compare.one_run import evaluate_run
 from evaluate.compare.verdict import name_winners
 from evaluate.metrics import results as metrics
 from evaluate.metrics.accumulate import Ratio
@@ -81,6 +82,35 @@ def test_the_wrong_input_tensor_is_reported_loudly(trained, store, caplog):
     assert right.warnings == ()
     assert "MEASURED L0 IS" in wrong.warnings[0]
     assert any("MEASURED L0 IS" in record.message for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_an_l0_some_way_from_k_is_remarked_on_with_the_cure_and_costs_no_winner(trained, store):
+    """More than 20% off: a fault of the run only above 25%."""
+    ours = Transcoder.load(trained.run)
+    [m] = measure(trained, store, [ours])
+    for l0, said in (
+        (0.81, ""),
+        (1.19, ""),
+        (0.78, "22% below its label of 4: it was trained too briefly"),
+        (1.24, "24% above"),
+    ):
+        found = remarks_on(m.plus(l0_mean=l0 * 4), store)
+        assert len(found) == bool(said)
+        assert said in "".join(found)
+        assert all(check.holds for check in checks_of(m.plus(l0_mean=l0 * 4), store))
+    assert remarks_on(m.plus(l0_mean=0.7 * 4), store) == []  # a check that does not hold says it
+    [alarm] = [check.detail for check in checks_of(m.plus(l0_mean=0.7 * 4), store) if not check.holds]
+    assert "MEASURED L0 IS 2.8, ITS LABEL SAYS 4: it was trained too briefly" in alarm
+    elsewhere = m.plus(l0_mean=0.7 * 4, trained_on=None)
+    [alarm] = [check.detail for check in checks_of(elsewhere, store) if not check.holds]
+    assert "the input is probably not the tensor it was trained on" in alarm
+
+
+def test_an_l0_some_way_from_k_stands_in_the_result_and_the_report(trained, monkeypatch):
+    monkeypatch.setattr("evaluate.compare.checks.L0_REMARKED", 0.001)
+    folder = evaluate_run(trained)
+    for file in ("metrics.json", "summary.txt", "report.html"):
+        assert "its label of 4: it was trained too briefly" in (folder / file).read_text()
 
 
 def test_rows_shifted_by_one_are_noticed(trained, store, monkeypatch):

@@ -1,5 +1,6 @@
 """Against transformers itself: a plain forward with hooks on its modules, no TransformerLens."""
 
+import json
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from harvest.model.loading import load_model
 from harvest.shard import check_finite, check_identity
+from store.errors import Refused
 from store.views import normed, rms
 from tests.making import BOS, FAMILIES
 
@@ -132,9 +134,21 @@ def test_weights_cut_short_are_refused(tiny_models, tmp_path):
         load_model(str(folder), 1, CPU, torch.float32)
 
 
+def test_code_that_a_model_brings_is_neither_run_nor_asked_about(tiny_models, tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and wait."""
+    folder = shutil.copytree(tiny_models["gemma2"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "my_own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "own.py").write_text("raise AssertionError('it was run')")
+    monkeypatch.setattr("builtins.input", None)
+    with pytest.raises(Refused, match="brings code of its own, which is never run here; give a copy whose config"):
+        load_model(str(folder), 1, CPU, torch.float32)
+
+
 @pytest.mark.parametrize("name", ["nobody/nothing", "pip:gpt-5"])
 def test_unknown_models_are_refused(name):
-    with pytest.raises(ValueError, match=r"cannot be opened|unknown embedded model"):
+    with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE is set, so model .* cannot be fetched|unknown embedded model"):
         load_model(name, 0, CPU, torch.float32)
 
 

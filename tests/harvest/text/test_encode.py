@@ -1,6 +1,7 @@
 """Conversations through the tokenizer's template, and ids that were made elsewhere."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,62 @@ def test_a_conversation_is_what_the_template_gives_and_its_own_tokens_are_marked
         ("\n", True),
         *[(character, False) for character in "turn"],
     ]
+
+
+GEMMA_LIKE = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}"
+    "{% endif %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}{% endfor %}"
+)
+LLAMA_LIKE = (
+    "{{ bos_token }}{% set first = messages[0].content | trim if messages[0].role == 'system' else '' %}"
+    "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+    "<turn>system\nToday: {{ strftime_now('%d %b %Y') }}\n{{ first }}"
+    "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content | trim }}{% endfor %}"
+)
+QWEN_LIKE = (
+    "{% if messages[0].role != 'system' %}<turn>system\nYou are helpful.{% endif %}"
+    "{% for m in messages %}"
+    "{% set text = m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content %}"
+    "<turn>{{ m.role }}\n{{ text }}\n{% endfor %}"
+)
+ASKED = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " yes "}]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *ASKED]
+
+
+def of_messages(tokenizer, template: str, messages: list[dict[str, str]]) -> tuple[str, str]:
+    """The text of a conversation, and the part of it that the messages say."""
+    tokenizer.chat_template = template
+    found = conversation(messages, tokenizer, 100)
+    assert isinstance(found, Marked), found
+    tokens = tokenizer.convert_ids_to_tokens(found.ids)
+    theirs = [token for token, of_template in zip(tokens, found.template, strict=True) if not of_template]
+    return "".join(tokens), "".join(theirs)
+
+
+def test_templates_of_the_shapes_of_gemma_llama_and_qwen(chatty):
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    assert of_messages(tokenizer, GEMMA_LIKE, ASKED) == ("<turn>user\nhi<turn>model\nyes", "hiyes")
+    whole, theirs = of_messages(tokenizer, LLAMA_LIKE, SYSTEM)
+    assert whole == "<turn>system\nToday: 26 Jul 2024\nBe brief.<turn>user\nhi<turn>assistant\nyes"
+    assert theirs == "Be brief.hiyes"
+    whole, theirs = of_messages(tokenizer, QWEN_LIKE, ASKED)
+    assert whole == "<turn>system\nYou are helpful.<turn>user\nhi\n<turn>assistant\n yes \n"
+    assert theirs == "hi yes "
+    assert of_messages(tokenizer, QWEN_LIKE, SYSTEM)[1] == "Be brief.hi yes "
+    thinking = [ASKED[0], {"role": "assistant", "content": "<think>so</think>yes"}]
+    assert "changes its messages" in conversation(thinking, tokenizer, 100).reason
+
+
+def test_a_system_message_that_the_template_refuses_is_named_with_the_cure(chatty, tmp_path):
+    folder = shutil.copytree(chatty, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(GEMMA_LIKE)
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"m": each}) + "\n" for each in [ASKED] * 90 + [SYSTEM]))
+    options = dict(model=str(folder), layer=1, dataset=str(path), chat="m", tokens=2048, context=16, device="cpu")
+    reason = r"document 90 of \S+ cannot be read \(the chat template refuses it \(System role not supported\): put the "
+    with pytest.raises(Damaged, match=reason + "system message's text before that of the first user message"):
+        harvest(HarvestConfig(**options, store=tmp_path / "store"))
 
 
 def test_messages_that_a_template_refuses_or_changes_are_bad_records(chatty):

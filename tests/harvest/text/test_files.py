@@ -96,6 +96,50 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path, caplog):
     assert documents(f"{tmp_path}/**/*.csv") == TEXTS
 
 
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        ("jsonl", b'{"id": 1, "body": "b"}', r"no text column 'text'; it has \['body', 'id'\]: choose with --text-column"),
+        ("csv", b"id,body\n1,b\n", r"no text column 'text'; it has \['body', 'id'\]"),
+        ("parquet", None, r"no text column 'text'; it has \['body'\]"),
+        ("json", b'[{"text": [1, 2]}]', r"column 'text' holds a list of token ids where text is wanted"),
+        ("parquet", b"half a file", r"cannot be read"),
+        ("txt", "caf\xe9".encode("latin-1"), r"cannot be read .*can't decode"),
+    ],
+)
+def test_a_later_file_without_the_column_is_named_when_the_folder_is_opened(tmp_path, suffix, content, message):
+    """Else the harvest would end where that file comes, after hours."""
+    write_json(tmp_path / "a.jsonl")
+    odd = tmp_path / f"b.{suffix}"
+    odd.write_bytes(content or b"")
+    if content is None:
+        pa.parquet.write_table(pa.table({"body": TEXTS}), odd)
+    for dataset in (tmp_path, f"{tmp_path}/*"):
+        with pytest.raises((Refused, Damaged), match=rf"data set file {odd} .*{message}"):
+            open_corpus(HarvestConfig(dataset=str(dataset)))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    """pandas and pyarrow write such files after a join; readers take the first, the last or neither."""
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pa.parquet.write_table(twice, tmp_path / "a.parquet")
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), twice.schema) as file:
+        file.write_table(twice)
+    (tmp_path / "a.csv").write_text("text,id,text\na,1,b\n")
+    for name in ("a.parquet", "a.arrow", "a.csv"):
+        with pytest.raises(Damaged, match=rf"{name} cannot be read .*it has 2 columns 'text'; rename all but one"):
+            open_corpus(HarvestConfig(dataset=str(tmp_path / name)))
+    assert documents(tmp_path / "a.csv", text_column="id") == ["1"]
+
+
+def test_a_later_file_without_records_is_no_fault(tmp_path):
+    write_json(tmp_path / "a.jsonl")
+    for name in ("b.jsonl", "c.txt", "d.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "e.csv").write_text("text\n")
+    assert documents(tmp_path) == TEXTS
+
+
 def test_a_moved_folder_keeps_its_revision_and_a_renamed_file_changes_it(tmp_path):
     def revision(path: Path | str) -> str:
         origin = origin_of(HarvestConfig(dataset=str(path)))
