@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, cast, get_args
 from tyro.constructors import PrimitiveConstructorSpec
 
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
+from store.counts import parse_prefix_sizes
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
 from store.usage import did_you_mean
-from train.prefixes import parse_prefix_sizes
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"

@@ -1,7 +1,7 @@
 import pytest
 
+from store.counts import parse_prefix_sizes
 from train.config import TrainConfig
-from train.prefixes import parse_prefix_sizes
 
 GROUPS = "[1152, 2073, 3732, 6718, 4757]"
 PREFIXES = "2304, 4608, 9216, 13824, 18432"
