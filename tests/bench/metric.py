@@ -1,0 +1,133 @@
+"""`python -m tests.bench.metric STORE`: what training through the metric buys in the language model, and what it does not.
+
+The demo's recipe at several seeds: the plain target, the metric at several mixing weights and from several numbers of
+sequences, and controls that must lose (a diagonal metric, plain whitening of the target, another layer's metric). All are
+put into the language model on the same held-out sequences. Differences are from the plain target of the same seed, paired
+by document. Runs that are finished are kept in --results, and not trained again.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from evaluate.metrics.results import evaluate
+from evaluate.model.splice import splice
+from harvest.metric.estimate import Estimate
+from harvest.model.loading import model_of
+from store.cli import one_line_errors, parse
+from store.counts import parse_count
+from store.shards.metric import SiteMetric
+from store.shards.reader import Store, open_store
+from train.config import TrainConfig
+from train.loop import train
+from train.presets import expand
+
+MIXES = (0.3, 0.1, 0.03, 0.01)
+COUNTS = (8, 32, 128)
+SITE = "mlp_out"
+FORMS = {"fvu": "{:.4f}", "l0_mean": "{:.1f}", "dead_features": "{:.0f}", "estimated_kl": "{:.4f}"}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table."""
+
+    name: str
+    metric: SiteMetric | None
+    """None for the plain target."""
+    mix: float = 0.03
+
+
+def metrics_of(store: Store, sequences: int, other_layer: int) -> tuple[dict[int, SiteMetric], SiteMetric]:
+    """The metric from several numbers of sequences, the last of them all, and that of another layer."""
+    layer = store.manifest.recipe.layer
+    model = model_of(store.manifest.recipe, CPU)
+    found = {}
+    other = SiteMetric.zeros(1)
+    for count in (*COUNTS, sequences):
+        estimate = Estimate(model, {layer: store, other_layer: store}, count, 0)
+        estimate.path = None
+        sums = estimate.run()
+        found[count] = sums[layer][SITE]
+        other = sums[other_layer][SITE]
+        print(f"{count} sequences: halves agree to {found[count].agreement:.3f}", flush=True)
+    return found, other
+
+
+def as_fisher(metric: SiteMetric, fisher: torch.Tensor) -> SiteMetric:
+    """A metric with another matrix in the place of G."""
+    half = fisher * metric.rows.sum() / 2
+    return replace(metric, gradients=torch.stack([half, half]))
+
+
+def variants_of(store: Store, sequences: int, other_layer: int) -> list[Variant]:
+    by_count, other = metrics_of(store, sequences, other_layer)
+    full = by_count[sequences]
+    whitening = torch.linalg.pinv(full.covariance, hermitian=True, rtol=1e-6)
+    found = [Variant("plain target", None)]
+    found += [Variant(f"a = {mix}", full, mix) for mix in MIXES]
+    found += [Variant(f"a = 0.03, {count} sequences", by_count[count]) for count in COUNTS]
+    return [
+        *found,
+        Variant("control: diagonal of G", as_fisher(full, torch.diag(full.fisher.diag()))),
+        Variant("control: target whitened", as_fisher(full, whitening)),
+        Variant(f"control: G of layer {other_layer}", as_fisher(full, other.fisher)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("build/metric"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=parse_count, default=200_000)
+    parser.add_argument("--sequences", type=int, default=512, help="for the metric")
+    parser.add_argument("--other-layer", type=int, default=12)
+    parser.add_argument("--heldout", type=int, default=64, help="sequences on which the language model is run")
+    options = parser.parse_args()
+    store = open_store(options.store)
+    variants = variants_of(store, options.sequences, options.other_layer)
+    recipe = parse(TrainConfig, expand(["--preset", "demo"]))
+    recipe = replace(recipe, store=options.store, tokens=options.tokens, check=False)
+    transcoders = []
+    for seed in range(options.seeds):
+        for variant in variants:
+            folder = options.results / f"{options.tokens}-seed{seed}" / variant.name.replace(" ", "-").replace(":", "")
+            view = "raw" if variant.metric is None else "fisher"
+            config = replace(recipe, run=folder, seed=seed, target_view=view, fisher_mix=variant.mix)
+            with mock.patch("train.loop.read_metric", lambda *args, metric=variant.metric: metric):
+                transcoders.append(train(config))
+    rows = evaluate(transcoders, store, "heldout", 2048, CPU)
+    table = splice(transcoders, store, model_of(store.manifest.recipe, CPU), options.heldout, False)
+    n = len(variants)
+    print(
+        "| | FVU | L0 | dead | estimated KL | KL | minus plain | delta CE | minus plain |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for index, variant in enumerate(variants):
+        places = [seed * n + index for seed in range(options.seeds)]
+        cells = [variant.name]
+        for key, form in (
+            ("fvu", "{:.4f}"),
+            ("l0_mean", "{:.1f}"),
+            ("dead_features", "{:.0f}"),
+            ("estimated_kl", "{:.4f}"),
+        ):
+            cells.append(", ".join(form.format(rows[place].value(key)) for place in places))
+        for key in ("kl", "delta_ce"):
+            values = [table.estimate(table.statistic(place, key)).value for place in places]
+            cells.append(", ".join(f"{value:.4f}" for value in values))
+            minus = [table.minus(place, place - index)[key] for place in places] if index else []
+            ends = [e.ci95 for e in minus if e.ci95 is not None]
+            cells.append(", ".join(f"{e.value:+.4f}" for e in minus))
+            if ends:
+                cells[-1] += f" in [{min(low for low, _ in ends):+.4f}, {max(high for _, high in ends):+.4f}]"
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors("metric"):
+        main()
