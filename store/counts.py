@@ -1,5 +1,7 @@
 """Numbers as people write them (16.4M, 12 min), checked, and divided up."""
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -36,6 +38,40 @@ def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None
     if sizes[-1] == d_sae and all(a < b for a, b in pairwise(sizes)):
         return tuple(sizes)
     return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None
+
+
+def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
+    """Cumulative prefix sizes from a list of prefix sizes or of group sizes, comma-separated or JSON.
+
+    ValueError when the list is neither: prefix sizes increase and end at d_sae, group sizes sum to it.
+    """
+    try:
+        sizes = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
+    except json.JSONDecodeError:
+        sizes = None
+    if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise Refused(f"prefix_sizes {text!r} is not a list of positive whole numbers, like 2304,4608,18432")
+    found = cumulative_sizes(sizes, d_sae)
+    if found is not None:
+        return found
+    raise Refused(
+        f"prefix_sizes {sizes} end at {sizes[-1]} and sum to {sum(sizes)}, but d_sae is {d_sae}; "
+        "give increasing sizes that end at d_sae, or group sizes that sum to it"
+    )
+
+
+def parse_weights(text: str, prefixes: Sequence[int]) -> tuple[float, ...]:
+    """A weight for each prefix from a comma-separated list. Refused unless they are not negative and not all 0."""
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != len(prefixes) or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise Refused(
+            f"prefix_weights {text!r} must be {len(prefixes)} numbers, one for each of the prefixes "
+            f"{', '.join(map(str, prefixes))}, not negative and not all 0, like 1,1,4"
+        )
+    return weights
 
 
 def duration(seconds: float) -> str:
