@@ -97,13 +97,12 @@ def decode_nested(
     """
     rows = len(target)
     n_groups = len(bags.starts) // rows
-    if weights is None:
-        weights = target.new_ones(n_groups)
     latent_in_bags = entries.latent.index_select(0, bags.order)
     value_in_bags = latents.index_select(0, bags.order)
     if decoder.device.type == "cpu" and decoder.dtype == torch.float32 and shared.world == 1:
+        by_prefix = target.new_ones(n_groups) if weights is None else weights
         return _decode_on_host(
-            latent_in_bags, value_in_bags, bags, decoder, b_dec, target, weights, detached, keep_residual
+            latent_in_bags, value_in_bags, bags, decoder, b_dec, target, by_prefix, detached, keep_residual
         )
     sums = shared.sum(bag_sums(decoder, latent_in_bags, bags.starts, value_in_bags))
     error = sums.view(n_groups, rows, -1)  # the same memory: first each group's sum, then its error, then its gradient
@@ -112,7 +111,8 @@ def decode_nested(
         error[group] += error[group - 1]
     sse = torch.stack([torch.dot(flat, flat) for flat in error.view(n_groups, -1)])
     residual = error[-1].clone() if keep_residual else None
-    error *= weights[:, None, None]
+    if weights is not None:
+        error *= weights[:, None, None]
     if not detached:
         for group in range(n_groups - 2, -1, -1):
             error[group] += error[group + 1]

@@ -1,1 +1,1 @@
-"""Many dictionaries from one pass over the store: the options, and the command."""
+"""Many dictionaries from one pass over the store: options and comparison."""
