@@ -188,7 +188,7 @@ demo-more: demo  ## The demo with what needs the language model: delta CE, KL, a
 demo-standin:
 	@echo "no transcoder of Google's can be had here: training a stand-in in its file format instead"
 	@$(PY) -m train --preset demo $(demo_where) --activation jumprelu --prefix-sizes none --view normed \
-	  --target-view raw
+	  --target-view raw --k-start 4 --threshold-lr 5 --l0-weight 10
 	@test -d $(standin)/gemma-scope-2 || \
 	  $(PY) -m store export $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \

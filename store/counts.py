@@ -1,6 +1,7 @@
 """Numbers as people write them (16.4M, 12 min), checked, and divided up."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -39,14 +40,6 @@ def cumulative_sizes(sizes: Sequence[int], d_sae: int) -> tuple[int, ...] | None
     return tuple(accumulate(sizes)) if sum(sizes) == d_sae else None
 
 
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, `12 min` or `40 s`."""
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"
-
-
 def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
     """Cumulative prefix sizes from a list of prefix sizes or of group sizes, comma-separated or JSON.
 
@@ -65,3 +58,25 @@ def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:
         f"prefix_sizes {sizes} end at {sizes[-1]} and sum to {sum(sizes)}, but d_sae is {d_sae}; "
         "give increasing sizes that end at d_sae, or group sizes that sum to it"
     )
+
+
+def parse_weights(text: str, prefixes: Sequence[int]) -> tuple[float, ...]:
+    """A weight for each prefix from a comma-separated list. Refused unless they are not negative and not all 0."""
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != len(prefixes) or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise Refused(
+            f"prefix_weights {text!r} must be {len(prefixes)} numbers, one for each of the prefixes "
+            f"{', '.join(map(str, prefixes))}, not negative and not all 0, like 1,1,4"
+        )
+    return weights
+
+
+def duration(seconds: float) -> str:
+    """`3 h 05 min`, `12 min` or `40 s`."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"

@@ -14,7 +14,7 @@ from store.cli import Range
 from store.errors import Refused
 from store.usage import leaves
 from tests.rooms import ROOMS
-from train.config import SweepConfig
+from train.sweep.config import SweepConfig
 
 REQUIRED: dict[type, dict[str, Any]] = {
     InterveneConfig: {"text": "some", "pin": ("1:2",)},

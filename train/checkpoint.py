@@ -41,6 +41,7 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     """The options and fingerprints that must agree for two runs to be the same run."""
     found = {key: value for key, value in asdict(config).items() if key not in NOT_PART_OF_THE_RUN}
     found["prefix_sizes"] = list(config.prefixes)
+    found["prefix_weights"] = None if config.weights is None else list(config.weights)
     found["view"] = config.input_view
     found["warmup_steps"] = config.n_warmup_steps
     found["dead_after"] = config.n_dead_after
@@ -76,7 +77,20 @@ def candidates(config: TrainConfig, device: torch.device) -> Candidates:
     return "bfloat16" if native_bfloat16(device) else "float32"
 
 
-ADDED: dict[str, Any] = {"target_view": "raw", "fisher_mix": None, "metric": None}
+ADDED: dict[str, Any] = {
+    "target_view": "raw",
+    "fisher_mix": None,
+    "metric": None,
+    "k_start": 1.0,
+    "prefix_weights": None,
+    "detach_prefixes": False,
+    "lr_decay": "cosine",
+    "resample_every": 0,
+    "dense_weight": 0.0,
+    "threshold_lr": 10.0,
+    "step_gradients": False,
+    "l0_warmup": 0.0,
+}
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 
 

@@ -1,21 +1,16 @@
 """How to train: the options of `python -m train`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Annotated, Literal
 
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
-from store.counts import parse_prefix_sizes
+from store.counts import parse_prefix_sizes, parse_weights
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
-from store.usage import did_you_mean
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 PLAIN = "none"
@@ -24,6 +19,8 @@ DEAD_AFTER = 1_000_000
 """What is taken for warmup_steps and dead_after in a run that is long enough."""
 HELDOUT_EVERY = 1000
 """What is taken for heldout_every."""
+SETTLES = 0.8
+"""Share of the steps after which k stays what it is, no latent is resampled, and lr_decay last-fifth begins."""
 AboveZero = Annotated[float, Range(0, above=True)]
 
 
@@ -55,12 +52,20 @@ class TrainConfig(Options):
     """Width of the dictionary."""
     k: Positive = 96
     """Mean active latents per row (L0). Penalty and biases hold it for relu and gated; jumprelu's penalty aims at it."""
+    k_start: Annotated[float, Range(1)] = 1.0
+    """Where k starts, as a multiple of k: it falls linearly to k over the first four fifths of the run (arXiv 2410.20526).
+    2 to 4 lowers the error of short runs. 1 trains with k throughout."""
     prefix_sizes: str | None = None
     """Sizes of the nested dictionaries (Matryoshka, arXiv 2503.17547): cumulative sizes that end at d_sae
     (2304,4608,18432), or group sizes that sum to it; a JSON list will do. The word none trains a plain dictionary. Default:
     1/8, 1/4, 1/2, 3/4 and all of d_sae."""
     random_prefixes: NotNegative = 0
     """Draw this many prefixes anew in every step, short ones more often. 0 trains the listed prefixes."""
+    prefix_weights: str | None = None
+    """Weight of each prefix's error in the loss (1,1,1,1,4), as in arXiv 2205.13147. Default: 1 for all."""
+    detach_prefixes: bool = False
+    """Hold each prefix still while the next larger one is learnt: latents serve their own smallest prefix alone, and the
+    larger ones correct it."""
     source_site: str = "resid_mid"
     """Site that is read. The same site as source and target makes a sparse autoencoder."""
     target_site: str = "mlp_out"
@@ -86,8 +91,11 @@ class TrainConfig(Options):
     lr: AboveZero = 4e-4
     """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
     warmup_steps: NotNegative | None = None
-    """Steps of linear warm-up, 0 for none. A cosine down to min_lr follows. Default: 1024, but at most a tenth of the
+    """Steps of linear warm-up, 0 for none. Default: 1024, but at most a tenth of the
     steps."""
+    lr_decay: Literal["cosine", "last-fifth"] = "cosine"
+    """How the rate falls after the warm-up: by a cosine, or not before the last fifth of the steps, then linearly (arXiv
+    2503.09532)."""
     min_lr: Annotated[float, Range(0, 1)] = 0.01
     """Final learning rate, as a fraction of lr, from 0 to 1."""
     aux_weight: Annotated[float, Range(0)] = 1 / 64
@@ -96,10 +104,25 @@ class TrainConfig(Options):
     """Dead latents that AuxK uses in each row."""
     dead_after: Count | None = None
     """Tokens without firing before a latent counts as dead. Default: 1M, but at most a fifth of --tokens."""
+    resample_every: NotNegative = 0
+    """Steps between two resamplings, until four fifths of the run: latents silent for so long start anew from rows that are
+    predicted badly, with fresh state in Adam (Bricken et al. 2023, arXiv 2404.16014). 0 for none."""
+    dense_weight: Annotated[float, Range(0)] = 0.0
+    """Weight of a penalty on latents that fire on more than a tenth of a batch's rows: their mean activation, times what
+    their share exceeds a tenth by. 0 leaves it out."""
     l0_weight: Annotated[float, Range(0)] = 1.0
     """Weight of jumprelu's penalty, (L0 / k - 1)^2. 0 leaves it out."""
     bandwidth: AboveZero = 0.5
     """Width of jumprelu's straight-through kernel, in units of the normalised pre-activations."""
+    threshold_lr: AboveZero = 10.0
+    """Learning rate of jumprelu's thresholds, as a multiple of the weights' rate. Lower ones leave fewer latents dead, but
+    reach an L0 of k later."""
+    step_gradients: bool = False
+    """Let the gradient of jumprelu's step reach the pre-activations too, not the threshold alone: encoder and biases then
+    learn when a latent fires (Anthropic's circuits update of January 2025; kernel of arXiv 2407.14435)."""
+    l0_warmup: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the steps over which jumprelu's penalty rises linearly to l0_weight (arXiv 2408.05147). 0 starts with all
+    of it."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents. Their values and gradients are always float32. auto is bfloat16 where the
     device multiplies it natively, and float32 elsewhere."""
@@ -146,6 +169,9 @@ class TrainConfig(Options):
             raise Refused(
                 "target_view fisher needs the metric of a finished store, which follow does not wait for; leave one out"
             )
+        self.weights  # noqa: B018
+        if self.detach_prefixes and len(self.prefixes) == 1:
+            raise Refused("detach_prefixes needs a nested dictionary, but prefix_sizes is one size; leave one out")
         if self.shard_dictionary and self.follow:
             raise Refused(
                 "shard_dictionary and follow do not go together: processes that wait for shards save by themselves; "
@@ -155,6 +181,11 @@ class TrainConfig(Options):
     def _check_numbers(self) -> None:
         if self.k > self.d_sae:
             raise Refused(f"k is {self.k}, but the dictionary has only {self.d_sae} latents; choose k <= d_sae")
+        if self.k * self.k_start > self.d_sae:
+            raise Refused(
+                f"k_start is {self.k_start:g}, {self.k * self.k_start:g} latents a row, but the dictionary has only "
+                f"{self.d_sae}; give at most {self.d_sae / self.k:g}"
+            )
         if self.n_steps < 1:
             raise Refused(f"tokens {self.tokens} do not fill one batch of {self.batch_rows} rows")
 
@@ -203,12 +234,32 @@ class TrainConfig(Options):
         """dead_after, or what it is when not given."""
         return min(DEAD_AFTER, max(1, self.tokens // 5)) if self.dead_after is None else self.dead_after
 
+    def k_at(self, step: int) -> float:
+        """Mean active latents per row that this step aims at, counted from 0."""
+        left = max(0.0, 1 - step / (SETTLES * self.n_steps))
+        return self.k * (1 + (self.k_start - 1) * left)
+
+    def resamples_at(self, step: int) -> bool:
+        """Whether silent latents start anew after this step, counted from 0."""
+        if not self.resample_every or step + 1 > SETTLES * self.n_steps:
+            return False
+        return (step + 1) % self.resample_every == 0
+
     @property
     def prefixes(self) -> tuple[int, ...]:
         """Cumulative prefix sizes; the last is d_sae."""
         if self.prefix_sizes is None:
             return tuple(sorted({max(1, self.d_sae * eighths // 8) for eighths in (1, 2, 4, 6, 8)}))
         return (self.d_sae,) if self.prefix_sizes == PLAIN else parse_prefix_sizes(self.prefix_sizes, self.d_sae)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Weight of each prefix's error; None where all weigh 1."""
+        if self.prefix_weights is None:
+            return None
+        if self.random_prefixes:
+            raise Refused("prefix_weights belong to listed prefixes, but random_prefixes draws them; leave one out")
+        return parse_weights(self.prefix_weights, self.prefixes)
 
     @property
     def architecture(self) -> str:
@@ -236,63 +287,3 @@ class TrainConfig(Options):
     @property
     def run_directory(self) -> Path:
         return self.run or default_run(self.model, self.layer, self.architecture)
-
-
-def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
-    """Values as a command line gives them: 32,64,128."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{metavar}[,{metavar}...]",
-        is_instance=lambda value: isinstance(value, tuple),
-        instance_from_str=lambda args: tuple(kind(part) for part in args[0].split(",")),
-        str_from_instance=lambda value: [",".join(map(str, value))],
-    )
-
-
-def _activation(text: str) -> str:
-    if text in (known := get_args(Activation)):
-        return text
-    raise Refused(f"{text!r} is no activation; there are {', '.join(known)}{did_you_mean(text, known)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(TrainConfig):
-    """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation and lr.
-
-    Several values are written with commas (32,64,128). All other options are those of `python -m train`; all runs share
-    them. Each run is bit for bit the run that it would be alone.
-
-    The command writes a folder for each run. Beside these it writes summary.txt, summary.json and frontier.png: FVU against
-    L0, on all held-out rows. Ctrl-C saves all runs, and the same command continues. With more values than before it trains
-    only the new ones.
-    """
-
-    run: Path | None = None
-    """Folder of the sweep, with a folder for each run in it. Default: results/MODEL/layerL/sweep."""
-    activation: Annotated[tuple[Activation, ...], _several(_activation, "ACTIVATION")] = ("batchtopk",)  # type: ignore[assignment]
-    """Activation function, or several: batchtopk,jumprelu."""
-    d_sae: Annotated[tuple[int, ...], _several(int, "INT")] = (18_432,)  # type: ignore[assignment]
-    """Width of the dictionary, or several widths: 8192,16384."""
-    k: Annotated[tuple[int, ...], _several(int, "INT")] = (32, 64, 128)  # type: ignore[assignment]
-    """Mean active latents per row (L0), or several: 32,64,128."""
-    lr: Annotated[tuple[float, ...], _several(float, "FLOAT")] = (4e-4,)  # type: ignore[assignment]
-    """Peak learning rate of Adam, or several: 2e-4,4e-4."""
-
-    def __post_init__(self) -> None:
-        self.configs  # noqa: B018  # refuses a bad combination at the door
-
-    @property
-    def configs(self) -> list[TrainConfig]:
-        """The options of each run; its folder bears its architecture, width, k and, where there are several, rate."""
-        shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        found = []
-        for activation, d_sae, k, lr in product(self.activation, self.d_sae, self.k, self.lr):
-            options = shared | {"activation": activation, "d_sae": d_sae, "k": k, "lr": lr}
-            one = TrainConfig(**cast(dict[str, Any], options))
-            name = f"{one.architecture}_d{d_sae}_k{k}" + (f"_lr{lr:g}" if len(self.lr) > 1 else "")
-            found.append(replace(one, run=self.run_directory / name))
-        return found
-
-    @property
-    def run_directory(self) -> Path:
-        return self.run or default_run(self.model, self.layer, "sweep")

@@ -108,6 +108,7 @@ class Variant:
     lr_scale: float = 1.0
 
 
+SLOW_JUMPRELU: dict[str, object] = {"activation": "jumprelu", "k_start": 4.0, "threshold_lr": 5.0, "l0_weight": 10.0}
 VARIANTS = {
     DEFAULT: Variant({}),
     "view normed": Variant({"view": "normed"}),
@@ -129,12 +130,26 @@ VARIANTS = {
     "Adam without momentum": Variant({}, no_momentum),
     "batch 256": Variant({"batch_rows": 256}),
     "batch 1,024": Variant({"batch_rows": 1024}),
-    "last prefix weighs 4 times": Variant({"prefix_sizes": "1024,2048,4096,6144,8189,8190,8191,8192"}),
-    "first prefix weighs 4 times": Variant({"prefix_sizes": "1021,1022,1023,1024,2048,4096,6144,8192"}),
+    "last prefix weighs 4 times": Variant({"prefix_weights": "1,1,1,1,4"}),
+    "first prefix weighs 4 times": Variant({"prefix_weights": "4,1,1,1,1"}),
+    "prefixes detached": Variant({"detach_prefixes": True}),
     "random prefixes": Variant({"random_prefixes": 5}),
     "not nested": Variant({"prefix_sizes": "none"}),
     "TopK": Variant({"activation": "topk"}),
     "JumpReLU": Variant({"activation": "jumprelu"}),
+    "JumpReLU, gradients through the step": Variant({"activation": "jumprelu", "step_gradients": True}),
+    "JumpReLU, penalty rises over 80%": Variant({"activation": "jumprelu", "l0_warmup": 0.8}),
+    "JumpReLU, silent latents resampled": Variant({"activation": "jumprelu", "resample_every": 20}),
+    "JumpReLU, k from 4 k": Variant({"activation": "jumprelu", "k_start": 4.0}),
+    "JumpReLU, k from 4 k, slower thresholds": Variant(SLOW_JUMPRELU),
+    "k from 2 k": Variant({"k_start": 2.0}),
+    "k from 4 k": Variant({"k_start": 4.0}),
+    "rate falls over the last fifth": Variant({"lr_decay": "last-fifth"}),
+    "rate falls over the last fifth, and is halved": Variant({"lr_decay": "last-fifth"}, lr_scale=0.5),
+    "silent latents resampled": Variant({"resample_every": 20}),
+    "k from 2 k, silent latents resampled": Variant({"k_start": 2.0, "resample_every": 20}),
+    "penalty on dense latents, weight 0.1": Variant({"dense_weight": 0.1}),
+    "penalty on dense latents, weight 1": Variant({"dense_weight": 1.0}),
 }
 
 

@@ -104,9 +104,8 @@ def main() -> None:
     rows = evaluate(transcoders, store, "heldout", 2048, CPU)
     table = splice(transcoders, store, model_of(store.manifest.recipe, CPU), options.heldout, False)
     n = len(variants)
-    print(
-        "| | FVU | L0 | dead | estimated KL | KL | minus plain | delta CE | minus plain |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    heads = ["", "FVU", "L0", "dead", "estimated KL", "KL", "minus plain", "delta CE", "minus plain"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for index, variant in enumerate(variants):
         places = [seed * n + index for seed in range(options.seeds)]
         cells = [variant.name]

@@ -41,6 +41,15 @@ def test_lists_that_do_not_end_at_d_sae_are_refused(text):
         ({"k": 0}, "k is 0"),
         ({"tokens": 10}, "do not fill one batch"),
         ({"min_lr": 2.0}, "min_lr is 2.0"),
+        ({"k_start": 0.5}, "k_start is 0.5"),
+        ({"k": 96, "k_start": 200.0}, "19200 latents a row, but the dictionary has only 18432; give at most 192"),
+        ({"prefix_weights": "1,1"}, "must be 5 numbers, one for each of the prefixes 2304, 4608"),
+        ({"prefix_weights": "1,1,1,1,-1"}, "not negative and not all 0"),
+        ({"prefix_weights": "0,0,0,0,0"}, "not negative and not all 0"),
+        ({"prefix_weights": "1,1,1,1,nan"}, "not negative and not all 0"),
+        ({"prefix_weights": "1,1,1", "random_prefixes": 3}, "belong to listed prefixes"),
+        ({"detach_prefixes": True, "prefix_sizes": "none"}, "detach_prefixes needs a nested dictionary"),
+        ({"l0_warmup": 1.5}, "l0_warmup is 1.5"),
         ({"random_prefixes": 1}, "give 2 to d_sae"),
         ({"random_prefixes": 3, "prefix_sizes": "none"}, "need a nested dictionary"),
         ({"source_site": "mlp_out", "skip": True}, "a skip connection would copy it"),
@@ -80,3 +89,9 @@ def test_autoencoders_read_raw_rows_and_transcoders_the_rms_view():
     assert TrainConfig().input_view == "rms"
     assert TrainConfig(target_site="resid_mid").input_view == "raw"
     assert TrainConfig(source_site="mlp_out").input_view == "raw"
+
+
+def test_k_falls_linearly_to_k_over_four_fifths_of_the_steps():
+    config = TrainConfig(tokens=1024 * 100, k=10, k_start=3.0)
+    assert [config.k_at(step) for step in (0, 20, 40, 79, 80, 99)] == pytest.approx([30, 25, 20, 10.25, 10, 10])
+    assert {TrainConfig(tokens=1024 * 100, k=10).k_at(step) for step in range(100)} == {10}

@@ -130,7 +130,7 @@ def test_the_heldout_curves_end_at_the_figures_of_the_artefact(config, store, ac
 
 def test_finished_run_is_not_trained_again_and_another_is_refused(config, monkeypatch):
     first = train(config)
-    monkeypatch.setattr(loop, "steps", None)
+    monkeypatch.setattr(loop, "Session", None)
     assert torch.equal(train(config).W_enc, first.W_enc)
     with pytest.raises(ValueError, match=r"holds a run with other options: k: 4 != 5"):
         train(replace(config, k=5))
@@ -319,6 +319,14 @@ def test_schedule_warms_up_then_falls_to_min_lr():
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_rate_that_falls_over_the_last_fifth_stays_at_its_peak_before():
+    config = TrainConfig(tokens=1024 * 100, warmup_steps=10, lr=1.0, min_lr=0.0, lr_decay="last-fifth")
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
+    assert rates[10:81] == [1.0] * 71
+    assert rates[80:] == [pytest.approx((99 - step) / 19) for step in range(80, 100)]
 
 
 def test_our_run_written_in_googles_layout_is_the_same_transcoder(config, tmp_path):

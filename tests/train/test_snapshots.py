@@ -166,7 +166,7 @@ def test_the_command_names_store_target_tokenizer_and_device(store: Store):
 
 
 def test_training_imports_no_language_model_and_nothing_that_reads_one():
-    code = "import sys, train.loop, train.sweep, json; print(json.dumps(sorted(sys.modules)))"
+    code = "import sys, train.loop, train.sweep.command, json; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     rooms = {module.partition(".")[0] for module in json.loads(run.stdout)}
     assert not rooms & {"harvest", "transformers", "transformer_lens", "datasets"}

@@ -12,9 +12,9 @@ from tests.command import run as command
 from tests.making import make_store
 from tests.train.making import assert_same_run
 from train import loop
-from train.config import SweepConfig
 from train.loop import train
 from train.run import Run
+from train.sweep.config import SweepConfig
 
 STEPS = 20
 

@@ -42,8 +42,21 @@ def steps_without_values(store, monkeypatch, steps: range, n_dead: int = 7, **ch
             train_step(module, optimizer, source, target, 1e-3, step)
 
 
+LONG = {"tokens": 32 * 1000, "k_start": 3.0}
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"activation": "topk"}, {"prefix_sizes": "none"}, {"candidates": "float32"}], ids=str
+    "changes",
+    [
+        {},
+        {"activation": "topk"},
+        {"prefix_sizes": "none"},
+        {"candidates": "float32"},
+        LONG,
+        {"activation": "topk", **LONG},
+        {"prefix_weights": "1,2,3,4,5", "detach_prefixes": True, "dense_weight": 0.1, "resample_every": 50},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("n_dead", [0, 7])
 def test_a_steady_step_asks_the_device_for_nothing(store, monkeypatch, changes, n_dead):
@@ -58,11 +71,11 @@ def test_a_step_that_waits_cannot_be_run_without_values(store, monkeypatch, step
 
 @pytest.mark.parametrize("activation", ["batchtopk", "topk"])
 @pytest.mark.parametrize("candidates", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n_dead", [0, 2, 9])
+@pytest.mark.parametrize(("n_dead", "k_start"), [(0, 1.0), (2, 1.0), (9, 1.0), (2, 3.0)])
 def test_a_step_that_does_not_wait_equals_one_that_does_and_the_dense_reference(
-    store, activation, candidates, n_dead, monkeypatch
+    store, activation, candidates, n_dead, k_start, monkeypatch
 ):
-    config = make_config(activation=activation, candidates=candidates, prefix_sizes="5,13,40")
+    config = make_config(activation=activation, candidates=candidates, prefix_sizes="5,13,40", k_start=k_start)
     waiting, other = make_module(store, config), make_module(store, config)
     batch = first_batch(store, config)
     for module in (waiting, other):
@@ -172,3 +185,17 @@ def test_a_run_continued_between_two_lists_helps_the_latents_of_the_last_one(sto
 
 def in_units(module: TrainingTranscoder, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return module.normalise(batch.source, batch.target)[0], module.encoder, module.b_enc
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+def test_a_falling_k_is_met_in_steps_that_do_not_wait(store, monkeypatch, activation):
+    """At a rate of 0, so that k alone moves the threshold."""
+    config = make_config(activation=activation, tokens=32 * 100, k_start=4.0)
+    module = make_module(store, config)
+    batch = first_batch(store, config)
+    monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: step == 0)
+    for step in range(100):
+        result = module.step_gradients(batch.source, batch.target, step)
+        assert not module.watch.missed
+        assert float(result.l0) * 32 == pytest.approx(config.k_at(step) * 32, abs=1 if activation == "batchtopk" else 16)
+    assert float(result.l0) == 4

@@ -25,10 +25,19 @@ NESTING = {
     "plain": {"prefix_sizes": "none"},
     "skip": {"skip": True},
     "random": {"random_prefixes": 3},
+    "recipes": {
+        "k_start": 3.0,
+        "resample_every": 2,
+        "dense_weight": 0.1,
+        "prefix_weights": "2,1,1,1,3",
+        "detach_prefixes": True,
+        "step_gradients": True,
+    },
     "sae": {"source_site": "mlp_out", "target_site": "mlp_out"},
 }
 BEGUN = [f"{activation}-nested" for activation in get_args(Activation)]
-KINDS = [*BEGUN, "batchtopk-sae"]
+RECIPES = ["batchtopk-recipes", "jumprelu-recipes"]
+KINDS = [*BEGUN, *RECIPES, "batchtopk-sae"]
 KINDS += [f"{activation}-{nesting}" for activation, nesting in product(("batchtopk", "gated"), ("plain", "skip", "random"))]
 """Nesting is decoded alike for all; gated alone decodes twice."""
 STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
@@ -62,7 +71,7 @@ def configs(folder: Path) -> dict[str, TrainConfig]:
         check=False,
     )
     found = {"rows-followed": replace(base, follow=True, store=folder / "ring", tokens=32 * 9), "latents-bad": base}
-    names = {f"latents-{kind}": kind for kind in KINDS} | {f"rows-{kind}": kind for kind in BEGUN} | STOPPED
+    names = {f"latents-{kind}": kind for kind in KINDS} | {f"rows-{kind}": kind for kind in [*BEGUN, *RECIPES]} | STOPPED
     for name, kind in names.items():
         activation, nesting = kind.split("-")
         found[name] = replace(base, activation=activation, **NESTING[nesting])

@@ -7,6 +7,7 @@ train/ knows no kind by name.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -81,7 +82,7 @@ class Activation(torch.nn.Module):
     """For people: BatchTopK."""
     by_latent: ClassVar[frozenset[str]] = frozenset()
     """Its parameters and buffers with an entry for each latent. Processes that share the dictionary share these out."""
-    lr_scales: ClassVar[Mapping[str, float]] = {}
+    lr_scales: Mapping[str, float] = MappingProxyType({})
     """Factor on the learning rate of a parameter; 1 for the others."""
     inference: ClassVar[Literal["threshold", "topk"]] = "threshold"
     """How the artefact selects: by `fold`'s thresholds, or the k largest of each row."""
@@ -89,6 +90,7 @@ class Activation(torch.nn.Module):
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__()
         self.k = config.k
+        self.k_at = config.k_at
         self.ranks = ranks
         self.candidates: Candidates = candidates
         self.n_latents = ranks.latents.count(config.d_sae)
@@ -119,7 +121,7 @@ class Activation(torch.nn.Module):
         return None
 
     def kth_of_sample(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:
-        """The threshold at which a sample of the batch's rows has k active latents."""
+        """The threshold at which a sample of the first batch's rows has the first step's k active latents."""
         sample = x[:: max(1, len(x) * self.ranks.rows.world // SAMPLE_ROWS)]
         values = self.ranks.gather(torch.addmm(b_enc, sample, encoder.T).flatten())
-        return values.topk(self.k * len(sample) * self.ranks.rows.world).values[-1].clamp_min(1e-3)
+        return values.topk(round(self.k_at(0) * len(sample) * self.ranks.rows.world)).values[-1].clamp_min(1e-3)

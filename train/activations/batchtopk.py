@@ -50,7 +50,7 @@ class BatchTopK(Activation):
         self.register_buffer("weight", torch.zeros(()))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
-        wanted = self.k * len(x) * self.ranks.rows.world
+        wanted = round(self.k_at(step) * len(x) * self.ranks.rows.world)
         if not may_sync:
             return self._select_uncounted(x, encoder, b_enc, wanted)
         cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))

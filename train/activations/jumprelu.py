@@ -1,7 +1,5 @@
 """JumpReLU: a learnt threshold for each latent."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -10,25 +8,25 @@ from train.activations.base import SLACK, Activation, Folded, Gradients, Selecti
 from train.config import TrainConfig
 from train.parallel import Ranks
 
-THRESHOLD_LR_SCALE = 10.0
-"""Thresholds are learnt as logarithms: at the weights' rate they lag far behind a shrinking encoder."""
-
 
 class JumpReLU(Activation):
     """Keeps pre-activations above a learnt threshold of each latent (arXiv 2407.14435).
 
-    The threshold's gradient is the paper's straight-through estimate with a rectangle kernel of width `bandwidth`; the
-    penalty is its variant l0_weight * (L0 / k - 1)^2, which aims at an L0 instead of trading it for error.
+    Thresholds are learnt as logarithms. Their gradient is the paper's straight-through estimate with a rectangle kernel of
+    width `bandwidth`, which `step_gradients` passes on to the pre-activations. The penalty is the paper's variant
+    l0_weight * (L0 / k - 1)^2, which aims at an L0 instead of trading it for error.
     """
 
     label = "JumpReLU"
     by_latent = frozenset({"log_threshold"})
-    lr_scales: ClassVar = {"log_threshold": THRESHOLD_LR_SCALE}
 
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__(config, candidates, ranks)
+        self.lr_scales = {"log_threshold": config.threshold_lr}
         self.l0_weight = config.l0_weight
         self.bandwidth = config.bandwidth
+        self.step_gradients = config.step_gradients
+        self.warmup_steps = config.l0_warmup * config.n_steps
         self.log_threshold = torch.nn.Parameter(torch.full((self.n_latents,), float("-inf")))
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
@@ -46,11 +44,20 @@ class JumpReLU(Activation):
         active = selection.latents > 0
         at = threshold[entries.latent]
         kernel = ((entries.value - at).abs() < self.bandwidth / 2) / self.bandwidth
-        excess = self.ranks.sum(active.sum().float()) / (rows * self.k) - 1
-        by_entry = -kernel * (at * by_latent + 2 * self.l0_weight * excess / (self.k * rows))
-        by_threshold = torch.zeros_like(threshold).index_add_(0, entries.latent, by_entry)
+        wanted = rows * self.k_at(step)
+        excess = self.ranks.sum(active.sum().float()) / wanted - 1
+        weight = self.weight_at(step)
+        by_step = kernel * (at * by_latent + 2 * weight * excess / wanted)
+        by_threshold = torch.zeros_like(threshold).index_add_(0, entries.latent, -by_step)
         self.log_threshold.grad = by_threshold * threshold
-        return Gradients(by_latent * active, self.l0_weight * excess**2 / self.ranks.world)
+        pre = by_latent * active
+        if self.step_gradients:
+            pre = pre + by_step
+        return Gradients(pre, weight * excess**2 / self.ranks.world)
+
+    def weight_at(self, step: int) -> float:
+        """Weight of the penalty in this step, which rises linearly at first if the options say so."""
+        return self.l0_weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.l0_weight
 
     def fold(self, b_enc: Tensor) -> Folded:
         return Folded(torch.ones_like(b_enc), b_enc, self.log_threshold.exp())

@@ -49,12 +49,12 @@ class L1(Activation):
         entries = scan(x, encoder, b_enc, -BFLOAT16_ERROR, self.candidates)
         return entries.where(entries.value > 0)
 
-    def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, rows: int) -> Tensor:
+    def steer(self, by_latent: Tensor, values: Tensor, n_active: Tensor, wanted: float, rows: int) -> Tensor:
         """Sets the next step's weight; returns the shift to be subtracted from the biases.
 
         by_latent: gradient of the reconstruction by the active latents held here [active].
         values: the values of these latents [active].
-        n_active: their number, in `rows` rows.
+        n_active: their number, in `rows` rows, and how many are `wanted`.
 
         If values are exponentially distributed, lowering the biases by the mean value divides L0 by e.
         """
@@ -62,7 +62,7 @@ class L1(Activation):
         pull, total, active = sums.unbind()
         now = (pull / active.clamp_min(1)).clamp_min(0)
         self.l1_weight.copy_(torch.where(self.l1_weight > 0, self.l1_weight.lerp(now, self.SMOOTHING), now))
-        excess = (active / (rows * self.k)).clamp(math.exp(-1), math.exp(1)).log()
+        excess = (active / wanted).clamp(math.exp(-1), math.exp(1)).log()
         return self.HOLD * excess * total / active.clamp_min(1)
 
 
@@ -81,7 +81,7 @@ class ReLU(L1):
         return Gradients(
             pre=by_latent + weight,
             penalty=weight * selection.latents.sum(),
-            bias_shift=self.steer(by_latent, selection.latents, n_active, rows),
+            bias_shift=self.steer(by_latent, selection.latents, n_active, rows * self.k_at(step), rows),
         )
 
 
@@ -132,7 +132,7 @@ class Gated(L1):
             pre=bias + by_w,
             penalty=weight * selection.entries.value.sum(),
             bias=bias,
-            bias_shift=self.steer(by_gate, selection.entries.value, active.sum(), rows),
+            bias_shift=self.steer(by_gate, selection.entries.value, active.sum(), rows * self.k_at(step), rows),
         )
 
     def fold(self, b_enc: Tensor) -> Folded:

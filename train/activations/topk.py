@@ -19,7 +19,7 @@ class TopK(Activation):
     inference = "topk"
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
-        entries = largest_in_rows(x, encoder, b_enc, self.k, self.ranks.latents, may_sync)
+        entries = largest_in_rows(x, encoder, b_enc, round(self.k_at(step)), self.ranks.latents, may_sync)
         return Selection(entries, entries.value)
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from train.parallel import Ranks
 
+DENSE = 0.1
+"""Share of the rows from which a latent that fires on them is dense."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -22,6 +25,8 @@ class StepResult:
     l0: Tensor
     bias_shift: Tensor | None = None
     """To be subtracted from the biases after the optimizer's step."""
+    residual: Tensor | None = None
+    """Reconstruction minus target of this process's rows, in normalised units, where latents are to be resampled."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,22 @@ class Sums:
         )
 
 
-def report(sums: Sums, rows: int, n_values: int, aux_weight: float, bias_shift: Tensor | None) -> StepResult:
-    """Losses of a batch of `rows` rows, whose targets have `n_values` values in all, from its sums over all processes."""
-    l2_loss = sums.sse.sum() / n_values
+def by_dense_latent(fired: Tensor, rows: int, weight: float) -> Tensor:
+    """Gradient, by every activation of each latent, of the penalty on dense ones; `fired` counts its rows among `rows`.
+
+    The penalty: the mean activation of each latent, times what the share of its rows exceeds DENSE by, which is held fixed.
+    """
+    return (fired / rows - DENSE).clamp_min(0) * (weight / rows)
+
+
+def report(
+    sums: Sums, rows: int, n_values: int, aux_weight: float, bias_shift: Tensor | None, weights: Tensor | None = None
+) -> StepResult:
+    """Losses of a batch of `rows` rows, whose targets have `n_values` values in all, from its sums over all processes.
+
+    `weights` of the prefixes are 1 when not given.
+    """
+    l2_loss = (sums.sse if weights is None else sums.sse * weights).sum() / n_values
     sparsity_loss = sums.penalty + sums.gate_loss
     return StepResult(
         loss=l2_loss + aux_weight * sums.aux_loss + sparsity_loss,

@@ -5,6 +5,8 @@ autoencoders subtract first, arXiv 2406.04093) and scaled to unit mean square (a
 both into the artefact's raw units.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,8 @@ from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
-from train.step.losses import StepResult, Sums, report
+from train.step.auxk import auxk
+from train.step.losses import StepResult, Sums, by_dense_latent, report
 from train.step.moments import moments_of, scale_of, view_moments
 from train.step.prefixes import draw_prefixes
 from train.step.sparse import decode_nested, weight_gradients
@@ -50,6 +53,7 @@ class TrainingTranscoder(nn.Module):
     target_inverse: Tensor | None
     tokens_since_fired: Tensor
     group_of: Tensor
+    prefix_weights: Tensor | None
 
     def __init__(
         self,
@@ -89,6 +93,8 @@ class TrainingTranscoder(nn.Module):
         self.skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None
         self.register_buffer("tokens_since_fired", torch.zeros(len(self.encoder), dtype=torch.int64))
         self.register_buffer("group_of", self._groups(torch.tensor(self.prefixes)), persistent=False)
+        weights = None if config.weights is None else torch.tensor(config.weights)
+        self.register_buffer("prefix_weights", weights, persistent=False)
         self.activation = ACTIVATIONS[config.activation](config, candidates, ranks)
         self.by_latent = BY_LATENT | {f"activation.{name}" for name in self.activation.by_latent}
         self.watch = LossMonitor()
@@ -143,11 +149,27 @@ class TrainingTranscoder(nn.Module):
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
         dead = self._listed_dead(step, may_sync, rows)
         n_dead = self.ranks.latents.total(len(dead))
+        resamples = self.config.resamples_at(step)
         decoded = decode_nested(
-            entries, latents, bags, self.decoder, self.b_dec, goal, keep_residual=n_dead > 0, shared=self.ranks.latents
+            entries,
+            latents,
+            bags,
+            self.decoder,
+            self.b_dec,
+            goal,
+            keep_residual=n_dead > 0 or resamples,
+            shared=self.ranks.latents,
+            weights=self.prefix_weights,
+            detached=self.config.detach_prefixes,
         )
         gate_sse, by_gate = self._decode_gate(selection, bags, goal, unit)
-        gradients = self.activation.gradients(selection, decoded.grad_latent * (2 * unit), by_gate, rows, step)
+        fired = self._fired(entries.latent, latents > 0)
+        by_latent = decoded.grad_latent * (2 * unit)
+        by_dense = None
+        if self.config.dense_weight:
+            by_dense = by_dense_latent(fired, rows, self.config.dense_weight).index_select(0, entries.latent)
+            by_latent += by_dense
+        gradients = self.activation.gradients(selection, by_latent, by_gate, rows, step)
         weights = weight_gradients(
             entries, latents * (2 * unit), bags, decoded.grad_bags, gradients.pre, gradients.bias, x, len(self.encoder)
         )
@@ -157,11 +179,16 @@ class TrainingTranscoder(nn.Module):
         self.b_dec.grad = decoded.grad_bags[: len(x)].sum(0) * (2 * unit)
         if self.skip is not None:
             self.skip.grad = decoded.grad_bags[: len(x)].T @ x * (2 * unit)
-        aux_loss = x.new_zeros(()) if decoded.residual is None else self._aux(x, decoded.residual, dead, n_dead)
+        aux_loss = x.new_zeros(())
+        if n_dead:
+            assert decoded.residual is not None
+            own = (self.encoder, self.b_enc, self.decoder)
+            aux_loss = auxk(own, self.dead, dead, n_dead, x, decoded.residual, self.config, self.ranks)
         variation = y.square().sum()
         plain = None
         if self.target_inverse is not None and self.config.is_logged(step + 1):
-            plain = in_plain_target(decoded, y, self.target_inverse.float())
+            back = self.target_inverse.float()
+            plain = in_plain_target(decoded, y, back, self.prefix_weights, self.config.detach_prefixes)
         sums = Sums(
             sse=decoded.sse,
             gate_loss=gate_sse * unit,
@@ -169,14 +196,15 @@ class TrainingTranscoder(nn.Module):
             variation=variation,
             plain_sse=decoded.sse if plain is None else plain.sse,
             plain_variation=variation if plain is None else plain.variation,
-            penalty=gradients.penalty,
+            penalty=gradients.penalty if by_dense is None else gradients.penalty + torch.dot(by_dense, latents),
             n_active=(latents > 0).float().sum(),
         )
         self._share_gradients()
-        self._count_fired(entries.latent, latents > 0, rows)
-        result = report(sums.all_reduced(self.ranks), rows, n_values, self.config.aux_weight, gradients.bias_shift)
+        self.tokens_since_fired.add_(rows).masked_fill_(fired > 0, 0)
+        sums = sums.all_reduced(self.ranks)
+        result = report(sums, rows, n_values, self.config.aux_weight, gradients.bias_shift, self.prefix_weights)
         self.watch.note(result.loss, selection.missed)
-        return result
+        return replace(result, residual=decoded.residual) if resamples else result
 
     def may_sync(self, step: int) -> bool:
         """Whether this step may wait for the device to learn how long its lists are.
@@ -221,47 +249,25 @@ class TrainingTranscoder(nn.Module):
             goal,
             keep_residual=False,
             shared=self.ranks.latents,
+            weights=self.prefix_weights,
+            detached=self.config.detach_prefixes,
         )
-        return decoded.sse.sum(), decoded.grad_latent * (2 * unit)
+        sse = decoded.sse if self.prefix_weights is None else decoded.sse * self.prefix_weights
+        return sse.sum(), decoded.grad_latent * (2 * unit)
 
     def _share_gradients(self) -> None:
         """Adds gradients up over all processes that share rows."""
         for parameter in self.parameters():
             self.ranks.rows.sum(parameter.grad)  # type: ignore[arg-type]
 
-    def _count_fired(self, latent: Tensor, active: Tensor, rows: int) -> None:
-        """Sets the counters of latents that fired anywhere back to 0; the others' grow by the batch's rows."""
-        fired = torch.zeros_like(self.b_enc).index_add_(0, latent, active.float())
-        self.tokens_since_fired.add_(rows).masked_fill_(self.ranks.rows.sum(fired) > 0, 0)
+    def _fired(self, latent: Tensor, active: Tensor) -> Tensor:
+        """On how many of the batch's rows, over all processes, each latent held here fired."""
+        return self.ranks.rows.sum(torch.zeros_like(self.b_enc).index_add_(0, latent, active.float()))
 
     def shift_biases(self, shift: Tensor | None) -> None:
         """Subtracts what the activation asked for in this step, unless training has stopped."""
         if shift is not None:
             self.b_enc.sub_(torch.where(self.watch.stopped > 0, torch.zeros_like(shift), shift))
-
-    def _aux(self, x: Tensor, residual: Tensor, index: Tensor, n_dead: int) -> Tensor:
-        """AuxK's loss: dead latents predict the residual of the others, detached. Adds its gradient to theirs.
-
-        `index` lists the dead latents held here, `n_dead` counts them over all processes. Latents that fired since they
-        were listed take no part.
-        """
-        k = self.config.aux_k
-        shared = self.ranks.latents
-        with torch.enable_grad():
-            encoder = self.encoder[index].requires_grad_()
-            decoder = self.decoder[index].requires_grad_()
-            b_enc = self.b_enc[index].masked_fill(~self.dead[index], -torch.inf).requires_grad_()
-            top = torch.addmm(b_enc, x, encoder.T).topk(min(k, len(index)), dim=1, sorted=False)
-            values = shared.largest(top.values, min(k, n_dead)).relu()
-            recon = torch.zeros(len(x), len(index), device=x.device).scatter(1, top.indices, values) @ decoder
-            error = shared.sum(recon.detach().clone()).add_(residual)
-            norm = self.ranks.rows.sum(residual.square().sum())
-            by_recon = error * (2 * self.config.aux_weight / norm)
-            gradients = torch.autograd.grad(recon, (encoder, b_enc, decoder), by_recon)
-        for parameter, gradient in zip((self.encoder, self.b_enc, self.decoder), gradients, strict=True):
-            assert parameter.grad is not None
-            parameter.grad.index_add_(0, index, gradient)
-        return error.square().sum() / norm
 
     def renormalise(self) -> None:
         """Puts every decoder row back to norm 1 (arXiv 2309.08600), so that latents compete by what they contribute."""

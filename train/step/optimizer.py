@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from train.config import TrainConfig
+from train.config import SETTLES, TrainConfig
 from train.step.module import StepResult, TrainingTranscoder
+from train.step.resample import resample
 
 
 def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
@@ -33,12 +34,16 @@ def update(module: TrainingTranscoder, optimizer: torch.optim.Adam, lr: float) -
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up (arXiv 1706.02677), then a cosine from lr down to min_lr * lr at the last step (arXiv 1608.03983)."""
+    """Linear warm-up (arXiv 1706.02677), then from lr down to min_lr * lr at the last step: by a cosine (arXiv 1608.03983),
+    or linearly over the last fifth of the steps."""
     if step < config.n_warmup_steps:
         return config.lr * (step + 1) / config.n_warmup_steps
-    span = max(1, config.n_steps - 1 - config.n_warmup_steps)
-    progress = min(1.0, (step - config.n_warmup_steps) / span)
-    return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+    linear = config.lr_decay == "last-fifth"
+    start = max(config.n_warmup_steps, round(SETTLES * config.n_steps)) if linear else config.n_warmup_steps
+    span = max(1, config.n_steps - 1 - start)
+    progress = min(1.0, max(0, step - start) / span)
+    left = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.min_lr + (1 - config.min_lr) * left)
 
 
 def train_step(
@@ -52,6 +57,9 @@ def train_step(
     update(module, optimizer, lr)
     module.renormalise()
     module.shift_biases(result.bias_shift)
+    if result.residual is not None:
+        x, _ = module.normalise(source, target)
+        resample(module, optimizer, x, result.residual, step)
     return result
 
 

@@ -16,11 +16,14 @@ from train.parallel import Latents
 
 
 @compiled
-def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, target, sums, sse, grad_latent, residual):
+def decode_rows(
+    first, last, latent, value, order, starts, decoder, b_dec, target, by_prefix, detached, sums, sse, grad_latent, residual
+):
     """`decode_nested` for the rows `first` to `last`.
 
     `latent` and `value` are in the order of the bags; `order` is each one's place in Entries. Writes sums [n_groups, rows,
-    d_out], sse [n_groups, rows], grad_latent [n] (in the order of Entries) and residual [rows or 0, d_out].
+    d_out], sse [n_groups, rows], grad_latent [n] (in the order of Entries) and residual [rows or 0, d_out]. `by_prefix`
+    [n_groups] are the prefixes' weights.
     """
     n_groups, rows, width = sums.shape
     error = np.empty((n_groups, width), np.float32)
@@ -43,7 +46,9 @@ def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, targe
             residual[row] = error[n_groups - 1]
         for group in range(n_groups - 1, -1, -1):
             here = error[group]
-            if group < n_groups - 1:
+            for c in range(width):
+                here[c] *= by_prefix[group]
+            if group < n_groups - 1 and not detached:
                 for c in range(width):
                     here[c] += error[group + 1, c]
             sums[group, row] = here
@@ -58,7 +63,8 @@ def decode_rows(first, last, latent, value, order, starts, decoder, b_dec, targe
 
 @dataclass(frozen=True)
 class Decoded:
-    """Results of one pass over the decoder: errors, and gradients of HALF the squared error summed over all prefixes."""
+    """Results of one pass over the decoder: errors, and gradients of HALF the squared error, weighted and summed over all
+    prefixes."""
 
     sse: Float[Tensor, " n_groups"]
     """Squared error of each prefix, summed over rows and dimensions."""
@@ -79,19 +85,25 @@ def decode_nested(
     target: Float[Tensor, "rows d_out"],
     keep_residual: bool,
     shared: Latents = Latents(),  # noqa: B008  # frozen
+    weights: Float[Tensor, " n_groups"] | None = None,
+    detached: bool = False,
 ) -> Decoded:
     """Every prefix's error and its gradients from one decode: groups are summed, then accumulated (arXiv 2503.17547).
 
     `latents` are the values of the entries. `bags` cuts the entries by group and row. `target` [rows, d_out] is what the
     latents and b_dec are to reconstruct. `shared` are the processes that share the latents: each decodes its own, they add
-    up the groups, and then all have the same errors.
+    up the groups, and then all have the same errors. `weights` of the prefixes are 1 when not given. `detached` holds a
+    prefix still while the next one is learnt: a group's gradient is then that of its own prefix alone.
     """
     rows = len(target)
     n_groups = len(bags.starts) // rows
     latent_in_bags = entries.latent.index_select(0, bags.order)
     value_in_bags = latents.index_select(0, bags.order)
     if decoder.device.type == "cpu" and decoder.dtype == torch.float32 and shared.world == 1:
-        return _decode_on_host(latent_in_bags, value_in_bags, bags, decoder, b_dec, target, n_groups, keep_residual)
+        by_prefix = target.new_ones(n_groups) if weights is None else weights
+        return _decode_on_host(
+            latent_in_bags, value_in_bags, bags, decoder, b_dec, target, by_prefix, detached, keep_residual
+        )
     sums = shared.sum(bag_sums(decoder, latent_in_bags, bags.starts, value_in_bags))
     error = sums.view(n_groups, rows, -1)  # the same memory: first each group's sum, then its error, then its gradient
     error[0] += b_dec - target
@@ -99,8 +111,11 @@ def decode_nested(
         error[group] += error[group - 1]
     sse = torch.stack([torch.dot(flat, flat) for flat in error.view(n_groups, -1)])
     residual = error[-1].clone() if keep_residual else None
-    for group in range(n_groups - 2, -1, -1):
-        error[group] += error[group + 1]
+    if weights is not None:
+        error *= weights[:, None, None]
+    if not detached:
+        for group in range(n_groups - 2, -1, -1):
+            error[group] += error[group + 1]
     bag_in_bags = bags.bag.index_select(0, bags.order)
     grad_in_bags = sampled_dots(sums, decoder, latent_in_bags, bag_in_bags)
     grad_latent = torch.empty_like(grad_in_bags).scatter_(0, bags.order, grad_in_bags)
@@ -108,17 +123,27 @@ def decode_nested(
 
 
 def _decode_on_host(
-    latent: Tensor, value: Tensor, bags: Bags, decoder: Tensor, b_dec: Tensor, target: Tensor, n_groups: int, keep: bool
+    latent: Tensor,
+    value: Tensor,
+    bags: Bags,
+    decoder: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    detached: bool,
+    keep: bool,
 ) -> Decoded:
     """`decode_nested` by `decode_rows`."""
     rows, width = target.shape
+    n_groups = len(weights)
     sums = decoder.new_empty(n_groups, rows, width)
     sse = decoder.new_empty(n_groups, rows)
     grad_latent = torch.empty_like(value)
     residual = target.new_empty(rows if keep else 0, width)
     starts = torch.cat([bags.starts, bags.starts.new_tensor([len(latent)])])
-    tensors = (latent, value, bags.order, starts, decoder, b_dec, target, sums, sse, grad_latent, residual)
-    in_parallel(decode_rows, rows, *(tensor.numpy() for tensor in tensors))
+    read = (latent, value, bags.order, starts, decoder, b_dec, target, weights)
+    written = (sums, sse, grad_latent, residual)
+    in_parallel(decode_rows, rows, *(t.numpy() for t in read), detached, *(t.numpy() for t in written))
     return Decoded(sse.sum(1), sums.view(-1, width), grad_latent, residual if keep else None)
 
 

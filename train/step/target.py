@@ -53,11 +53,26 @@ class PlainErrors:
     """Squared distance of the targets from their mean."""
 
 
-def in_plain_target(decoded: Decoded, y: Float[Tensor, "rows d"], inverse: Float[Tensor, "d d"]) -> PlainErrors:
-    """The errors of every prefix, mapped back. A prefix's gradient is the sum of its own error and those of longer ones."""
+def in_plain_target(
+    decoded: Decoded,
+    y: Float[Tensor, "rows d"],
+    inverse: Float[Tensor, "d d"],
+    weights: Float[Tensor, " n_groups"] | None,
+    detached: bool,
+) -> PlainErrors:
+    """The errors of every prefix, mapped back from M.
+
+    A group's gradient is its prefix's error times its weight, plus the gradients of longer prefixes unless it is detached.
+    What a prefix of weight 0 misses is taken to be the same share of the plain target as of what the loss sees.
+    """
     sums = decoded.grad_bags.view(len(decoded.sse), *y.shape)
     errors = []
     for prefix, total in enumerate(sums):
-        error = total if prefix + 1 == len(sums) else total - sums[prefix + 1]
+        error = total if detached or prefix + 1 == len(sums) else total - sums[prefix + 1]
         errors.append((error @ inverse).square().sum())
-    return PlainErrors(torch.stack(errors), (y @ inverse).square().sum())
+    found = torch.stack(errors)
+    variation = (y @ inverse).square().sum()
+    if weights is not None:
+        unknown = decoded.sse * (variation / y.square().sum())
+        found = torch.where(weights > 0, found / weights.square(), unknown)
+    return PlainErrors(found, variation)

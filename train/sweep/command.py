@@ -13,8 +13,9 @@ from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from train.advice import next_command
 from train.checks import check_heldout, preflight
-from train.config import SweepConfig, TrainConfig
+from train.config import TrainConfig
 from train.loop import train_prepared
+from train.sweep.config import SweepConfig
 
 EVALUATION_ROWS = 2048
 """Held-out rows in a step of the comparison."""
