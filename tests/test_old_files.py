@@ -89,7 +89,7 @@ def test_options_that_came_later_do_not_part_a_run_from_its_checkpoint(tmp_path,
     monkeypatch.setattr("train.checks.identity", lambda *words: original(*words) | {"novel": 3})
     with pytest.raises(ValueError, match="novel: None != 3"):
         train(config)
-    monkeypatch.setattr(checkpoint, "ADDED", {"novel": 3})
+    monkeypatch.setattr(checkpoint, "ADDED", checkpoint.ADDED | {"novel": 3})
     train(config)
 
 

@@ -3,8 +3,9 @@
 from store.cli import Commands, run_command
 from store.parents import require_store
 from train.advice import describe
-from train.config import SweepConfig, TrainConfig
+from train.config import TrainConfig
 from train.presets import expand
+from train.sweep_config import SweepConfig
 
 COMMANDS: Commands = {
     "run": (TrainConfig, "train.loop:train"),

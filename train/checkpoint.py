@@ -33,6 +33,7 @@ NOT_PART_OF_THE_RUN = (
     "wandb_project",
     "shard_dictionary",
     "check",
+    "nulls",
 )
 """Options that change no weight: a run may be resumed with other ones."""
 
@@ -58,7 +59,7 @@ def candidates(config: TrainConfig, device: torch.device) -> Candidates:
     return "bfloat16" if native_bfloat16(device) else "float32"
 
 
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"null": "none"}
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 
 

@@ -1,23 +1,21 @@
 """How to train: the options of `python -m train`."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Annotated, Literal, get_args
 
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
 from store.counts import cumulative_sizes
 from store.disk.remote import StorePath
 from store.errors import Refused
-from store.layout import default_run, default_store
+from store.layout import default_run, default_store, null_folder
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
+Null = Literal["none", "random_decoder", "random_encoder", "shuffled_targets"]
+NULLS: tuple[Null, ...] = get_args(Null)[1:]
 PLAIN = "none"
 WARMUP_STEPS = 1024
 DEAD_AFTER = 1_000_000
@@ -98,6 +96,13 @@ class TrainConfig(Options):
     device multiplies it natively, and float32 elsewhere."""
     seed: Seed = 0
     """Seed of initialisation, data order and random prefixes."""
+    null: Null = "none"
+    """Train a dictionary that shows what chance reaches (arXiv 2602.14111): random_decoder and random_encoder leave that
+    matrix as it was drawn, shuffled_targets gives each row of a batch the target of another row. none trains all of it on
+    the rows as they are."""
+    nulls: bool = False
+    """Also train the three nulls, from the same pass, into null/ in the run's folder. `python -m evaluate compare` then
+    shows what chance reaches."""
     device: str = "auto"
     """Device to train on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
     checkpoint_every: Positive = 1000
@@ -131,6 +136,8 @@ class TrainConfig(Options):
         self._check_numbers()
         self._check_sites()
         self.prefixes  # noqa: B018  # refuses a bad list at the door
+        if self.nulls and self.null != "none":
+            raise Refused(f"null is {self.null}, which is one of the nulls itself; leave out --nulls or --null")
         if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
             raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
         if self.random_prefixes and len(self.prefixes) == 1:
@@ -197,7 +204,8 @@ class TrainConfig(Options):
         sae = "_sae" if self.is_sae else ""
         skip = "_skip" if self.skip else ""
         across = "" if self.target_layer is None else f"_to_layer{self.target_layer}"
-        return nested + self.activation + sae + skip + across
+        null = "" if self.null == "none" else f"_{self.null}"
+        return nested + self.activation + sae + skip + across + null
 
     @property
     def store_directory(self) -> StorePath:
@@ -217,65 +225,14 @@ class TrainConfig(Options):
     def run_directory(self) -> Path:
         return self.run or default_run(self.model, self.layer, self.architecture)
 
-
-def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
-    """Values as a command line gives them: 32,64,128."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{metavar}[,{metavar}...]",
-        is_instance=lambda value: isinstance(value, tuple),
-        instance_from_str=lambda args: tuple(kind(part) for part in args[0].split(",")),
-        str_from_instance=lambda value: [",".join(map(str, value))],
-    )
-
-
-def _activation(text: str) -> str:
-    if text not in get_args(Activation):
-        raise Refused(f"{text!r} is no activation; there are {', '.join(get_args(Activation))}")
-    return text
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(TrainConfig):
-    """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation and lr.
-
-    Several values are written with commas (32,64,128). All other options are those of `python -m train`; all runs share
-    them. Each run is bit for bit the run that it would be alone.
-
-    The command writes a folder for each run. Beside these it writes summary.txt, summary.json and frontier.png: FVU against
-    L0, on all held-out rows. Ctrl-C saves all runs, and the same command continues. With more values than before it trains
-    only the new ones.
-    """
-
-    run: Path | None = None
-    """Folder of the sweep, with a folder for each run in it. Default: results/MODEL/layerL/sweep."""
-    activation: Annotated[tuple[Activation, ...], _several(_activation, "ACTIVATION")] = ("batchtopk",)  # type: ignore[assignment]
-    """Activation function, or several: batchtopk,jumprelu."""
-    d_sae: Annotated[tuple[int, ...], _several(int, "INT")] = (18_432,)  # type: ignore[assignment]
-    """Width of the dictionary, or several widths: 8192,16384."""
-    k: Annotated[tuple[int, ...], _several(int, "INT")] = (32, 64, 128)  # type: ignore[assignment]
-    """Mean active latents per row (L0), or several: 32,64,128."""
-    lr: Annotated[tuple[float, ...], _several(float, "FLOAT")] = (4e-4,)  # type: ignore[assignment]
-    """Peak learning rate of Adam, or several: 2e-4,4e-4."""
-
-    def __post_init__(self) -> None:
-        self.configs  # noqa: B018  # refuses a bad combination at the door
-
     @property
-    def configs(self) -> list[TrainConfig]:
-        """The options of each run; its folder bears its architecture, width, k and, where there are several, rate."""
-        shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        found = []
-        for activation, d_sae, k, lr in product(self.activation, self.d_sae, self.k, self.lr):
-            options = shared | {"activation": activation, "d_sae": d_sae, "k": k, "lr": lr}
-            one = TrainConfig(**cast(dict[str, Any], options))
-            name = f"{one.architecture}_d{d_sae}_k{k}" + (f"_lr{lr:g}" if len(self.lr) > 1 else "")
-            found.append(replace(one, run=self.run_directory / name))
+    def with_nulls(self) -> list["TrainConfig"]:
+        """These options, and after them those of the nulls that are to be trained beside."""
+        found = [self]
+        for null in NULLS if self.nulls else ():
+            folder = null_folder(self.run_directory, null)
+            found.append(replace(self, null=null, nulls=False, run=folder, features_every=0))
         return found
-
-    @property
-    def run_directory(self) -> Path:
-        return self.run or default_run(self.model, self.layer, "sweep")
 
 
 def parse_prefix_sizes(text: str, d_sae: int) -> tuple[int, ...]:

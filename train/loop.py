@@ -25,9 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Transcoder:
-    """The trained transcoder, which is also saved in the run's folder. Where processes share the dictionary, rank 0 returns
-    the whole, the others the transcoder of their own latents. ValueError for bad input, before anything is trained."""
-    return train_together([config])[0]
+    """The trained transcoder. It is saved in the run's folder, and so are its nulls where they are asked for.
+
+    Where processes share the dictionary, rank 0 returns the whole, the others the transcoder of their own latents.
+    ValueError for bad input, before anything is trained.
+    """
+    return train_together(config.with_nulls)[0]
 
 
 def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:

@@ -13,9 +13,10 @@ from store.shards.reader import Store
 from tests.making import make_store
 from tests.train.making import store_of
 from train import checks
-from train.config import SweepConfig, TrainConfig
+from train.config import TrainConfig
 from train.loop import train
 from train.sweep import sweep
+from train.sweep_config import SweepConfig
 
 
 @pytest.fixture(scope="module")

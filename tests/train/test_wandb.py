@@ -8,9 +8,9 @@ import pytest
 
 from tests.train.making import make_config
 from train import log
-from train.config import SweepConfig
 from train.loop import train
 from train.sweep import sweep
+from train.sweep_config import SweepConfig
 
 
 def identifier(*parts: str) -> str:

@@ -1,0 +1,82 @@
+"""How to train many: the options of `python -m train sweep`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from store.errors import Refused
+from store.layout import default_run
+from train.config import Activation, TrainConfig
+
+
+def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
+    """Values as a command line gives them: 32,64,128."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{metavar}[,{metavar}...]",
+        is_instance=lambda value: isinstance(value, tuple),
+        instance_from_str=lambda args: tuple(kind(part) for part in args[0].split(",")),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+
+
+def _activation(text: str) -> str:
+    if text not in get_args(Activation):
+        raise Refused(f"{text!r} is no activation; there are {', '.join(get_args(Activation))}")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(TrainConfig):
+    """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation, lr and seed.
+
+    Several values are written with commas (32,64,128). All other options are those of `python -m train`; all runs share
+    them. Each run is bit for bit the run that it would be alone. Each seed has an order of the rows of its own, and so a
+    pass of its own.
+
+    The command writes a folder for each run. Beside these it writes summary.txt, summary.json and frontier.png: FVU against
+    L0, on all held-out rows. Ctrl-C saves all runs, and the same command continues. With more values than before it trains
+    only the new ones.
+    """
+
+    run: Path | None = None
+    """Folder of the sweep, with a folder for each run in it. Default: results/MODEL/layerL/sweep."""
+    activation: Annotated[tuple[Activation, ...], _several(_activation, "ACTIVATION")] = ("batchtopk",)  # type: ignore[assignment]
+    """Activation function, or several: batchtopk,jumprelu."""
+    d_sae: Annotated[tuple[int, ...], _several(int, "INT")] = (18_432,)  # type: ignore[assignment]
+    """Width of the dictionary, or several widths: 8192,16384."""
+    k: Annotated[tuple[int, ...], _several(int, "INT")] = (32, 64, 128)  # type: ignore[assignment]
+    """Mean active latents per row (L0), or several: 32,64,128."""
+    lr: Annotated[tuple[float, ...], _several(float, "FLOAT")] = (4e-4,)  # type: ignore[assignment]
+    """Peak learning rate of Adam, or several: 2e-4,4e-4."""
+    seed: Annotated[tuple[int, ...], _several(int, "INT")] = (0,)  # type: ignore[assignment]
+    """Seed of initialisation, data order and random prefixes, or several: 0,1,2. The runs of all but the first have it in
+    the names of their folders."""
+    nulls: bool = False
+    """Also train the three nulls of each run of the first seed, into null/ in its folder."""
+
+    def __post_init__(self) -> None:
+        self.configs  # noqa: B018  # refuses a bad combination at the door
+
+    @property
+    def configs(self) -> list[TrainConfig]:
+        """The options of each run, seed after seed. Its folder bears its architecture, width, k and, where there are
+        several, rate and seed; the first seed is not named, so that more seeds can be added to a sweep of one."""
+        shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        found = []
+        for seed, activation, d_sae, k, lr in product(self.seed, self.activation, self.d_sae, self.k, self.lr):
+            nulls = self.nulls and seed == self.seed[0]
+            options = shared | {"activation": activation, "d_sae": d_sae, "k": k, "lr": lr, "seed": seed, "nulls": nulls}
+            one = TrainConfig(**cast(dict[str, Any], options))
+            rate = f"_lr{lr:g}" if len(self.lr) > 1 else ""
+            of_seed = "" if seed == self.seed[0] else f"_seed{seed}"
+            found.append(replace(one, run=self.run_directory / f"{one.architecture}_d{d_sae}_k{k}{rate}{of_seed}"))
+        return found
+
+    @property
+    def run_directory(self) -> Path:
+        return self.run or default_run(self.model, self.layer, "sweep")
