@@ -29,6 +29,8 @@ class Label:
     """None where neither direction is."""
     judged: bool = False
     """Whether a comparison may name a winner in it."""
+    against_chance: bool = False
+    """Whether a run is held against its nulls in it: a dictionary that learnt nothing must be worse."""
     shown: tuple[Place, ...] = ("report",)
 
     @property
@@ -48,6 +50,7 @@ LABELS = (
         form="{:.4f}",
         note="fraction of variance unexplained",
         better="lower",
+        against_chance=True,
         judged=True,
         shown=("report", "headline", "layers", "runs", "run"),
     ),
@@ -77,6 +80,7 @@ LABELS = (
         note="what its output in the MLP's place costs the model",
         short="delta CE",
         better="lower",
+        against_chance=True,
         judged=True,
         shown=("report", "headline", "layers"),
     ),
@@ -87,6 +91,7 @@ LABELS = (
         note="of the model's predictions from what they were",
         short="KL",
         better="lower",
+        against_chance=True,
         judged=True,
         shown=("report", "headline"),
     ),
@@ -121,6 +126,7 @@ LABELS = (
         form="{:.3f}",
         note="balanced accuracy on properties of tokens",
         better="higher",
+        against_chance=True,
     ),
     Label(
         key="tpp",
@@ -196,6 +202,7 @@ LABELS = (
         form="{:.3f}",
         note="cosine of mlp_out where a latent fires (arXiv 2504.02821), 1 at most; a proxy: see the next row",
         better="higher",
+        against_chance=True,
     ),
     Label(
         key="monosemanticity_random",
@@ -209,6 +216,7 @@ LABELS = (
         form="{:.3f}",
         note="share of a latent's firings on its commonest token, 1 at most; a proxy: see the next row",
         better="higher",
+        against_chance=True,
     ),
     Label(
         key="token_purity_random",

@@ -228,7 +228,7 @@ class TrainConfig(Options):
     @property
     def with_nulls(self) -> list["TrainConfig"]:
         """These options, and after them those of the nulls that are to be trained beside."""
-        found = [self]
+        found: list[TrainConfig] = [self]
         for null in NULLS if self.nulls else ():
             folder = null_folder(self.run_directory, null)
             found.append(replace(self, null=null, nulls=False, run=folder, features_every=0))

@@ -55,6 +55,27 @@ class FrontierEstimate(Result):
     ci95: Interval | None
 
 
+class OverSeeds(Result):
+    """The same figures of runs that differ in the seed alone, each at its own L0."""
+
+    runs: tuple[str, ...]
+    """Their folders, the run itself first."""
+    values: dict[str, tuple[float, ...]]
+    """By metric, in the order of the runs."""
+
+
+class Detectable(Result):
+    """A difference at equal L0, and the smallest one that could have been told from zero."""
+
+    difference: float
+    documents: float
+    """Half the width of its 95% interval by bootstrap over documents."""
+    seeds: float | None
+    """The same over seeds; None where one seed was trained."""
+    least: float
+    """Both together, as the root of the sum of their squares."""
+
+
 class Check(Result):
     """What must hold of a comparison, and whether it does."""
 

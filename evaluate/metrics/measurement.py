@@ -11,7 +11,16 @@ from typing import Any
 from pydantic import ConfigDict, Field, model_validator
 
 from evaluate.estimates import Estimate, Interval, Result
-from evaluate.metrics.matched import AtL0, Check, FrontierEstimate, FrontierPoint, Matched, of_earlier_versions
+from evaluate.metrics.matched import (
+    AtL0,
+    Check,
+    Detectable,
+    FrontierEstimate,
+    FrontierPoint,
+    Matched,
+    OverSeeds,
+    of_earlier_versions,
+)
 
 Number = int | float
 
@@ -236,12 +245,16 @@ class Identity(Figures):
     view: str = ""
     trained_on: str | None = None
     trivial: bool = False
+    null: str = ""
+    """What keeps it from learning, of a dictionary that shows what chance reaches."""
     fvu_by_view: dict[str, float] = Field(default_factory=dict)
 
 
 class Measurement(Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
+    seeds: OverSeeds | None = None
+    """None where no other seed was trained."""
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(default_factory=dict)
     key: str | None = None
@@ -259,8 +272,11 @@ class Comparison(Result):
     ours: Measurement
     other: Measurement
     others: tuple[Measurement, ...]
+    nulls: tuple[Measurement, ...] = ()
     trivial: tuple[Measurement, ...]
     winners: dict[str, str]
+    detectable: dict[str, Detectable] = Field(default_factory=dict)
+    """By judged metric."""
     checks: tuple[Check, ...]
     rows: int
     store_fingerprint: str

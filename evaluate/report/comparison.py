@@ -9,6 +9,7 @@ from evaluate.labels import PARTS, Label, shown_in
 from evaluate.metrics.measurement import Check, Figures, Measurement
 from evaluate.metrics.readings import Reading, readings
 from evaluate.metrics.worst import in_words
+from evaluate.report.chance import of_chance
 from evaluate.report.figures import FIGURES, Results
 from evaluate.report.page import write_page
 from evaluate.text import markdown_table, text_table
@@ -110,7 +111,7 @@ def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str
     heads = ["held-out metric", *(m.name for m in measured), BETTER]
     lines = [verdict(measured, winners), "", *markdown_table(rows, heads)]
     for m in measured:
-        if len(m.per_prefix) > 1:
+        if len(m.per_prefix) > 1 and not m.null:
             by_prefix = [[label, *cells] for label, cells in prefix_rows(m)]
             lines += ["", *markdown_table(by_prefix, [f"{m.name}, by prefix", *m.per_prefix])]
     lines += [line for each in not_measured(measured) for line in ("", each)]
@@ -141,7 +142,7 @@ def write_report(
         for label in rows_of(measured)
     ]
     reasons = sorted({won for won in winners.values() if won.startswith("not judged")})
-    nested = [m for m in measured if len(m.per_prefix) > 1]
+    nested = [m for m in measured if len(m.per_prefix) > 1 and not m.null]
     shown, no_words = worded(measured, store)
     write_page(
         path,
@@ -194,7 +195,8 @@ def verdict(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
         return " ".join([f"{first}, with {ours.dead_fraction:.2%} dead features.", *few])
     other = measured[1]
     own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(other)}."
-    return " ".join([own, judgement(measured, winners), *beaten_by(measured), *few])
+    chance = of_chance(measured, winners)
+    return " ".join([own, judgement(measured, winners), *chance, *beaten_by(measured), *few])
 
 
 def _between_own(other: Measurement) -> str:
@@ -231,7 +233,7 @@ def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> st
     for outcome, labels in found.items():
         in_what = " and ".join(labels)
         if outcome == "tie":
-            said.append(f"{in_what}: a tie")
+            said.append(f"{in_what}: a tie, within chance")
         elif outcome in names:
             said.append(f"{in_what}: {names[outcome]} is better")
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.compare import files, one_run
+from evaluate.compare import files
 from evaluate.compare.frontier import ThresholdTuner
 from evaluate.compare.measure import measure
 from evaluate.compare.one_layer import compare_runs
@@ -59,7 +59,8 @@ def test_measuring_alone_and_beside_another_gives_the_same(trained, compared):
 def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
     compare_runs(trained)
     evaluate_run(trained)
-    monkeypatch.setattr("evaluate.compare.one_layer.measure", None)
+    for command in ("one_layer", "one_run"):
+        monkeypatch.setattr(f"evaluate.compare.{command}.measure", None)
     compare_runs(trained)
     evaluate_run(trained)
     with pytest.raises(TypeError):
@@ -91,7 +92,8 @@ def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monk
     evaluate_run(trained)
     more = (*files.LABELS, Label(key="a_new_metric", label="a new metric", form="{:.2f}"))
     monkeypatch.setattr(files, "LABELS", more)
-    monkeypatch.setattr(one_run, "measure", None)
+    for command in ("one_layer", "one_run"):
+        monkeypatch.setattr(f"evaluate.compare.{command}.measure", None)
     for command in (compare_runs, evaluate_run):
         with pytest.raises(TypeError):
             command(trained)
