@@ -29,8 +29,6 @@ class Label:
     """None where neither direction is."""
     judged: bool = False
     """Whether a comparison may name a winner in it."""
-    against_chance: bool = False
-    """Whether a run is held against its nulls in it: a dictionary that learnt nothing must be worse."""
     shown: tuple[Place, ...] = ("report",)
 
     @property
@@ -50,7 +48,6 @@ LABELS = (
         form="{:.4f}",
         note="fraction of variance unexplained",
         better="lower",
-        against_chance=True,
         judged=True,
         shown=("report", "headline", "layers", "runs", "run"),
     ),
@@ -80,7 +77,6 @@ LABELS = (
         note="what its output in the MLP's place costs the model",
         short="delta CE",
         better="lower",
-        against_chance=True,
         judged=True,
         shown=("report", "headline", "layers"),
     ),
@@ -91,7 +87,6 @@ LABELS = (
         note="of the model's predictions from what they were",
         short="KL",
         better="lower",
-        against_chance=True,
         judged=True,
         shown=("report", "headline"),
     ),
@@ -126,7 +121,6 @@ LABELS = (
         form="{:.3f}",
         note="balanced accuracy on properties of tokens",
         better="higher",
-        against_chance=True,
     ),
     Label(
         key="tpp",
@@ -190,6 +184,20 @@ LABELS = (
         shown=("report", "layers", "run"),
     ),
     Label(
+        key="recurring_share",
+        label="latents that recur in other seeds",
+        form="{:.2%}",
+        note="encoder and decoder cosine above 0.7 with one latent",
+        better="higher",
+    ),
+    Label(
+        key="pw_mcc",
+        label="PW-MCC over seeds",
+        form="{:.3f}",
+        note="mean |cosine| of decoder rows, matched one to one (arXiv 2505.20254)",
+        better="higher",
+    ),
+    Label(
         key="coactivation",
         label="co-activation",
         form="{:.3f}",
@@ -202,7 +210,6 @@ LABELS = (
         form="{:.3f}",
         note="cosine of mlp_out where a latent fires (arXiv 2504.02821), 1 at most; a proxy: see the next row",
         better="higher",
-        against_chance=True,
     ),
     Label(
         key="monosemanticity_random",
@@ -216,7 +223,6 @@ LABELS = (
         form="{:.3f}",
         note="share of a latent's firings on its commonest token, 1 at most; a proxy: see the next row",
         better="higher",
-        against_chance=True,
     ),
     Label(
         key="token_purity_random",
@@ -252,6 +258,9 @@ LABELS = (
     ),
 )
 """In the order in which tables show them."""
+
+AGAINST_CHANCE = ("fvu", "delta_ce", "kl", "sparse_probing", "monosemanticity", "token_purity")
+"""Metrics in which a run is held against its nulls: a dictionary that cannot learn must be worse."""
 
 
 PARTS = {

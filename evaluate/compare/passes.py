@@ -88,6 +88,11 @@ class ComparisonPasses:
         """What has to be measured beside the subjects for the comparison at equal L0."""
         return [] if self.moved is None or self.moved is self.own[OURS] else [self.moved]
 
+    def siblings_of(self, place: int) -> list[Transcoder]:
+        """The runs of other seeds of the transcoder at a place; only the first two have some."""
+        n_ours = len(self.sibling_runs[OURS])
+        return {OURS: self.siblings[:n_ours], OTHER: self.siblings[n_ours:]}.get(place, [])
+
     @property
     def probed(self) -> list[Transcoder]:
         """What probes are fitted to: nulls without their inner prefixes, since each prefix takes its time."""

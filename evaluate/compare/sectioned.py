@@ -121,7 +121,8 @@ class SectionedComparison:
             self.passes.along_the_frontier(results)
         elif name == "latents":
             for index, transcoder in enumerate(self.passes.own):
-                results[index] = add_latents(results[index], transcoder, self.store, self.device)
+                seeds = self.passes.siblings_of(index)
+                results[index] = add_latents(results[index], transcoder, self.store, self.device, seeds)
         elif name == "probes":
             assert self.tokenizer is not None
             return add_probes(results, self.passes.probed, self.store, self.tokenizer, self.model)

@@ -66,6 +66,8 @@ class Relations:
     suppressed: list[list[TokenLogit]]
     max_cosine: np.ndarray
     """By latent, the largest |cosine| with another's decoder row: its redundancy."""
+    stability: np.ndarray | None = None
+    """By latent, the share of the other seeds' runs in which it recurs; None where no other seed was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class FeatureRecord:
     max_activation: float
     max_cosine: float
     """Largest |cosine| of its decoder row with another's."""
+    stability: float | None
+    """Share of the other seeds' runs in which it recurs; None where no other seed was trained."""
     top_token: str
     """The token with the largest sum of activations; empty for a feature that never fires."""
     histogram: Histogram
@@ -131,6 +135,7 @@ def record_of(
         mean_activation=float(collection.total[latent]) / max(fired, 1),
         max_activation=float(collection.top.value[strongest]) if fired else 0.0,
         max_cosine=float(relations.max_cosine[latent]),
+        stability=None if relations.stability is None else float(relations.stability[latent]),
         top_token=top_tokens[0]["token"] if top_tokens else "",
         histogram=histogram_of(collection.histogram[latent]),
         top_tokens=list(top_tokens),

@@ -8,7 +8,7 @@ from statistics import fmean, variance
 from scipy.special import stdtrit
 
 from evaluate.estimates import Estimate, Interval
-from evaluate.labels import LABELS, Label, judged
+from evaluate.labels import AGAINST_CHANCE, LABELS, Label, judged
 from evaluate.metrics.matched import Detectable, OverSeeds
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.readings import Reading, readings
@@ -96,7 +96,7 @@ def against_chance(ours: Measurement, nulls: Sequence[Measurement]) -> list[Agai
     for label in LABELS:
         value = ours.value(label.key)
         measured = [null for null in nulls if null.value(label.key) is not None]
-        if not label.against_chance or value is None or not measured:
+        if label.key not in AGAINST_CHANCE or value is None or not measured:
             continue
         sign = 1 if label.better == "higher" else -1
         best = max(measured, key=lambda null: sign * (null.value(label.key) or 0.0))

@@ -122,6 +122,13 @@ class Semantics(Figures):
     coactivation_share: float | None = None
 
 
+class Stability(Figures):
+    """Whether latents come back when another seed trains the dictionary."""
+
+    recurring_share: float | None = None
+    pw_mcc: float | None = None
+
+
 class SplicedPrefix(Figures):
     """What one prefix costs the language model."""
 
@@ -151,7 +158,7 @@ class PrefixRows(RowFigures):
     mean_max_cosine: float
 
 
-class PrefixMeasurement(Semantics, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
+class PrefixMeasurement(Stability, Semantics, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
     """One prefix, measured as a transcoder by itself."""
 
 
@@ -250,7 +257,7 @@ class Identity(Figures):
     fvu_by_view: dict[str, float] = Field(default_factory=dict)
 
 
-class Measurement(Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
+class Measurement(Stability, Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
     seeds: OverSeeds | None = None

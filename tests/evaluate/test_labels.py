@@ -29,8 +29,10 @@ MODEL_ONLY = {
     "splitting",
     "sparse_probing",
     "tpp",
+    "recurring_share",
+    "pw_mcc",
 }
-"""Metrics that need the language model or its tokenizer, which the comparison of these tests leaves out."""
+"""Metrics that need the language model, its tokenizer or other seeds, which the comparison of these tests leaves out."""
 
 
 @pytest.fixture

@@ -70,6 +70,10 @@ def test_seeds_are_measured_as_each_would_be_alone(with_chance):
     assert found.ours.seeds.values["fvu"][0] == found.ours.fvu
     assert found.other.seeds is None
     assert found.detectable["fvu"].seeds > 0
+    assert 0 <= found.ours.recurring_share < 1
+    assert 0 < found.ours.pw_mcc < 1
+    assert list(found.ours.per_prefix.values())[-1].pw_mcc == found.ours.pw_mcc
+    assert not any(m.has("pw_mcc") for m in (found.other, *found.nulls))
     said = (with_chance / "run" / "comparison" / "report.md").read_text()
     assert f"Over 3 seeds {found.ours.name} has a mean FVU of" in said
     assert "could have been told from zero (95%, over documents and seeds): FVU" in said
