@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Place = Literal["report", "headline", "layers", "runs", "run"]
-"""A table of the report; the report's verdict; the report over layers; the browser's list of runs; its page of a run."""
+Place = Literal["report", "appendix", "headline", "layers", "runs", "run"]
+"""A table of the report; its appendix; its verdict; the report over layers; the browser's list of runs; a run's page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,7 @@ LABELS = (
         form="{:.3f}",
         note="own accuracy lost beyond that of other properties",
         better="higher",
+        shown=("appendix",),
     ),
     Label(
         key="l0_mean",
@@ -182,6 +183,13 @@ LABELS = (
         form="{:.3f}",
         note="of each decoder row with another",
         shown=("report", "layers", "run"),
+    ),
+    Label(
+        key="useful_share",
+        label="useful firings",
+        form="{:.1%}",
+        note="without which their row's squared error would be larger",
+        better="higher",
     ),
     Label(
         key="recurring_share",
@@ -261,19 +269,6 @@ LABELS = (
 
 AGAINST_CHANCE = ("fvu", "delta_ce", "kl", "sparse_probing", "monosemanticity", "token_purity")
 """Metrics in which a run is held against its nulls: a dictionary that cannot learn must be worse."""
-
-
-PARTS = {
-    "rows": "figures of the cached rows",
-    "frontier": "FVU against L0",
-    "latents": "what single latents stand for",
-    "first_letters": "first-letter absorption and splitting",
-    "spelling": "absorption, Chanin et al.",
-    "properties": "sparse probing and targeted perturbation",
-    "probes": "absorption, splitting and probing",
-    "language_model": "delta CE and KL",
-}
-"""Parts of a comparison, by their key in `not_measured`."""
 
 
 def shown_in(place: Place) -> list[Label]:

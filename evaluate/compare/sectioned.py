@@ -14,7 +14,7 @@ from evaluate.compare.frontier import CE_FACTORS, variants
 from evaluate.compare.passes import ComparisonPasses, OnFrontier
 from evaluate.compare.progress import Progress, ProgressFile, SavedPoint
 from evaluate.compare.sections import add_latents, add_probes, probes_tokenizer
-from evaluate.labels import PARTS
+from evaluate.metrics.matched import PARTS
 from evaluate.metrics.measurement import Measurement
 from store.counts import duration
 from store.errors import Refused

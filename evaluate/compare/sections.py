@@ -17,6 +17,7 @@ from evaluate.metrics.measurement import (
 from evaluate.metrics.results import ByDocument, measurement_of
 from evaluate.metrics.semantics import semantics
 from evaluate.metrics.stability import stability
+from evaluate.metrics.usefulness import usefulness
 from evaluate.metrics.worst import worst_rows
 from evaluate.rows import RowStatistics
 from store.errors import Refused
@@ -66,10 +67,13 @@ def identity(transcoder: Transcoder) -> Identity:
 def add_latents(
     result: Measurement, transcoder: Transcoder, store: Store, device: torch.device, seeds: Sequence[Transcoder] = ()
 ) -> Measurement:
-    """The result with FVU by view and, by prefix too, with what single latents stand for and how far they recur in the
-    runs of other seeds."""
+    """The result with FVU by view, the share of firings that are useful and, by prefix too, what single latents stand for
+    and how far they recur in the runs of other seeds."""
     result = result.plus(fvu_by_view=fvu_by_view(transcoder, store, device))
     result = with_prefixes(result, semantics(transcoder, store, device))
+    found = usefulness(transcoder, store, device)
+    if found is not None:
+        result = result.plus(useful_share=found.share)
     return with_prefixes(result, stability(transcoder.to(device), [seed.to(device) for seed in seeds])) if seeds else result
 
 

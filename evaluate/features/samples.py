@@ -19,9 +19,11 @@ from evaluate.features.split_text import SplitText
 from evaluate.features.summary import FORMAT_VERSION, CollectionSummary, read_summary
 from evaluate.features.write import write_samples
 from evaluate.metrics.stability import stability_of_latents
+from evaluate.metrics.usefulness import usefulness
 from evaluate.runs import check_fits, open_run, store_of
 from evaluate.siblings import siblings_of
 from harvest.model.tokenizer import load_tokenizer, load_unembedding, token_texts
+from store.devices import resolve_device
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
@@ -84,7 +86,12 @@ def collect_samples(config: FeaturesConfig) -> Path:
         promoted, suppressed = logit_effects(transcoder.W_dec, unembedding, tokenizer)
     collection = collect(transcoder, store, config, key, len(text.word))
     relations = relate(transcoder, collection, config.neighbours, promoted, suppressed)
-    relations = replace(relations, stability=stability_of_latents(transcoder, [load_run(folder) for folder in seeds]))
+    found = usefulness(transcoder, store, resolve_device(config.device))
+    relations = replace(
+        relations,
+        stability=stability_of_latents(transcoder, [load_run(folder) for folder in seeds]),
+        useful=None if found is None else found.by_latent.numpy(),
+    )
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
     summary = summary_of(transcoder, store, collection, config)
     if relations.stability is not None:

@@ -6,6 +6,18 @@ from pydantic import model_validator
 
 from evaluate.estimates import Estimate, Interval, Result
 
+PARTS = {
+    "rows": "figures of the cached rows",
+    "frontier": "FVU against L0",
+    "latents": "what single latents stand for",
+    "first_letters": "first-letter absorption and splitting",
+    "spelling": "absorption, Chanin et al.",
+    "properties": "sparse probing and targeted perturbation",
+    "probes": "absorption, splitting and probing",
+    "language_model": "delta CE and KL",
+}
+"""Parts of a comparison, by their key in `not_measured`."""
+
 
 def of_earlier_versions(fields: Any) -> Any:
     """The fields of a file, with what earlier versions called `google` under its name of now, `other`."""

@@ -260,6 +260,7 @@ class Identity(Figures):
 class Measurement(Stability, Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
+    useful_share: Estimate | None = None
     seeds: OverSeeds | None = None
     """None where no other seed was trained."""
     warnings: tuple[str, ...] = ()

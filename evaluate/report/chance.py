@@ -33,6 +33,8 @@ def of_seeds(measured: Sequence[Measurement], winners: Mapping[str, str]) -> lis
             f"One seed of {measured[0].name} was trained: what another seed would change is not known "
             "(make sweep SEEDS=3 trains three)."
         )
+    elif measured[1].seeds is None:
+        said.append(f"{measured[1].name} is taken as it is: no other seed of it was found.")
     undone = [label.brief for label in shown_in("headline") if undone_by_seeds(measured, winners, label)]
     if undone:
         said.append(f"{_listed(undone)}: different by the documents, but seeds differ as much: within chance.")

@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluate.labels import PARTS, Label, shown_in
+from evaluate.labels import Label, Place, shown_in
+from evaluate.metrics.matched import PARTS
 from evaluate.metrics.measurement import Check, Figures, Measurement
 from evaluate.metrics.readings import Reading, readings
 from evaluate.metrics.worst import in_words
@@ -23,9 +24,20 @@ BETTER = "better at equal L0"
 """The figures beside it were measured at the L0 of each, which is another one unless both have the same."""
 
 
-def rows_of(measured: Sequence[Figures]) -> list[Label]:
-    """The table's rows: the metrics that were measured of at least one."""
-    return [label for label in shown_in("report") if any(cell(m, label) != "-" for m in measured)]
+APPENDIX = (
+    "Targeted perturbation is kept for comparison with older reports. An audit of SAEBench (arXiv 2605.18229) warns of it: "
+    "other seeds move it by 23 to 39%, it does not rank dictionaries whose truth is known, and it falls with training."
+)
+
+
+def rows_of(measured: Sequence[Figures], place: Place = "report") -> list[Label]:
+    """The rows of a table: the metrics that were measured of at least one."""
+    return [label for label in shown_in(place) if any(cell(m, label) != "-" for m in measured)]
+
+
+def appendix_rows(measured: Sequence[Measurement]) -> list[list[str]]:
+    """The rows of the appendix, each with its label; empty where none of its metrics was measured."""
+    return [[label.label, *(cell(m, label) for m in measured)] for label in rows_of(measured, "appendix")]
 
 
 def cell(metrics: Figures, label: Label) -> str:
@@ -115,6 +127,14 @@ def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str
             by_prefix = [[label, *cells] for label, cells in prefix_rows(m)]
             lines += ["", *markdown_table(by_prefix, [f"{m.name}, by prefix", *m.per_prefix])]
     lines += [line for each in not_measured(measured) for line in ("", each)]
+    appendix = appendix_rows(measured)
+    if appendix:
+        lines += [
+            "",
+            f"Appendix. {APPENDIX}",
+            "",
+            *markdown_table(appendix, ["held-out metric", *(m.name for m in measured)]),
+        ]
     return "\n".join([*lines, "", provenance(measured[0], store), ""])
 
 
@@ -161,6 +181,8 @@ def write_report(
         better=BETTER,
         unjudged=reasons if len(reasons) > 1 else [],
         nowhere=reasons[0] if len(reasons) == 1 else "",
+        appendix=appendix_rows(measured),
+        why_appendix=APPENDIX,
         prefixes=[(m.name, list(m.per_prefix), prefix_rows(m)) for m in nested],
     )
 

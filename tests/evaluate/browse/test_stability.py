@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from evaluate.browse.server import make_app
@@ -15,6 +16,9 @@ from evaluate.features.config import FeaturesConfig
 from evaluate.features.reader import Features
 from evaluate.features.samples import collect_samples
 from evaluate.features.summary import read_summary
+from evaluate.metrics.usefulness import usefulness
+from store.shards.reader import open_store
+from store.transcoders.transcoder import Transcoder
 from tests.making import hash_of, make_store
 from tests.store.transcoders.making import make_transcoder
 
@@ -89,8 +93,19 @@ def test_the_browser_sorts_and_filters_by_it_where_it_is_known(results):
     assert "other seeds" not in client.get("/feature/alone/run/7").text
 
 
+def test_each_latent_has_the_share_of_its_firings_that_are_useful(results):
+    folder = results / "alone" / "run"
+    store = open_store(results.parent / "store")
+    expected = usefulness(Transcoder.load(folder), store, torch.device("cpu")).by_latent.numpy()
+    found = pq.read_table(folder / "activation_samples" / "features.parquet")["useful"].to_numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert np.nanmax(found) > 0
+    page = TestClient(make_app(results), base_url="http://127.0.0.1").get("/feature/alone/run/7").text
+    assert f"<dt>useful</dt><dd>{100 * expected[7]:.0f}%</dd>" in page
+
+
 def test_features_of_earlier_versions_are_read(results, tmp_path):
-    table = pq.read_table(results / "run" / "activation_samples" / "features.parquet").drop_columns(["stability"])
+    table = pq.read_table(results / "run" / "activation_samples" / "features.parquet").drop_columns(["stability", "useful"])
     pq.write_table(table, tmp_path / "features.parquet")
     features = Features(tmp_path / "features.parquet")
     assert not features.has_stability

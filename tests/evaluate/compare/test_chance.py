@@ -78,6 +78,7 @@ def test_seeds_are_measured_as_each_would_be_alone(with_chance):
     assert f"Over 3 seeds {found.ours.name} has a mean FVU of" in said
     assert "could have been told from zero (95%, over documents and seeds): FVU" in said
     assert "One seed of" not in said
+    assert "a baseline is taken as it is: no other seed of it was found." in said
 
 
 def test_where_one_seed_was_trained_the_report_says_so(compared):

@@ -46,6 +46,27 @@ def test_text_from_the_data_is_escaped_and_figures_are_those_measured(report):
     assert len(html) < 500_000
 
 
+def test_targeted_perturbation_stands_in_the_appendix_alone_with_the_reason(tmp_path):
+    store = make_store(tmp_path / "store")
+    one = measurement("ours", 0.2, store).plus(tpp={"value": 0.1234, "ci95": (0.1, 0.2)})
+    publish(tmp_path, [one], store, tmp_path)
+    assert "0.123" not in (tmp_path / "summary.txt").read_text()
+    before, _, appendix = (tmp_path / "report.md").read_text().partition("Appendix. ")
+    assert "targeted perturbation" not in before
+    assert "arXiv 2605.18229" in appendix
+    assert "| targeted perturbation | 0.123 [0.100, 0.200] |" in appendix
+    html = (tmp_path / "report.html").read_text()
+    assert html.index('<table id="metrics">') < html.index("<h2>Appendix</h2>") < html.index("targeted perturbation")
+    assert "Appendix" not in report_without(one, store, tmp_path / "without")
+
+
+def report_without(one: Measurement, store: Store, folder: Path) -> str:
+    folder.mkdir()
+    plain = one.model_validate({key: value for key, value in one.as_json().items() if key != "tpp"})
+    publish(folder, [plain], store, folder)
+    return (folder / "report.md").read_text() + (folder / "report.html").read_text()
+
+
 def test_the_winner_is_marked_only_where_one_is_named(report):
     body = report.read_text()
     row = body[body.index("FVU<small>") :]
