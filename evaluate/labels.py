@@ -119,9 +119,12 @@ LABELS = (
         key="sparse_probing",
         label="sparse probing, 1 latent",
         form="{:.3f}",
-        note="balanced accuracy on properties of tokens",
+        note="balanced accuracy, mean over up to six properties of tokens",
         better="higher",
     ),
+    Label(key="sparse_probing_2", label="sparse probing, 2 latents", form="{:.3f}", better="higher"),
+    Label(key="sparse_probing_5", label="sparse probing, 5 latents", form="{:.3f}", better="higher"),
+    Label(key="sparse_probing_all", label="the same probes on the whole input", form="{:.3f}"),
     Label(
         key="tpp",
         label="targeted perturbation",
@@ -267,7 +270,7 @@ LABELS = (
 )
 """In the order in which tables show them."""
 
-AGAINST_CHANCE = ("fvu", "delta_ce", "kl", "sparse_probing", "monosemanticity", "token_purity")
+AGAINST_CHANCE = ("fvu", "delta_ce", "kl", "sparse_probing", "sparse_probing_5", "monosemanticity", "token_purity")
 """Metrics in which a run is held against its nulls: a dictionary that cannot learn must be worse."""
 
 

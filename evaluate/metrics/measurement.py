@@ -106,6 +106,9 @@ class PropertyProbes(Figures):
     """Sparse probing and targeted probe perturbation, on properties of the token's text."""
 
     sparse_probing: Estimate | None = None
+    sparse_probing_2: Estimate | None = None
+    sparse_probing_5: Estimate | None = None
+    sparse_probing_all: Estimate | None = None
     sparse_probing_by_k: dict[str, float] | None = None
     tpp: Estimate | None = None
     properties: tuple[str, ...] | None = None
