@@ -35,7 +35,7 @@ reads_repair := $(of_store) DEVICE
 reads_info := $(of_store)
 reads_metric := $(of_store) DEVICE
 reads_train := $(of_run) PRESET TOKENS K D_SAE
-reads_sweep := $(reads_train)
+reads_sweep := $(reads_train) SEEDS
 reads_evaluate := $(of_run)
 reads_compare := $(of_run) BASELINE L0
 reads_features := $(of_run) BASELINE L0
@@ -120,8 +120,10 @@ export: $(VENV)/base  ## A run in another project's file layout (RUN=FOLDER LAYO
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
 	$(PY) -m train $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
-sweep: $(VENV)/base  ## Train many from one pass over the shards: K=32,64,128 D_SAE=8192,16384
-	$(PY) -m train sweep $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
+seeds := $(if $(SEEDS),--seed $$($(PYTHON) -c 'print(*range(int("$(SEEDS)")), sep=",")'))
+
+sweep: $(VENV)/base  ## Train many from one pass over the shards: K=32,64,128 D_SAE=8192,16384 SEEDS=3
+	$(PY) -m train sweep $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(seeds) $(ARGS)
 
 evaluate: $(VENV)/base  ## Metrics on the held-out shards
 	$(PY) -m evaluate metrics $(where) $(run) $(ARGS)

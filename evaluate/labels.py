@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Place = Literal["report", "headline", "layers", "runs", "run"]
-"""A table of the report; the report's verdict; the report over layers; the browser's list of runs; its page of a run."""
+Place = Literal["report", "appendix", "headline", "layers", "runs", "run"]
+"""A table of the report; its appendix; its verdict; the report over layers; the browser's list of runs; a run's page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +72,8 @@ LABELS = (
         judged=True,
         shown=("report", "headline", "layers", "runs", "run"),
     ),
-    Label(
-        key="estimated_kl_spliced",
-        label="the same on the predictions of KL",
-        form="{:.4f}",
-    ),
-    Label(
-        key="estimated_kl_correlation",
-        label="its correlation with KL, over documents",
-        form="{:.3f}",
-    ),
+    Label(key="estimated_kl_spliced", label="the same on the predictions of KL", form="{:.4f}"),
+    Label(key="estimated_kl_correlation", label="its correlation with KL, over documents", form="{:.3f}"),
     Label(
         key="fvu",
         label="FVU",
@@ -139,15 +131,19 @@ LABELS = (
         key="sparse_probing",
         label="sparse probing, 1 latent",
         form="{:.3f}",
-        note="balanced accuracy on properties of tokens",
+        note="balanced accuracy, mean over up to six properties of tokens",
         better="higher",
     ),
+    Label(key="sparse_probing_2", label="sparse probing, 2 latents", form="{:.3f}", better="higher"),
+    Label(key="sparse_probing_5", label="sparse probing, 5 latents", form="{:.3f}", better="higher"),
+    Label(key="sparse_probing_all", label="the same probes on the whole input", form="{:.3f}"),
     Label(
         key="tpp",
         label="targeted perturbation",
         form="{:.3f}",
         note="own accuracy lost beyond that of other properties",
         better="higher",
+        shown=("appendix",),
     ),
     Label(
         key="l0_mean",
@@ -202,6 +198,27 @@ LABELS = (
         form="{:.3f}",
         note="of each decoder row with another",
         shown=("report", "layers", "run"),
+    ),
+    Label(
+        key="useful_share",
+        label="useful firings",
+        form="{:.1%}",
+        note="without which their row's squared error would be larger",
+        better="higher",
+    ),
+    Label(
+        key="recurring_share",
+        label="latents that recur in other seeds",
+        form="{:.2%}",
+        note="encoder and decoder cosine above 0.7 with one latent",
+        better="higher",
+    ),
+    Label(
+        key="pw_mcc",
+        label="PW-MCC over seeds",
+        form="{:.3f}",
+        note="mean |cosine| of decoder rows, matched one to one (arXiv 2505.20254)",
+        better="higher",
     ),
     Label(
         key="coactivation",
@@ -265,18 +282,10 @@ LABELS = (
 )
 """In the order in which tables show them."""
 
-
-PARTS = {
-    "rows": "figures of the cached rows",
-    "frontier": "FVU against L0",
-    "latents": "what single latents stand for",
-    "first_letters": "first-letter absorption and splitting",
-    "spelling": "absorption, Chanin et al.",
-    "properties": "sparse probing and targeted perturbation",
-    "probes": "absorption, splitting and probing",
-    "language_model": "delta CE and KL",
-}
-"""Parts of a comparison, by their key in `not_measured`."""
+BY_COST = ("kl", "delta_ce", "estimated_kl", "fvu")
+"""What a dictionary costs the language model, and what it leaves unexplained."""
+AGAINST_CHANCE = (*BY_COST, "sparse_probing", "sparse_probing_5", "monosemanticity", "token_purity")
+"""Metrics in which a run is held against its nulls: a dictionary that cannot learn must be worse."""
 
 
 def shown_in(place: Place) -> list[Label]:

@@ -27,6 +27,9 @@ SNAPSHOT = "step-"
 FEATURES_LOG = "features.log"
 """In a snapshot: what the process that collected its features printed."""
 
+NULL = "null"
+"""Folder in a run's folder: the dictionaries that show what chance reaches, each a run of its own (`train --nulls`)."""
+
 EVALUATION = "evaluation"
 """Folder of `evaluate metrics`."""
 METRICS = "metrics.json"
@@ -101,3 +104,12 @@ def snapshots_in(run: Path) -> list[Path]:
     """Folders of a run's snapshots, by their step."""
     found = [folder for folder in run.glob(f"{SNAPSHOT}*") if folder.name.removeprefix(SNAPSHOT).isdigit()]
     return sorted(found, key=snapshot_step)
+
+
+def null_folder(run: Path, null: str) -> Path:
+    return run / NULL / null
+
+
+def nulls_in(run: Path) -> list[Path]:
+    """Folders of a run's finished nulls, by name."""
+    return sorted(path.parent for path in (run / NULL).glob(f"*/{WEIGHTS}"))

@@ -33,6 +33,7 @@ NOT_PART_OF_THE_RUN = (
     "wandb_project",
     "shard_dictionary",
     "check",
+    "nulls",
 )
 """Options that change no weight: a run may be resumed with other ones."""
 
@@ -78,6 +79,7 @@ def candidates(config: TrainConfig, device: torch.device) -> Candidates:
 
 
 ADDED: dict[str, Any] = {
+    "null": "none",
     "target_view": "raw",
     "fisher_mix": None,
     "metric": None,

@@ -64,10 +64,11 @@ class Prepared:
 
 
 @contextmanager
-def preflight(configs: Sequence[TrainConfig], heldout: bool = False) -> Iterator[Prepared]:
+def preflight(configs: Sequence[TrainConfig], heldout: bool = False, checked: bool = False) -> Iterator[Prepared]:
     """Everything that training one run or a sweep needs, opened, checked and locked until the end of the block.
 
-    With `heldout` the held-out rows have to be there, and sound, too. Nothing is written before all is known to be right.
+    With `heldout` the held-out rows have to be there, and sound, too. `checked` says that all checksums are known to be
+    right. Nothing is written before all is known to be right.
     Refused for options and stores that do not fit, ValueError for damaged shards and a run that another process trains.
     """
     first = configs[0]
@@ -89,7 +90,7 @@ def preflight(configs: Sequence[TrainConfig], heldout: bool = False) -> Iterator
     left = [position for position in range(len(configs)) if position not in finished]
     if left:
         check_outputs([configs[position] for position in left])
-    if first.check and ranks.rank == 0:
+    if first.check and not checked and ranks.rank == 0:
         if left:
             check_shards(store, "train")
         if heldout and following is None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from store.cli import Count, NotNegative, Options, Positive, Range, Seed, StorePathOption
 from store.counts import parse_prefix_sizes, parse_weights
@@ -13,6 +13,8 @@ from store.names import ViewName
 from store.parents import holds_store, layer_folder
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
+Null = Literal["none", "random_decoder", "random_encoder", "shuffled_targets"]
+NULLS: tuple[Null, ...] = get_args(Null)[1:]
 PLAIN = "none"
 WARMUP_STEPS = 1024
 DEAD_AFTER = 1_000_000
@@ -128,6 +130,13 @@ class TrainConfig(Options):
     device multiplies it natively, and float32 elsewhere."""
     seed: Seed = 0
     """Seed of initialisation, data order and random prefixes."""
+    null: Null = "none"
+    """Train a dictionary that shows what chance reaches (arXiv 2602.14111): random_decoder and random_encoder leave that
+    matrix as it was drawn, shuffled_targets gives each row of a batch the target of another row. none trains all of it on
+    the rows as they are."""
+    nulls: bool = False
+    """Also train the three nulls, from the same pass, into null/ in the run's folder. `python -m evaluate compare` then
+    shows what chance reaches."""
     device: str = "auto"
     """Device to train on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
     checkpoint_every: Positive = 1000
@@ -161,14 +170,14 @@ class TrainConfig(Options):
         self._check_numbers()
         self._check_sites()
         self.prefixes  # noqa: B018  # refuses a bad list at the door
+        if self.nulls and self.null != "none":
+            raise Refused(f"null is {self.null}, which is one of the nulls itself; leave out --nulls or --null")
         if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
             raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
         if self.random_prefixes and len(self.prefixes) == 1:
             raise Refused("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
         if self.target_view == "fisher" and self.follow:
-            raise Refused(
-                "target_view fisher needs the metric of a finished store, which follow does not wait for; leave one out"
-            )
+            raise Refused("target_view fisher needs the metric of a finished store, which follow lacks; leave one out")
         self.weights  # noqa: B018
         if self.detach_prefixes and len(self.prefixes) == 1:
             raise Refused("detach_prefixes needs a nested dictionary, but prefix_sizes is one size; leave one out")
@@ -268,7 +277,8 @@ class TrainConfig(Options):
         sae = "_sae" if self.is_sae else ""
         skip = "_skip" if self.skip else ""
         across = "" if self.target_layer is None else f"_to_layer{self.target_layer}"
-        return nested + self.activation + sae + skip + across
+        null = "" if self.null == "none" else f"_{self.null}"
+        return nested + self.activation + sae + skip + across + null
 
     @property
     def store_directory(self) -> StorePath:

@@ -91,4 +91,5 @@ def name(config: TrainConfig) -> str:
         parts.append("SAE")
     if config.skip:
         parts.append("with skip")
-    return f"{' '.join(parts)}, k {config.k}"
+    null = "" if config.null == "none" else f", {config.null.replace('_', ' ')} (chance)"
+    return f"{' '.join(parts)}, k {config.k}{null}"

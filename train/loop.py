@@ -17,6 +17,7 @@ from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import TrainConfig
 from train.follow import Following
+from train.nulls import with_nulls
 from train.parallel import Ranks
 from train.run import Run
 from train.snapshots import collecting
@@ -27,9 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Transcoder:
-    """The trained transcoder, which is also saved in the run's folder. Where processes share the dictionary, rank 0 returns
-    the whole, the others the transcoder of their own latents. ValueError for bad input, before anything is trained."""
-    return train_together([config])[0]
+    """The trained transcoder. It is saved in the run's folder, and so are its nulls where they are asked for.
+
+    Where processes share the dictionary, rank 0 returns the whole, the others the transcoder of their own latents.
+    ValueError for bad input, before anything is trained.
+    """
+    return train_together(with_nulls(config))[0]
 
 
 def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:

@@ -28,7 +28,7 @@ from train.sharded import ShardedForward
 from train.snapshots import Collector, snapshot_of, uncollected
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.optimizer import learning_rate, make_optimizer, train_step
-from train.watch import SPIKE
+from train.step.watch import SPIKE
 
 NONFINITE = "nonfinite.safetensors"
 """Checkpoint from before the first step whose loss was not finite."""

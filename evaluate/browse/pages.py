@@ -10,7 +10,7 @@ from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
-from evaluate.browse.sides import int_or, open_side
+from evaluate.browse.sides import int_or, open_side, share_or
 from evaluate.features.reader import SORTS, NotFound
 from evaluate.labels import shown_in
 from evaluate.text import brief, share, visible
@@ -20,6 +20,10 @@ TREE_ROWS = 20
 
 EXPORTED_TREE_ROWS = 10 * TREE_ROWS
 """Coarse latents on the only page of a static site."""
+
+
+STABLES = {1.0: "recurs in every other seed", 0.5: "recurs in half of them", 0.001: "recurs in one of them"}
+"""Least share of the other seeds in which a latent recurs, as the table of features offers it."""
 
 
 class Pages:
@@ -78,7 +82,8 @@ class Pages:
             by = "feature"
         if by not in (*SORTS, "match"):
             raise NotFound(f"features cannot be sorted by {by!r}; choose one of {', '.join(SORTS)}")
-        found = features.select(words, prefix, by, descending)
+        stable = share_or(query.get("stable", ""), 0.0)
+        found = features.select(words, prefix, by, descending, stable)
         firing = found[features.fires(words)[found]] if words else found
         everywhere = self.links.is_static or query.get("where") == "all" or not len(firing)
         chosen = found if everywhere else firing
@@ -100,6 +105,8 @@ class Pages:
             desc=descending,
             prefix=prefix,
             prefixes=run.config.get("prefix_sizes", []),
+            stable=stable,
+            stables=STABLES if features.has_stability else {},
         )
 
     def feature(self, name: str, latent: int) -> str:

@@ -90,3 +90,12 @@ def prefix_side(run: RunFolder, number: str) -> RunSide:
 def int_or(text: str, default: int) -> int:
     """The number in a part of a URL; anything else, and more than nine digits, is the default."""
     return int(text) if text.isdecimal() and len(text) < 10 else default
+
+
+def share_or(text: str, default: float) -> float:
+    """The number from 0 to 1 in a part of a URL; anything else is the default."""
+    try:
+        value = float(text)
+    except ValueError:
+        return default
+    return value if 0 <= value <= 1 else default

@@ -33,16 +33,24 @@ class CompareConfig(LayersConfig):
     frontier: bool = True
     """Draw FVU (and, with the language model, delta CE) against L0 for both, by moving their thresholds."""
     trivial: bool = True
-    """Measure the mean and linear maps too, fitted on training rows: they show what a trivial predictor reaches."""
+    """Measure the mean and linear maps too, fitted on training rows, and the run's nulls (`python -m train --nulls`): they
+    show what a trivial predictor and what chance reach."""
+    seeds: tuple[Path, ...] = ()
+    """Folders of runs that differ from --run, or from the first baseline, in nothing but the seed. Default: those that lie
+    beside the two, as in a sweep. A winner has to be better by more than seeds differ."""
 
     @property
     def paths(self) -> tuple[Path | None, ...]:
-        return (self.run, *self.baseline)
+        return (self.run, *self.baseline, *self.seeds)
 
     def for_layer(self, layer: int) -> "CompareConfig":
         one = super().for_layer(layer)
         assert isinstance(one, CompareConfig)
-        return replace(one, baseline=tuple(at_layer(path, layer) for path in self.baseline))
+        return replace(
+            one,
+            baseline=tuple(at_layer(path, layer) for path in self.baseline),
+            seeds=tuple(at_layer(path, layer) for path in self.seeds),
+        )
 
     @property
     def layers_directory(self) -> Path:

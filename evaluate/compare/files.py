@@ -12,7 +12,7 @@ from evaluate.labels import LABELS
 from evaluate.metrics.measurement import Check, Comparison, Measurement, PrefixMeasurement
 from evaluate.metrics.results import ROW_METRICS, WITH_METRIC
 from evaluate.report.comparison import markdown, summary, write_report
-from store.disk.files import write_text
+from store.disk.files import hash_file, write_text
 from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
 from store.shards.reader import Store
 
@@ -26,8 +26,11 @@ def what_is_measured() -> list[str]:
     return sorted(fields | {label.key for label in LABELS} | ROW_METRICS.keys() | WITH_METRIC.keys())
 
 
-def key_of(run: Path, store: Store, config: CompareConfig | None) -> str:
-    """Changes whenever a result would: the run's weights, the held-out shards, what is measured and compared with."""
+def key_of(run: Path, store: Store, config: CompareConfig | None, beside: Sequence[Path] = ()) -> str:
+    """Changes whenever a result would: the run's weights, the held-out shards, what is measured and compared with.
+
+    beside: other files that the result depends on.
+    """
     digest = xxhash.xxh3_128((run / WEIGHTS).read_bytes())
     digest.update(DEFINITIONS.to_bytes())
     digest.update(repr(what_is_measured()).encode())
@@ -51,6 +54,9 @@ def key_of(run: Path, store: Store, config: CompareConfig | None) -> str:
     for folder in config.baseline:
         for path in sorted(p for p in [folder, *folder.glob("*"), *folder.glob("checkpoints/*.pt")] if p.is_file()):
             digest.update(path.read_bytes())
+    for path in beside:
+        digest.update(f"{path.parent}".encode())
+        hash_file(digest, path)
     return digest.hexdigest()
 
 

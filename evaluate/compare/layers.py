@@ -8,7 +8,7 @@ from evaluate.compare.config import CompareConfig
 from evaluate.compare.files import read_comparison, write_json
 from evaluate.compare.one_layer import compare_runs
 from evaluate.estimates import Result
-from evaluate.labels import LABELS, shown_in
+from evaluate.labels import BY_COST, LABELS, shown_in
 from evaluate.metrics.firings import RowFirings
 from evaluate.metrics.measurement import Comparison
 from evaluate.metrics.overlap import Overlap, decoder_overlap, overlap
@@ -112,7 +112,7 @@ def verdict_of(winners: Mapping[int, Mapping[str, str]]) -> str:
     """
     sentences = []
     for label in LABELS:
-        if label.key not in ("kl", "delta_ce", "estimated_kl", "fvu"):
+        if label.key not in BY_COST:
             continue
         where: dict[str, list[str]] = {}
         for layer, won in winners.items():

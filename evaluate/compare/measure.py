@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from evaluate.compare.beside import Beside
 from evaluate.compare.checks import checks_of, remarks_on
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.progress import ProgressFile
@@ -21,17 +22,22 @@ log = logging.getLogger(__name__)
 
 
 def measure(
-    config: EvaluateConfig, store: Store, transcoders: Sequence[Transcoder], progress: ProgressFile | None = None
+    config: EvaluateConfig,
+    store: Store,
+    transcoders: Sequence[Transcoder],
+    progress: ProgressFile | None = None,
+    beside: Beside | None = None,
 ) -> list[Measurement]:
     """The measurement of every transcoder on the held-out rows.
 
     With a CompareConfig and two or more transcoders: the second result also has `matched` (its paired difference from the
-    first at equal L0); both have `frontier` and the cost in the language model; results of the trivial predictors follow,
-    marked `trivial`. Sections are saved to `progress` as they finish, and taken from there.
+    first at equal L0). Both have `frontier`, the cost in the language model, and `seeds` where `beside` holds other seeds.
+    The results of nulls (`null`) and of trivial predictors (`trivial`) follow. Sections are saved to `progress` as they
+    finish, and taken from there.
     """
     device = resolve_device(config.device)
     if isinstance(config, CompareConfig) and len(transcoders) > 1:
-        results = SectionedComparison(config, store, transcoders, device, progress).measured()
+        results = SectionedComparison(config, store, transcoders, device, progress, beside or Beside()).measured()
     else:
         if config.check:
             check_shards(store, "heldout")

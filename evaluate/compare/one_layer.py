@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluate.baselines import find_baselines, in_folders
+from evaluate.compare.beside import BesideFolders
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.files import is_done, key_of, publish, show, write_json
 from evaluate.compare.measure import measure
@@ -38,7 +39,8 @@ def compare_runs(config: CompareConfig) -> Path:
     config = replace(config, baseline=in_folders(config.baseline, config.l0, store.manifest.recipe.layer, ours))
     refuse_unwritable(folder, "folder of results", "RUN")
     read_log(run.folder)  # Damaged now, not when the report is drawn after all was measured
-    key = key_of(run.folder, store, config)
+    beside = BesideFolders.of(config)
+    key = key_of(run.folder, store, config, beside.files)
     if not config.force and is_done(Comparison, folder / COMPARISON, key):
         return show(folder)
     others = find_baselines(config.baseline, config.baseline_name, config.l0, store, ours)
@@ -47,7 +49,7 @@ def compare_runs(config: CompareConfig) -> Path:
     progress = ProgressFile(folder / COMPARISON_PROGRESS, key)
     if config.force:
         progress.forget()
-    measured = measure(config, store, [ours, *others], progress)
+    measured = measure(config, store, [ours, *others], progress, beside.open(store))
     comparison = name_winners(measured, store)
     write_json(folder / OURS_METRICS, comparison.ours)
     write_json(folder / OTHER_METRICS, comparison.other)

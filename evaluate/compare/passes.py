@@ -1,11 +1,12 @@
 """What a comparison measures of all its transcoders together: on the cached rows, along the frontiers, in the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from evaluate.compare.beside import Beside
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.frontier import CE_FACTORS, FACTORS, Point, ThresholdTuner, at_equal_l0, variants
 from evaluate.compare.sections import by_prefix_with, identity, results_of
@@ -17,8 +18,9 @@ from evaluate.metrics.measurement import (
     FrontierPoint,
     Matched,
     Measurement,
+    OverSeeds,
 )
-from evaluate.metrics.results import ByDocument, sums_of, without_latents
+from evaluate.metrics.results import ByDocument, sums_of, values_of, without_latents
 from evaluate.rows import FIRST_ROWS
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -52,19 +54,28 @@ class Job:
     result: int | None = None
     """Place of the result that gets the figures; None where only the frontier or the match uses them."""
     on_frontier: OnFrontier | None = None
+    sibling: int | None = None
+    """Place among the runs of other seeds."""
 
 
 class ComparisonPasses:
-    """A first transcoder (ours), a second one, and others, on the same rows."""
+    """A first transcoder (ours), a second one, and others, on the same rows, with what shows what chance does."""
 
     def __init__(
-        self, config: CompareConfig, store: Store, transcoders: Sequence[Transcoder], device: torch.device
+        self, config: CompareConfig, store: Store, transcoders: Sequence[Transcoder], device: torch.device, beside: Beside
     ) -> None:
         self.config = config
         self.store = store
         self.device = device
         self.dials = [ThresholdTuner(transcoder, store, device) for transcoder in transcoders[:2]]
-        self.own = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
+        self.transcoders = [*(dial.transcoder for dial in self.dials), *transcoders[2:]]
+        self.nulls = list(beside.nulls.values())
+        self.null_kinds = list(beside.nulls)
+        self.own = [*self.transcoders, *self.nulls]
+        """Every transcoder that has a result, in the order of the results."""
+        self.sibling_runs = [list(each) for each in beside.seeds]
+        self.siblings = [t for each in beside.seeds for t in each.values()]
+        """Runs of other seeds: those of ours, then those of the second one."""
         self.moved = self.dials[OURS].at(self.dials[OTHER].l0)
         """Ours at the L0 of the second; itself where that is as near, None where it cannot be reached."""
         self.points: list[OnFrontier] = []
@@ -77,21 +88,38 @@ class ComparisonPasses:
         """What has to be measured beside the subjects for the comparison at equal L0."""
         return [] if self.moved is None or self.moved is self.own[OURS] else [self.moved]
 
+    def siblings_of(self, place: int) -> list[Transcoder]:
+        """The runs of other seeds of the transcoder at a place; only the first two have some."""
+        n_ours = len(self.sibling_runs[OURS])
+        return {OURS: self.siblings[:n_ours], OTHER: self.siblings[n_ours:]}.get(place, [])
+
+    @property
+    def probed(self) -> list[Transcoder]:
+        """What probes are fitted to: nulls without their inner prefixes, since each prefix takes its time."""
+        return [*self.transcoders, *(null.whole() for null in self.nulls)]
+
     @property
     def linear_place(self) -> int:
-        """Where the results have the linear map of our L0 as rank: after the transcoders and the mean."""
+        """Where the results have the linear map of our L0 as rank: after the transcoders, the nulls and the mean."""
         return len(self.own) + 1
 
     def on_rows(self) -> list[Measurement]:
         """Everything from the shards alone, in one pass."""
-        everyone = [*self.own, *self.trivial, *self.extra]
+        everyone = [*self.own, *self.trivial, *self.siblings, *self.extra]
         accumulators, facts = measure_rows(everyone, self.store, "heldout", self.config.batch_rows, self.device)
         table = ByDocument.of(accumulators, facts)
         results = results_of(accumulators[: len(self.own)], facts, self.store, table)
         results = [result.plus(identity(t)) for result, t in zip(results, self.own, strict=True)]
+        for place, kind in enumerate(self.null_kinds, start=len(self.transcoders)):
+            results[place] = results[place].plus(
+                null=kind, name=f"chance: {kind.replace('_', ' ')}", worst_rows=(), warnings=()
+            )
         for index, predictor in enumerate(self.trivial, start=len(self.own)):
             result = without_latents(accumulators[index], facts, self.store, "heldout", table, index)
             results.append(result.plus(identity(predictor), warnings=()))
+        first = len(self.own) + len(self.trivial)
+        others = [values_of(a, facts) for a in accumulators[first : first + len(self.siblings)]]
+        self.add_seeds(results, others)
         if self.moved is None:
             return results
         theirs = results[OTHER]
@@ -100,7 +128,7 @@ class ComparisonPasses:
         if self.extra:
             moved = sums_of(accumulators[-1], facts)
             if abs(moved.l0_mean - theirs.l0_mean) < abs(ours.l0_mean - theirs.l0_mean):
-                nearest = len(results)
+                nearest = len(everyone) - 1
                 ours = moved
         if nearest == OURS:
             self.moved = self.own[OURS]
@@ -109,6 +137,24 @@ class ComparisonPasses:
         )
         results[OTHER] = theirs.plus(matched=matched)
         return results
+
+    def add_seeds(self, results: list[Measurement], others: Sequence[Mapping[str, float]]) -> None:
+        """Adds figures by seed to the first two.
+
+        others: by run of another seed, figures by metric.
+        """
+        first = 0
+        for side, runs in zip((OURS, OTHER), self.sibling_runs, strict=True):
+            mine = others[first : first + len(runs)]
+            first += len(runs)
+            if not mine:
+                continue
+            values = {name: (results[side].value(name), *(each[name] for each in mine)) for name in mine[0]}
+            before = results[side].seeds
+            if before is not None:
+                values = {**before.values, **values}
+            names = (results[side].source, *runs)
+            results[side] = results[side].plus(seeds=OverSeeds.model_validate({"runs": names, "values": values}))
 
     def along_the_frontier(self, results: list[Measurement]) -> None:
         """Adds `frontier` (L0 and FVU on the first rows) to the first two, threshold moved, and to the linear map, by
@@ -154,7 +200,8 @@ class ComparisonPasses:
         return [point.l0 for point in self.points if point.factor is None]
 
     def jobs(self) -> list[Job]:
-        """Everything that is spliced: the transcoders as they are, linear maps, points of the frontiers, ours matched.
+        """Everything that is spliced: the transcoders as they are, linear maps, other seeds, points of the frontiers, ours
+        matched.
 
         The first trivial predictor, the mean, is spliced as an ablation anyway.
         """
@@ -162,9 +209,10 @@ class ComparisonPasses:
         jobs = []
         for index, transcoder in enumerate(self.own):
             point = as_they_are[index] if index < len(as_they_are) else None
-            jobs.append(Job(transcoder, index, point))
+            jobs.append(Job(transcoder if index < len(self.transcoders) else transcoder.whole(), index, point))
         for index, predictor in enumerate(self.trivial[1:], start=self.linear_place):
             jobs.append(Job(predictor, index))
+        jobs += [Job(sibling.whole(), sibling=place) for place, sibling in enumerate(self.siblings)]
         jobs += [Job(point.transcoder, None, point) for point in self.points if point.factor in CE_FACTORS]
         return jobs + [Job(transcoder) for transcoder in self.extra]
 
@@ -182,7 +230,15 @@ class ComparisonPasses:
                 result = results[job.result].plus(spliced.figures(index))
                 if result.per_prefix:
                     result = result.plus(per_prefix=by_prefix_with(result, spliced.by_prefix(index)))
+                if result.minus_first is not None:
+                    result = result.plus(minus_first=result.minus_first | spliced.minus(index, OURS))
                 results[job.result] = result
+        of_siblings = [
+            {name: spliced.estimate(spliced.statistic(index, name)).value for name in ("delta_ce", "kl")}
+            for index, job in enumerate(jobs)
+            if job.sibling is not None
+        ]
+        self.add_seeds(results, of_siblings)
         matched = results[OTHER].matched
         if matched is not None:
             ours = len(jobs) - 1 if self.extra else OURS

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import torch
 
+from evaluate.compare.beside import Beside
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.frontier import CE_FACTORS, variants
 from evaluate.compare.passes import ComparisonPasses, OnFrontier
 from evaluate.compare.progress import Progress, ProgressFile, SavedPoint
 from evaluate.compare.sections import add_latents, add_probes, probes_tokenizer
-from evaluate.labels import PARTS
+from evaluate.metrics.matched import PARTS
 from evaluate.metrics.measurement import Measurement
 from store.counts import duration
 from store.errors import Refused
@@ -37,7 +38,8 @@ class SectionedComparison:
         store: Store,
         transcoders: Sequence[Transcoder],
         device: torch.device,
-        progress: ProgressFile | None = None,
+        progress: ProgressFile | None,
+        beside: Beside,
     ) -> None:
         """Opens what the sections need, the language model and the tokenizer. Refused where they cannot be had."""
         self.config = config
@@ -57,11 +59,11 @@ class SectionedComparison:
             seconds = check_model(store, self.model)
         if config.check and "rows" in wanted:
             check_shards(store, "heldout")
-        self.passes = ComparisonPasses(config, store, transcoders, device)
+        self.passes = ComparisonPasses(config, store, transcoders, device, beside)
         if "language_model" in wanted:
             self._announce_model(seconds)
         if "probes" in wanted:
-            prefixes = sum(len(t.config.prefix_sizes) for t in transcoders)
+            prefixes = sum(len(t.config.prefix_sizes) for t in self.passes.probed)
             log.info("the probes take minutes: a bar counts their %d prefixes; --no-probes leaves them out", prefixes)
 
     def _wanted(self) -> list[str]:
@@ -75,9 +77,10 @@ class SectionedComparison:
 
     def _announce_model(self, seconds: float) -> None:
         """Says how long the language model will take, before anything is measured."""
-        prefixes = [len(t.config.prefix_sizes) if self.config.every_prefix else 1 for t in self.passes.own]
+        nested = [len(t.config.prefix_sizes) if self.config.every_prefix else 1 for t in self.passes.transcoders]
+        once = len(self.passes.nulls) + len(self.passes.siblings)
         moved = 2 * len(CE_FACTORS) * self.config.frontier
-        outputs = 3 + sum(prefixes) + len(self.passes.trivial[1:]) + moved + len(self.passes.extra)
+        outputs = 3 + sum(nested) + once + len(self.passes.trivial[1:]) + moved + len(self.passes.extra)
         n = self.config.sequences
         log.info(
             "delta CE and KL will take about %s (%d outputs in %d sequences); --sequences 0 leaves them out, a smaller "
@@ -118,10 +121,11 @@ class SectionedComparison:
             self.passes.along_the_frontier(results)
         elif name == "latents":
             for index, transcoder in enumerate(self.passes.own):
-                results[index] = add_latents(results[index], transcoder, self.store, self.device)
+                seeds = self.passes.siblings_of(index)
+                results[index] = add_latents(results[index], transcoder, self.store, self.device, seeds)
         elif name == "probes":
             assert self.tokenizer is not None
-            return add_probes(results, self.passes.own, self.store, self.tokenizer, self.model)
+            return add_probes(results, self.passes.probed, self.store, self.tokenizer, self.model)
         else:
             assert self.model is not None
             self.passes.in_the_model(results, self.model)

@@ -16,6 +16,8 @@ from evaluate.metrics.measurement import (
 )
 from evaluate.metrics.results import ByDocument, measurement_of
 from evaluate.metrics.semantics import semantics
+from evaluate.metrics.stability import stability
+from evaluate.metrics.usefulness import usefulness
 from evaluate.metrics.worst import worst_rows
 from evaluate.rows import RowStatistics
 from store.errors import Refused
@@ -62,10 +64,17 @@ def identity(transcoder: Transcoder) -> Identity:
     )
 
 
-def add_latents(result: Measurement, transcoder: Transcoder, store: Store, device: torch.device) -> Measurement:
-    """The result with FVU by view and with what single latents stand for, by prefix too."""
+def add_latents(
+    result: Measurement, transcoder: Transcoder, store: Store, device: torch.device, seeds: Sequence[Transcoder] = ()
+) -> Measurement:
+    """The result with FVU by view, the share of firings that are useful and, by prefix too, what single latents stand for
+    and how far they recur in the runs of other seeds."""
     result = result.plus(fvu_by_view=fvu_by_view(transcoder, store, device))
-    return with_prefixes(result, semantics(transcoder, store, device))
+    result = with_prefixes(result, semantics(transcoder, store, device))
+    found = usefulness(transcoder, store, device)
+    if found is not None:
+        result = result.plus(useful_share=found.share)
+    return with_prefixes(result, stability(transcoder.to(device), [seed.to(device) for seed in seeds])) if seeds else result
 
 
 def bos_of(store: Store) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,19 +225,21 @@ def paired(so_far: Collection, firings: Firings, limit: int) -> tuple[np.ndarray
     return rows, latents, so_far.paired_rows + min(room, firings.rows)
 
 
-def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig) -> str:
+def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig, seeds: Sequence[Path] = ()) -> str:
     """Digest of what a collection depends on.
 
     run: the folder of the weights.
     store: holds the shards.
     shards: of the split.
     config: says how much is kept.
+    seeds: the runs of other seeds, in which latents are looked for.
     """
     digest = xxhash.xxh3_128(
         f"{config.contexts} {config.samples} {config.neighbours} {config.coactivation_rows} "
         f"{config.promoted_tokens}".encode()
     )
-    hash_file(digest, run / WEIGHTS)
+    for folder in (run, *seeds):
+        hash_file(digest, folder / WEIGHTS)
     for shard in shards:
         digest.update(shard.xxh3_128.encode())
     return digest.hexdigest()

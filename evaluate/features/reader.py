@@ -19,12 +19,16 @@ SCALARS = (
     "mean_activation",
     "max_activation",
     "max_cosine",
+    "stability",
     "top_token",
     "example",
 )
 """Columns that are kept in memory."""
 
-SORTS = ("feature", "prefix", "density", "mean_activation", "max_activation", "max_cosine", "top_token")
+STABILITY = "stability"
+"""The column that is empty where no other seed was trained."""
+
+SORTS = ("feature", "prefix", "density", "mean_activation", "max_activation", "max_cosine", "stability", "top_token")
 
 
 class NotFound(LookupError):
@@ -60,7 +64,10 @@ class Features:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = pq.ParquetFile(path, memory_map=True)
-        table = self.file.read(columns=list(SCALARS))
+        old = STABILITY not in self.file.schema_arrow.names
+        table = self.file.read(columns=[name for name in SCALARS if not old or name != STABILITY])
+        if old:
+            table = table.append_column(STABILITY, pa.nulls(len(table), pa.float32()))
         self.example = table["example"].combine_chunks()
         self.columns = {name: table[name].to_numpy() for name in SCALARS if name != "example"}
         strongest = pc.call_function("struct_field", [self.example], pc.StructFieldOptions(["token"]))
@@ -72,6 +79,11 @@ class Features:
 
     def __len__(self) -> int:
         return self.file.metadata.num_rows
+
+    @property
+    def has_stability(self) -> bool:
+        """Whether other seeds were trained, in which the latents were looked for."""
+        return not bool(np.isnan(self.columns[STABILITY]).all())
 
     def brief(self, latent: int) -> dict:
         """A latent's plain columns."""
@@ -121,13 +133,16 @@ class Features:
             ranked = self.columns[by]
         return np.argsort(-ranked if descending else ranked, kind="stable")
 
-    def select(self, words: str = "", prefix: int = 0, by: str = "feature", descending: bool = False) -> np.ndarray:
+    def select(
+        self, words: str = "", prefix: int = 0, by: str = "feature", descending: bool = False, stable: float = 0.0
+    ) -> np.ndarray:
         """The latents whose contexts hold the words, in order.
 
         words: text to search for; empty for all latents.
         prefix: only latents that this prefix adds; 0 for all.
         by: a column of SORTS, or `match`: latents that fire on the words first, then by how often their contexts hold them.
         descending: whether the largest come first.
+        stable: least share of the other seeds' runs in which a latent recurs; 0 for all latents.
         """
         mask = np.ones(len(self), bool)
         order = np.argsort(-self.search(words), kind="stable") if by == "match" else self.order(by, descending)
@@ -135,4 +150,6 @@ class Features:
             mask &= self.search(words) > 0
         if prefix:
             mask &= self.columns["prefix"] == prefix
+        if stable:
+            mask &= self.columns[STABILITY] >= stable
         return order[mask[order]]

@@ -66,6 +66,11 @@ class Relations:
     suppressed: list[list[TokenLogit]]
     max_cosine: np.ndarray
     """By latent, the largest |cosine| with another's decoder row: its redundancy."""
+    stability: np.ndarray | None = None
+    """By latent, the share of the other seeds' runs in which it recurs; None where no other seed was trained."""
+    useful: np.ndarray | None = None
+    """By latent, the share of its firings that lower their row's squared error, NaN where it does not fire; None where that
+    cannot be said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,11 @@ class FeatureRecord:
     max_activation: float
     max_cosine: float
     """Largest |cosine| of its decoder row with another's."""
+    stability: float | None
+    """Share of the other seeds' runs in which it recurs; None where no other seed was trained."""
+    useful: float | None
+    """Share of its firings on the first 8,192 held-out rows that lower their row's squared error; None where there are
+    none."""
     top_token: str
     """The token with the largest sum of activations; empty for a feature that never fires."""
     histogram: Histogram
@@ -131,6 +141,8 @@ def record_of(
         mean_activation=float(collection.total[latent]) / max(fired, 1),
         max_activation=float(collection.top.value[strongest]) if fired else 0.0,
         max_cosine=float(relations.max_cosine[latent]),
+        stability=figure_of(relations.stability, latent),
+        useful=figure_of(relations.useful, latent),
         top_token=top_tokens[0]["token"] if top_tokens else "",
         histogram=histogram_of(collection.histogram[latent]),
         top_tokens=list(top_tokens),
@@ -141,6 +153,11 @@ def record_of(
         suppressed=relations.suppressed[latent] if relations.suppressed else [],
         example=example,
     )
+
+
+def figure_of(figures: np.ndarray | None, latent: int) -> float | None:
+    """The figure of one latent; None where it is NaN, and where there are no figures."""
+    return None if figures is None or np.isnan(figures[latent]) else float(figures[latent])
 
 
 def histogram_of(counts: np.ndarray) -> Histogram:

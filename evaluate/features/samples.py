@@ -18,14 +18,18 @@ from evaluate.features.records import Relations, TokenLogit
 from evaluate.features.split_text import SplitText
 from evaluate.features.summary import FORMAT_VERSION, CollectionSummary, read_summary
 from evaluate.features.write import write_samples
+from evaluate.metrics.stability import stability_of_latents
+from evaluate.metrics.usefulness import usefulness
 from evaluate.runs import check_fits, open_run, store_of
+from evaluate.siblings import siblings_of
 from harvest.model.tokenizer import load_tokenizer, load_unembedding, token_texts
+from store.devices import resolve_device
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import COLLECTION_STATE, COLLECTION_SUMMARY, CONFIG, model_slug
 from store.shards.origin import write_origin
 from store.shards.reader import Store, check_shards
-from store.transcoders.layouts import read_run_config
+from store.transcoders.layouts import load_run, read_run_config
 from store.transcoders.transcoder import Transcoder
 
 PROMOTED = 10
@@ -66,7 +70,8 @@ def collect_samples(config: FeaturesConfig) -> Path:
     transcoder = run.transcoder
     store = run.store
     shards = store.manifest.of_split(config.split)
-    key = key_of(config.run_directory, store, shards, config)
+    seeds = siblings_of(config.run_directory)
+    key = key_of(config.run_directory, store, shards, config, seeds)
     done = read_summary(config.folder)
     if done and done.key == key and not config.force and (config.json <= done.json):
         return config.folder
@@ -81,8 +86,16 @@ def collect_samples(config: FeaturesConfig) -> Path:
         promoted, suppressed = logit_effects(transcoder.W_dec, unembedding, tokenizer)
     collection = collect(transcoder, store, config, key, len(text.word))
     relations = relate(transcoder, collection, config.neighbours, promoted, suppressed)
+    found = usefulness(transcoder, store, resolve_device(config.device))
+    relations = replace(
+        relations,
+        stability=stability_of_latents(transcoder, [load_run(folder) for folder in seeds]),
+        useful=None if found is None else found.by_latent.numpy(),
+    )
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
     summary = summary_of(transcoder, store, collection, config)
+    if relations.stability is not None:
+        summary = replace(summary, other_seeds=len(seeds), recurring_share=float(relations.stability.mean()))
     write_text(config.folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
     (config.folder / COLLECTION_STATE).unlink(missing_ok=True)
     return config.folder

@@ -48,6 +48,10 @@ class CollectionSummary:
     promoted_tokens: bool
     json: bool
     """Whether every latent has a JSON file."""
+    other_seeds: int = 0
+    """Runs that differ in the seed alone, in which the latents were looked for."""
+    recurring_share: float | None = None
+    """Mean over these runs of the share of latents that recur; None without such runs."""
     key: str
     """Changes with the weights, the shards and the options: another key is collected anew."""
 

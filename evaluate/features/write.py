@@ -34,7 +34,8 @@ _context = pa.struct({
 
 SCHEMA = pa.schema({
     "feature": pa.int32(), "prefix": pa.int32(), "fired": pa.int64(), "density": pa.float64(),
-    "mean_activation": pa.float64(), "max_activation": pa.float64(), "max_cosine": pa.float32(), "top_token": pa.string(),
+    "mean_activation": pa.float64(), "max_activation": pa.float64(),
+    "max_cosine": pa.float32(), "stability": pa.float32(), "useful": pa.float32(), "top_token": pa.string(),
     "example": pa.struct({"before": pa.string(), "token": pa.string(), "after": pa.string()}),
     "histogram": pa.struct({"edges": pa.list_(pa.float64()), "counts": pa.list_(pa.int64())}),
     "top_tokens": pa.list_(pa.struct({

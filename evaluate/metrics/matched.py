@@ -6,6 +6,18 @@ from pydantic import model_validator
 
 from evaluate.estimates import Estimate, Interval, Result
 
+PARTS = {
+    "rows": "figures of the cached rows",
+    "frontier": "FVU against L0",
+    "latents": "what single latents stand for",
+    "first_letters": "first-letter absorption and splitting",
+    "spelling": "absorption, Chanin et al.",
+    "properties": "sparse probing and targeted perturbation",
+    "probes": "absorption, splitting and probing",
+    "language_model": "delta CE and KL",
+}
+"""Parts of a comparison, by their key in `not_measured`."""
+
 
 def of_earlier_versions(fields: Any) -> Any:
     """The fields of a file, with what earlier versions called `google` under its name of now, `other`."""
@@ -53,6 +65,27 @@ class FrontierEstimate(Result):
     l0: float
     value: float
     ci95: Interval | None
+
+
+class OverSeeds(Result):
+    """The same figures of runs that differ in the seed alone, each at its own L0."""
+
+    runs: tuple[str, ...]
+    """Their folders, the run itself first."""
+    values: dict[str, tuple[float, ...]]
+    """By metric, in the order of the runs."""
+
+
+class Detectable(Result):
+    """A difference at equal L0, and the smallest one that could have been told from zero."""
+
+    difference: float
+    documents: float
+    """Half the width of its 95% interval by bootstrap over documents."""
+    seeds: float | None
+    """The same over seeds; None where one seed was trained."""
+    least: float
+    """Both together, as the root of the sum of their squares."""
 
 
 class Check(Result):

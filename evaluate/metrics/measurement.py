@@ -1,8 +1,7 @@
 """What was measured of a transcoder, and what a comparison found: the models of metrics.json and comparison.json.
 
-store/FORMAT.md says what each key means. A Measurement is put together from sections, one for each pass that measures;
-a section that was not measured is left out of the JSON, whose keys stand in the order of the passes. Nothing here needs
-torch, so that the browser can read results.
+store/FORMAT.md says what each key means. A Measurement is put together from sections, one for each pass; a section that was
+not measured is left out of the JSON. Nothing here needs torch, so that the browser can read results.
 """
 
 import math
@@ -11,7 +10,16 @@ from typing import Any
 from pydantic import ConfigDict, Field, model_validator
 
 from evaluate.estimates import Estimate, Interval, Result
-from evaluate.metrics.matched import AtL0, Check, FrontierEstimate, FrontierPoint, Matched, of_earlier_versions
+from evaluate.metrics.matched import (
+    AtL0,
+    Check,
+    Detectable,
+    FrontierEstimate,
+    FrontierPoint,
+    Matched,
+    OverSeeds,
+    of_earlier_versions,
+)
 
 Number = int | float
 
@@ -99,6 +107,9 @@ class PropertyProbes(Figures):
     """Sparse probing and targeted probe perturbation, on properties of the token's text."""
 
     sparse_probing: Estimate | None = None
+    sparse_probing_2: Estimate | None = None
+    sparse_probing_5: Estimate | None = None
+    sparse_probing_all: Estimate | None = None
     sparse_probing_by_k: dict[str, float] | None = None
     tpp: Estimate | None = None
     properties: tuple[str, ...] | None = None
@@ -113,6 +124,13 @@ class Semantics(Figures):
     token_purity_random: float | None = None
     coactivation: float | None = None
     coactivation_share: float | None = None
+
+
+class Stability(Figures):
+    """Whether latents come back when another seed trains the dictionary."""
+
+    recurring_share: float | None = None
+    pw_mcc: float | None = None
 
 
 class SplicedPrefix(Figures):
@@ -148,7 +166,7 @@ class PrefixRows(RowFigures):
     mean_max_cosine: float
 
 
-class PrefixMeasurement(Semantics, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
+class PrefixMeasurement(Stability, Semantics, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
     """One prefix, measured as a transcoder by itself."""
 
 
@@ -243,12 +261,17 @@ class Identity(Figures):
     view: str = ""
     trained_on: str | None = None
     trivial: bool = False
+    null: str = ""
+    """What keeps it from learning, of a dictionary that shows what chance reaches."""
     fvu_by_view: dict[str, float] = Field(default_factory=dict)
 
 
-class Measurement(Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
+class Measurement(Stability, Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
+    useful_share: Estimate | None = None
+    seeds: OverSeeds | None = None
+    """None where no other seed was trained."""
     warnings: tuple[str, ...] = ()
     not_measured: dict[str, str] = Field(default_factory=dict)
     key: str | None = None
@@ -266,8 +289,11 @@ class Comparison(Result):
     ours: Measurement
     other: Measurement
     others: tuple[Measurement, ...]
+    nulls: tuple[Measurement, ...] = ()
     trivial: tuple[Measurement, ...]
     winners: dict[str, str]
+    detectable: dict[str, Detectable] = Field(default_factory=dict)
+    """By judged metric."""
     checks: tuple[Check, ...]
     rows: int
     store_fingerprint: str

@@ -48,6 +48,9 @@ def properties(forward: Forward, norm: Norm, fit: Examples, test: Examples, fitt
     by_k = {k: scores.estimate(mean_of(each)) for k, each in accuracy.items()}
     return PropertyProbes(
         sparse_probing=by_k["1"],
+        sparse_probing_2=by_k["2"],
+        sparse_probing_5=by_k["5"],
+        sparse_probing_all=by_k["all"],
         sparse_probing_by_k={k: each.value for k, each in by_k.items()},
         tpp=scores.estimate(mean_of(targeted)),
         properties=tuple(labels),

@@ -9,7 +9,7 @@ attn_out where attention and MLP run side by side.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -202,7 +202,7 @@ def splice(
     """
     device = model.device
     source_site, target_site = sites_of(transcoders)
-    prepared = [_with_prefixes(transcoder.to(device), all_prefixes) for transcoder in transcoders]
+    prepared = [(each if all_prefixes else each.whole()).to(device) for each in transcoders]
     forwards = [Forward(transcoder) for transcoder in prepared]
     unembedding = Unembedding.of(model)
     mean = torch.tensor(store.manifest.statistics[target_site].mean, dtype=torch.float32)
@@ -265,11 +265,3 @@ def _put_in(
         yield torch.where(part.excluded[..., None], part.target, ablated)
     for transcoder, forward in zip(transcoders, forwards, strict=True):
         yield from outputs(transcoder, forward, part, store)
-
-
-def _with_prefixes(transcoder: Transcoder, all_prefixes: bool) -> Transcoder:
-    """The transcoder with all its prefixes, or only with the whole dictionary."""
-    if all_prefixes:
-        return transcoder
-    config = transcoder.config.model_copy(update={"prefix_sizes": transcoder.config.prefix_sizes[-1:]})
-    return replace(transcoder, config=config)

@@ -19,14 +19,14 @@ class Results:
     """What a report is drawn from."""
 
     measured: Sequence[Measurement]
-    """Each transcoder, ours first; trivial predictors are marked `trivial`."""
+    """Each transcoder, ours first; nulls are marked `null`, trivial predictors `trivial`."""
     training: Sequence[Mapping[str, Any]] = ()
     """Records of our run's training log."""
 
     @property
     def transcoders(self) -> list[Measurement]:
-        """All but the trivial predictors."""
-        return [m for m in self.measured if not m.trivial]
+        """All but the nulls and the trivial predictors."""
+        return [m for m in self.measured if not m.trivial and not m.null]
 
 
 def fvu_by_prefix(results: Results) -> Figure:

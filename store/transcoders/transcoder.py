@@ -172,6 +172,10 @@ class Transcoder:
             threshold=self.threshold[:m],
         )
 
+    def whole(self) -> "Transcoder":
+        """The same dictionary without its inner prefixes."""
+        return replace(self, config=self.config.model_copy(update={"prefix_sizes": self.config.prefix_sizes[-1:]}))
+
     def to(self, device: torch.device | str) -> "Transcoder":
         moved = {name: array.to(device) for name, array in self.arrays().items()}
         return replace(self, **moved)

@@ -28,9 +28,14 @@ MODEL_ONLY = {
     "absorption_chanin",
     "splitting",
     "sparse_probing",
+    "sparse_probing_2",
+    "sparse_probing_5",
+    "sparse_probing_all",
     "tpp",
+    "recurring_share",
+    "pw_mcc",
 }
-"""Metrics that need the language model or its tokenizer, which the comparison of these tests leaves out."""
+"""Metrics that need the language model, its tokenizer or other seeds, which the comparison of these tests leaves out."""
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from tests.train.making import assert_close, assert_same_run, in_raw_units, make
 from train.config import Activation, TrainConfig
 from train.loop import train
 from train.run import Run
+from train.step.draws import draw_prefixes
 from train.step.module import TrainingTranscoder
-from train.step.prefixes import draw_prefixes
 
 NESTING = {"plain": {"prefix_sizes": "none"}, "nested": {}, "random": {"random_prefixes": 3}}
 KINDS = {

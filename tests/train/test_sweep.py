@@ -127,3 +127,36 @@ def test_a_store_without_heldout_rows_is_refused_before_training(tmp_path, monke
     assert code == 1
     assert "has no held-out rows" in errors
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_seed_of_a_sweep_is_the_run_alone_and_the_spread_is_shown(shared, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "sweep"
+    first = ("--k", "4", "--d-sae", "40")
+    assert command(monkeypatch, capsys, "train", *options(shared, folder, *first))[0] == 0
+    assert "One seed was trained" in (folder / "summary.txt").read_text()
+    trained = (folder / "matryoshka_batchtopk_d40_k4" / "transcoder.safetensors").stat().st_mtime_ns
+    assert command(monkeypatch, capsys, "train", *options(shared, folder, *first, "--seed", "0,1,2", "--nulls"))[0] == 0
+    assert (folder / "matryoshka_batchtopk_d40_k4" / "transcoder.safetensors").stat().st_mtime_ns == trained
+    configs = config_of(shared, folder, k=(4,), d_sae=(40,), seed=(0, 1, 2)).configs
+    names = [one.run_directory.name for one in configs]
+    assert names == [f"matryoshka_batchtopk_d40_k4{seed}" for seed in ("", "_seed1", "_seed2")]
+    alone = replace(configs[2], run=tmp_path / "alone")
+    train(alone)
+    assert_same_run(configs[2], alone)
+    measured = json.loads((folder / "summary.json").read_text())
+    nulls = [f"{names[0]}/null/{null}" for null in ("random_decoder", "random_encoder", "shuffled_targets")]
+    assert [one["run"] for one in measured] == [names[0], *nulls, *names[1:]]
+    assert [one["seed"] for one in measured] == [0, 0, 0, 0, 1, 2]
+    fvus = [one["fvu"] for one in measured if one["null"] == "none"]
+    mean = sum(fvus) / 3
+    sd = (sum((fvu - mean) ** 2 for fvu in fvus) / 2) ** 0.5
+    [line] = [line for line in (folder / "summary.txt").read_text().splitlines() if "+-" in line]
+    assert line.startswith(names[0])
+    assert f"{mean:.4f} +- {sd:.4f}" in line
+
+
+def test_seeds_beside_a_harvest_are_refused(shared, tmp_path, monkeypatch, capsys):
+    more = ("--k", "4", "--d-sae", "40", "--seed", "0,1", "--follow")
+    code, errors = command(monkeypatch, capsys, "train", *options(shared, tmp_path / "sweep", *more))
+    assert code == 1
+    assert "--follow reads the rows once, in one order; give one seed" in errors

@@ -18,18 +18,21 @@ from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
 from train.step.auxk import auxk
+from train.step.draws import draw_order, draw_prefixes
 from train.step.losses import StepResult, Sums, by_dense_latent, report
 from train.step.moments import moments_of, scale_of, view_moments
-from train.step.prefixes import draw_prefixes
 from train.step.sparse import decode_nested, weight_gradients
 from train.step.target import TargetRoot, in_plain_target
-from train.watch import LossMonitor
+from train.step.watch import LossMonitor
 
 CHUNK = 1024
 """Decoder rows touched at once on a CPU, so that they are read from memory once."""
 
 BY_LATENT = frozenset({"encoder", "decoder", "b_enc", "tokens_since_fired"})
 """State with a row, or a number, for each latent, beside the activation's."""
+
+FROZEN = {"random_decoder": frozenset({"decoder"}), "random_encoder": frozenset({"encoder"})}
+"""By null: the weights that stay as they were drawn."""
 
 WAIT_EVERY = 100
 """Steps between two that wait for a GPU; the first WAIT_EVERY steps wait too."""
@@ -97,6 +100,7 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("prefix_weights", weights, persistent=False)
         self.activation = ACTIVATIONS[config.activation](config, candidates, ranks)
         self.by_latent = BY_LATENT | {f"activation.{name}" for name in self.activation.by_latent}
+        self.frozen = FROZEN.get(config.null, frozenset())
         self.watch = LossMonitor()
         self.listed_dead: Tensor | None = None
         self.requires_grad_(False)
@@ -138,6 +142,8 @@ class TrainingTranscoder(nn.Module):
         Each process computes its rows' share, or its latents'; gradients and losses are the sums over all processes.
         """
         x, y = self.normalise(source, target)
+        if self.config.null == "shuffled_targets":
+            y = y.index_select(0, draw_order(len(y), self.config.seed, step).to(y.device, non_blocking=True))
         rows = len(x) * self.ranks.rows.world
         n_values = rows * y.shape[1]
         unit = 1 / n_values
@@ -271,6 +277,8 @@ class TrainingTranscoder(nn.Module):
 
     def renormalise(self) -> None:
         """Puts every decoder row back to norm 1 (arXiv 2309.08600), so that latents compete by what they contribute."""
+        if "decoder" in self.frozen:
+            return
         for rows in self.decoder.split(CHUNK if self.decoder.device.type == "cpu" else len(self.decoder)):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 

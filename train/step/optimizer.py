@@ -17,10 +17,12 @@ def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
 
 
 def _learnt(module: TrainingTranscoder) -> dict[float, dict[str, nn.Parameter]]:
-    """All parameters by their `lr_scale` and name, in the optimizer's order: those of scale 1 come first."""
+    """All parameters that are not frozen, by `lr_scale` and name, in the optimizer's order: those of scale 1 come first."""
     scales = {f"activation.{name}": scale for name, scale in module.activation.lr_scales.items()}
     groups: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
     for name, parameter in module.named_parameters():
+        if name in module.frozen:
+            continue
         groups.setdefault(scales.get(name, 1.0), {})[name] = parameter
     return groups
 

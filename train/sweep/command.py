@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
 
 from evaluate.metrics.results import evaluate
 from evaluate.report.figures import sweep_frontier
 from evaluate.report.images import write_images
 from store.disk.files import write_text
+from store.errors import Refused
 from store.layout import SUMMARY, SWEEP_RESULTS
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
 from train.advice import next_command
-from train.checks import check_heldout, preflight
+from train.checks import Prepared, check_heldout, preflight
 from train.config import TrainConfig
 from train.loop import train_prepared
+from train.nulls import with_nulls
 from train.sweep.config import SweepConfig
 
 EVALUATION_ROWS = 2048
@@ -26,21 +31,29 @@ def sweep(config: SweepConfig) -> str:
 
     ValueError for bad input, before anything is trained. Under torchrun only rank 0 compares; the others return "".
     """
-    configs = config.configs
-    with preflight(configs, heldout=True) as prepared:
-        transcoders = train_prepared(configs, prepared)
-    if prepared.ranks.rank != 0:
-        return ""
-    store = prepared.store if prepared.following is None else _harvested(configs[0])
-    found = evaluate(transcoders, store, "heldout", EVALUATION_ROWS, prepared.device)
-    measured = [describe(one) | figures.as_json() for one, figures in zip(configs, found, strict=True)]
     folder = config.run_directory
+    passes = passes_of(config)
+    configs = [one for each in passes for one in each]
+    transcoders = []
+    with ExitStack() as opened:
+        ready: list[Prepared] = []
+        for each in passes:
+            checked = any(before.left for before in ready)
+            ready.append(opened.enter_context(preflight(each, heldout=True, checked=checked)))
+        for each, prepared in zip(passes, ready, strict=True):
+            transcoders += train_prepared(each, prepared)
+    first = ready[0]
+    if first.ranks.rank != 0:
+        return ""
+    store = first.store if first.following is None else _harvested(configs[0])
+    found = evaluate(transcoders, store, "heldout", EVALUATION_ROWS, first.device)
+    measured = [describe(one, folder) | figures.as_json() for one, figures in zip(configs, found, strict=True)]
     write_text(folder / SWEEP_RESULTS, json.dumps(measured, indent=1) + "\n")
     text = summary(measured, store)
     write_text(folder / SUMMARY, text)
     plots = write_images(folder, {"frontier": sweep_frontier(measured)})
     paths = [folder / SUMMARY, folder / SWEEP_RESULTS, *plots]
-    best = min(measured, key=lambda one: one["fvu"])
+    best = min((one for one in measured if one["null"] == "none"), key=lambda one: one["fvu"])
     command = next_command(replace(configs[0], run=folder / best["run"]))
     return "\n".join([text, *map(str, paths), f"next, for the run with the lowest FVU: {command}"]) + "\n"
 
@@ -55,10 +68,22 @@ def _harvested(config: TrainConfig) -> Store:
     return store
 
 
-def describe(config: TrainConfig) -> dict:
-    """A run's folder, learning rate, and the line of the plot on which it lies."""
+def passes_of(config: SweepConfig) -> list[list[TrainConfig]]:
+    """The runs and nulls of each seed, which one pass over the store trains. Refused for two seeds beside a harvest, whose
+    rows can be read once."""
+    if config.follow and len(config.seed) > 1:
+        raise Refused(f"seed is {config.seed}, but --follow reads the rows once, in one order; give one seed")
+    grouped: dict[int, list[TrainConfig]] = {}
+    for one in config.configs:
+        grouped.setdefault(one.seed, []).extend(with_nulls(one))
+    return list(grouped.values())
+
+
+def describe(config: TrainConfig, folder: Path) -> dict:
+    """A run's folder in the sweep's, learning rate, seed and null, and the line of the plot on which it lies."""
     line = f"{config.architecture}, {config.d_sae:,} latents"
-    return {"run": config.run_directory.name, "line": line, "lr": config.lr}
+    run = config.run_directory.relative_to(folder).as_posix()
+    return {"run": run, "line": line, "lr": config.lr, "seed": config.seed, "null": config.null}
 
 
 def summary(measured: Sequence[dict], store: Store) -> str:
@@ -67,7 +92,7 @@ def summary(measured: Sequence[dict], store: Store) -> str:
     rows = store.manifest.n_rows("heldout")
     lines = [f"{rows:,} held-out rows of {store.directory} (fingerprint {store.fingerprint})", ""]
     lines.append(f"{'run':{width}}  {'L0':>7}  {'FVU':>6}  {'95% interval':>16}  {'dead':>6}  smallest prefix: FVU at L0")
-    for m in sorted(measured, key=lambda m: (m["line"], m["k"], m["lr"])):
+    for m in sorted(measured, key=lambda m: (options_of(m), m["seed"])):
         interval = m["ci95"]["fvu"]
         ends = f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "one document"
         fvu = next(iter(m["fvu_per_prefix"].values()))
@@ -76,4 +101,38 @@ def summary(measured: Sequence[dict], store: Store) -> str:
         lines.append(
             f"{m['run']:{width}}  {m['l0_mean']:7.1f}  {m['fvu']:.4f}  {ends:>16}  {m['dead_fraction']:6.1%}  {nested}"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *over_seeds(measured)]) + "\n"
+
+
+def options_of(measured: dict) -> tuple:
+    """Equal for runs that differ in nothing but the seed."""
+    return measured["line"], measured["k"], measured["lr"]
+
+
+ONE_SEED = "One seed was trained, so nobody knows how far another moves these figures; --seed 0,1,2 (SEEDS=3) shows it."
+OVER_SEEDS = "mean and standard deviation over seeds"
+
+
+def over_seeds(measured: Sequence[dict]) -> list[str]:
+    """A table with a line for each set of options that several seeds were trained with; a sentence where none was."""
+    grouped: dict[tuple, list[dict]] = {}
+    for m in measured:
+        grouped.setdefault(options_of(m), []).append(m)
+    several = [each for _, each in sorted(grouped.items()) if len(each) > 1]
+    if not several:
+        return ["", ONE_SEED]
+    width = max(len(OVER_SEEDS), *(len(each[0]["run"]) for each in several))
+    lines = ["", f"{OVER_SEEDS:{width}}  {'seeds':>5}  {'L0':>14}  {'FVU':>17}  {'dead':>16}"]
+    for each in several:
+        cells = [
+            spread("{:.1f}", [m["l0_mean"] for m in each]).rjust(14),
+            spread("{:.4f}", [m["fvu"] for m in each]).rjust(17),
+            spread("{:.1%}", [m["dead_fraction"] for m in each]).rjust(16),
+        ]
+        lines.append(f"{each[0]['run']:{width}}  {len(each):>5}  {'  '.join(cells)}")
+    return lines
+
+
+def spread(form: str, values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{form.format(mean(values))} +- {form.format(stdev(values))}"

@@ -1,4 +1,4 @@
-"""How to train many dictionaries: the options of `python -m train sweep`."""
+"""How to train many: the options of `python -m train sweep`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -33,10 +33,11 @@ def _activation(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(TrainConfig):
-    """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation and lr.
+    """Train many dictionaries from one pass over the store: all combinations of k, d_sae, activation, lr and seed.
 
     Several values are written with commas (32,64,128). All other options are those of `python -m train`; all runs share
-    them. Each run is bit for bit the run that it would be alone.
+    them. Each run is bit for bit the run that it would be alone. Each seed has an order of the rows of its own, and so a
+    pass of its own.
 
     The command writes a folder for each run. Beside these it writes summary.txt, summary.json and frontier.png: FVU against
     L0, on all held-out rows. Ctrl-C saves all runs, and the same command continues. With more values than before it trains
@@ -53,20 +54,28 @@ class SweepConfig(TrainConfig):
     """Mean active latents per row (L0), or several: 32,64,128."""
     lr: Annotated[tuple[float, ...], _several(float, "FLOAT")] = (4e-4,)  # type: ignore[assignment]
     """Peak learning rate of Adam, or several: 2e-4,4e-4."""
+    seed: Annotated[tuple[int, ...], _several(int, "INT")] = (0,)  # type: ignore[assignment]
+    """Seed of initialisation, data order and random prefixes, or several: 0,1,2. The runs of all but the first have it in
+    the names of their folders."""
+    nulls: bool = False
+    """Also train the three nulls of each run of the first seed, into null/ in its folder."""
 
     def __post_init__(self) -> None:
         self.configs  # noqa: B018  # refuses a bad combination at the door
 
     @property
     def configs(self) -> list[TrainConfig]:
-        """The options of each run; its folder bears its architecture, width, k and, where there are several, rate."""
+        """The options of each run, seed after seed. Its folder bears its architecture, width, k and, where there are
+        several, rate and seed; the first seed is not named, so that more seeds can be added to a sweep of one."""
         shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
         found = []
-        for activation, d_sae, k, lr in product(self.activation, self.d_sae, self.k, self.lr):
-            options = shared | {"activation": activation, "d_sae": d_sae, "k": k, "lr": lr}
+        for seed, activation, d_sae, k, lr in product(self.seed, self.activation, self.d_sae, self.k, self.lr):
+            nulls = self.nulls and seed == self.seed[0]
+            options = shared | {"activation": activation, "d_sae": d_sae, "k": k, "lr": lr, "seed": seed, "nulls": nulls}
             one = TrainConfig(**cast(dict[str, Any], options))
-            name = f"{one.architecture}_d{d_sae}_k{k}" + (f"_lr{lr:g}" if len(self.lr) > 1 else "")
-            found.append(replace(one, run=self.run_directory / name))
+            rate = f"_lr{lr:g}" if len(self.lr) > 1 else ""
+            of_seed = "" if seed == self.seed[0] else f"_seed{seed}"
+            found.append(replace(one, run=self.run_directory / f"{one.architecture}_d{d_sae}_k{k}{rate}{of_seed}"))
         return found
 
     @property

@@ -53,8 +53,10 @@ if (table) {
     const words = form?.elements.q.value.trim();
     const pattern = patternOf(words ?? "");
     const prefix = Number(form?.elements.prefix.value);
+    const stable = Number(form?.elements.stable?.value);
+    const recurs = ({ values }) => !stable || values.at(-2) >= stable;
     const matches = ({ text, values }) => !words || pattern.test(text) || String(values[0]) === words;
-    const shown = all.filter(each => matches(each) && (!prefix || each.values.at(-1) === prefix));
+    const shown = all.filter(each => matches(each) && recurs(each) && (!prefix || each.values.at(-1) === prefix));
     const value = each => each.values[by.cellIndex];
     shown.sort((a, b) => (before(value(a), value(b)) ? -1 : before(value(b), value(a)) ? 1 : 0) * (down ? -1 : 1));
     table.tBodies[0].replaceChildren(...shown.map(each => each.row));

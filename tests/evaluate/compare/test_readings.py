@@ -4,7 +4,7 @@ from evaluate.compare.verdict import name_winners, winner_at_equal_l0
 from evaluate.estimates import Estimate
 from evaluate.metrics.measurement import AtL0, Comparison, FrontierPoint, Matched, Measurement
 from evaluate.metrics.readings import readings
-from evaluate.report.comparison import verdict
+from evaluate.report.verdict import verdict
 from store.shards.reader import Store
 from tests.evaluate.report.making import measured
 

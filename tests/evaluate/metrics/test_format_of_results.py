@@ -18,10 +18,12 @@ PARTS = {
     "`max_cosine_histogram`": models.CosineHistogram,
     "`worst_rows`": models.WorstRow,
     "`letters`": models.Letter,
+    "`seeds`": models.OverSeeds,
     "`matched`": models.Matched,
     "`at_equal_l0`": models.AtL0,
     "`frontier`": models.FrontierPoint,
     "`frontier_delta_ce`, `frontier_kl`": models.FrontierEstimate,
+    "`detectable`": models.Detectable,
     "`checks`": models.Check,
 }
 

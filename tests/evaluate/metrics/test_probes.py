@@ -98,6 +98,8 @@ def test_sparse_probing_and_perturbation_of_a_perfect_latent(monkeypatch):
     found = properties(Forward(t), NORM, fit, test, {})
     assert found.sparse_probing.value == pytest.approx(1.0)
     assert found.sparse_probing_by_k["all"] == pytest.approx(1.0)
+    each = (found.sparse_probing, found.sparse_probing_2, found.sparse_probing_5, found.sparse_probing_all)
+    assert [one.value for one in each] == [found.sparse_probing_by_k[k] for k in ("1", "2", "5", "all")]
     assert found.tpp.value > -0.1
 
 

@@ -8,7 +8,7 @@ import pytest
 from evaluate.compare.files import publish
 from evaluate.compare.verdict import name_winners
 from evaluate.metrics.measurement import Measurement
-from evaluate.report.comparison import verdict
+from evaluate.report.verdict import verdict
 from store.shards.reader import Store
 from tests.evaluate.making import PATIENCE, launched, needs_chromium
 from tests.evaluate.report.making import measured
@@ -46,6 +46,27 @@ def test_text_from_the_data_is_escaped_and_figures_are_those_measured(report):
     assert len(html) < 500_000
 
 
+def test_targeted_perturbation_stands_in_the_appendix_alone_with_the_reason(tmp_path):
+    store = make_store(tmp_path / "store")
+    one = measurement("ours", 0.2, store).plus(tpp={"value": 0.1234, "ci95": (0.1, 0.2)})
+    publish(tmp_path, [one], store, tmp_path)
+    assert "0.123" not in (tmp_path / "summary.txt").read_text()
+    before, _, appendix = (tmp_path / "report.md").read_text().partition("Appendix. ")
+    assert "targeted perturbation" not in before
+    assert "arXiv 2605.18229" in appendix
+    assert "| targeted perturbation | 0.123 [0.100, 0.200] |" in appendix
+    html = (tmp_path / "report.html").read_text()
+    assert html.index('<table id="metrics">') < html.index("<h2>Appendix</h2>") < html.index("targeted perturbation")
+    assert "Appendix" not in report_without(one, store, tmp_path / "without")
+
+
+def report_without(one: Measurement, store: Store, folder: Path) -> str:
+    folder.mkdir()
+    plain = one.model_validate({key: value for key, value in one.as_json().items() if key != "tpp"})
+    publish(folder, [plain], store, folder)
+    return (folder / "report.md").read_text() + (folder / "report.html").read_text()
+
+
 def test_the_winner_is_marked_only_where_one_is_named(report):
     body = report.read_text()
     row = body[body.index("FVU<small>") :]
@@ -64,12 +85,14 @@ def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
         "ours leaves 20.0% of the variance unexplained at a mean L0 of 4.1; theirs leaves 20.0% at 4.1. "
     )
     assert "At the L0 of theirs (4.3 against 4.1): FVU 0.2000 against 0.2500, 0.0400 to 0.0600 apart." in said
-    assert "KL and delta CE: theirs is better; FVU: a tie." in said
+    assert "delta CE and KL: theirs is better" in said or "KL and delta CE: theirs is better" in said
+    assert "FVU: a tie, within chance" in said
     assert said.endswith("Only 40 held-out documents were measured, so intervals are wide.")
     assert "FVU and KL: ours is better." in verdict(both, {"fvu": "ours", "kl": "ours"})
     refused = "not judged: the transcoders were measured on different rows"
     said = verdict([both[0].plus(n_documents=50), both[1]], {"fvu": refused, "kl": refused})
-    assert said.endswith("No winner is named: the transcoders were measured on different rows.")
+    assert "No winner is named: the transcoders were measured on different rows. One seed of ours was trained" in said
+    assert "could have been told from zero" not in said
 
 
 def test_a_linear_map_that_beats_both_is_said(tmp_path):
