@@ -88,7 +88,7 @@ def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
     assert "delta CE and KL: theirs is better" in said or "KL and delta CE: theirs is better" in said
     assert "FVU: a tie, within chance" in said
     assert said.endswith("Only 40 held-out documents were measured, so intervals are wide.")
-    assert "FVU and KL: ours is better." in verdict(both, {"fvu": "ours", "kl": "ours"})
+    assert "KL and FVU: ours is better." in verdict(both, {"fvu": "ours", "kl": "ours"})
     refused = "not judged: the transcoders were measured on different rows"
     said = verdict([both[0].plus(n_documents=50), both[1]], {"fvu": refused, "kl": refused})
     assert "No winner is named: the transcoders were measured on different rows. One seed of ours was trained" in said
