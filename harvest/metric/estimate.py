@@ -120,6 +120,12 @@ def differentiable(
             handle.remove()
 
 
+def forget_gradients(model: LanguageModel) -> None:
+    """Runs one token. TransformerLens keeps the last activations of some modules, which would keep a graph in memory."""
+    with torch.no_grad():
+        model.whole.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+
+
 def gradients(
     model: LanguageModel,
     unembedding: Unembedding,
@@ -191,6 +197,7 @@ class Estimate:
         tokens = self.drawn.tokens
         at_once = max(1, TOKENS_AT_ONCE[self.model.device.type] // tokens.shape[1])
         saved = time.monotonic()
+        lanes = Lanes(self.model)
 
         def work(model: LanguageModel, start: int) -> tuple[int, dict[tuple[int, str], SiteMetric]]:
             part = slice(start, min(start + at_once, len(tokens)))
@@ -212,10 +219,13 @@ class Estimate:
 
         with tqdm(total=len(tokens), initial=self.run_already, desc="metric", unit="sequence") as bar:
             try:
-                Lanes(self.model).run(work, range(self.run_already, len(tokens), at_once), add)
+                lanes.run(work, range(self.run_already, len(tokens), at_once), add)
             except BaseException:
                 self._save()
                 raise
+            finally:
+                for model in lanes.models:
+                    forget_gradients(model)
         found: Sums = {}
         for (layer, site), sums in self.sums.items():
             check_metric(sums, sums.total.numel(), f"the metric of {site} at layer {layer}")

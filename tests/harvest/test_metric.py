@@ -227,10 +227,24 @@ class one_lane:
 
     def __init__(self, model) -> None:
         self.model = model
+        self.models = [model]
 
     def run(self, work, starts, progress) -> None:
         for start in starts:
             progress(work(self.model, start))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt2"])
+def test_a_model_keeps_no_graph_of_an_estimate(config, tiny_models, family, monkeypatch):
+    """TransformerLens's modules keep activations: a copy of the model could not be made any more."""
+    config = replace(config, model=str(tiny_models[family]), metric_sequences=0)
+    harvest(config)
+    store = open_store(config.directory)
+    model = load_model(config.model, 1, CPU, torch.float32)
+    for _ in range(2):
+        under_way = Estimate(model, {1: store}, 6, 0)
+        under_way.run()
+        model.twin()
 
 
 def test_a_harvest_killed_before_its_metric_is_not_finished(config, monkeypatch):
