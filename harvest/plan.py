@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harvest.config import HarvestConfig
+from harvest.metric.estimate import SEQUENCES, seconds_a_sequence
 from harvest.model.language_model import LanguageModel
 from harvest.opening import fitted, open_all, recipe_of
 from harvest.pool import Lanes
@@ -49,7 +50,12 @@ def plan(config: HarvestConfig, started: float | None = None) -> str:
     again = next(stream, None)
     text_seconds = 0.0 if again is None else (time.perf_counter() - first_text) / again.tokens.numel()
     recipes = {layer: recipe_of(config, layer, corpus, model, dtype) for layer in config.layers}
-    measured = replace(probe(config, model, packed, recipes), text_seconds=text_seconds, start_seconds=first_text - started)
+    measured = replace(
+        probe(config, model, packed, recipes),
+        text_seconds=text_seconds,
+        start_seconds=first_text - started,
+        metric_seconds=seconds_of_metric(config, model, packed) if config.wants_metric else 0.0,
+    )
     return describe(config, model.d_model, stores.finished_shards, measured)
 
 
@@ -67,6 +73,8 @@ class SpeedProbe:
     """Of shuffling rows and adding them up for all layers, by token."""
     start_seconds: float = 0.0
     """Until the first batch runs: libraries, the model, the first text."""
+    metric_seconds: float = 0.0
+    """Of estimating the metric, in all."""
     one_after_the_other: bool = False
     """Whether shards are made and written while the model waits, as on a CPU."""
 
@@ -74,7 +82,8 @@ class SpeedProbe:
         """How long a harvest of so many tokens into so many bytes takes."""
         running = tokens * (1 / self.tokens_per_second + self.text_seconds)
         writing = tokens * self.shard_seconds + n_bytes / self.bytes_per_second
-        return self.start_seconds + (running + writing if self.one_after_the_other else max(running, writing))
+        shards = running + writing if self.one_after_the_other else max(running, writing)
+        return self.start_seconds + shards + self.metric_seconds
 
 
 def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard, recipes: Mapping[int, Recipe]) -> SpeedProbe:
@@ -103,6 +112,12 @@ def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard, reci
         shard_seconds=(made - ran) / n_tokens,
         one_after_the_other=model.device.type == "cpu",
     )
+
+
+def seconds_of_metric(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> float:
+    """How long the metric's sequences take, from some of them."""
+    n = min(config.metric_sequences or SEQUENCES[model.device.type], config.n_shards * config.shard_sequences)
+    return n * seconds_a_sequence(model, packed.tokens, config.layers, config.sites)
 
 
 def write_seconds(place: StorePath) -> float:
@@ -148,6 +163,7 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
             "text, shards",
             f"{duration(n_tokens * (measured.text_seconds + measured.shard_seconds))} to tokenize and to shuffle",
         ),
+        ("metric", f"{duration(measured.metric_seconds)} to run training sequences back through the model, at the end"),
         ("start", f"{duration(measured.start_seconds)} for libraries, the model and the first text"),
         ("time", f"about {duration(measured.seconds(n_tokens, n_bytes))}"),
         ("limit", limit),

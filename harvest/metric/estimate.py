@@ -8,10 +8,8 @@ backward pass gives the gradients of all sites of all layers. Only the blocks fr
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import ceil
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,23 +18,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harvest.config import SITES
+from harvest.metric.draw import LABELS, Drawn, draw_labelled
 from harvest.model.language_model import LanguageModel
 from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.disk.files import write_tensors
 from store.disk.remote import Remote
-from store.errors import Refused
 from store.layout import METRIC_STATE
 from store.shards.metric import SiteMetric, check_metric
 from store.shards.reader import Store
 
 SEQUENCES = {"cpu": 48, "cuda": 256}
 """Sequences where the options do not say, by kind of device."""
-LEAST_SEQUENCES = 2
 AGREEMENT = 0.8
 """Cosine of the two halves below which a warning asks for more sequences."""
-LABELS = 0.25
-"""Share of a sequence's rows at which a label is drawn: most of the time goes into predictions over a large vocabulary."""
 LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits that are held at a time, by kind of device."""
 TOKENS_AT_ONCE = {"cpu": 1, "cuda": 4096}
@@ -47,40 +42,6 @@ log = logging.getLogger(__name__)
 
 Sums = dict[int, dict[str, SiteMetric]]
 """By layer and site."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Training sequences in the order in which they are run, drawn from all training shards."""
-
-    tokens: Int[Tensor, "sequences context"]
-    kept: Bool[Tensor, "sequences context"]
-    """Tokens that are rows."""
-
-    @classmethod
-    def of(cls, store: Store, n: int, seed: int) -> "Drawn":
-        """n sequences without replacement, or all that there are. Refused for fewer than LEAST_SEQUENCES."""
-        shards = store.manifest.of_split("train")
-        ends = torch.tensor([shard.n_sequences for shard in shards]).cumsum(0)
-        total = int(ends[-1]) if shards else 0
-        if min(n, total) < LEAST_SEQUENCES:
-            raise Refused(
-                f"the metric needs at least {LEAST_SEQUENCES} training sequences: {n} are asked for, and {store.directory} "
-                f"has {total}; harvest more TOKENS"
-            )
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
-        of_shard = torch.bucketize(order, ends, right=True)
-        tokens = torch.empty(len(order), store.manifest.recipe.context, dtype=torch.int64)
-        kept = torch.zeros_like(tokens, dtype=torch.bool)
-        for number in of_shard.unique().tolist():
-            shard = shards[number]
-            here = of_shard == number
-            within = order[here] - (ends[number] - shard.n_sequences)
-            rows = torch.zeros(shard.n_sequences * tokens.shape[1], dtype=torch.bool)
-            rows[store.array(shard, "token_index")[: shard.kept].long()] = True
-            tokens[here] = store.array(shard, "tokens").long()[within]
-            kept[here] = rows.view(shard.n_sequences, -1)[within]
-        return cls(tokens, kept)
 
 
 def sampled_scores(
@@ -147,18 +108,32 @@ def gradients(
     return {place: values.detach() for place, values in sites.items()}, dict(zip(sites, found, strict=True))
 
 
-def draw_labelled(kept: Bool[Tensor, "sequences context"], first: int, seed: int) -> Bool[Tensor, "sequences context"]:
-    """LABELS of the rows of each sequence, at least one where it has rows.
+def seconds_a_sequence(
+    model: LanguageModel, tokens: Int[Tensor, "sequences context"], layers: Sequence[int], sites: Sequence[str]
+) -> float:
+    """How long a sequence takes, from a batch on every lane, after one to warm up."""
+    lanes = Lanes(model)
+    at_once = sequences_at_once(model, tokens.shape[1])
+    names = {(layer, site): SITES[site].format(layer=layer) for layer in layers for site in sites}
+    unembedding = Unembedding.of(model)
 
-    first: number of the first of the sequences: a sequence's labels do not depend on those run beside it.
-    """
-    labelled = torch.zeros_like(kept)
-    for number, rows in enumerate(kept, start=first):
-        places = rows.nonzero().squeeze(1)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        n = ceil(LABELS * len(places))
-        labelled[number - first, places[torch.randperm(len(places), generator=generator)[:n]]] = True
-    return labelled
+    def work(lane: LanguageModel, start: int) -> None:
+        part = tokens[start : start + at_once]
+        gradients(lane, unembedding, part.long(), draw_labelled(torch.ones_like(part, dtype=torch.bool), 0, 0), names, 0)
+
+    starts = range(0, min(len(tokens), 2 * lanes.n * at_once), at_once)
+    begun = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        lanes.run(work, starts, lambda done: None)
+    seconds = time.perf_counter() - begun
+    for lane in lanes.models:
+        forget_gradients(lane)
+    return seconds / min(len(tokens), starts.stop)
+
+
+def sequences_at_once(model: LanguageModel, context: int) -> int:
+    return max(1, TOKENS_AT_ONCE[model.device.type] // context)
 
 
 class Estimate:
@@ -192,10 +167,8 @@ class Estimate:
     def run(self) -> Sums:
         """The sums over all sequences. Refused when a gradient is not finite."""
         unembedding = Unembedding.of(self.model)
-        for parameter in self.model.bridge.parameters():
-            parameter.requires_grad_(False)
         tokens = self.drawn.tokens
-        at_once = max(1, TOKENS_AT_ONCE[self.model.device.type] // tokens.shape[1])
+        at_once = sequences_at_once(self.model, tokens.shape[1])
         saved = time.monotonic()
         lanes = Lanes(self.model)
 

@@ -89,6 +89,7 @@ def load_model(
             )
     except SafetensorError as error:
         raise Damaged(f"the weights of {name} are damaged ({error}); download or copy them again") from None
+    bridge.requires_grad_(False)  # gradients are taken by activations alone
     tokenizer = bridge.tokenizer
     vocabulary = len(tokenizer.get_vocab())
     rows = text.vocab_size

@@ -14,7 +14,8 @@ from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.metric import estimate as estimating
 from harvest.metric.add import add_metric
-from harvest.metric.estimate import Estimate, draw_labelled, gradients, sampled_scores
+from harvest.metric.draw import draw_labelled
+from harvest.metric.estimate import Estimate, gradients, sampled_scores
 from harvest.model.families import FAMILIES
 from harvest.model.loading import load_model
 from harvest.model.unembedding import Unembedding

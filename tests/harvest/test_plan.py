@@ -25,6 +25,15 @@ def test_a_plan_measures_and_writes_nothing(config):
     assert not (config.store / "layer0").exists()
 
 
+def test_a_plan_counts_the_metric_that_the_harvest_will_estimate(config):
+    without = plan(replace(config, metric_sequences=0))
+    assert "metric       0 s" in without
+    lines = plan(replace(config, metric_sequences=100_000, tokens=100_000_000)).splitlines()
+    [line] = [line for line in lines if line.startswith("metric ")]
+    assert "to run training sequences back through the model" in line
+    assert "metric       0 s" not in line
+
+
 def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("harvest.space.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))

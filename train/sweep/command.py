@@ -22,6 +22,8 @@ from train.loop import train_prepared
 from train.nulls import with_nulls
 from train.sweep.config import SweepConfig
 
+COST = "estimated_kl"
+NAMES = {COST: "estimated KL", "fvu": "FVU"}
 EVALUATION_ROWS = 2048
 """Held-out rows in a step of the comparison."""
 
@@ -53,9 +55,10 @@ def sweep(config: SweepConfig) -> str:
     write_text(folder / SUMMARY, text)
     plots = write_images(folder, {"frontier": sweep_frontier(measured)})
     paths = [folder / SUMMARY, folder / SWEEP_RESULTS, *plots]
-    best = min((one for one in measured if one["null"] == "none"), key=lambda one: one["fvu"])
+    judged = COST if all(COST in one for one in measured) else "fvu"
+    best = min((one for one in measured if one["null"] == "none"), key=lambda one: one[judged])
     command = next_command(replace(configs[0], run=folder / best["run"]))
-    return "\n".join([text, *map(str, paths), f"next, for the run with the lowest FVU: {command}"]) + "\n"
+    return "\n".join([text, *map(str, paths), f"next, for the run with the lowest {NAMES[judged]}: {command}"]) + "\n"
 
 
 def _harvested(config: TrainConfig) -> Store:
@@ -91,16 +94,20 @@ def summary(measured: Sequence[dict], store: Store) -> str:
     width = max(len(m["run"]) for m in measured)
     rows = store.manifest.n_rows("heldout")
     lines = [f"{rows:,} held-out rows of {store.directory} (fingerprint {store.fingerprint})", ""]
-    lines.append(f"{'run':{width}}  {'L0':>7}  {'FVU':>6}  {'95% interval':>16}  {'dead':>6}  smallest prefix: FVU at L0")
+    weighed = all(COST in m for m in measured)
+    cost = f"  {'estimated KL':>12}" if weighed else ""
+    lines.append(
+        f"{'run':{width}}  {'L0':>7}{cost}  {'FVU':>6}  {'95% interval':>16}  {'dead':>6}  smallest prefix: FVU at L0"
+    )
     for m in sorted(measured, key=lambda m: (options_of(m), m["seed"])):
         interval = m["ci95"]["fvu"]
         ends = f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "one document"
         fvu = next(iter(m["fvu_per_prefix"].values()))
         l0 = next(iter(m["l0_per_prefix"].values()))
         nested = f"{fvu:.4f} at {l0:.1f}" if len(m["fvu_per_prefix"]) > 1 else "not nested"
-        lines.append(
-            f"{m['run']:{width}}  {m['l0_mean']:7.1f}  {m['fvu']:.4f}  {ends:>16}  {m['dead_fraction']:6.1%}  {nested}"
-        )
+        cost = f"  {m[COST]:12.4f}" if weighed else ""
+        figures = f"{m['l0_mean']:7.1f}{cost}  {m['fvu']:.4f}  {ends:>16}  {m['dead_fraction']:6.1%}"
+        lines.append(f"{m['run']:{width}}  {figures}  {nested}")
     return "\n".join([*lines, *over_seeds(measured)]) + "\n"
 
 
