@@ -8,10 +8,12 @@ by document. Runs that are finished are kept in --results, and not trained again
 
 import argparse
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
 
 from evaluate.metrics.results import evaluate
 from evaluate.model.splice import splice
@@ -19,6 +21,7 @@ from harvest.metric.estimate import Estimate
 from harvest.model.loading import model_of
 from store.cli import one_line_errors, parse
 from store.counts import parse_count
+from store.disk.files import write_tensors
 from store.shards.metric import SiteMetric
 from store.shards.reader import Store, open_store
 from train.config import TrainConfig
@@ -42,20 +45,30 @@ class Variant:
     mix: float = 0.03
 
 
-def metrics_of(store: Store, sequences: int, other_layer: int) -> tuple[dict[int, SiteMetric], SiteMetric]:
-    """The metric from several numbers of sequences, the last of them all, and that of another layer."""
+def metrics_of(store: Store, sequences: int, other_layer: int, folder: Path) -> tuple[dict[int, SiteMetric], SiteMetric]:
+    """The metric from several numbers of sequences, the last of them all, and that of another layer; kept in the folder."""
     layer = store.manifest.recipe.layer
-    model = model_of(store.manifest.recipe, CPU)
-    found = {}
-    other = SiteMetric.zeros(1)
-    for count in (*COUNTS, sequences):
-        estimate = Estimate(model, {layer: store, other_layer: store}, count, 0)
-        estimate.path = None
-        sums = estimate.run()
-        found[count] = sums[layer][SITE]
-        other = sums[other_layer][SITE]
-        print(f"{count} sequences: halves agree to {found[count].agreement:.3f}", flush=True)
-    return found, other
+    path = folder / f"metrics-{sequences}.safetensors"
+    counts = (*COUNTS, sequences)
+    if not path.exists():
+        whole = Estimate(model_of(store.manifest.recipe, CPU), {layer: store, other_layer: store}, sequences, 0)
+        whole.path = None
+        drawn = whole.drawn
+        saved = {}
+        for begin, end in pairwise((0, *counts)):  # each from where the last one ended
+            whole.drawn = replace(drawn, tokens=drawn.tokens[begin:end], kept=drawn.kept[begin:end])
+            whole.run_already = 0
+            whole.run()
+            for name, array in whole.sums[layer, SITE].arrays().items():
+                saved[f"{end}.{name}"] = array
+        saved |= {f"other.{name}": array for name, array in whole.sums[other_layer, SITE].arrays().items()}
+        write_tensors(path, saved)
+    arrays = load_file(path)
+    names = SiteMetric.zeros(1).arrays()
+    found = {count: SiteMetric(**{name: arrays[f"{count}.{name}"] for name in names}) for count in counts}
+    for count, metric in found.items():
+        print(f"{count} sequences: halves agree to {metric.agreement:.3f}", flush=True)
+    return found, SiteMetric(**{name: arrays[f"other.{name}"] for name in names})
 
 
 def as_fisher(metric: SiteMetric, fisher: torch.Tensor) -> SiteMetric:
@@ -64,8 +77,8 @@ def as_fisher(metric: SiteMetric, fisher: torch.Tensor) -> SiteMetric:
     return replace(metric, gradients=torch.stack([half, half]))
 
 
-def variants_of(store: Store, sequences: int, other_layer: int) -> list[Variant]:
-    by_count, other = metrics_of(store, sequences, other_layer)
+def variants_of(store: Store, sequences: int, other_layer: int, folder: Path) -> list[Variant]:
+    by_count, other = metrics_of(store, sequences, other_layer, folder)
     full = by_count[sequences]
     whitening = torch.linalg.pinv(full.covariance, hermitian=True, rtol=1e-6)
     found = [Variant("plain target", None)]
@@ -90,8 +103,8 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=64, help="sequences on which the language model is run")
     options = parser.parse_args()
     store = open_store(options.store)
-    variants = variants_of(store, options.sequences, options.other_layer)
-    recipe = parse(TrainConfig, expand(["--preset", "demo"]))
+    variants = variants_of(store, options.sequences, options.other_layer, options.results)
+    recipe = parse(TrainConfig, "metric", expand(["--preset", "demo"]))
     recipe = replace(recipe, store=options.store, tokens=options.tokens, check=False)
     transcoders = []
     for seed in range(options.seeds):
