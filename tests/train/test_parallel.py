@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from store.errors import Refused
 from store.shards.ring import Ring, load_trained, save
 from tests.child import python
-from tests.making import make_store
+from tests.making import make_store, with_metric
 from tests.train.making import make_config, results_of
 from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begin, configs, poison, save_again
 from train.checks import check_one_stream
@@ -47,7 +47,7 @@ class Both:
 def both(tmp_path_factory) -> Both:
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     for folder in folders:
-        make_store(folder / "store")
+        with_metric(make_store(folder / "store"))
         make_store(folder / "ring")
         save(folder / "ring", Ring(keep_shards=4))
     alone, together = map(configs, folders)

@@ -32,12 +32,14 @@ NESTING = {
         "prefix_weights": "2,1,1,1,3",
         "detach_prefixes": True,
         "step_gradients": True,
+        "target_view": "fisher",
     },
     "sae": {"source_site": "mlp_out", "target_site": "mlp_out"},
+    "fisher": {"target_view": "fisher", "skip": True},
 }
 BEGUN = [f"{activation}-nested" for activation in get_args(Activation)]
 RECIPES = ["batchtopk-recipes", "jumprelu-recipes"]
-KINDS = [*BEGUN, *RECIPES, "batchtopk-sae"]
+KINDS = [*BEGUN, *RECIPES, "batchtopk-sae", "batchtopk-fisher"]
 KINDS += [f"{activation}-{nesting}" for activation, nesting in product(("batchtopk", "gated"), ("plain", "skip", "random"))]
 """Nesting is decoded alike for all; gated alone decodes twice."""
 STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
@@ -69,6 +71,7 @@ def configs(folder: Path) -> dict[str, TrainConfig]:
         aux_k=1,
         device="cpu",
         check=False,
+        target_view="raw",
     )
     found = {"rows-followed": replace(base, follow=True, store=folder / "ring", tokens=32 * 9), "latents-bad": base}
     names = {f"latents-{kind}": kind for kind in KINDS} | {f"rows-{kind}": kind for kind in [*BEGUN, *RECIPES]} | STOPPED

@@ -66,10 +66,13 @@ def test_targets_are_centred_with_unit_mean_square(shared):
     assert y.square().mean() == pytest.approx(1, rel=1e-2)
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_loss_and_logged_fvu_are_those_of_the_artefact(shared, skip):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"skip": True}, {"prefix_weights": "2,0.5,3"}, {"prefix_weights": "2,1,3", "detach_prefixes": True}],
+)
+def test_loss_and_logged_fvu_are_those_of_the_artefact(shared, options):
     """The loss: |M (y - yhat)|^2 of every prefix, from the artefact in raw units. The log: plain FVU."""
-    config = make_config(activation="relu", prefix_sizes="5,13,40", skip=skip, aux_weight=0.0, log_every=1)
+    config = make_config(activation="relu", prefix_sizes="5,13,40", aux_weight=0.0, log_every=1, **options)
     module = trained_a_little(shared, config)
     batch = first_batch(shared, config)
     result = module.step_gradients(batch.source, batch.target)
@@ -78,7 +81,9 @@ def test_loss_and_logged_fvu_are_those_of_the_artefact(shared, skip):
     mean = torch.tensor(shared.manifest.statistics["mlp_out"].mean, dtype=torch.float64)
     errors = [artefact.prefix(size)(batch.source).double() - y for size in (5, 13, 40)]
     through = [(error @ root_of(shared).root).square().mean() / root_of(shared).mean_square for error in errors]
-    assert result.l2_loss.item() == pytest.approx(sum(through).item(), rel=1e-4)
+    weights = [float(weight) for weight in options.get("prefix_weights", "1,1,1").split(",")]
+    weighted = sum(weight * one.item() for weight, one in zip(weights, through, strict=True))
+    assert result.l2_loss.item() == pytest.approx(weighted, rel=1e-4)
     plain = [error.square().sum() / (y - mean).square().sum() for error in errors]
     torch.testing.assert_close(result.fvu_per_prefix.double(), torch.stack(plain), rtol=1e-4, atol=1e-6)
     unlogged = replace(config, log_every=2)
