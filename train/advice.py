@@ -9,6 +9,10 @@ from typing import Any
 from evaluate.training_log import read_log
 from train.config import TrainConfig
 
+FEW_STEPS = 1000
+SLOW = 5e-4
+"""A rate at or below it leaves a dictionary far from trained after fewer than FEW_STEPS steps."""
+
 
 def describe(config: TrainConfig, result: Any) -> str | None:
     """A sweep's summary as it is; for one run, its folder, the transcoder in it, its last figures and what comes next.
@@ -31,6 +35,11 @@ def warnings_of(config: TrainConfig) -> list[str]:
         found.append(
             f"warmup_steps is {config.n_warmup_steps:,}, but the run has {steps:,} steps: the rate ends its rise at "
             f"{last:.2g} of {config.lr:.2g}; leave out --warmup-steps, or give {steps // 10}"
+        )
+    if steps < FEW_STEPS and config.lr <= SLOW:
+        found.append(
+            f"lr is {config.lr:.2g}, which is for long runs, and this one has {steps:,} steps: it will leave much "
+            f"unexplained; try --lr {10 * config.lr:.2g}"
         )
     if config.n_dead_after >= tokens:
         found.append(

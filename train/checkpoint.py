@@ -108,6 +108,8 @@ def in_todays_words(saved: dict[str, Any]) -> dict[str, Any]:
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Each option that differs, as `name: saved != wanted`."""
     names = sorted(saved.keys() | wanted.keys())
+    if saved.get("target_view") != wanted.get("target_view"):
+        names = [name for name in names if name not in ("fisher_mix", "metric")]  # they follow from it
     return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
 
 

@@ -64,6 +64,9 @@ def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[T
             if epochs > MANY_EPOCHS:
                 log.warning(MANY, epochs, store.manifest.n_rows("train"))
         if ranks.rank == 0:
+            view = prepared.identities[prepared.left[0]]["target_view"]
+            if view == "raw" and configs[0].target_view == "auto" and following is None:
+                log.info("the store has no metric, so that all errors weigh alike; make metric would add it")
             for warning in dict.fromkeys(each for n in prepared.left for each in warnings_of(configs[n])):
                 log.warning("%s", warning)
         runs = [start(configs[n], store, prepared.device, prepared.identities[n], ranks) for n in prepared.left]

@@ -44,8 +44,10 @@ log = logging.getLogger(__name__)
 
 def already_trained(folder: Path, run: dict) -> Transcoder | None:
     """The finished transcoder of this run, if there is one. Refused when the folder holds a run with other options."""
-    if not (folder / TRAIN_CONFIG).exists() or not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
+    if not (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
         return None
+    if not (folder / TRAIN_CONFIG).exists():
+        raise Refused(f"{folder} holds a transcoder that was not trained here, which would be lost; give another RUN")
     saved = checkpoint.in_todays_words(json.loads((folder / TRAIN_CONFIG).read_text()))
     if saved != run:
         raise Refused(

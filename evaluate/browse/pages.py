@@ -57,6 +57,7 @@ class Pages:
         return self.render(
             "runs.html",
             runs=ordered,
+            columns=[label for label in shown_in("runs") if any(label.key in run.figures for run in ordered)],
             results=self.results,
             q=query.get("q", ""),
             by=by,

@@ -29,7 +29,7 @@ def verdict(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
 def costs(measured: Sequence[Measurement]) -> list[str]:
     """A sentence that says what each costs the language model, at its own L0; none where that was not measured."""
     said = [f"{m.name} costs the language model {cost}" for m in measured if (cost := _cost(m))]
-    return [f"In the place of the MLP {'; '.join(said)}."] if len(said) == len(measured) else []
+    return [f"In the place of the MLP, {'; '.join(said)}."] if len(said) == len(measured) else []
 
 
 def _cost(m: Measurement) -> str:
@@ -51,11 +51,17 @@ def _between_own(other: Measurement) -> str:
 
 
 def beaten_by(measured: Sequence[Measurement]) -> list[str]:
-    """A sentence where a trivial predictor explains more than both transcoders."""
-    best = min((m for m in measured if m.trivial), key=lambda m: m.fvu, default=None)
-    if best is None or best.fvu >= min(m.fvu for m in measured[:2]):
-        return []
-    return [f"A linear map beats both: {best.name} leaves {best.fvu:.1%}."]
+    """A sentence for each metric in which a trivial predictor is better than both transcoders."""
+    said = []
+    for label in shown_in("headline"):
+        figures = [m.value(label.key) for m in measured[:2]]
+        trivial = [(value, m.name) for m in measured if m.trivial and (value := m.value(label.key)) is not None]
+        if label.better != "lower" or not trivial or None in figures:
+            continue
+        value, name = min(trivial)
+        if value < min(figure for figure in figures if figure is not None):
+            said.append(f"A trivial predictor beats both in {label.brief}: {name}, {label.form.format(value)}.")
+    return said
 
 
 def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 def add_metric(config: MetricConfig) -> str:
     """A line for every store. Refused where they were not harvested together, Busy where another process writes one."""
-    stores = {layer: open_store(directory) for layer, directory in config.directories.items()}
+    opened = [open_store(directory) for directory in config.directories.values()]
+    stores = {store.manifest.recipe.layer: store for store in opened}
     first = stores[min(stores)]
     for store in stores.values():
         check_same_rows(first, store, "train")
@@ -63,10 +64,12 @@ def estimate(stores: Mapping[int, Store], model: LanguageModel, sequences: int |
     if worst < AGREEMENT:
         log.warning(
             "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: "
-            "python -m harvest metric --force --sequences %d",
+            "python -m harvest metric --force --sequences %d --layer %s --store %s",
             worst,
             AGREEMENT,
             4 * n,
+            ",".join(map(str, stores)),
+            stores[min(stores)].directory if len(stores) == 1 else stores[min(stores)].directory.parent,
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from store.errors import Refused
@@ -61,3 +61,13 @@ def draw_labelled(kept: Bool[Tensor, "sequences context"], first: int, seed: int
         n = ceil(LABELS * len(places))
         labelled[number - first, places[torch.randperm(len(places), generator=generator)[:n]]] = True
     return labelled
+
+
+def cached_rows(store: Store, site: str, tokens: Int[Tensor, " context"]) -> Float[Tensor, "context d"]:
+    """What a store holds of a training sequence, in the order of its tokens."""
+    for shard in store.manifest.of_split("train"):
+        same = (store.array(shard, "tokens").long() == tokens).all(1).nonzero().squeeze(1)
+        if len(same):
+            order = store.array(shard, "token_index").long().argsort().view(-1, len(tokens))
+            return store.array(shard, site)[order[same[0]]].float()
+    raise Refused(f"{store.directory} does not hold a sequence that was drawn from it; verify it: make verify")

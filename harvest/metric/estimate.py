@@ -18,12 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harvest.config import SITES
-from harvest.metric.draw import LABELS, Drawn, draw_labelled
+from harvest.metric.draw import LABELS, Drawn, cached_rows, draw_labelled
 from harvest.model.language_model import LanguageModel
 from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.disk.files import write_tensors
 from store.disk.remote import Remote
+from store.errors import Refused
 from store.layout import METRIC_STATE
 from store.shards.metric import SiteMetric, check_metric
 from store.shards.reader import Store
@@ -36,6 +37,8 @@ LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits that are held at a time, by kind of device."""
 TOKENS_AT_ONCE = {"cpu": 1, "cuda": 4096}
 """Tokens of one backward pass, by kind of device; at least one sequence."""
+APART = 0.1
+"""Relative difference of a sequence's activations from the store's above which they are others. bfloat16 makes 0.01."""
 SAVE_EVERY = 30.0
 """Seconds between two saves of an estimate under way."""
 log = logging.getLogger(__name__)
@@ -148,6 +151,7 @@ class Estimate:
     def __init__(self, model: LanguageModel, stores: Mapping[int, Store], n: int, seed: int) -> None:
         first = stores[min(stores)]
         self.model = model
+        self.stores = stores
         self.seed = seed
         self.drawn = Drawn.of(first, n, seed)
         self.path = None if isinstance(first.directory, Remote) else first.directory / METRIC_STATE
@@ -177,6 +181,8 @@ class Estimate:
             kept = self.drawn.kept[part]
             labelled = draw_labelled(kept, start, self.seed)
             sites, found = gradients(model, unembedding, tokens[part], labelled, self.names, self.seed * 1_000_003 + start)
+            if start == 0:
+                check_sites(sites, self.stores, tokens[0])
             return part.stop, {place: sums_of(sites[place], found[place], kept, labelled, start) for place in sites}
 
         def add(done: tuple[int, dict[tuple[int, str], SiteMetric]]) -> None:
@@ -236,6 +242,20 @@ class Estimate:
             log.warning("%s cannot be read (%s): beginning anew", self.path, error)
             return
         log.info("continuing after %d sequences of %d", self.run_already, len(self.drawn.tokens))
+
+
+def check_sites(
+    sites: Mapping[tuple[int, str], Tensor], stores: Mapping[int, Store], tokens: Int[Tensor, " context"]
+) -> None:
+    """Refused unless the first sequence's sites are the rows that the stores hold of it."""
+    for (layer, site), values in sites.items():
+        rows = cached_rows(stores[layer], site, tokens)
+        apart = float((values[0].float().cpu() - rows).norm() / rows.norm())
+        if apart > APART:
+            raise Refused(
+                f"{site} of layer {layer} is not what {stores[layer].directory} holds of it (relative difference "
+                f"{apart:.2f}): the store was made by another model, or of another layer; harvest again"
+            )
 
 
 def sums_of(

@@ -20,6 +20,9 @@ from store.shards.reader import open_store
 MODEL_ONLY = {
     "delta_ce",
     "kl",
+    "estimated_kl",
+    "estimated_kl_spliced",
+    "estimated_kl_correlation",
     "ce_recovered",
     "ce_clean",
     "ce_mean_ablated",
@@ -35,7 +38,7 @@ MODEL_ONLY = {
     "recurring_share",
     "pw_mcc",
 }
-"""Metrics that need the language model, its tokenizer or other seeds, which the comparison of these tests leaves out."""
+"""Metrics that need the language model, its tokenizer, a metric or other seeds; the comparison of these tests has none."""
 
 
 @pytest.fixture
@@ -59,6 +62,7 @@ def test_metrics_in_which_a_winner_is_named_have_a_direction():
         "cosine_similarity": False,
         "delta_ce": True,
         "kl": True,
+        "estimated_kl": True,
     }
     assert all(label.better for label in LABELS if label.judged)
     assert {label.key for label in shown_in("headline")} <= judged().keys()

@@ -141,9 +141,9 @@ def test_the_estimate_comes_to_the_fisher_matrix_of_full_jacobians(config, tiny_
     store = open_store(config.directory)
     model = load_model(config.model, 1, CPU, torch.float32)
     found = 0
-    for seed in range(40):
-        under_way = Estimate(model, {1: store}, 8, seed)
-        found = found + under_way.run()[1]["mlp_out"].fisher / 40
+    for seed in range(60):
+        under_way = Estimate(model, {1: store}, 4, seed)
+        found = found + under_way.run()[1]["mlp_out"].fisher / 60
         under_way.forget()
     exact = exact_fisher(str(tiny_models["gemma2"]), under_way.drawn.tokens, under_way.drawn.kept)
     cosine = (found * exact).sum() / found.norm() / exact.norm()
@@ -304,6 +304,20 @@ def test_faults_are_named(config, tmp_path):
         read_as({"total.mlp_out": lambda array: array * torch.nan})
     with pytest.raises(Refused, match="no gradients"):
         read_as({"gradients.mlp_out": torch.zeros_like})
+
+
+def test_the_metric_is_of_the_store_s_layer_whatever_layer_the_command_names(config):
+    """`make metric STORE=...` names layer 8 by default."""
+    harvest(replace(config, metric_sequences=12))
+    store = open_store(config.directory)
+    before = read_metric(store, "mlp_out")
+    add_metric(MetricConfig(store=config.store, sequences=12, device="cpu", force=True))
+    after = read_metric(open_store(config.directory), "mlp_out")
+    torch.testing.assert_close(after.total, before.total)
+    torch.testing.assert_close(after.gradients, before.gradients)
+    model = load_model(config.model, 2, CPU, torch.float32)
+    with pytest.raises(Refused, match=r"of layer 2 is not what .* holds of it"):
+        Estimate(model, {2: store}, 4, 0).run()
 
 
 def test_too_few_sequences_and_other_stores_are_refused(config, caplog):

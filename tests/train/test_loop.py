@@ -455,3 +455,12 @@ def test_the_bar_says_that_the_first_step_compiles_and_times_the_others(store, t
     assert before == "compiling the first step"
     assert not after
     assert again - started >= 0.2
+
+
+def test_a_transcoder_that_was_not_trained_here_is_not_written_over(config):
+    train(config)
+    (config.run_directory / "train_config.json").unlink()
+    weights = (config.run_directory / "transcoder.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="not trained here, which would be lost; give another RUN"):
+        train(config)
+    assert (config.run_directory / "transcoder.safetensors").read_bytes() == weights

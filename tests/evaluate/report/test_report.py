@@ -99,7 +99,7 @@ def test_a_linear_map_that_beats_both_is_said(tmp_path):
     store = make_store(tmp_path / "store")
     both = [measurement("ours", 0.2, store), measurement("theirs", 0.2, store)]
     linear = measurement("least squares", 0.138, store).plus(trivial=True)
-    assert "A linear map beats both: least squares leaves 13.8%." in verdict([*both, linear], {"fvu": "tie"})
+    assert "A trivial predictor beats both in FVU: least squares, 0.1380." in verdict([*both, linear], {"fvu": "tie"})
     worse = linear.plus(fvu=0.21)
     assert "linear map" not in verdict([*both, worse], {"fvu": "tie"})
 

@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvest.text.tokens import Piece, SpecialTokens, pack, tokenize
@@ -90,6 +90,7 @@ def test_long_documents_lie_in_one_split_whole_but_for_their_end(lengths, n_sequ
         assert own == documents[number - 1][: len(own)]
 
 
+@settings(max_examples=30)
 @given(lengths=LONG, n_sequences=st.integers(1, 3), context=st.integers(2, 7))
 def test_packing_resumes_at_any_shard_of_long_documents(lengths, n_sequences, context):
     documents = numbered(lengths)

@@ -144,8 +144,12 @@ def test_a_shard_deleted_under_a_running_loader_does_no_harm_or_is_named(store: 
     begun = [next(running).target]
     for shard in store.manifest.of_split("train"):
         (store.directory / shard.name).unlink()
-    begun += [batch.target for batch in running]  # what is open stays readable
-    assert all(torch.equal(a, b) for a, b in zip(begun, expected, strict=True))
+    try:
+        begun += [batch.target for batch in running]  # what is open stays readable
+        assert len(begun) == len(expected)
+    except ValueError as named:  # what was not open yet
+        assert "cannot be read" in str(named)  # noqa: PT017
+    assert all(torch.equal(a, b) for a, b in zip(begun, expected, strict=False))
     with pytest.raises(ValueError, match=r"shard-0000\d\.safetensors cannot be read"):
         next(late)
 
