@@ -101,7 +101,14 @@ def test_a_linear_map_that_beats_both_is_said(tmp_path):
     linear = measurement("least squares", 0.138, store).plus(trivial=True)
     assert "A trivial predictor beats both in FVU: least squares, 0.1380." in verdict([*both, linear], {"fvu": "tie"})
     worse = linear.plus(fvu=0.21)
-    assert "linear map" not in verdict([*both, worse], {"fvu": "tie"})
+    assert "trivial predictor" not in verdict([*both, worse], {"fvu": "tie"})
+    costly = [one.plus(estimated_kl=cost) for one, cost in zip([*both, worse], (0.03, 0.04, 0.02), strict=True)]
+    said = verdict(costly, {"fvu": "tie"})
+    assert "A trivial predictor beats both in estimated KL: least squares, 0.0200." in said
+    assert said.startswith(
+        "In the place of the MLP, ours costs the language model an estimated KL of 0.0300 nats; theirs costs the language "
+        "model an estimated KL of 0.0400 nats. "
+    )
 
 
 def test_the_markdown_table_has_the_same_figures_and_names_the_winner(report):
