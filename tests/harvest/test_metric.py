@@ -137,18 +137,18 @@ def exact_fisher(folder: str, tokens: torch.Tensor, kept: torch.Tensor) -> torch
 
 
 def test_the_estimate_comes_to_the_fisher_matrix_of_full_jacobians(config, tiny_models):
-    harvest(replace(config, tokens=16 * 16, metric_sequences=0))
+    harvest(replace(config, shard_tokens=32, tokens=64, metric_sequences=0))  # two training sequences
     store = open_store(config.directory)
     model = load_model(config.model, 1, CPU, torch.float32)
     found = 0
     for seed in range(60):
-        under_way = Estimate(model, {1: store}, 4, seed)
+        under_way = Estimate(model, {1: store}, 2, seed)
         found = found + under_way.run()[1]["mlp_out"].fisher / 60
         under_way.forget()
     exact = exact_fisher(str(tiny_models["gemma2"]), under_way.drawn.tokens, under_way.drawn.kept)
     cosine = (found * exact).sum() / found.norm() / exact.norm()
-    assert cosine > 0.97
-    assert found.trace().item() == pytest.approx(exact.trace().item(), rel=0.1)
+    assert cosine > 0.95
+    assert found.trace().item() == pytest.approx(exact.trace().item(), rel=0.15)
 
 
 def test_a_harvest_ends_with_the_metric_of_all_its_layers(config):
