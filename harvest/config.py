@@ -168,6 +168,8 @@ class HarvestConfig(Options):
             raise Refused(f"compression is {self.compression!r}; choose none or zstd")
         if self.format != "zarr" and self.compression != "none":
             raise Refused(f"compression is {self.compression}, but {self.format} has none; give --format zarr with it")
+        if self.metric_sequences == 1:
+            raise Refused("metric_sequences is 1, but the metric needs 2 sequences at least; give more, or 0 for none")
         if self.keep_shards is not None and self.metric_sequences:
             raise Refused(
                 f"metric_sequences is {self.metric_sequences}, but keep_shards deletes the shards that the metric needs; "

@@ -22,6 +22,7 @@ from harvest.space import refuse_what_does_not_fit
 from harvest.text.corpus import Corpus
 from harvest.text.stream import packed_from
 from store.counts import share
+from store.errors import Refused
 from store.layout import METRIC_STATE
 from store.shards.manifest import Manifest, load_manifest
 from store.shards.reader import open_store
@@ -59,7 +60,8 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
             writers[layer] = stack.enter_context(writer)
         refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
-        announce_metric(config, writers)
+        if rank.index == 0:
+            announce_metric(config, writers)
         n_shards = _fill(config, corpus, model, writers, rank, ring)
         if rank.index == 0:
             _wait_for_ranks(writers, n_shards, ring)
@@ -205,11 +207,15 @@ def _add_metric(config: HarvestConfig, writers: dict[int, StoreWriter], model: L
     """Estimates the stores' metric, unless it is there, or not wanted."""
     stores = {layer: open_store(writer.directory) for layer, writer in writers.items()}
     if config.wants_metric and any(lacks_metric(store) for store in stores.values()):
-        if any(not store.manifest.of_split("train") for store in stores.values()):
-            return
-        estimate(stores, model, config.metric_sequences)
+        try:
+            estimate(stores, model, config.metric_sequences)
+        except Refused as error:
+            log.warning("the shards are finished, but the store has no metric: %s", error)
         for layer, writer in writers.items():
             writer.manifest = load_manifest(stores[layer].directory)
+    directory = stores[min(stores)].directory
+    if config.wants_metric and isinstance(directory, Path):
+        (directory / METRIC_STATE).unlink(missing_ok=True)
 
 
 def _note_repeats(config: HarvestConfig) -> None:

@@ -201,7 +201,15 @@ class Run:
         limit = self.config.heldout_rows
         forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k, sizes=self.config.prefixes)
         [measured], facts = measure_rows(
-            [now], self.store, "heldout", min(2048, limit), self.module.encoder.device, limit, quiet=True, forward=forward
+            [now],
+            self.store,
+            "heldout",
+            min(2048, limit),
+            self.module.encoder.device,
+            limit,
+            quiet=True,
+            forward=forward,
+            cost=False,
         )
         found = sums_of(measured, facts)
         return HeldoutRecord(

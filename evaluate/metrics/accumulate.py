@@ -103,11 +103,13 @@ def measure_rows(
     limit: int | None = None,
     quiet: bool = False,
     forward: Callable[[Transcoder], Forward] = Forward,
+    cost: bool = True,
 ) -> tuple[list[Accumulator], RowStatistics]:
     """What every transcoder does with the kept rows of a split (or the first `limit`): one pass, the same batches for all.
 
     A first pass without transcoders finds the mean of the target and the outliers. Refused when the transcoders do not
-    read and predict the same sites. A transcoder that is part of one runs as `forward` says.
+    read and predict the same sites. A transcoder that is part of one runs as `forward` says. Without `cost` the store's
+    metric, which may be large, is not read.
     """
     in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
     mean, inlier, squares = target_mean_and_outliers(in_order("means"), device)
@@ -117,8 +119,8 @@ def measure_rows(
     by_dimension = torch.zeros_like(mean)
     shift = torch.zeros_like(mean)
     start = 0
-    metric = read_metric(store.target_side, sites_of(transcoders)[1])
-    fisher = None if metric is None else metric.fisher
+    metric = read_metric(store.target_side, sites_of(transcoders)[1]) if cost else None
+    fisher = None if metric is None else metric.fisher.float().to(device)
     accumulators = [Accumulator(transcoder.to(device), n, forward, fisher) for transcoder in transcoders]
     norm = store.norm.to(device)
     families = [(members, SharedEncoder([a.forward for a in members])) for members in by_encoder(accumulators)]

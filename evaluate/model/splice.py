@@ -219,7 +219,10 @@ def splice(
         beside = beside_mlp(part, lane).to(device)
         counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
-        estimated = [] if fisher is None else [estimated_kl(put_in, part.target.to(device), fisher)[:, :, :-1][:, counted]]
+        estimated = []
+        if fisher is not None:
+            some = [estimated_kl(outputs, part.target.to(device), fisher) for outputs in put_in.split(OUTPUTS_AT_ONCE)]
+            estimated.append(torch.cat(some)[:, :, :-1][:, counted])
         hidden = torch.cat([_after(lane, part, beside + outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
         ce, kl = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
         return part.document[:, :-1][counted], torch.cat([ce, kl, *estimated]).T.cpu()

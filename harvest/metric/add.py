@@ -12,7 +12,7 @@ from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
 from store.devices import resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
-from store.shards.manifest import save_manifest
+from store.shards.manifest import load_manifest, save_manifest
 from store.shards.metric import damage_of_metric, save_metric
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, open_store
@@ -57,7 +57,8 @@ def estimate(stores: Mapping[int, Store], model: LanguageModel, sequences: int |
         log.warning("the store has %d training sequences, and the metric is estimated from these", n)
     found = under_way.run()
     for layer, store in stores.items():
-        manifest = save_metric(store.directory, store.manifest, found[layer], n, seed)
+        whole = load_manifest(store.directory)  # an open store lacks the shards that a ring has deleted
+        manifest = save_metric(store.directory, whole, found[layer], n, seed)
         save_manifest(store.directory, manifest)
     under_way.forget()
     worst = min(one.agreement for sites in found.values() for one in sites.values())

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+import xxhash
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -33,7 +34,7 @@ SEQUENCES = {"cpu": 48, "cuda": 256}
 """Sequences where the options do not say, by kind of device."""
 AGREEMENT = 0.8
 """Cosine of the two halves below which a warning asks for more sequences."""
-LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 """Logits that are held at a time, by kind of device."""
 TOKENS_AT_ONCE = {"cpu": 1, "cuda": 4096}
 """Tokens of one backward pass, by kind of device; at least one sequence."""
@@ -99,14 +100,14 @@ def gradients(
     seed: int,
 ) -> tuple[dict[tuple[int, str], Tensor], dict[tuple[int, str], Tensor]]:
     """The sites of some sequences, and the gradients by them of the log-likelihood of labels at the labelled rows."""
-    generator = torch.Generator(model.device).manual_seed(seed)
+    there = unembedding.weight.device  # another than the last block's where a model is spread over devices
+    generator = torch.Generator(there).manual_seed(seed)
     with differentiable(model, names, min(layer for layer, _ in names)) as sites:
         hidden = model.whole.base_model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state
         with torch.no_grad():
             by_hidden = torch.zeros_like(hidden)
-            by_hidden[labelled.to(hidden.device)] = sampled_scores(
-                unembedding, hidden[labelled.to(hidden.device)], generator
-            ).to(hidden.dtype)
+            rows = labelled.to(hidden.device)
+            by_hidden[rows] = sampled_scores(unembedding, hidden[rows].to(there), generator).to(hidden)
         found = torch.autograd.grad(hidden, list(sites.values()), by_hidden)
     return {place: values.detach() for place, values in sites.items()}, dict(zip(sites, found, strict=True))
 
@@ -165,6 +166,7 @@ class Estimate:
             "sequences": len(self.drawn.tokens),
             "seed": seed,
             "labels": LABELS,
+            "drawn": xxhash.xxh3_64_hexdigest(self.drawn.tokens.numpy().tobytes()),
         }
         self._resume()
 
@@ -188,10 +190,9 @@ class Estimate:
         def add(done: tuple[int, dict[tuple[int, str], SiteMetric]]) -> None:
             nonlocal saved
             stop, found = done
-            for place, one in found.items():
-                self.sums[place] = self.sums[place].plus(one)
+            sums = {place: self.sums[place].plus(one) for place, one in found.items()}
             bar.update(stop - self.run_already)
-            self.run_already = stop
+            self.sums, self.run_already = sums, stop  # in one statement: Ctrl-C saves both or neither
             if time.monotonic() - saved > SAVE_EVERY:
                 self._save()
                 saved = time.monotonic()

@@ -141,6 +141,8 @@ def check_metric(metric: SiteMetric, width: int, name: str) -> None:
     if found != width:
         raise Refused(f"{name} is of width {found}, the site of width {width}; {CURE}")
     if not all(bool(torch.isfinite(array).all()) for array in metric.arrays().values()):
-        raise Refused(f"{name} is not finite; {CURE}, with --compute-dtype float32")
-    if not metric.rows.sum() or not metric.gradients.any():
-        raise Refused(f"{name} holds no gradients; {CURE}")
+        raise Refused(
+            f"{name} is not finite; train with --target-view raw, or harvest another STORE with --compute-dtype float32"
+        )
+    if not metric.rows.all() or not metric.gradients.flatten(1).any(1).all():
+        raise Refused(f"{name} holds no gradients of even or of odd sequences; {CURE}, from more --sequences")

@@ -23,8 +23,9 @@ from harvest.preflight import visit
 from harvest.store_config import MetricConfig
 from store.errors import Damaged, Refused
 from store.shards.manifest import load_manifest
-from store.shards.metric import read_metric
+from store.shards.metric import SiteMetric, read_metric
 from store.shards.reader import open_store
+from store.shards.ring import Ring, save
 from tests.harvest.model.making import N_LAYERS, TINY, save_tiny
 from tests.making import BOS
 
@@ -302,7 +303,7 @@ def test_faults_are_named(config, tmp_path):
         )
     with pytest.raises(Refused, match="not finite"):
         read_as({"total.mlp_out": lambda array: array * torch.nan})
-    with pytest.raises(Refused, match="no gradients"):
+    with pytest.raises(Refused, match="no gradients of even or of odd"):
         read_as({"gradients.mlp_out": torch.zeros_like})
 
 
@@ -318,6 +319,59 @@ def test_the_metric_is_of_the_store_s_layer_whatever_layer_the_command_names(con
     model = load_model(config.model, 2, CPU, torch.float32)
     with pytest.raises(Refused, match=r"of layer 2 is not what .* holds of it"):
         Estimate(model, {2: store}, 4, 0).run()
+
+
+def test_a_ring_s_manifest_keeps_its_deleted_shards(config):
+    harvest(replace(config, metric_sequences=0))
+    before = load_manifest(config.directory)
+    deleted = next(shard for shard in before.shards if shard.split == "train")
+    save(config.directory, Ring(keep_shards=4, deleted=1))
+    (config.directory / deleted.name).unlink()
+    add_metric(MetricConfig(layer=1, store=config.store, sequences=8, device="cpu"))
+    after = load_manifest(config.directory)
+    assert after.metric is not None
+    assert after.shards == before.shards
+
+
+def test_ctrl_c_between_two_sites_counts_no_batch_twice(config, monkeypatch):
+    harvest(replace(config, metric_sequences=0))
+    wanted = MetricConfig(layer=1, store=config.store, sequences=12, device="cpu")
+    add_metric(wanted)
+    whole = (config.store / "metric.safetensors").read_bytes()
+    calls = []
+
+    def interrupted(self, other, real=SiteMetric.plus):
+        calls.append(other)
+        if len(calls) == 8:  # the second site of the fourth sequence
+            raise KeyboardInterrupt
+        return real(self, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SiteMetric, "plus", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            add_metric(replace(wanted, force=True))
+    add_metric(replace(wanted, force=True))
+    assert (config.store / "metric.safetensors").read_bytes() == whole
+
+
+def test_too_little_text_for_a_metric_is_a_warning_at_the_end_of_a_harvest(config, caplog):
+    few = replace(config, shard_tokens=16, tokens=32)
+    [manifest] = harvest(few)
+    assert manifest.metric is None
+    assert "the store has no metric: the metric needs at least 2 training sequences" in caplog.text
+    assert visit(few).finished is not None
+    with pytest.raises(Refused, match="metric_sequences is 1"):
+        replace(config, metric_sequences=1)
+
+
+def test_a_state_of_a_smaller_store_is_not_taken_up(config):
+    harvest(replace(config, metric_sequences=0))
+    model = load_model(config.model, 1, CPU, torch.float32)
+    small = Estimate(model, {1: open_store(config.directory)}, 4, 0)
+    small._save()
+    harvest(replace(config, tokens=2 * config.tokens, metric_sequences=0))
+    large = Estimate(model, {1: open_store(config.directory)}, 4, 0)
+    assert small.identity != large.identity
 
 
 def test_too_few_sequences_and_other_stores_are_refused(config, caplog):
