@@ -16,6 +16,8 @@ from evaluate.rows import places, rows_in_order
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 
+ROUNDING = 1e-9
+"""Share of the squared weight below which pairs of different rows have none."""
 DIRECTIONS = 1024
 """Latents, at most, that random directions stand in for."""
 
@@ -25,7 +27,7 @@ def monosemanticity(firings: RowFirings, target: Float[Tensor, "rows d_out"]) ->
 
     MS = sum over rows n != m of a_n a_m cos(e_n, e_m) / sum of a_n a_m. They embed images with another encoder; here e is
     `target`, the row's mlp_out about the mean at length 1, which the latent's encoder does not read. NaN where a latent
-    fires on fewer than LEAST rows.
+    fires on fewer than LEAST rows, or with all its weight on one of them.
     """
     shape = (firings.d_sae, firings.rows)
     weights = scipy.sparse.csr_array((firings.value.double(), (firings.latent, firings.row)), shape=shape)
@@ -33,7 +35,7 @@ def monosemanticity(firings: RowFirings, target: Float[Tensor, "rows d_out"]) ->
     alone = np.asarray(weights.multiply(weights).sum(1)).ravel()
     total = np.asarray(weights.sum(1)).ravel()
     pairs = total**2 - alone
-    enough = np.diff(weights.indptr) >= LEAST
+    enough = (np.diff(weights.indptr) >= LEAST) & (pairs > ROUNDING * total**2)
     score = np.full(firings.d_sae, np.nan)
     score[enough] = ((summed**2).sum(1)[enough] - alone[enough]) / pairs[enough]
     return torch.from_numpy(score)

@@ -71,6 +71,14 @@ def test_one_meaning_scores_one_and_a_stray_row_costs_what_it_weighs():
     assert monosemanticity(stray, TARGET).item() == pytest.approx(12 / 20)  # 4 x 3 of 5 x 4 ordered pairs are alike
 
 
+def test_a_latent_with_all_its_weight_on_one_row_has_no_pairs():
+    """Rows that project alike on a random direction lie at its threshold, and weigh nothing."""
+    row = torch.arange(6)
+    target = torch.nn.functional.normalize(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    value = torch.tensor([1.0, 0, 0, 0, 0, 0])
+    assert torch.isnan(monosemanticity(RowFirings(row, torch.zeros(6, dtype=torch.long), value, 6, 1), target)).all()
+
+
 def test_latents_that_always_fire_together_are_counted_as_such():
     rows, latents = [0, 1, 2, 3, 4] * 2 + [1, 2, 3, 4, 5], [0] * 5 + [1] * 5 + [2] * 5
     assert coactivation(by_hand(rows, latents, [1.0] * 15)).tolist() == pytest.approx([1.0, 1.0, 0.8])
