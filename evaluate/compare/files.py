@@ -16,7 +16,7 @@ from store.disk.files import hash_file, write_text
 from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
 from store.shards.reader import Store
 
-DEFINITIONS = 2
+DEFINITIONS = 3
 """Counts the changes of what a figure means. Results of earlier definitions are measured again."""
 
 
