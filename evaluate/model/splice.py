@@ -64,13 +64,11 @@ def sequences_of(
 ) -> Sequences:
     """Sequences of a shard with their cached rows, kept and excluded alike, in token order."""
     tokens = store.array(shard, "tokens").long()
-    order = store.array(shard, "token_index").long().argsort()
     first_document = shard.first_document - (shard.name in going_on(store.manifest.shards))
     document = torch.from_numpy(documents_of(tokens.numpy(), store.manifest.recipe.excluded_tokens))
-    excluded = torch.ones(tokens.numel(), dtype=torch.bool)
-    excluded[store.array(shard, "token_index")[: shard.kept].long()] = False
-    excluded = excluded.view_as(tokens)
-    rows = order.view_as(tokens)[wanted]
+    row_of_token = store.row_of_token(shard)
+    excluded = row_of_token >= shard.kept
+    rows = row_of_token[wanted]
     sites = {source_site, "mlp_out", "resid_mid"} & set(store.manifest.recipe.sites)
     cached = {site: store.array(shard, site)[rows].float() for site in sorted(sites)}
     return Sequences(

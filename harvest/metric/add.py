@@ -78,5 +78,5 @@ def described(store: Store) -> str:
     """The metric of a store, for people."""
     info = store.manifest.metric
     assert info is not None
-    agree = ", ".join(f"{site} {cosine:.3f}" for site, cosine in info.agreement.items())
-    return f"{store.directory}: metric from {info.sequences:,} sequences, {info.rows:,} rows; its halves agree to {agree}"
+    drawn = f"{info.sequences:,} sequences, {info.rows:,} rows"
+    return f"{store.directory}: metric from {drawn}; its halves agree to {info.agreement_in_words}"

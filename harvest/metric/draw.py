@@ -42,10 +42,8 @@ class Drawn:
             shard = shards[number]
             here = of_shard == number
             within = order[here] - (ends[number] - shard.n_sequences)
-            rows = torch.zeros(shard.n_sequences * tokens.shape[1], dtype=torch.bool)
-            rows[store.array(shard, "token_index")[: shard.kept].long()] = True
             tokens[here] = store.array(shard, "tokens").long()[within]
-            kept[here] = rows.view(shard.n_sequences, -1)[within]
+            kept[here] = store.kept_tokens(shard)[within]
         return cls(tokens, kept)
 
 
@@ -68,6 +66,5 @@ def cached_rows(store: Store, site: str, tokens: Int[Tensor, " context"]) -> Flo
     for shard in store.manifest.of_split("train"):
         same = (store.array(shard, "tokens").long() == tokens).all(1).nonzero().squeeze(1)
         if len(same):
-            order = store.array(shard, "token_index").long().argsort().view(-1, len(tokens))
-            return store.array(shard, site)[order[same[0]]].float()
+            return store.array(shard, site)[store.row_of_token(shard)[same[0]]].float()
     raise Refused(f"{store.directory} does not hold a sequence that was drawn from it; verify it: make verify")

@@ -18,8 +18,9 @@ from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.layout import METRIC_FILE
 from store.shards.manifest import Manifest, MetricInfo
-from store.shards.reader import Store
+from store.shards.reader import Store, damage_of
 
+ARRAYS = ("gradients", "rows", "products", "total")
 CURE = "run `make metric` to estimate it again"
 
 
@@ -53,7 +54,7 @@ class SiteMetric:
 
     def arrays(self) -> dict[str, Tensor]:
         """The sums, by name."""
-        return {name: vars(self)[name] for name in ("gradients", "rows", "products", "total")}
+        return {name: vars(self)[name] for name in ARRAYS}
 
     @cached_property
     def fisher(self) -> Float[Tensor, "d d"]:
@@ -115,7 +116,7 @@ def read_metric(store: Store, site: str) -> SiteMetric | None:
         raise Damaged(f"{damage}; {CURE}")
     try:
         arrays = load(path.read_bytes())
-        found = SiteMetric(**{name: arrays[f"{name}.{site}"] for name in ("gradients", "rows", "products", "total")})
+        found = SiteMetric(**{name: arrays[f"{name}.{site}"] for name in ARRAYS})
     except (SafetensorError, KeyError) as error:
         raise Damaged(f"{path} is damaged ({error}); {CURE}") from None
     check_metric(found, store.manifest.widths[site], str(path))
@@ -128,11 +129,8 @@ def damage_of_metric(directory: StorePath, manifest: Manifest) -> str | None:
     if info is None:
         return None
     path = directory / METRIC_FILE
-    if not path.exists():
-        return f"{path} is missing, which the manifest describes"
-    digest = xxhash.xxh3_128()
-    hash_file(digest, path)
-    return None if digest.hexdigest() == info.xxh3_128 else f"{path} has another checksum than the manifest records"
+    damage = damage_of(path, info)
+    return None if damage is None else f"{path} {damage}"
 
 
 def check_metric(metric: SiteMetric, width: int, name: str) -> None:

@@ -13,7 +13,7 @@ from store.errors import Damaged, Refused
 from store.layout import NORM_FILE
 from store.shards.arrays import ArrayPlace, read_array
 from store.shards.formats import FORMATS
-from store.shards.manifest import Manifest, ShardEntry, Split, load_manifest
+from store.shards.manifest import Manifest, MetricInfo, ShardEntry, Split, load_manifest
 from store.shards.ring import present
 from store.views import Norm
 
@@ -42,6 +42,14 @@ class Store:
 
     def array(self, shard: ShardEntry, name: str) -> Tensor:
         return read_array(self.directory / shard.name, self.places(shard)[name])
+
+    def row_of_token(self, shard: ShardEntry) -> Tensor:
+        """int64 [sequences, context]: where the rows of a shard hold each of its tokens."""
+        return self.array(shard, "token_index").long().argsort().view(shard.n_sequences, -1)
+
+    def kept_tokens(self, shard: ShardEntry) -> Tensor:
+        """bool [sequences, context]: the tokens of a shard whose rows are kept, which come first."""
+        return self.row_of_token(shard) < shard.kept
 
 
 def open_store(directory: StorePath | str) -> Store:
@@ -80,7 +88,7 @@ def find_damage(directory: StorePath, manifest: Manifest, split: Split | None = 
     ):
 
         def check(shard: ShardEntry) -> str | None:
-            damage = _damage_of(directory / shard.name, shard)
+            damage = damage_of(directory / shard.name, shard)
             bar.update(shard.bytes)
             return damage
 
@@ -88,15 +96,16 @@ def find_damage(directory: StorePath, manifest: Manifest, split: Split | None = 
         return {shard.name: damage for shard, damage in checked if damage is not None}
 
 
-def _damage_of(path: StorePath, shard: ShardEntry) -> str | None:
+def damage_of(path: StorePath, recorded: ShardEntry | MetricInfo) -> str | None:
+    """What is wrong with a file that the manifest describes: missing, of another size or checksum; None for nothing."""
     if not path.exists():
         return "is missing"
     size = path.stat().st_size
-    if size != shard.bytes:
-        return f"has {size} bytes, the manifest says {shard.bytes}"
+    if size != recorded.bytes:
+        return f"has {size} bytes, the manifest says {recorded.bytes}"
     digest = xxhash.xxh3_128()
     hash_file(digest, path)
-    return None if digest.hexdigest() == shard.xxh3_128 else "has another checksum: its bytes changed on disk"
+    return None if digest.hexdigest() == recorded.xxh3_128 else "has another checksum: its bytes changed on disk"
 
 
 def check_shards(store: Store, split: Split | None = None) -> None:

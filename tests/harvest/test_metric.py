@@ -288,7 +288,8 @@ def test_faults_are_named(config, tmp_path):
         save_file(arrays | {name: value(arrays[name]) for name, value in change.items()}, path)
         import xxhash
 
-        info = store.manifest.metric.model_copy(update={"xxh3_128": xxhash.xxh3_128_hexdigest(path.read_bytes())})
+        recorded = {"xxh3_128": xxhash.xxh3_128_hexdigest(path.read_bytes()), "bytes": path.stat().st_size}
+        info = store.manifest.metric.model_copy(update=recorded)
         read_metric(replace(store, manifest=store.manifest.model_copy(update={"metric": info})), "mlp_out")
 
     kept = tmp_path / "kept.safetensors"
