@@ -1,5 +1,6 @@
 """Finds the store of a layer where a folder of several layers' stores is given."""
 
+import json
 from pathlib import Path
 
 from store.disk.remote import StorePath
@@ -40,3 +41,15 @@ def layers_in(folder: StorePath) -> list[int]:
         return []
     names = [path.parent.name.removeprefix("layer") for path in folder.glob(f"layer*/{MANIFEST}")]
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def named_by(folder: StorePath) -> dict[str, str]:
+    """The model and the layer of the store in a folder, by option; empty where there is none, or one that is damaged.
+
+    Imports no torch: `load_manifest` says what is wrong with a manifest.
+    """
+    try:
+        recipe = json.loads((folder / MANIFEST).read_bytes())["recipe"]
+        return {name: str(recipe[name]) for name in ("model", "layer")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -13,7 +13,7 @@ from store.devices import resolve_device
 from store.disk.files import refuse_unwritable
 from store.disk.lock import WriterLock
 from store.errors import Refused
-from store.layout import TRAIN_LOCK
+from store.layout import COMPARISON_FOLDER, EVALUATION, SAMPLES, TRAIN_LOCK, WEIGHTS
 from store.shards.manifest import load_manifest
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
@@ -167,10 +167,17 @@ def check_heldout(store: Store) -> None:
 
 
 def check_outputs(configs: Sequence[TrainConfig]) -> None:
-    """Refused where a run could not be written, or WANDB_MODE is misspelt."""
+    """Refused where a run could not be written, where WANDB_MODE is misspelt, and where figures of other weights lie."""
     wandb_mode()
     for config in configs:
-        refuse_unwritable(config.run_directory, "run", "RUN")
+        folder = config.run_directory
+        refuse_unwritable(folder, "run", "RUN")
+        for results in (SAMPLES, EVALUATION, COMPARISON_FOLDER):
+            if (folder / results).exists() and not (folder / WEIGHTS).exists():
+                raise Refused(
+                    f"{folder / results} holds results of weights that are gone, and would be shown with the new ones; "
+                    "delete it, or give another RUN"
+                )
 
 
 def refuse_holes(store: Store) -> None:

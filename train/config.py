@@ -38,9 +38,9 @@ class TrainConfig(Options):
     """
 
     model: str = "google/gemma-2-2b"
-    """Model whose activations are trained on. It names the default store and run."""
+    """Model whose activations are trained on. It names the default store and run. Beside --store: that store's."""
     layer: NotNegative = 8
-    """Layer whose MLP is replaced, from 0. It also names the default store and run."""
+    """Layer whose MLP is replaced, from 0. It also names the default store and run. Beside --store: that store's."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store, or of the parent that holds it. Default:
     data/MODEL/layerL."""

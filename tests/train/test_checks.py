@@ -7,7 +7,7 @@ import pytest
 
 from store.disk.lock import WriterLock
 from store.errors import Damaged, Refused
-from store.layout import TRAIN_LOCK
+from store.layout import COMPARISON_FOLDER, EVALUATION, SAMPLES, TRAIN_LOCK
 from store.shards import pair, reader
 from store.shards.reader import Store
 from tests.making import make_store
@@ -146,3 +146,14 @@ def test_errors_of_a_run_can_be_told_apart(config):
     (other.run_directory / "checkpoint.safetensors").write_bytes(b"nonsense")
     with pytest.raises(Damaged, match="checkpoint"):
         train(other)
+
+
+@pytest.mark.parametrize("results", [SAMPLES, EVALUATION, COMPARISON_FOLDER])
+def test_results_of_weights_that_are_gone_are_not_left_beside_new_ones(config, results):
+    (config.run_directory / results).mkdir(parents=True)
+    with pytest.raises(Refused, match=f"{results} holds results of weights that are gone"):
+        train(config)
+    (config.run_directory / results).rmdir()
+    train(config)
+    (config.run_directory / results).mkdir()
+    train(config)  # finished: nothing is trained anew

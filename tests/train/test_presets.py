@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from store.cli import parse
+from train.__main__ import with_defaults
 from train.config import TrainConfig
 from train.presets import expand, names
 
@@ -45,3 +46,18 @@ def test_unknown_presets_and_fields_are_refused_with_what_there_is(tmp_path):
     path.write_text("dsae = 64\n")
     with pytest.raises(ValueError, match=r"sets 'dsae', which is no option of train; did you mean d_sae\?"):
         config_of("--preset", str(path))
+
+
+def test_a_store_gives_its_model_and_layer_where_the_options_do_not(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"recipe": {"model": "openai-community/gpt2", "layer": 5}}')
+
+    def named(*words: str) -> tuple[str, int]:
+        config = parse(TrainConfig, "train", with_defaults(words))
+        return config.model, config.layer
+
+    assert named("--store", str(tmp_path)) == ("openai-community/gpt2", 5)
+    assert named(f"--store={tmp_path}", "--layer", "7") == ("openai-community/gpt2", 7)
+    assert named("--model=m", "--store", str(tmp_path)) == ("m", 5)
+    assert named() == named("--store", str(tmp_path / "none")) == ("google/gemma-2-2b", 8)
+    (tmp_path / "manifest.json").write_text("[]")
+    assert named("--store", str(tmp_path)) == ("google/gemma-2-2b", 8)
