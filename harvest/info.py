@@ -94,7 +94,7 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         *_left_out(manifest),
         f"  tokens           {manifest.n_tokens:,} in rows of {recipe.context}; excluded: {list(recipe.excluded_tokens)}",
         f"  rows             {manifest.n_rows('train'):,} to train on, {manifest.n_rows('heldout'):,} held out "
-        f"(one shard in {recipe.heldout_every})",
+        f"({len(manifest.of_split('heldout'))} of {len(manifest.shards)} shards)",
         f"  disk             {n_bytes / 1e9:,.2f} GB in {len(manifest.shards)} shards, {recipe.format}, {recipe.dtype}; "
         f"{n_bytes / manifest.n_tokens:,.0f} bytes a token",
         f"  norm             {manifest.norm.kind}, eps {manifest.norm.eps:g}",

@@ -23,6 +23,12 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
     return config.tokens_a_shard * row + sums + HEADER
 
 
+def metric_bytes(config: HarvestConfig, d_model: int) -> int:
+    """Bytes of one layer's metric, and of its estimate under way beside it."""
+    sums = 8 * len(config.sites) * (3 * d_model**2 + d_model + 2)
+    return 0 if config.metric_sequences == 0 else 2 * (sums + HEADER)
+
+
 def disk_of(directory: StorePath) -> Path:
     """The nearest folder that exists. What is uploaded lies in TMPDIR first."""
     return Path(tempfile.gettempdir()) if isinstance(directory, Remote) else nearest_there(directory)
@@ -47,7 +53,8 @@ def heldout_below(number: int, heldout_every: int) -> int:
 
 
 def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> tuple[int, int, Path] | None:
-    """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking."""
+    """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking, and the
+    metric."""
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}
     for layer, directory in config.directories.items():
@@ -55,7 +62,7 @@ def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, in
         device = folder.stat().st_dev
         folders[device] = folder
         lacking = shards_on_disk(config, finished.get(layer, 0))
-        needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model)
+        needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model) + metric_bytes(config, d_model)
     for device, n_bytes in needed.items():
         free = shutil.disk_usage(folders[device]).free
         if n_bytes > free:
@@ -64,12 +71,12 @@ def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, in
 
 
 def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> None:
-    """Refused saying by how much the disk is too small for the shards still lacking."""
+    """Refused saying by how much the disk is too small for what is still lacking."""
     short = disk_shortage(config, d_model, finished)
     if short is not None:
         needed, free, folder = short
         raise Refused(
-            f"the shards still to be written take {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
+            f"what is still to be written takes {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
             f"{gigabytes(needed - free)} too little; free some, choose another STORE, or fewer TOKENS, layers or sites"
         )
 

@@ -2,7 +2,6 @@
 
 import json
 import operator
-import signal
 from dataclasses import replace
 
 import pytest
@@ -206,7 +205,7 @@ def test_an_interrupted_estimate_continues_to_the_same_sums(config, monkeypatch)
     def failing(*args, real=estimating.sums_of, **options):
         calls.append(args)
         if len(calls) == 6:  # the second of two sites, in the third sequence
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return real(*args, **options)
 
     with monkeypatch.context() as patch:

@@ -8,14 +8,18 @@ from hypothesis import strategies as st
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.plan import SpeedProbe, plan
-from harvest.space import shard_bytes, shards_on_disk
+from harvest.space import metric_bytes, shard_bytes, shards_on_disk
 from tests.making import make_recipe
 
 
 def test_planned_bytes_are_those_written(config):
+    config = replace(config, metric_sequences=4)
     (manifest,) = harvest(config)
     for shard in manifest.shards:
         assert 0 <= shard_bytes(config, 16) - shard.bytes < 4096
+    metric = (config.directory / "metric.safetensors").stat().st_size
+    assert 0 <= metric_bytes(config, 16) - 2 * metric < 2 * 4096
+    assert metric_bytes(replace(config, metric_sequences=0), 16) == 0
 
 
 def test_a_plan_measures_and_writes_nothing(config):
@@ -38,7 +42,7 @@ def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("harvest.space.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))
     asked = replace(config, tokens=3000 * 512)
-    needed = 3000 * shard_bytes(config, 16)
+    needed = 3000 * shard_bytes(config, 16) + metric_bytes(config, 16)
     with pytest.raises(ValueError, match=f"{(needed - 5e6) / 1e9:.2f} GB too little"):
         harvest(asked)
     assert not list(config.directory.glob("shard-*"))
