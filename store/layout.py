@@ -62,6 +62,9 @@ FEATURE_FILES = "feature_*.json"
 ANALYSIS = "analysis"
 """Folder of `evaluate analyze`."""
 
+PUSHED = "hub"
+"""Folder of `evaluate push`: what the hub's repository holds."""
+
 INTERVENTION = "intervention.json"
 IMPORTANCE = "importance.json"
 

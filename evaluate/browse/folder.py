@@ -25,6 +25,7 @@ from store.layout import (
     METRICS,
     ORIGIN,
     OURS_METRICS,
+    PUSHED,
     REPORT,
     SAMPLES,
     SWEEP_RESULTS,
@@ -158,7 +159,7 @@ def run_folders(results: Path) -> dict[str, Path]:
     """Every folder that holds a run, finished or not, by its name: the only names that a URL can ask for."""
     folders = {}
     for folder, inside, files in os.walk(results):
-        inside[:] = sorted(name for name in inside if name not in (*REPORTS, SAMPLES))
+        inside[:] = sorted(name for name in inside if name not in (*REPORTS, SAMPLES, PUSHED))
         if WEIGHTS in files or TRAIN_CONFIG in files:
             path = Path(folder).relative_to(results)
             name = str(path) if path.parts else results.resolve().name  # "." is no name in a URL

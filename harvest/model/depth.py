@@ -1,4 +1,4 @@
-"""How many layers a model has, from its config.json alone: known before the libraries that load it are imported."""
+"""What a model's config.json alone says: known before the libraries that load the model are imported."""
 
 import json
 from pathlib import Path
@@ -21,15 +21,23 @@ def check_layer(model: str, layer: int, n_layers: int) -> None:
 
 def layers_of(model: str, revision: str | None) -> int | None:
     """The number of layers; None where the files are not on this machine yet, or do not say."""
-    path = _config_of(model, revision)
-    if path is None:
-        return None
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # the model's own library will say what is wrong
+    config = _settings_of(model, revision)
     text = config.get("text_config") or config
     return next((text[key] for key in KEYS if isinstance(text.get(key), int)), None)
+
+
+def architecture_of(model: str, revision: str | None = None) -> str | None:
+    """The class of transformers that the model's files name; None where they are not on this machine, or do not say."""
+    return next(iter(_settings_of(model, revision).get("architectures") or ()), None)
+
+
+def _settings_of(model: str, revision: str | None) -> dict[str, Any]:
+    """config.json; empty where it is not on this machine, or cannot be read: the model's own library will say why."""
+    path = _config_of(model, revision)
+    try:
+        return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _config_of(model: str, revision: str | None) -> Path | None:

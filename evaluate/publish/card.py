@@ -1,0 +1,247 @@
+"""The model card of a run on the hub, made from the run's own files: nothing in it is written by hand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluate.baselines import hub_name_of
+from evaluate.metrics.measurement import Measurement
+from evaluate.report.comparison import cell, prefix_rows, rows_of
+from evaluate.text import markdown_table
+from harvest.model.depth import architecture_of
+from harvest.model.families import FAMILIES
+from store.layout import model_slug
+from store.shards.origin import Side
+from store.transcoders.transcoder import Transcoder, TranscoderConfig
+
+LICENCES = {
+    "gemma": "gemma",
+    "gpt2": "mit",
+    "smollm": "apache-2.0",
+    "qwen": "apache-2.0",
+    "pythia": "apache-2.0",
+    "olmo": "apache-2.0",
+}
+"""In the hub's words, by the beginning of a model's name."""
+
+VIEWS = {
+    "raw": "the residual stream as it is",
+    "rms": "the residual stream over its root mean square, before the norm's gain (`ln2.hook_normalized` of an RMS norm)",
+    "normed": "the residual stream after the whole norm before the MLP, gain included: what the MLP itself reads",
+}
+"""What each view of the source is."""
+
+LOADING = {
+    "circuit-tracer": """from circuit_tracer import ReplacementModel
+
+model = ReplacementModel.from_pretrained({model!r}, "{repo}/circuit-tracer")  # other layers are silent transcoders""",
+    "saelens": """from huggingface_hub import snapshot_download
+from sae_lens import SAE
+
+folder = snapshot_download({repo!r}, allow_patterns="saelens/*")
+transcoder = SAE.load_from_disk(f"{{folder}}/saelens")""",
+    "gemma-scope-2": """from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+
+arrays = load_file(hf_hub_download({repo!r}, "gemma-scope-2/params.safetensors"))  # w_enc, w_dec, ...""",
+    "sparsify": """from huggingface_hub import snapshot_download
+from sparsify import SparseCoder
+
+folder = snapshot_download({repo!r}, allow_patterns="sparsify/*")
+transcoder = SparseCoder.load_from_disk(f"{{folder}}/sparsify")""",
+}
+"""How each project loads its layout, by layout."""
+
+OURS = """from store.transcoders.transcoder import Transcoder
+
+transcoder = Transcoder.load("hf://{repo}")
+latents = transcoder.encode(resid_mid)  # [rows, {d_in}] -> [rows, {d_sae}]
+mlp_out = transcoder.decode(latents{skip})  # [rows, {d_out}]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carded:
+    """What a card is made from."""
+
+    repo: str
+    transcoder: Transcoder
+    source: Side
+    """The store that it was trained on."""
+    options: Mapping[str, Any]
+    """Of its training."""
+    measured: Measurement
+    licence: str | None
+    layouts: Sequence[str]
+    gates: Mapping[str, str]
+    """By layout: how well what was written agrees with the run."""
+    files: Sequence[Path]
+    """Everything in the repository, from its top on."""
+
+
+def card(facts: Carded) -> str:
+    """README.md of the repository."""
+    config = facts.transcoder.config
+    sections = [
+        _front_matter(facts),
+        f"# {config.name}: {model_slug(config.model)}, layer {config.layer}",
+        _opening(config),
+        "## Figures",
+        *_figures(facts),
+        "## What it reads and predicts",
+        _sites(facts),
+        "## How it was trained",
+        *_recipe(facts),
+        "## How to load it",
+        *_loading(facts),
+        "## Limits",
+        _limits(facts),
+        "## Cite",
+        _cite(),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def licence_of(model: str) -> str | None:
+    """The licence of a model that is known here, in the hub's words."""
+    name = model_slug(hub_name_of(model)).lower()
+    return next((licence for start, licence in LICENCES.items() if name.startswith(start)), None)
+
+
+def _front_matter(facts: Carded) -> str:
+    """The card's metadata, in YAML. `sdk` and `app_file` let a Space of the same files show the browser."""
+    config = facts.transcoder.config
+    recipe = facts.source.recipe
+    nested = ["matryoshka"] if len(config.prefix_sizes) > 1 else []
+    kind = "transcoder" if config.source_site != config.target_site else "sparse-autoencoder"
+    tags = [kind, "mechanistic-interpretability", *nested, *facts.layouts, model_slug(hub_name_of(config.model)).lower()]
+    lines = ["---"]
+    if facts.licence is not None:
+        lines.append(f"license: {facts.licence}")
+    if not config.model.startswith(("/", ".", "~")):
+        lines.append(f"base_model: {hub_name_of(config.model)}")
+    if "/" in recipe.dataset and ":" not in recipe.dataset and not recipe.dataset.startswith(("/", ".", "~")):
+        lines += ["datasets:", f"- {recipe.dataset}"]
+    if "saelens" in facts.layouts:
+        lines.append("library_name: saelens")
+    lines += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(tags))]
+    if Path("index.html") in facts.files:
+        lines += ["sdk: static", "app_file: index.html"]
+    return "\n".join([*lines, "---"])
+
+
+def _opening(config: TranscoderConfig) -> str:
+    prefixes = ", ".join(f"{size:,}" for size in config.prefix_sizes)
+    nested = f" Its first {prefixes} latents are each a dictionary by themselves." if len(config.prefix_sizes) > 1 else ""
+    goal = f" It aims at {config.k} active latents a row." if config.k else ""
+    return (
+        f"A sparse dictionary of {config.d_sae:,} latents that reads `{config.source_site}` of layer {config.layer} of "
+        f"{hub_name_of(config.model)} and predicts `{config.target_site}` of layer "
+        f"{config.layer if config.target_layer is None else config.target_layer}.{goal}{nested}"
+    )
+
+
+def _figures(facts: Carded) -> list[str]:
+    """The table of what was measured, on which rows, and the table by prefix."""
+    measured = facts.measured
+    rows = [[label.label, cell(measured, label), label.explained] for label in rows_of([measured])]
+    blocks = ["\n".join(markdown_table(rows, ["held-out metric", "value [95% interval]", "meaning"]))]
+    blocks.append(
+        f"Measured on {measured.n_rows:,} held-out rows of {measured.n_documents:,} documents, which the training has not "
+        f"seen. Store `{measured.store_fingerprint}`. Intervals are by bootstrap over documents."
+    )
+    if len(measured.per_prefix) > 1:
+        by_prefix = [[label, *cells] for label, cells in prefix_rows(measured)]
+        blocks.append("\n".join(markdown_table(by_prefix, ["by prefix", *measured.per_prefix])))
+    return blocks
+
+
+def _sites(facts: Carded) -> str:
+    """Both sites in the words of transformers and of TransformerLens."""
+    config = facts.transcoder.config
+    target_layer = config.layer if config.target_layer is None else config.target_layer
+    family = FAMILIES.get(architecture_of(config.model) or "")
+    rows = []
+    for role, site, layer in (("reads", config.source_site, config.layer), ("predicts", config.target_site, target_layer)):
+        if family is None:
+            where = "the model's family is not on this machine"
+        elif site == "mlp_out":
+            where = f"output of `{family.blocks}.{layer}.{family.mlp_out}`"
+        elif site == "resid_mid" and family.resid_mid is not None:
+            where = f"input of `{family.blocks}.{layer}.{family.resid_mid}`"
+        else:
+            where = f"input of `{family.blocks}.{layer}`" if site == "resid_pre" else "see TransformerLens"
+        rows.append([f"{role} `{site}`", where, f"`blocks.{layer}.hook_{site}`"])
+    table = "\n".join(markdown_table(rows, ["", "transformers", "TransformerLens"]))
+    recipe = facts.source.recipe
+    excluded = f"Tokens {list(recipe.excluded_tokens)} were left out" if recipe.excluded_tokens else "No token was left out"
+    return (
+        f"{table}\n\nIts input is {VIEWS[config.view]} (view `{config.view}`). Its output is in the units of "
+        f"`{config.target_site}`: what the block adds to the residual stream.\n\n"
+        f"{excluded}: give the model texts of at most {recipe.context} tokens that begin with its BOS token, and do not "
+        "read latents there."
+    )
+
+
+def _recipe(facts: Carded) -> list[str]:
+    recipe = facts.source.recipe
+    options = facts.options
+    said = {
+        "model": f"{recipe.model}, revision {recipe.model_revision}, run in {recipe.compute_dtype}",
+        "text": f"{recipe.dataset} ({recipe.dataset_revision}), rows of {recipe.context} tokens",
+        "rows trained on": f"{options['tokens']:,}" if "tokens" in options else "not recorded",
+        "loss": _loss_of(options),
+    }
+    shown = ("activation", "k", "d_sae", "prefix_sizes", "batch_rows", "lr", "seed")
+    said |= {name: str(options[name]) for name in shown if name in options}
+    said["store"] = f"fingerprint `{facts.source.fingerprint}`, activations in {recipe.dtype}"
+    said["libraries"] = ", ".join(f"{name} {version}" for name, version in recipe.libraries.items())
+    table = markdown_table([[name, value] for name, value in said.items()], ["", ""])
+    again = (
+        f"    python -m harvest --model {recipe.model} --layer {recipe.layer} --dataset {recipe.dataset} "
+        f"--context {recipe.context} --seed {recipe.seed}\n"
+        f"    python -m train --model {recipe.model} --layer {recipe.layer}  # with the options in train_config.json"
+    )
+    return ["\n".join(table), f"To make it again:\n\n{again}"]
+
+
+def _loss_of(options: Mapping[str, Any]) -> str:
+    if options.get("target_view") != "fisher":
+        return "mean squared error, summed over the prefixes"
+    mix = options.get("fisher_mix")
+    return f"errors weighed by what they cost the language model (Fisher view, {mix} plain), summed over the prefixes"
+
+
+def _loading(facts: Carded) -> list[str]:
+    config = facts.transcoder.config
+    skip = ", resid_mid" if facts.transcoder.W_skip is not None else ""
+    ours = OURS.format(repo=facts.repo, d_in=config.d_in, d_sae=config.d_sae, d_out=config.d_out, skip=skip)
+    blocks = [f"```python\n{ours}\n```"]
+    for layout in facts.layouts:
+        code = LOADING.get(layout, "").format(model=hub_name_of(config.model), repo=facts.repo)
+        gate = facts.gates[layout]
+        blocks.append(f"`{layout}/`: {gate}" + (f"\n\n```python\n{code}\n```" if code else ""))
+    if any(path.parts[0] == "activation_samples" for path in facts.files):
+        blocks.append("`activation_samples/features.parquet` holds what every latent responds to; `index.html` shows it.")
+    return blocks
+
+
+def _limits(facts: Carded) -> str:
+    said = []
+    if facts.measured.dead_fraction is not None:
+        said.append(f"{facts.measured.dead_fraction:.1%} of the latents never fire on the held-out rows.")
+    if not facts.measured.has("kl"):
+        said.append("What it costs the language model was not measured with the model itself.")
+    if facts.measured.seeds is None:
+        said.append("One seed was trained: what another seed would change is not known.")
+    said += [f"{warning}." for warning in facts.measured.warnings]
+    licence = "that of the base model" if facts.licence is None else f"`{facts.licence}`, that of the base model"
+    said.append(f"The licence is {licence}.")
+    return " ".join(said)
+
+
+def _cite() -> str:
+    return (
+        "Matryoshka dictionaries: arXiv 2503.17547. BatchTopK: arXiv 2412.06410. Transcoders: arXiv 2406.11944. Made with "
+        "Matryoshka Transcoders, whose reports say how each figure is measured."
+    )

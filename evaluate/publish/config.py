@@ -1,0 +1,54 @@
+"""Options of `python -m evaluate push`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.cli import Options, Positive, StorePathOption
+from store.errors import Refused
+
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MISREAD = "gemma-scope"
+"""circuit-tracer reads a repository whose name holds this as Google's files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Options):
+    """Push a finished run to the Hugging Face hub: weights, card, figures, features, browser, other projects' layouts.
+
+    The repository is private unless --public is given. Everything arrives in one commit, or nothing does. Interrupted, the
+    same command continues: what was uploaded is not uploaded again.
+    """
+
+    run: Path
+    """Folder of the run."""
+    repo: str
+    """Repository on the hub: user/name. It is made where there is none."""
+    layouts: str = ""
+    """Other projects' layouts to add, each in a folder of its name: circuit-tracer,saelens. Default: none."""
+    store: StorePathOption | None = None
+    """Folder or URL of the store that the run was trained on, for --layouts. Default: the recorded one."""
+    features: Positive = 1000
+    """Features that get a page in the browser, where they were collected."""
+    licence: str | None = None
+    """Licence of the base model, in the hub's words: gemma, llama3.2, apache-2.0. Default: that of models known here."""
+    public: bool = False
+    """Let everybody see a repository that this command makes."""
+    force: bool = False
+    """Replace files of the repository that differ."""
+    dry_run: bool = False
+    """Make all files and show the card, but push nothing. No token is needed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not REPO.fullmatch(self.repo) or "--" in self.repo or ".." in self.repo:
+            raise Refused(f"repo is {self.repo!r}; give user/name, of letters, digits, - _ and .")
+        if MISREAD in self.repo.lower() and "circuit-tracer" in self.layout_names:
+            raise Refused(
+                f"repo is {self.repo!r}, and circuit-tracer would read its files as Google's for the {MISREAD!r} in it; "
+                "give another name"
+            )
+
+    @property
+    def layout_names(self) -> tuple[str, ...]:
+        return tuple(filter(None, (name.strip() for name in self.layouts.split(","))))
