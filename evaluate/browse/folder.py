@@ -1,6 +1,5 @@
 """The runs under a results folder, as the browser shows them: read when a page asks for them, never written."""
 
-import functools
 import json
 import os
 from collections.abc import Callable
@@ -180,18 +179,22 @@ def open_named_run(results: Path, name: str) -> RunFolder:
     return open_folder(name, folders[name])
 
 
+_known: dict[tuple[str, Path], tuple[tuple[int, ...], RunFolder]] = {}
+"""Every run that was read, with the times of change of its files: as many as there are, each once."""
+
+
 def open_folder(name: str, folder: Path) -> RunFolder:
     """The run as it is now; read again only when one of its files has changed."""
-    changed = []
-    for file in FILES:
-        path = folder / file
-        changed.append(path.stat().st_mtime_ns if path.exists() else 0)
-    return read_run(name, folder, tuple(changed))
+    paths = [folder / file for file in FILES]
+    changed = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+    known = _known.get((name, folder))
+    if known is None or known[0] != changed:
+        known = _known[name, folder] = (changed, read_run(name, folder))
+    return known[1]
 
 
-@functools.lru_cache(maxsize=256)
-def read_run(name: str, folder: Path, changed: tuple[int, ...]) -> RunFolder:
-    """The run in a folder. `changed` is the key of the cache: times of change of its files."""
+def read_run(name: str, folder: Path) -> RunFolder:
+    """The run in a folder."""
     problems: list[str] = []
 
     def read(what: Callable[[], T], otherwise: T) -> T:

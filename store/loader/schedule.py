@@ -8,6 +8,7 @@ Everything is computed from (seed, epoch, number of the window): a position in t
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -79,6 +80,7 @@ class Schedule:
         self.shuffle = shuffle
         self.groups = ceil_div(len(self.kept) * mix.piece_rows, mix.window_rows) if shuffle else 1
         self.cuts = max(1, ceil_div(self.n_rows, mix.window_rows * self.groups))
+        self.rotation = lru_cache(maxsize=2)(self._rotation)
 
     @property
     def largest_window(self) -> int:
@@ -142,10 +144,14 @@ class Schedule:
         """Shard, first row and rows of each piece; a piece that runs over its shard's end goes on at the beginning."""
         kept = np.maximum(self.kept[shards], 1)
         if self.shuffle:  # another rotation of each shard in each epoch, so that other rows meet
-            first = (first + np.random.default_rng((self.seed, epoch)).integers(0, np.maximum(self.kept, 1))[shards]) % kept
+            first = (first + self.rotation(epoch)[shards]) % kept
         over = np.maximum(first + rows - kept, 0)
         shard_of_piece = np.concatenate([shards, shards])
         first_of_piece = np.concatenate([first, np.zeros_like(over)])
         rows_of_piece = np.concatenate([rows - over, over])
         not_empty = rows_of_piece > 0
         return shard_of_piece[not_empty], first_of_piece[not_empty], rows_of_piece[not_empty]
+
+    def _rotation(self, epoch: int) -> np.ndarray:
+        """The row of each shard with which an epoch begins."""
+        return np.random.default_rng((self.seed, epoch)).integers(0, np.maximum(self.kept, 1))

@@ -80,6 +80,8 @@ class StoreWriter:
         self.norm = norm
         self.rank = rank
         self.world = world
+        self.unlinked = 0
+        """Training shards with a smaller number were deleted by this writer."""
         self.format = FORMATS[recipe.format]
         self.write = writer_for(recipe.format)
         directory.mkdir(parents=True, exist_ok=True)
@@ -248,9 +250,10 @@ class StoreWriter:
         deleted = max(trained, before.deleted)
         sums_kept = {name: tuple(values.tolist()) for name, values in sums.items()}
         save(self.directory, Ring(keep_shards=keep, deleted=deleted, sums=sums_kept))
-        for shard in self.manifest.of_split("train"):
+        for shard in from_shard(self.manifest, self.unlinked).of_split("train"):
             if number_of(shard) < deleted:
                 (self.directory / shard.name).unlink(missing_ok=True)
+        self.unlinked = deleted
 
     def mark_exhausted(self) -> None:
         """Records that the text ended before the tokens asked for were reached."""

@@ -55,6 +55,7 @@ def train_step(
 
     The part of the decoder's gradient that only changes norms is left in: taking it out measured worse (RESULTS.md).
     """
+    optimizer.zero_grad(set_to_none=True)  # ahead of the new gradients, so that both are never in memory
     result = module.step_gradients(source, target, step)
     update(module, optimizer, lr)
     module.renormalise()

@@ -7,10 +7,11 @@ import shutil
 import pytest
 from starlette.testclient import TestClient
 
+from evaluate.browse import folder as folders
 from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.feature_views import random_latent
-from evaluate.browse.folder import open_folder
+from evaluate.browse.folder import find_runs, open_folder
 from evaluate.browse.server import make_app
 from store.shards.origin import write_origin
 from store.shards.reader import Store
@@ -70,3 +71,17 @@ def test_a_random_latent_fires_and_is_another_one(results, latent):
     assert latent not in drawn
     assert all(features.columns["fired"][each] > 0 for each in drawn)
     assert len(drawn) > 1
+
+
+def test_many_runs_are_each_read_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
+    for number in range(300):
+        (tmp_path / f"run{number}").mkdir()
+        (tmp_path / f"run{number}" / "train_config.json").write_text("{}")
+    read = []
+    monkeypatch.setattr(
+        folders, "read_run", lambda name, folder, real=folders.read_run: (read.append(name), real(name, folder))[1]
+    )
+    assert len(find_runs(tmp_path)) == len(find_runs(tmp_path)) == len(read) == 300
+    (tmp_path / "run7" / "train_config.json").write_text('{"k": 1}')
+    assert find_runs(tmp_path)["run7"].config == {"k": 1}
+    assert read[300:] == ["run7"]

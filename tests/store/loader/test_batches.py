@@ -201,3 +201,12 @@ def test_layers_that_were_not_harvested_together_are_refused_with_both_fingerpri
     assert other.fingerprint in str(refusal.value)
     with pytest.raises(ValueError, match="has 3 train shards and .* 2, .* harvest both layers"):
         paired(near, shorter)
+
+
+def test_an_epoch_draws_the_rotation_of_its_shards_once():
+    schedule = Schedule([1000] * 10, 0, Mix(piece_rows=16, window_rows=160))
+    windows = schedule.windows(0)
+    while next(windows).stop < 2 * schedule.n_rows:
+        pass
+    assert schedule.cuts > 30
+    assert schedule.rotation.cache_info().misses == 2

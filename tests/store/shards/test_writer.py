@@ -3,6 +3,7 @@
 import errno
 import os
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,3 +166,18 @@ def test_ranks_in_any_order_make_the_bytes_of_one_writer(tmp_path):
         for number in (4, 0, 2):
             first.append(make_rows(number, recipe), number)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_a_ring_unlinks_what_it_has_not_unlinked_before(tmp_path, monkeypatch):
+    recipe = make_recipe(heldout_every=9)
+    unlinked = []
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, missing_ok, real=Path.unlink: (unlinked.append(path.name), real(path))[1]
+    )
+    with StoreWriter(tmp_path / "store", recipe, make_norm()) as writer:
+        for number in range(6):
+            writer.append(make_rows(number, recipe))
+        train = [shard.name for shard in writer.manifest.of_split("train")]
+        for trained in (3, 4, 6):
+            writer.keep_ring(2, trained)
+    assert [name for name in unlinked if name in train] == train[:5]

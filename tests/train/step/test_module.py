@@ -138,3 +138,20 @@ def test_decoder_rows_keep_norm_one_and_the_loss_falls(store):
     ]
     torch.testing.assert_close(module.decoder.norm(dim=1), torch.ones(40))
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_the_gradients_of_the_last_step_are_gone_before_new_ones_are_made(store, monkeypatch):
+    module = make_module(store, make_config())
+    optimizer = make_optimizer(module, 1e-3)
+    batch = first_batch(store, module.config)
+    before = []
+
+    def noting(*args, real=module.step_gradients):
+        before.append([parameter.grad is None for parameter in module.parameters()])
+        return real(*args)
+
+    monkeypatch.setattr(module, "step_gradients", noting)
+    for _ in range(2):
+        train_step(module, optimizer, batch.source, batch.target, 1e-3)
+    assert all(before[1])
+    assert all(parameter.grad is not None for parameter in module.parameters())
