@@ -8,7 +8,12 @@ from torch import Tensor
 from store.views import NORMS, Norm, rms
 
 BLOCK = 4096
-"""Rows that are added up at a time."""
+"""Rows that are added up at a time. The last bits of a sum depend on it."""
+
+COLUMNS = 128
+ROWS = 128
+"""Columns that are added up, and rows that are normalised, at a time: they stay in the processor's cache. No bit depends on
+them."""
 
 
 def added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -20,9 +25,10 @@ def shard_sums(sites: dict[str, Tensor], kept: int, norm: Norm) -> dict[str, Ten
     """float64 sums and sums of squares by dimension over the kept rows, for each site and the rms view of one."""
     sums: dict[str, Tensor] = {}
     for site, values in sites.items():
-        _add_moments(sums, site, values[:kept], lambda block: block.double())
+        _add_moments(sums, site, values[:kept], lambda block: block)
     if norm.reads in sites and NORMS[norm.kind].normalise is not None:
-        _add_moments(sums, f"{norm.reads}.rms", sites[norm.reads][:kept], lambda block: rms(block, norm).double())
+        in_cache = lambda block: torch.cat([rms(rows, norm) for rows in block.split(ROWS)])  # noqa: E731
+        _add_moments(sums, f"{norm.reads}.rms", sites[norm.reads][:kept], in_cache)
     return sums
 
 
@@ -30,8 +36,10 @@ def _add_moments(sums: dict[str, Tensor], name: str, values: Tensor, prepare: Ca
     total = torch.zeros(values.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for block in values.split(BLOCK):
-        wide = prepare(block)
-        total += wide.sum(0)
-        squares += wide.square().sum(0)
+        for first, columns in enumerate(prepare(block).split(COLUMNS, dim=1)):
+            here = slice(first * COLUMNS, first * COLUMNS + columns.shape[1])
+            wide = columns.to(torch.float64, copy=True)
+            total[here] += wide.sum(0)
+            squares[here] += wide.square_().sum(0)
     sums["sum." + name] = total
     sums["sum_of_squares." + name] = squares

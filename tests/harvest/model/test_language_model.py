@@ -181,3 +181,11 @@ def test_one_run_gives_every_layer_as_runs_of_their_own_would(tiny_models, token
         alone = load_model(folder, layer, CPU, torch.float32)
         for site, values in together[layer].items():
             assert torch.equal(values, alone.run(tokens)[site])
+
+
+def test_values_whose_sum_is_beyond_float32_are_finite():
+    check_finite({"mlp_out": torch.full((2, 5, 4), 3e38, dtype=torch.bfloat16)}, "shard 7", 40)
+    with pytest.raises(ValueError, match="sequence 41, token 3"):
+        values = torch.full((2, 5, 4), 3e38, dtype=torch.bfloat16)
+        values[1, 3, :2] = torch.tensor([torch.inf, -torch.inf])
+        check_finite({"mlp_out": values}, "shard 7", 40)

@@ -11,6 +11,7 @@ import torch
 from store.shards.manifest import load_manifest
 from store.shards.reader import Store, check_shards, open_store
 from store.shards.rows import shard_order
+from store.shards.sums import BLOCK, shard_sums
 from store.shards.writer import StoreWriter
 from store.views import rms
 from tests.making import BOS, EOS, PAD, files_of, make_norm, make_recipe, make_rows, make_store
@@ -46,6 +47,17 @@ def test_statistics_are_the_moments_of_the_kept_training_rows(store: Store):
     normalised = torch.cat([rms(store.array(s, "resid_mid")[: s.kept], store.norm) for s in training]).double()
     found = torch.tensor(store.manifest.statistics["resid_mid.rms"].mean, dtype=torch.float64)
     torch.testing.assert_close(found, normalised.mean(0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_have_the_bits_of_whole_blocks_however_they_are_cut_for_the_cache(dtype):
+    values = (torch.randn(5000, 300) * 10 ** torch.randn(300)).to(dtype)
+    norm = make_norm(300)
+    found = shard_sums({"resid_mid": values}, 4500, norm)
+    for name, view in (("resid_mid", values), ("resid_mid.rms", rms(values, norm))):
+        blocks = [view[first : min(first + BLOCK, 4500)].double() for first in range(0, 4500, BLOCK)]
+        assert found[f"sum.{name}"].equal(blocks[0].sum(0) + blocks[1].sum(0))
+        assert found[f"sum_of_squares.{name}"].equal(blocks[0].square().sum(0) + blocks[1].square().sum(0))
 
 
 def test_a_store_continued_by_a_new_writer_is_the_same_bytes(tmp_path):
