@@ -174,3 +174,18 @@ def cut_into_bags(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: i
 def bag_sums(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
     """For each bag the sum of values * weight[index]."""
     return F.embedding_bag(index, weight, starts, mode="sum", per_sample_weights=values)
+
+
+def starts_by_latent(latent: Int[Tensor, " n"], d_sae: int) -> Int[Tensor, " d_sae"]:
+    """Where each latent's entries begin, in a list that is ordered by latent."""
+    return torch.searchsorted(latent, torch.arange(d_sae, device=latent.device))
+
+
+def sums_by_latent(latent: Int[Tensor, " n"], values: Float[Tensor, " n"], d_sae: int) -> Float[Tensor, " d_sae"]:
+    """For each latent the sum of its entries' values; `latent` is ordered.
+
+    Values are added in the order of the list, so that the sum has the same bits every time. index_add_ has not on CUDA: it
+    adds by atomics, in whatever order threads come.
+    """
+    starts = starts_by_latent(latent, d_sae)
+    return bag_sums(values.new_ones(1, 1), torch.zeros_like(latent), starts, values)[:, 0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from store.shards.manifest import Manifest
-from store.sparse.scan import Bags, Candidates, cut_into_bags
+from store.sparse.scan import Bags, Candidates, cut_into_bags, sums_by_latent
 from store.views import Norm
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
@@ -268,7 +268,7 @@ class TrainingTranscoder(nn.Module):
 
     def _fired(self, latent: Tensor, active: Tensor) -> Tensor:
         """On how many of the batch's rows, over all processes, each latent held here fired."""
-        return self.ranks.rows.sum(torch.zeros_like(self.b_enc).index_add_(0, latent, active.float()))
+        return self.ranks.rows.sum(sums_by_latent(latent, active.float(), len(self.b_enc)))
 
     def shift_biases(self, shift: Tensor | None) -> None:
         """Subtracts what the activation asked for in this step, unless training has stopped."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from store.sparse.kernels import compiled, in_parallel
-from store.sparse.scan import Bags, Entries, bag_sums, sampled_dots
+from store.sparse.scan import Bags, Entries, bag_sums, sampled_dots, starts_by_latent, sums_by_latent
 from train.parallel import Latents
 
 
@@ -171,9 +171,9 @@ def weight_gradients(
     normalised rows.
     """
     by_bias = grad_pre if grad_bias is None else grad_bias
-    starts = torch.searchsorted(entries.latent, torch.arange(d_sae, device=x.device))
+    starts = starts_by_latent(entries.latent, d_sae)
     return WeightGradients(
         encoder=bag_sums(x, entries.row, starts, grad_pre),
-        b_enc=torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, by_bias),
+        b_enc=sums_by_latent(entries.latent, by_bias, d_sae),
         decoder=bag_sums(grad_bags, bags.bag, starts, latents),
     )
