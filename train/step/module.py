@@ -189,7 +189,8 @@ class TrainingTranscoder(nn.Module):
         if n_dead:
             assert decoded.residual is not None
             own = (self.encoder, self.b_enc, self.decoder)
-            aux_loss = auxk(own, self.dead, dead, n_dead, x, decoded.residual, self.config, self.ranks)
+            low = self.activation.candidates == "bfloat16"
+            aux_loss = auxk(own, self.dead, dead, n_dead, x, decoded.residual, self.config, self.ranks, low)
         variation = y.square().sum()
         plain = None
         if self.target_inverse is not None and self.config.is_logged(step + 1):
