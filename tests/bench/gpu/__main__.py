@@ -33,13 +33,14 @@ class Part:
 
 
 PARTS = {
-    "estimate": Part(counted.estimate, 30),
+    "estimate": Part(counted.estimate, 20),
     "floor": Part(steps.floor, 40),
-    "kernels": Part(kernels.kernels, 90),
+    "kernels": Part(kernels.kernels, 60),
+    "tuning": Part(kernels.tuning, 80),
     "dense": Part(kernels.dense, 40),
-    "numerics": Part(checks.numerics, 90),
-    "determinism": Part(checks.determinism, 90),
-    "step": Part(steps.step, 100),
+    "numerics": Part(checks.numerics, 80),
+    "determinism": Part(checks.determinism, 80),
+    "step": Part(steps.step, 90),
     "profile": Part(steps.profile, 50),
 }
 """In the order in which they run. A new part is a function of a Bench that returns a Table, and its line here."""

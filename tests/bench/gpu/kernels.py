@@ -1,5 +1,6 @@
 """Each kernel beside what it replaces, on entries as uneven as a trained dictionary's; and the dense alternative."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from store.sparse.fixed import scan_largest, scan_to
 from store.sparse.scan import Bags, Entries, cut_into_bags, pre_activations, sums_by_latent
+from store.sparse.switch import kernels_for
 from tests.bench.gpu.bench import Bench, Table, using
 from train.step.sparse import decode_nested, weight_gradients
 
@@ -89,7 +91,22 @@ def kernels(bench: Bench) -> Table:
         found = decode_nested(p.entries, p.entries.value, p.bags, p.decoder, p.b_dec, p.target, True)
         return torch.cat([found.grad_bags.flatten(), found.grad_latent])
 
+    scores = p.encoder.bfloat16() @ p.x.bfloat16().T
+    limit = (cutoff - p.b_enc).bfloat16()
+
+    def candidates() -> Tensor:
+        if kernels_for(p.x) != "triton":
+            return torch.nonzero_static((scores > limit[:, None]).view(-1), size=room, fill_value=0).squeeze(1)
+        from store.sparse.triton_search import list_above
+
+        value = p.x.new_zeros(room)
+        row, latent = (torch.zeros(room, dtype=torch.int64, device=value.device) for _ in range(2))
+        end = torch.zeros_like(row[:1])
+        list_above(scores, limit, p.b_enc, 0, end, (value, row, latent))
+        return latent * len(p.x) + row
+
     work = {
+        "candidates from scores": candidates,
         "search: scores, candidates, float32 values": lambda: (
             scan_to(p.x, p.encoder, p.b_enc, cutoff, "bfloat16", room).value
         ),
@@ -113,6 +130,31 @@ def kernels(bench: Bench) -> Table:
     rows.append(("scores in bfloat16 (cuBLAS)", "-", 1e3 * bench.kernel_seconds(lambda: low[0] @ low[1].T), 0.0))
     densest = int(torch.bincount(p.entries.latent).max())
     return Table(("pass", "kernels", "ms", "differs by"), rows, f"{n} entries, at most {densest} of one latent.")
+
+
+@torch.no_grad()
+def tuning(bench: Bench) -> Table:
+    """Milliseconds of Triton's kernels with other tiles than they have."""
+    columns = ("tile: entries, columns", "decode ms", "gradients ms", "float32 values ms")
+    if "triton" not in bench.kernels():
+        return Table(columns, [], "Triton's kernels are not timed here.")
+    from store.sparse import triton_jit, triton_search
+    from train.step import triton_decode, triton_gradients
+
+    p = problem(bench)
+    values = p.entries.value
+    grad_bags = decode_nested(p.entries, values, p.bags, p.decoder, p.b_dec, p.target, False).grad_bags
+    work = (
+        lambda: decode_nested(p.entries, values, p.bags, p.decoder, p.b_dec, p.target, False),
+        lambda: weight_gradients(p.entries, values, p.bags, grad_bags, values, None, p.x, len(p.encoder)),
+        lambda: pre_activations(p.x, p.encoder, p.b_enc, p.entries.row, p.entries.latent),
+    )
+    rows = []
+    for entries, width in itertools.product((8, 16, 32), (128, 256)):
+        triton_jit.COLUMNS = width
+        triton_decode.ENTRIES = triton_gradients.ENTRIES = triton_search.PAIRS = entries
+        rows.append((f"{entries}, {width}", *(1e3 * bench.kernel_seconds(each) for each in work)))
+    return Table(columns, rows)
 
 
 def _rank(bench: Bench, dense: Tensor) -> int:
