@@ -81,6 +81,11 @@ class Steps:
 def step(bench: Bench) -> Table:
     """A steady step by each kind of kernels, with and without dead latents, and from the store."""
     rows = []
+    least = floor_seconds(bench.sizes, *bench.rates())
+
+    def row(name: str, seconds: float, *others: object) -> None:
+        rows.append((name, 1e3 * seconds, bench.sizes.batch / seconds, f"{least / seconds:.0%}", *others))
+
     for kernels in bench.kernels():
         with using(kernels):
             for n_dead in (0, int(DEAD * bench.sizes.d_sae)):
@@ -92,16 +97,15 @@ def step(bench: Bench) -> Table:
                 host = steps.host_seconds(5 if bench.small else 20)
                 peak = torch.cuda.max_memory_allocated(bench.device) / 1e9 if bench.device.type == "cuda" else "-"
                 name = f"{kernels}, {n_dead} dead"
-                rows.append(
-                    (name, 1e3 * seconds, bench.sizes.batch / seconds, 1e3 * host, peak, int(steps.module.watch.misses))
-                )
+                row(name, seconds, 1e3 * host, peak, int(steps.module.watch.misses))
                 del steps
-            rows.append(from_store(bench, kernels))
-    return Table(("step", "ms", "rows/s", "host ms", "peak GB", "missed"), rows)
+            seconds, waiting, missed = from_store(bench)
+            row(f"{kernels}, from the store, {waiting:.0%} waiting for data", seconds, "-", "-", missed)
+    return Table(("step", "ms", "rows/s", "of the floor", "host ms", "peak GB", "missed"), rows)
 
 
-def from_store(bench: Bench, kernels: str) -> tuple:
-    """Steps on batches as the loader brings them; how much of the time was spent waiting for it."""
+def from_store(bench: Bench) -> tuple[float, float, int]:
+    """Seconds of a step on batches as the loader brings them, the share spent waiting for it, and steps that missed."""
     module, optimizer = bench.module(bench.config())
     stream = batches(bench.store, "train", bench.sizes.batch, device=bench.device)
     for number in range(12 if bench.small else WAIT_EVERY + 1):
@@ -118,9 +122,7 @@ def from_store(bench: Bench, kernels: str) -> tuple:
     bench.finish()
     whole = time.perf_counter() - begin
     stream.close()
-    seconds = whole / bench.sizes.steps
-    name = f"{kernels}, from the store, {waited / whole:.0%} waiting for data"
-    return (name, 1e3 * seconds, bench.sizes.batch / seconds, "-", "-", int(module.watch.misses))
+    return whole / bench.sizes.steps, waited / whole, int(module.watch.misses)
 
 
 @torch.no_grad()
