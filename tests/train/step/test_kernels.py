@@ -10,19 +10,19 @@ from tests.train.making import assert_close, make_config, make_module, perturb
 from train.config import Activation, TrainConfig
 from train.step.module import TrainingTranscoder
 
-SMALL = {"batch_rows": 16, "d_sae": 24, "k": 3, "prefix_sizes": "5,13,24"}
+SMALL = {"batch_rows": 8, "d_sae": 16, "k": 2, "prefix_sizes": "3,9,16"}
 
 
 def check(store, config: TrainConfig, monkeypatch, steady: bool) -> None:
     module = make_module(store, config)
-    first, batch = batches(store, "train", 16, stop=32)
+    first, batch = batches(store, "train", 8, stop=16)
     module.step_gradients(first.source, first.target)  # thresholds and biases find their start
     perturb(module)
-    module.tokens_since_fired[7:11] = config.dead_after
+    module.tokens_since_fired[7:10] = config.dead_after
     x, y = module.normalise(batch.source, batch.target)
-    loss, expected = reference.step(module, x, y, module.dead, [5, 13, 24], 37)
+    loss, expected = reference.step(module, x, y, module.dead, [3, 9, 16], 37)
     if steady:
-        module.activation.last.copy_((x @ module.encoder.T + module.b_enc).flatten().topk(48).values[-1])
+        module.activation.last.copy_((x @ module.encoder.T + module.b_enc).flatten().topk(16).values[-1])
         monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: False)
         module.listed_dead = module.dead.nonzero().squeeze(1)
     result = module.step_gradients(batch.source, batch.target, 37)
