@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -21,7 +22,11 @@ settings.load_profile("tests")
 
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on the CPU
+
 from store.shards.reader import Store  # noqa: E402
+from store.sparse.switch import VARIABLE, Kernels  # noqa: E402
 from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
 
 pytest.register_assert_rewrite("tests.train.making")  # so that its assertions show values, as those of tests do
@@ -31,6 +36,17 @@ pytest.register_assert_rewrite("tests.train.making")  # so that its assertions s
 def seeded() -> None:
     """What a test draws does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=get_args(Kernels))
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs on each kind of kernels, Triton's in its interpreter."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("where there is a GPU, tests/train/test_gpu.py runs Triton's kernels")
+    monkeypatch.setenv(VARIABLE, request.param)
+    return request.param
 
 
 @pytest.fixture

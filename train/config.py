@@ -126,8 +126,8 @@ class TrainConfig(Options):
     """Share of the steps over which jumprelu's penalty rises linearly to l0_weight (arXiv 2408.05147). 0 starts with all
     of it."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the search for active latents. Their values and gradients are always float32. auto is bfloat16 where the
-    device multiplies it natively, and float32 elsewhere."""
+    """Precision of the search for active latents, whose values and gradients are float32 always. On CUDA bfloat16 also lets
+    AuxK multiply in TF32. auto is bfloat16 where the device multiplies it natively, and float32 elsewhere."""
     seed: Seed = 0
     """Seed of initialisation, data order and random prefixes."""
     null: Null = "none"

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from store.counts import ceil_div
 from store.sparse.kernels import Found, in_parallel
+from store.sparse.switch import kernels_for
 
 Candidates = Literal["float32", "bfloat16"]
 """Precision of the products that find the pre-activations above a cutoff; the values found are float32 always."""
 
 SCAN_LATENTS = 512
 """Latents that a thread scores at once on a CPU: their pre-activations stay in its cache."""
+
+SCORE_BYTES = 2**29
+"""Bytes of pre-activations that are in memory at once on another device; testing them takes up to as much again."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,15 @@ class Entries:
         return self._at(mask.nonzero().squeeze(1))
 
     def largest(self, n: int) -> "Entries":
-        """The n largest, put in order."""
-        index = self.value.topk(n, sorted=False).indices
-        place = (self.latent * (self.row.max() + 1) + self.row).index_select(0, index)
-        return self._at(index.index_select(0, place.argsort()))
+        """The n largest, in the order of the list; of equal ones the first. NaN counts as largest.
+
+        Nothing is sorted, and nothing waits: n is how many are kept, whatever the values.
+        """
+        smallest = self.value.topk(n, sorted=False).values.nan_to_num(torch.inf, torch.inf, -torch.inf).min()
+        above = ~(self.value <= smallest)
+        equal = self.value == smallest
+        kept = above | (equal & (equal.cumsum(0) <= n - above.sum()))
+        return self._at(torch.nonzero_static(kept, size=n, fill_value=0).squeeze(1))
 
     def _at(self, index: Tensor) -> "Entries":
         return Entries(*(part.index_select(0, index) for part in (self.value, self.row, self.latent)))
@@ -61,45 +70,41 @@ def scan(
     candidates: bfloat16 products are scored again in float32. An entry is missed only where bfloat16's rounding takes it
         below the cutoff, so give a cutoff with some slack.
     """
-    on_cpu = x.device.type == "cpu"
     limit = cutoff - b_enc
-    chunk = min(SCAN_LATENTS if on_cpu else len(encoder), len(encoder))
+    low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
+    chunk = latents_at_once(low[0], len(encoder))
     chunks = ceil_div(len(encoder), chunk)
-    if on_cpu and x.dtype == torch.float32 and candidates == "float32":
+    kernels = kernels_for(x)
+    if kernels == "host" and candidates == "float32":
         parts = in_parallel(_search, chunks, x, encoder, limit, chunk, Found)
     else:
-        low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
-        parts = [_search(0, chunks, *low, limit, chunk, Compacted)]
+        parts = [_search(0, chunks, *low, limit, chunk, Listed if kernels == "triton" else Compacted)]
     value, row, latent = (torch.cat(column) for column in zip(*parts, strict=True))
     if candidates == "bfloat16":
-        value = sampled_dots(encoder, x, row, latent)
+        return Entries(pre_activations(x, encoder, b_enc, row, latent), row, latent)
     return Entries(value.add_(b_enc.index_select(0, latent)), row, latent)
 
 
-def scan_to(
+def pre_activations(
     x: Float[Tensor, "rows d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
-    cutoff: Tensor,
-    candidates: Candidates,
-    room: int,
-) -> Entries:
-    """What `scan` finds as a list of exactly `room` entries, so that nothing waits for the device to count them.
+    row: Int[Tensor, " n"],
+    latent: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """The pre-activation of each pair of a row and a latent, in the dtype of x."""
+    if kernels_for(x) == "triton":
+        from store.sparse.triton_search import dots
 
-    If fewer are found the list is padded with entries of value 0, spread over rows and latents so that no bag grows long;
-    padding is not sorted. If more are found those of the last latents are missing: with enough room the last entry is 0.
-    """
-    low = (x.bfloat16(), encoder.bfloat16()) if candidates == "bfloat16" else (x, encoder)
-    scores = low[1] @ low[0].T
-    above = scores > (cutoff - b_enc)[:, None].to(scores.dtype)
-    found = torch.nonzero_static(above.view(-1), size=room, fill_value=-1).squeeze(1)
-    stride = (scores.numel() // room) | 1  # odd, so that padding does not stay within a few rows where these are even
-    spread = torch.arange(room, device=x.device) * stride % scores.numel()
-    flat = torch.where(found < 0, spread, found)
-    latent = flat // len(x)
-    row = flat - latent * len(x)
-    value = sampled_dots(encoder, x, row, latent) if candidates == "bfloat16" else scores.view(-1).index_select(0, flat)
-    return Entries(value.add_(b_enc.index_select(0, latent)).masked_fill_(found < 0, 0), row, latent)
+        return dots(x, encoder, b_enc, row, latent, torch.full((1,), len(row), device=x.device))
+    return sampled_dots(encoder, x, row, latent).add_(b_enc.index_select(0, latent))
+
+
+def latents_at_once(x: Tensor, d_sae: int) -> int:
+    """Latents that are scored at once on rows x: few on a CPU, as many as SCORE_BYTES hold on another device."""
+    if x.device.type == "cpu":
+        return min(SCAN_LATENTS, d_sae)
+    return max(1, min(d_sae, SCORE_BYTES // (len(x) * x.element_size())))
 
 
 def _search(first: int, last: int, x: Tensor, encoder: Tensor, limit: Tensor, chunk: int, method: type) -> list[Tensor]:
@@ -110,6 +115,23 @@ def _search(first: int, last: int, x: Tensor, encoder: Tensor, limit: Tensor, ch
         block = encoder[start : start + chunk]
         found.add(torch.mm(block, x.T, out=scores[: len(block)]), limit[start : start + chunk], start)
     return found.take()
+
+
+class Listed:
+    """What `kernels.Found` does, by Triton's kernels."""
+
+    def __init__(self, latents: int, rows: int) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, scores: Tensor, cutoff: Tensor, base: int) -> None:
+        from store.sparse.triton_search import list_above
+
+        nothing = torch.zeros_like(cutoff)
+        begin = torch.zeros(1, dtype=torch.int64, device=scores.device)
+        self.parts.append(list_above(scores, cutoff, nothing, base, begin)[0])
+
+    def take(self) -> list[Tensor]:
+        return [torch.cat(column) for column in zip(*self.parts, strict=True)]
 
 
 class Compacted:
@@ -151,6 +173,10 @@ def sampled_dots(left: Tensor, right: Tensor, right_index: Tensor, left_index: T
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, right, right_index, offsets, left_index, 0, -1)
 
 
+MOST_INT16 = 2**15
+"""Bags that can be counted in int16."""
+
+
 @dataclass(frozen=True)
 class Bags:
     """The entries again, cut into bags: a bag holds one row's latents of one group; bag = group * rows + row."""
@@ -166,11 +192,40 @@ class Bags:
 def cut_into_bags(entries: Entries, group_of: Int[Tensor, " d_sae"], n_groups: int, rows: int) -> Bags:
     """The bags of a batch."""
     bag = group_of.index_select(0, entries.latent).mul_(rows).add_(entries.row)
-    in_order, order = torch.sort(bag.int(), stable=True)
-    starts = torch.searchsorted(in_order, torch.arange(rows * n_groups, dtype=torch.int32, device=bag.device))
+    bags = rows * n_groups
+    small = torch.int16 if bags <= MOST_INT16 else torch.int32  # a radix sort takes a pass for each byte or two
+    in_order, order = torch.sort(bag.to(small), stable=True)
+    starts = torch.searchsorted(in_order, torch.arange(bags, dtype=small, device=bag.device))
     return Bags(order, bag, starts)
 
 
 def bag_sums(weight: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
     """For each bag the sum of values * weight[index]."""
     return F.embedding_bag(index, weight, starts, mode="sum", per_sample_weights=values)
+
+
+def starts_by_latent(latent: Int[Tensor, " n"], d_sae: int) -> Int[Tensor, " d_sae"]:
+    """Where each latent's entries begin, in a list that is ordered by latent."""
+    return torch.searchsorted(latent, torch.arange(d_sae, device=latent.device))
+
+
+def sums_by_latent(
+    latent: Int[Tensor, " n"],
+    values: Float[Tensor, " n"],
+    d_sae: int,
+    starts: Int[Tensor, " d_sae"] | None = None,
+) -> Float[Tensor, " d_sae"]:
+    """For each latent the sum of its entries' values; `latent` is ordered, `starts` are those of `starts_by_latent`.
+
+    Values are added in the order of the list, so that the sum has the same bits every time. On a CPU index_add_ does that,
+    five times as fast. On CUDA it adds by atomics, in whatever order threads come.
+    """
+    kernels = kernels_for(values)
+    if kernels == "host":
+        return values.new_zeros(d_sae).index_add_(0, latent, values)
+    starts = starts_by_latent(latent, d_sae) if starts is None else starts
+    if kernels == "triton":
+        from store.sparse.triton_search import sums_of_segments
+
+        return sums_of_segments(values, starts)
+    return bag_sums(values.new_ones(1, 1), torch.zeros_like(latent), starts, values)[:, 0]

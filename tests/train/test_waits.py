@@ -6,7 +6,7 @@ from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from store.sparse.scan import scan_to
+from store.sparse.fixed import scan_to
 from tests.train import reference
 from tests.train.making import assert_close, first_batch, make_config, make_module, perturb
 from train.step.module import WAIT_EVERY, TrainingTranscoder
@@ -145,7 +145,8 @@ def test_a_list_of_known_length_holds_what_is_above_the_cutoff_and_zeros(candida
     torch.testing.assert_close(listed[clear], dense[clear], rtol=1e-4, atol=1e-4)
     ordered = found.largest(len(found) // 2)
     torch.testing.assert_close(ordered.value.sort().values, found.value.sort().values[-len(ordered) :])
-    place = ordered.latent * 33 + ordered.row
+    assert torch.equal(ordered.latent, ordered.latent.sort().values)
+    place = (ordered.latent * 33 + ordered.row)[ordered.value > 0]
     assert torch.equal(place, place.sort().values)
 
 

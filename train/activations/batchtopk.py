@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from store.sparse.scan import Candidates, Entries, scan, scan_to
+from store.sparse.fixed import scan_largest
+from store.sparse.scan import Candidates, Entries, scan
 from train.activations.base import SLACK, Activation, Calibration, Folded, Gradients, Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
@@ -75,11 +76,9 @@ class BatchTopK(Activation):
         """
         cutoff = SLACK * self.last
         room = min(int(ROOM * wanted), len(x) * len(encoder))
-        candidates = scan_to(x, encoder, b_enc, cutoff, self.candidates, room)
-        kept = candidates.largest(wanted)
+        kept, overflowed = scan_largest(x, encoder, b_enc, cutoff, self.candidates, room, wanted)
         smallest = kept.value.min()
         too_few = (smallest <= 0) & (cutoff > ALL)
-        overflowed = candidates.value[-1] != 0  # a list with room to spare is padded with zeros at its end
         missed = too_few | overflowed
         moved = self.last * torch.where(too_few, LOWER, HIGHER)
         smallest = torch.where(missed, moved, smallest).clamp_min(TINY)

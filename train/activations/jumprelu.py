@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from store.sparse.scan import Candidates, scan
+from store.sparse.scan import Candidates, scan, sums_by_latent
 from train.activations.base import SLACK, Activation, Folded, Gradients, Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
@@ -48,7 +48,7 @@ class JumpReLU(Activation):
         excess = self.ranks.sum(active.sum().float()) / wanted - 1
         weight = self.weight_at(step)
         by_step = kernel * (at * by_latent + 2 * weight * excess / wanted)
-        by_threshold = torch.zeros_like(threshold).index_add_(0, entries.latent, -by_step)
+        by_threshold = sums_by_latent(entries.latent, -by_step, self.n_latents)
         self.log_threshold.grad = by_threshold * threshold
         pre = by_latent * active
         if self.step_gradients:

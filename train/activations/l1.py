@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from store.sparse.scan import Candidates, Entries, scan
+from store.sparse.scan import Candidates, Entries, scan, sums_by_latent
 from train.activations.base import Activation, Folded, Gradients, Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
@@ -124,9 +124,8 @@ class Gated(L1):
         active = selection.latents > 0
         by_magnitude = by_latent * active
         by_w = by_magnitude * selection.scale
-        zeros = torch.zeros_like(self.r_mag)
-        self.r_mag.grad = zeros.index_add(0, latent, by_w * selection.projected)
-        self.b_mag.grad = zeros.index_add(0, latent, by_magnitude)
+        self.r_mag.grad = sums_by_latent(latent, by_w * selection.projected, self.n_latents)
+        self.b_mag.grad = sums_by_latent(latent, by_magnitude, self.n_latents)
         bias = by_gate + weight
         return Gradients(
             pre=bias + by_w,

@@ -1,10 +1,30 @@
 """AuxK, the loss that revives dead latents (arXiv 2406.04093)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from train.config import TrainConfig
 from train.parallel import Ranks
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """CUDA's float32 products inside read 10 bits of their operands, which tensor cores multiply six times as fast.
+
+    Sums and results are float32. Nothing changes if not `on`.
+    """
+    if not on:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def auxk(
@@ -16,6 +36,7 @@ def auxk(
     residual: Tensor,
     config: TrainConfig,
     ranks: Ranks,
+    low: bool = False,
 ) -> Tensor:
     """The loss of dead latents that predict the residual of the others, detached. Adds its gradient to theirs.
 
@@ -24,10 +45,11 @@ def auxk(
     index: those that were listed as dead, of those held here. Latents that fired since take no part.
     n_dead: how many were listed over all processes.
     x, residual: normalised rows, and their reconstruction minus the target.
+    low: products in TF32 on CUDA.
     """
     k = config.aux_k
     shared = ranks.latents
-    with torch.enable_grad():
+    with torch.enable_grad(), tf32(low and x.is_cuda):
         encoder, b_enc, decoder = (parameter.detach()[index] for parameter in weights)
         encoder.requires_grad_()
         decoder.requires_grad_()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from store.shards.manifest import Manifest
-from store.sparse.scan import Bags, Candidates, cut_into_bags
+from store.sparse.scan import Bags, Candidates, cut_into_bags, sums_by_latent
 from store.views import Norm
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
@@ -189,7 +189,8 @@ class TrainingTranscoder(nn.Module):
         if n_dead:
             assert decoded.residual is not None
             own = (self.encoder, self.b_enc, self.decoder)
-            aux_loss = auxk(own, self.dead, dead, n_dead, x, decoded.residual, self.config, self.ranks)
+            low = self.activation.candidates == "bfloat16"
+            aux_loss = auxk(own, self.dead, dead, n_dead, x, decoded.residual, self.config, self.ranks, low)
         variation = y.square().sum()
         plain = None
         if self.target_inverse is not None and self.config.is_logged(step + 1):
@@ -268,7 +269,7 @@ class TrainingTranscoder(nn.Module):
 
     def _fired(self, latent: Tensor, active: Tensor) -> Tensor:
         """On how many of the batch's rows, over all processes, each latent held here fired."""
-        return self.ranks.rows.sum(torch.zeros_like(self.b_enc).index_add_(0, latent, active.float()))
+        return self.ranks.rows.sum(sums_by_latent(latent, active.float(), len(self.b_enc)))
 
     def shift_biases(self, shift: Tensor | None) -> None:
         """Subtracts what the activation asked for in this step, unless training has stopped."""

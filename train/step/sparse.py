@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from store.sparse.kernels import compiled, in_parallel
-from store.sparse.scan import Bags, Entries, bag_sums, sampled_dots
+from store.sparse.scan import Bags, Entries, bag_sums, sampled_dots, starts_by_latent, sums_by_latent
+from store.sparse.switch import kernels_for
 from train.parallel import Latents
 
 
@@ -99,11 +100,17 @@ def decode_nested(
     n_groups = len(bags.starts) // rows
     latent_in_bags = entries.latent.index_select(0, bags.order)
     value_in_bags = latents.index_select(0, bags.order)
-    if decoder.device.type == "cpu" and decoder.dtype == torch.float32 and shared.world == 1:
+    kernels = kernels_for(decoder) if shared.world == 1 else "operators"
+    if kernels == "host":
         by_prefix = target.new_ones(n_groups) if weights is None else weights
         return _decode_on_host(
             latent_in_bags, value_in_bags, bags, decoder, b_dec, target, by_prefix, detached, keep_residual
         )
+    if kernels == "triton":
+        from train.step.triton_decode import decode
+
+        in_bags = (latent_in_bags, value_in_bags, bags.order, bags.starts)
+        return Decoded(*decode(*in_bags, decoder, b_dec, target, weights, detached, keep_residual))
     sums = shared.sum(bag_sums(decoder, latent_in_bags, bags.starts, value_in_bags))
     error = sums.view(n_groups, rows, -1)  # the same memory: first each group's sum, then its error, then its gradient
     error[0] += b_dec - target
@@ -171,9 +178,13 @@ def weight_gradients(
     normalised rows.
     """
     by_bias = grad_pre if grad_bias is None else grad_bias
-    starts = torch.searchsorted(entries.latent, torch.arange(d_sae, device=x.device))
+    starts = starts_by_latent(entries.latent, d_sae)
+    if kernels_for(x) == "triton":
+        from train.step.triton_gradients import gradients
+
+        return WeightGradients(*gradients(entries.row, bags.bag, grad_pre, by_bias, latents, starts, x, grad_bags))
     return WeightGradients(
         encoder=bag_sums(x, entries.row, starts, grad_pre),
-        b_enc=torch.zeros(d_sae, device=x.device).index_add_(0, entries.latent, by_bias),
+        b_enc=sums_by_latent(entries.latent, by_bias, d_sae, starts),
         decoder=bag_sums(grad_bags, bags.bag, starts, latents),
     )

@@ -20,7 +20,7 @@ def test_compact_is_nonzero(flags):
 
 @pytest.mark.parametrize("candidates", ["float32", "bfloat16"])
 @pytest.mark.parametrize("chunk", [7, 64, 1024])
-def test_scan_finds_what_a_dense_encoder_finds(candidates, chunk, monkeypatch, two_cores):
+def test_scan_finds_what_a_dense_encoder_finds(kernels, candidates, chunk, monkeypatch, two_cores):
     monkeypatch.setattr(sparse, "SCAN_LATENTS", chunk)
     generator = torch.Generator().manual_seed(0)
     x, encoder = torch.randn(33, 16, generator=generator), torch.randn(64, 16, generator=generator)

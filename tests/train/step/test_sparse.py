@@ -18,7 +18,7 @@ def test_the_largest_of_each_row_by_hand(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize("rows", [1, 5, 11])
-def test_rows_and_groups_without_entries_decode_to_the_bias(rows):
+def test_rows_and_groups_without_entries_decode_to_the_bias(kernels, rows):
     decoder, b_dec = torch.randn(6, 3), torch.randn(3)
     entries = Entries(torch.tensor([2.0]), torch.tensor([rows - 1]), torch.tensor([5]))
     bags = cut_into_bags(entries, torch.tensor([0, 0, 1, 1, 2, 2]), 3, rows)
@@ -54,10 +54,38 @@ def test_the_compiled_decoder_equals_float64_operators(threads, keep):
             torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_an_infinite_row_stays_infinite_through_the_compiled_decoder():
+def test_an_infinite_row_stays_infinite_through_the_decoder(kernels):
     entries = Entries(torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0]))
     bags = cut_into_bags(entries, torch.zeros(2, dtype=torch.int64), 1, 2)
     target = torch.tensor([[torch.nan], [1.0]])
     decoded = decode_nested(entries, entries.value, bags, torch.ones(2, 1), torch.zeros(1), target, keep_residual=False)
     assert not torch.isfinite(decoded.sse).any()
     assert decoded.grad_bags.isnan().tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_a_search_in_bfloat16_keeps_what_float32_keeps_and_its_values(kernels, monkeypatch, seed, k):
+    monkeypatch.setattr(topk, "ROWS_AT_ONCE", 10)
+    generator = torch.Generator().manual_seed(seed)
+    x, encoder = torch.randn(16, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    b_enc = torch.randn(40, generator=generator)
+    exact, low = (topk.largest_in_rows(x, encoder, b_enc, k, candidates=each) for each in ("float32", "bfloat16"))
+    assert torch.equal(low.latent, exact.latent)
+    assert torch.equal(low.row, exact.row)
+    torch.testing.assert_close(low.value, exact.value)
+
+
+def test_topk_on_a_device_scores_no_more_rows_at_once_than_bytes_allow(monkeypatch):
+    monkeypatch.setattr(topk, "SCORE_BYTES", 3 * 4 * 40)
+    shapes = []
+    real = topk._top
+
+    def recorded(x, encoder, b_enc, n):
+        shapes.append(len(x))
+        return real(x, encoder, b_enc, n)
+
+    monkeypatch.setattr(topk, "_top", recorded)
+    x, encoder, b_enc = (torch.empty(*shape, device="meta") for shape in ((8, 4), (40, 4), (40,)))
+    topk.largest_in_rows(x, encoder, b_enc, 2, may_sync=False)
+    assert shapes == [3, 3, 2]
