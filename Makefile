@@ -53,11 +53,11 @@ reads_demo-more := MODEL LAYER TOKENS
 reads_demo-standin := brief MODEL LAYER TOKENS
 reads_test := ARGS
 reads_test-all := ARGS
-reads_bench-gpu := DEVICE ARGS
+reads_gpu-check := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
 
@@ -220,7 +220,7 @@ bench: $(VENV)/dev  ## Speed, as ratios against a dense step, memcpy or a matmul
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
 
-bench-gpu: $(VENV)/dev  ## Training on a GPU against what the machine can do (synthetic store, no model)
+gpu-check: $(VENV)/dev  ## What a GPU reaches, part by part, and whether its numbers are right (no network; DEVICE=cpu ARGS=--small anywhere)
 	$(PY) -m tests.bench.gpu $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 # SAELens, dictionary_learning and sparsify cannot share .venv: they get an environment of their own (1.7 GB, in build/).

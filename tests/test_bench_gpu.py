@@ -1,4 +1,4 @@
-"""That every part of `make bench-gpu` runs where there is no GPU, and that one that fails takes no other with it."""
+"""That every part of `make gpu-check` runs where there is no GPU, and that one that fails takes no other with it."""
 
 import json
 import subprocess
