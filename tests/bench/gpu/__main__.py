@@ -47,7 +47,8 @@ PARTS = {
     "harvest": Part(pipeline.harvesting, 70),
     "checkpoints": Part(pipeline.checkpoints, 20),
 }
-"""In the order in which they run; the limits add up to nine minutes. A new part is a function of a Bench that returns a Table, and its line here."""
+"""In the order in which they run; the limits add up to nine minutes. A new part is a function of a Bench that returns a
+Table, and its line here."""
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
