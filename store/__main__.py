@@ -5,7 +5,7 @@ from store.config import ExportConfig, VerifyConfig
 
 COMMANDS: Commands = {
     "verify": (VerifyConfig, "store.verify:verify"),
-    "export": (ExportConfig, "store.export:export"),
+    "export": (ExportConfig, "store.exports.export:export"),
 }
 
 

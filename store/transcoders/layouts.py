@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -36,6 +37,14 @@ class Holds:
     """Views of resid_mid that its files can name, by kind of the model's norm; a kind that is missing is refused."""
     skip: bool = True
     """Whether it has a place for W_skip."""
+    activation: Literal["threshold", "topk"] = "threshold"
+    """The activation that it holds."""
+    why_not_topk: str = ""
+    """Why TopK is refused, where that is more than a missing key."""
+    square: bool = False
+    """Whether it has one width for input and output."""
+    bfloat16: bool = True
+    """Whether its readers take weights in bfloat16."""
     everything: bool = False
     """Whether it holds TopK, any sites and layers, and standardised input too."""
 
@@ -53,6 +62,8 @@ class Layout:
     save: Callable[[Transcoder, Path], None] | None = None
     """Writes a folder. Refused for a transcoder that the layout cannot hold. None for a layout that is only read."""
     holds: Holds
+    tested_with: str = ""
+    """The tool, and its version, that has read files written here and gave the run's outputs."""
 
 
 def run_class(directory: Path) -> type[Transcoder]:
@@ -112,7 +123,7 @@ LAYOUTS = {
         recognise=holding(CONFIG, WEIGHTS),
         load=lambda path, layer, model: load_run(path),
         save=lambda transcoder, directory: transcoder.save(directory),
-        holds=Holds(views=dict.fromkeys(NORMS, tuple(VIEWS)), everything=True),
+        holds=Holds(views=dict.fromkeys(NORMS, tuple(VIEWS)), everything=True, bfloat16=False),
     ),
     "saelens": Layout(
         files=f"{SAELENS_CONFIG} with {SAELENS_WEIGHTS}",
@@ -120,6 +131,7 @@ LAYOUTS = {
         load=lambda path, layer, model: load_saelens(path),
         save=save_saelens,
         holds=Holds(views=NAMED_BY_HOOKS),
+        tested_with="sae-lens 6.54.12",
     ),
     "legacy": Layout(
         files=f"{CONFIG} with checkpoint.pt",
