@@ -31,6 +31,7 @@ reads_harvest := $(of_store) DEVICE DATASET TOKENS SITES
 reads_plan := $(reads_harvest)
 reads_verify := $(of_store)
 reads_export := RUN LAYOUT OUT STORE ARGS
+reads_export-set := RUNS LAYERS OUT STORE ARGS
 reads_repair := $(of_store) DEVICE
 reads_info := $(of_store)
 reads_metric := $(of_store) DEVICE
@@ -56,7 +57,7 @@ reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export export-set train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
 
@@ -116,6 +117,9 @@ info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuff
 
 export: $(VENV)/base  ## A run in another project's file layout (RUN=FOLDER LAYOUT=saelens OUT=FOLDER)
 	$(PY) -m store export $(if $(RUN),$(call quoted,$(RUN))) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(store) $(ARGS)
+
+export-set: $(VENV)/base  ## Runs of several layers as a set of circuit-tracer's (RUNS="FOLDER FOLDER" LAYERS=26 OUT=FOLDER)
+	$(PY) -m store export-set $(RUNS) $(if $(LAYERS),--layers $(LAYERS)) $(call option,out,OUT) $(store) $(ARGS)
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
 	$(PY) -m train $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)

@@ -4,8 +4,9 @@ import torch
 
 from store.config import ExportConfig
 from store.errors import Refused
+from store.exports import delphi
 from store.exports.card import write_card
-from store.exports.fitting import layout_named, made_for
+from store.exports.fitting import layout_named, made_for, refuse_misread_name
 from store.exports.gate import gate, sample_of, with_dtype
 from store.exports.opening import appearing_folder, of_a_run, of_another_project, refuse_filled
 from store.shards.origin import copy_origin, write_origin
@@ -18,8 +19,11 @@ def export(config: ExportConfig) -> str:
     Refused for a layout that cannot hold the run, and for a folder that holds something. The folder appears whole, after
     an independent reader gave the run's outputs from its files, or not at all.
     """
-    layout = layout_named(config.layout)
+    if config.layout == delphi.NAME:
+        return delphi.export_delphi(config)
+    layout = layout_named(config.layout, others=(delphi.NAME,))
     refuse_filled(config.out)
+    refuse_misread_name(config.layout, config.out)
     if config.dtype != "float32" and not layout.holds.bfloat16:
         raise Refused(f"{config.layout} holds float32 alone; leave out --dtype {config.dtype}")
     foreign = other_layout_of(config.run) is not None

@@ -1,5 +1,7 @@
 """Fits a run's transcoder to what a layout can say: another view where that is exact, a refusal with its cure elsewhere."""
 
+from pathlib import Path
+
 from store.errors import Refused
 from store.shards.reader import Store
 from store.transcoders.convert import to_normed, to_rms
@@ -85,4 +87,17 @@ def _refuse_what_it_cannot_hold(layout: Layout, name: str, ours: Transcoder) -> 
         raise Refused(
             f"{config.name} has widths {config.d_in} -> {config.d_out}, but {name} has one width for both; write it as "
             "saelens"
+        )
+
+
+MISREAD = "gemma-scope"
+"""circuit-tracer reads a repository with this in its name as Google's files, whose weights lie the other way round."""
+
+
+def refuse_misread_name(name: str, out: Path) -> None:
+    """Refused for a folder whose name the tool of a layout would take for something else."""
+    if name == "circuit-tracer" and MISREAD in out.name:
+        raise Refused(
+            f"{out} has {MISREAD!r} in its name, and circuit-tracer reads a repository of such a name as Google's "
+            "files; choose another --out"
         )

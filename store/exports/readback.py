@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from store.names import NormKind, ViewName
 
@@ -87,6 +88,18 @@ def read_run(folder: Path, layer: int) -> ReadBack:
     return ReadBack(config["view"], encode, decode)
 
 
+def read_scope1(folder: Path, layer: int) -> ReadBack:
+    """Google's Gemma Scope tutorial, JumpReLUSAE; of transcoders, the input is ln2.hook_normalized."""
+    with np.load(folder / "params.npz") as file:
+        a = {name: file[name].astype(np.float32) for name in file.files}
+
+    def encode(x: Array) -> Array:
+        pre = x @ a["W_enc"] + a["b_enc"]
+        return (pre > a["threshold"]) * relu(pre)
+
+    return ReadBack("rms", encode, lambda latents, x: latents @ a["W_dec"] + a["b_dec"])
+
+
 def read_scope2(folder: Path, layer: int) -> ReadBack:
     """Google's Gemma Scope 2 tutorial: JumpReLU, and an affine skip that is stored [d_in, d_out]."""
     config = json.loads((folder / "config.json").read_text())
@@ -123,6 +136,41 @@ def read_saelens(folder: Path, layer: int) -> ReadBack:
     return ReadBack(VIEW_OF_HOOK[hook], encode, decode)
 
 
+def read_circuit_tracer(folder: Path, layer: int) -> ReadBack:
+    """circuit_tracer/transcoder/single_layer_transcoder.py: W_enc is [d_sae, d_in]; pre * (pre > threshold), no ReLU."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model_kind"] == "transcoder_set"
+    assert "activation" not in config
+    a = arrays_of(folder / f"layer_{layer}.safetensors")
+    allowed = {"W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip"}
+    assert a.keys() <= allowed, "a strict load of its state dict would fail"
+
+    def encode(x: Array) -> Array:
+        pre = x @ a["W_enc"].T + a["b_enc"]
+        return pre * (pre > a["activation_function.threshold"])
+
+    def decode(latents: Array, x: Array) -> Array:
+        return latents @ a["W_dec"] + a["b_dec"] + (x @ a["W_skip"].T if "W_skip" in a else 0)
+
+    return ReadBack(VIEW_OF_HOOK[config["feature_input_hook"]], encode, decode)
+
+
+def read_sparsify(folder: Path, layer: int) -> ReadBack:
+    """sparsify/sparse_coder.py and fused_encoder.py: a ReLU, then the k largest; it reads what its module reads."""
+    config = json.loads((folder / "cfg.json").read_text())
+    assert config["transcode"]
+    assert config["activation"] == "topk"
+    a = arrays_of(folder / "sae.safetensors")
+
+    def encode(x: Array) -> Array:
+        return top_k(relu(x @ a["encoder.weight"].T + a["encoder.bias"]), config["k"])
+
+    def decode(latents: Array, x: Array) -> Array:
+        return latents @ a["W_dec"] + a["b_dec"] + (x @ a["W_skip"].T if config["skip_connection"] else 0)
+
+    return ReadBack("normed", encode, decode)
+
+
 def top_k(values: Array, k: int) -> Array:
     """The k largest of each row, the others zero."""
     kept = np.argpartition(-values, k - 1, axis=1)[:, :k]
@@ -133,7 +181,10 @@ def top_k(values: Array, k: int) -> Array:
 
 READERS: dict[str, Callable[[Path, int], ReadBack]] = {
     "run": read_run,
+    "gemma-scope-1": read_scope1,
     "gemma-scope-2": read_scope2,
     "saelens": read_saelens,
+    "circuit-tracer": read_circuit_tracer,
+    "sparsify": read_sparsify,
 }
 """By layout, for the layer that was written."""

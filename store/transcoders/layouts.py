@@ -10,10 +10,26 @@ import torch
 
 from store.errors import Refused
 from store.layout import CONFIG, WEIGHTS, model_slug
+from store.transcoders.circuit_tracer import (
+    LOST_TOPK,
+    SET_CONFIG,
+    is_circuit_tracer,
+    load_circuit_tracer,
+    save_circuit_tracer,
+)
 from store.transcoders.files import read_config, read_settings
-from store.transcoders.gemma_scope import SCOPE1_WEIGHTS, SCOPE2_WEIGHTS, load_scope1, load_scope2, save_scope2
+from store.transcoders.gemma_scope import (
+    SCOPE1_WEIGHTS,
+    SCOPE2_WEIGHTS,
+    load_scope1,
+    load_scope2,
+    save_scope1,
+    save_scope2,
+)
 from store.transcoders.legacy import LegacyTranscoder, checkpoint_in, load_legacy
+from store.transcoders.llamascopium import LLAMASCOPIUM_WEIGHTS, load_llamascopium
 from store.transcoders.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens, save_saelens
+from store.transcoders.sparsify import SPARSIFY_CONFIG, SPARSIFY_WEIGHTS, load_sparsify, save_sparsify
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import NORMS, VIEWS, NormKind, ViewName
 
@@ -63,7 +79,7 @@ class Layout:
     """Writes a folder. Refused for a transcoder that the layout cannot hold. None for a layout that is only read."""
     holds: Holds
     tested_with: str = ""
-    """The tool, and its version, that has read files written here and gave the run's outputs."""
+    """The tool, and its version, that has read files written here and gave the run's outputs (`make interop`)."""
 
 
 def run_class(directory: Path) -> type[Transcoder]:
@@ -105,11 +121,20 @@ def scope1_file(path: Path) -> Path:
 
 
 LAYOUTS = {
+    "circuit-tracer": Layout(
+        files=f"{SET_CONFIG} with layer_N.safetensors",
+        recognise=is_circuit_tracer,
+        load=load_circuit_tracer,
+        save=save_circuit_tracer,
+        holds=Holds(views=NAMED_BY_HOOKS, square=True, why_not_topk=LOST_TOPK),
+        tested_with="circuit-tracer v0.5.0",
+    ),
     "gemma-scope-1": Layout(
         files=SCOPE1_WEIGHTS,
         recognise=lambda path: scope1_file(path).exists(),
         load=lambda path, layer, model: load_scope1(scope1_file(path), layer, model),
-        holds=Holds(views={"rms": ("rms",)}, skip=False),
+        save=save_scope1,
+        holds=Holds(views={"rms": ("rms",)}, skip=False, bfloat16=False),
     ),
     "gemma-scope-2": Layout(
         files=f"{SCOPE2_WEIGHTS} with {CONFIG}, or with Google's folder names",
@@ -117,6 +142,12 @@ LAYOUTS = {
         load=lambda path, layer, model: load_scope2(path, model),
         save=save_scope2,
         holds=Holds(views={"rms": ("normed",), "layernorm": ("normed",)}),
+    ),
+    "llamascopium": Layout(
+        files=f"{CONFIG} with {LLAMASCOPIUM_WEIGHTS}",
+        recognise=holding(CONFIG, LLAMASCOPIUM_WEIGHTS),
+        load=lambda path, layer, model: load_llamascopium(path, model),
+        holds=Holds(views=NAMED_BY_HOOKS),
     ),
     "run": Layout(
         files=f"{CONFIG} with {WEIGHTS}",
@@ -132,6 +163,14 @@ LAYOUTS = {
         save=save_saelens,
         holds=Holds(views=NAMED_BY_HOOKS),
         tested_with="sae-lens 6.54.12",
+    ),
+    "sparsify": Layout(
+        files=f"{SPARSIFY_CONFIG} with {SPARSIFY_WEIGHTS}",
+        recognise=holding(SPARSIFY_CONFIG, SPARSIFY_WEIGHTS),
+        load=load_sparsify,
+        save=save_sparsify,
+        holds=Holds(views={"rms": ("normed",), "layernorm": ("normed",)}, activation="topk", square=True),
+        tested_with="eai-sparsify 1.3.3",
     ),
     "legacy": Layout(
         files=f"{CONFIG} with checkpoint.pt",

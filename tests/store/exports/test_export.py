@@ -24,15 +24,21 @@ from store.transcoders.transcoder import Transcoder
 from store.views import Norm
 from tests.making import make_norm, make_recipe, make_rows
 from tests.rooms import ROOMS
+from tests.store.exports.making import square_store
 from tests.store.transcoders.making import SAELENS, make_transcoder
 
 LAYERNORM = Norm(kind="layernorm", eps=1e-5, gain=torch.linspace(-2, 3, 12), bias=torch.linspace(1, -1, 12))
 
 
 def make_run(folder: Path, store: Store, **changes) -> Transcoder:
-    t = make_transcoder(d_in=12, d_out=10, **({"store_fingerprint": store.fingerprint} | changes))
+    t = make_transcoder(**({"d_in": 12, "d_out": 10, "store_fingerprint": store.fingerprint} | changes))
     t.save(folder)
     return t
+
+
+@pytest.fixture
+def square(tmp_path) -> Store:
+    return square_store(tmp_path / "store")
 
 
 def options(tmp_path: Path, trained_on: Store, layout: str, **changes) -> ExportConfig:
@@ -50,6 +56,8 @@ def heldout_inputs(t: Transcoder, store: Store) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("layout", "view", "written"),
     [
+        ("gemma-scope-1", "rms", "rms"),
+        ("gemma-scope-1", "normed", "rms"),
         ("gemma-scope-2", "rms", "normed"),
         ("gemma-scope-2", "normed", "normed"),
         ("saelens", "raw", "raw"),
@@ -59,16 +67,64 @@ def heldout_inputs(t: Transcoder, store: Store) -> torch.Tensor:
     ],
 )
 def test_an_export_computes_what_the_run_does(tmp_path, store, layout, view, written, skip):
+    if skip and not LAYOUTS[layout].holds.skip:
+        pytest.skip("it has no place for a skip")
     t = make_run(tmp_path / "run", store, view=view, skip=skip)
     said = export(options(tmp_path, store, layout))
-    again = load_folder(tmp_path / "out", 0, "")
+    again = load_folder(tmp_path / "out", 1, "")
     assert again.config.view == written
     x, x_again = heldout_inputs(t, store), heldout_inputs(again, store)
     torch.testing.assert_close(again(x_again), t(x), rtol=1e-4, atol=1e-4)
     assert str(tmp_path / "out") in said
     assert f"on {min(256, len(x))} held-out rows" in said
-    assert ("instead of rms" in said) == (view != written)
+    assert (f"instead of {view}" in said) == (view != written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "store"]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("view", "asked"), [("raw", None), ("rms", None), ("normed", None), ("rms", "normed")])
+@pytest.mark.parametrize("layout", ["circuit-tracer", "sparsify"])
+def test_an_export_with_one_width_computes_what_the_run_does(tmp_path, square, layout, view, asked, skip):
+    activation = LAYOUTS[layout].holds.activation
+    t = make_run(tmp_path / "run", square, view=view, skip=skip, d_out=12, activation=activation)
+    if layout == "sparsify" and view == "raw":
+        with pytest.raises(Refused, match="reads the view raw, of which sparsify knows nothing; train with --view normed"):
+            export(options(tmp_path, square, layout))
+        return
+    said = export(options(tmp_path, square, layout, view=asked))
+    again = load_folder(tmp_path / "out", 1, "tiny")
+    assert again.config.view == (asked or ("normed" if layout == "sparsify" else view))
+    x, x_again = heldout_inputs(t, square), heldout_inputs(again, square)
+    torch.testing.assert_close(again(x_again), t(x), rtol=1e-4, atol=1e-4)
+    assert "gate: outputs differ by" in said
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("circuit-tracer", {"activation": "topk"}, "would run it as a plain ReLU.*train with batchtopk"),
+        (
+            "circuit-tracer",
+            {"d_out": 10},
+            "widths 12 -> 10, but circuit-tracer has one width for both; write it as saelens",
+        ),
+        ("gemma-scope-1", {"skip": True}, "skip connection, which gemma-scope-1 has no place for; train without --skip"),
+        ("gemma-scope-1", {"view": "raw"}, "gemma-scope-1 knows nothing; train with --view rms"),
+        ("sparsify", {}, "has thresholds, but sparsify keeps the k largest latents; train with --activation topk"),
+    ],
+)
+def test_what_the_layouts_of_one_width_cannot_say_is_refused(tmp_path, square, layout, changes, message):
+    make_run(tmp_path / "run", square, **({"d_out": 12} | changes))
+    with pytest.raises(Refused, match=message):
+        export(options(tmp_path, square, layout))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_a_name_that_circuit_tracer_would_misread_is_refused(tmp_path, square):
+    make_run(tmp_path / "run", square, d_out=12)
+    with pytest.raises(Refused, match="has 'gemma-scope' in its name, and circuit-tracer reads .* choose another --out"):
+        export(options(tmp_path, square, "circuit-tracer", out=tmp_path / "our-gemma-scope-2"))
+    export(options(tmp_path, square, "gemma-scope-2", out=tmp_path / "our-gemma-scope-2"))
 
 
 @pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens", "run"])
@@ -160,9 +216,13 @@ def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
         ("saelens", {"activation": "topk"}, "train with batchtopk"),
         ("saelens", {"target_layer": 2}, "of one layer"),
         ("saelens", {"source_site": "mlp_out"}, "from resid_mid to mlp_out"),
-        ("gemma-scope-1", {}, "gemma-scope-1 can only be read; choose from gemma-scope-2, run, saelens"),
-        ("gemma-scop-2", {}, "'gemma-scop-2'; choose from gemma-scope-2, run, saelens; did you mean gemma-scope-2?"),
-        ("onnx", {}, "there is no layout 'onnx'; choose from gemma-scope-2, run, saelens$"),
+        (
+            "llamascopium",
+            {},
+            "llamascopium can only be read; choose from circuit-tracer, delphi, gemma-scope-1, gemma-scope-2",
+        ),
+        ("gemma-scop-2", {}, "there is no layout 'gemma-scop-2'; .*; did you mean gemma-scope-2?"),
+        ("onnx", {}, "there is no layout 'onnx'; choose from .*, run, saelens, sparsify$"),
         ("saelens", {"store_fingerprint": "0" * 32}, "was trained on store 0000"),
     ],
 )
