@@ -45,6 +45,7 @@ reads_compare-layers := $(of_run)
 reads_intervene := $(of_run)
 reads_importance := $(of_run)
 reads_judge-export := $(of_run)
+reads_export-features := RUNS LAYOUT OUT ARGS
 reads_judge := RUN ENDPOINT JUDGE ARGS
 reads_browse := RESULTS ARGS
 reads_browse-export := RESULTS OUT ARGS
@@ -57,7 +58,7 @@ reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export export-set train sweep evaluate compare features analyze compare-layers browse browse-export judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export export-set train sweep evaluate compare features analyze compare-layers export-features browse browse-export judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
 
@@ -140,6 +141,9 @@ features: $(VENV)/base  ## What every latent responds to (BASELINE=FOLDER or L0=
 
 analyze: $(VENV)/base  ## The interpretability report of collected features
 	$(PY) -m evaluate analyze $(where) $(run) $(ARGS)
+
+export-features: $(VENV)/base  ## Collected features for circuit-tracer's viewer or Neuronpedia (RUNS= LAYOUT= OUT=)
+	$(PY) -m evaluate export-features $(RUNS) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(ARGS)
 
 compare-layers: $(VENV)/base  ## How the features of layers harvested together relate (LAYER=8,17)
 	$(PY) -m evaluate compare-layers $(where) $(run) $(ARGS)

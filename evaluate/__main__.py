@@ -9,6 +9,7 @@ from evaluate.early import check_places
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
+from evaluate.publish.config import ExportFeaturesConfig
 from store.cli import Commands, run_command
 from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
 
@@ -20,6 +21,7 @@ COMMANDS: Commands = {
     "compare-layers": (CompareLayersConfig, "evaluate.features.partners:match_features"),
     "browse": (BrowseConfig, "evaluate.browse.server:browse"),
     "browse-export": (BrowseExportConfig, "evaluate.browse.export:export"),
+    "export-features": (ExportFeaturesConfig, "evaluate.publish.command:export_features"),
     "intervene": (InterveneConfig, "evaluate.model.intervene:intervene"),
     "importance": (ImportanceConfig, "evaluate.model.importance:importance"),
     "judge-export": (JudgeExportConfig, "evaluate.judge.questions:export_questions"),
@@ -40,10 +42,11 @@ SHOWN = (
 )
 
 
-def written(config: object, folder: Path | None) -> str:
-    """The paths of the files that a command left for people, a line each."""
-    if folder is None:
-        return ""
+def written(config: object, result: Path | str | None) -> str:
+    """The paths of the files that a command left for people, a line each; or what it says itself."""
+    if result is None or isinstance(result, str):
+        return result or ""
+    folder = result
     return "\n".join(str(folder / file) for file in SHOWN if (folder / file).exists())
 
 

@@ -17,6 +17,8 @@ def layout_named(name: str, others: tuple[str, ...] = ()) -> Layout:
     others: names that are written elsewhere, for the message.
     """
     written = sorted([*(each for each, layout in LAYOUTS.items() if layout.save is not None), *others])
+    if name == "neuronpedia":
+        raise Refused("neuronpedia takes features, not weights: make export-features writes them, after make features")
     if name not in LAYOUTS:
         raise Refused(f"there is no layout {name!r}; choose from {', '.join(written)}{did_you_mean(name, written)}")
     if name not in written:

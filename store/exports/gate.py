@@ -1,6 +1,6 @@
 """The gate of an export: an independent reader gives the run's outputs from what was written, or nothing is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,10 +121,8 @@ def _with_fvu(found: Gate, read: ReadBack, ours: Transcoder, sample: Sample) -> 
     seen = _seen(read.view, sample, ours)
     written = torch.from_numpy(read.decode(read.encode(seen), seen))
     assert sample.target is not None
-    return Gate(
-        **vars(found)
-        | {"fvu": fvu(ours(_input_of(ours, sample)), sample.target), "fvu_written": fvu(written, sample.target)}
-    )
+    plain = fvu(ours(_input_of(ours, sample)), sample.target)
+    return replace(found, fvu=plain, fvu_written=fvu(written, sample.target))
 
 
 def fvu(recon: Float[Tensor, "rows d"], target: Float[Tensor, "rows d"]) -> float:

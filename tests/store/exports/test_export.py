@@ -222,6 +222,7 @@ def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
             "llamascopium can only be read; choose from circuit-tracer, delphi, gemma-scope-1, gemma-scope-2",
         ),
         ("gemma-scop-2", {}, "there is no layout 'gemma-scop-2'; .*; did you mean gemma-scope-2?"),
+        ("neuronpedia", {}, "takes features, not weights: make export-features writes them"),
         ("onnx", {}, "there is no layout 'onnx'; choose from .*, run, saelens, sparsify$"),
         ("saelens", {"store_fingerprint": "0" * 32}, "was trained on store 0000"),
     ],

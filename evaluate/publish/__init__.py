@@ -1,0 +1,1 @@
+"""Collected features in other tools' files."""
