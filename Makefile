@@ -39,6 +39,7 @@ reads_train := $(of_run) PRESET TOKENS K D_SAE
 reads_sweep := $(reads_train) SEEDS
 reads_evaluate := $(of_run)
 reads_compare := $(of_run) BASELINE L0
+reads_baselines := MODEL LAYER ARGS
 reads_features := $(of_run) BASELINE L0
 reads_analyze := $(of_run)
 reads_compare-layers := $(of_run)
@@ -58,7 +59,7 @@ reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export export-set train sweep evaluate compare features analyze compare-layers export-features browse browse-export judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features browse browse-export judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
 
@@ -135,6 +136,9 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
+
+baselines: $(VENV)/base  ## What the hub has to compare with, for a model's layer
+	$(PY) -m evaluate baselines $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
 
 features: $(VENV)/base  ## What every latent responds to (BASELINE=FOLDER or L0=nearest: of what it is compared with)
 	$(PY) -m evaluate features $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)

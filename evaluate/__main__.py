@@ -4,7 +4,7 @@ from pathlib import Path
 
 from evaluate.browse.config import BrowseConfig, BrowseExportConfig
 from evaluate.compare.config import CompareConfig
-from evaluate.config import EvaluateConfig
+from evaluate.config import BaselinesConfig, EvaluateConfig
 from evaluate.early import check_places
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
@@ -16,6 +16,7 @@ from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRIC
 COMMANDS: Commands = {
     "metrics": (EvaluateConfig, "evaluate.compare.one_run:evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare.layers:compare"),
+    "baselines": (BaselinesConfig, "evaluate.baselines:list_baselines"),
     "features": (FeaturesConfig, "evaluate.features.samples:collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),
     "compare-layers": (CompareLayersConfig, "evaluate.features.partners:match_features"),

@@ -21,17 +21,18 @@ class ExportFeaturesConfig(Options):
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")]
     """Folders of runs whose features are collected (`python -m evaluate features`), one a layer."""
     layout: Literal["circuit-tracer", "neuronpedia"]
-    """circuit-tracer: index.json.gz and layer_N.bin, the `features` folder of a set. neuronpedia: batches for its API."""
+    """Tool to write for. circuit-tracer: index.json.gz and layer_N.bin, the folder `features` of a set. neuronpedia:
+    batches for its API."""
     out: Path
     """Folder to write. It must not hold anything yet."""
     model_id: str | None = None
-    """Of neuronpedia: its name for the model. Default: the model's own name."""
+    """Name of the model on Neuronpedia. Default: the model's own name."""
     source_set: str = "matryoshka-transcoder"
-    """Of neuronpedia: its name for these sources, in lower case with single hyphens. A layer's source is LAYER-NAME."""
+    """Name of these sources on Neuronpedia, in lower case with single hyphens. A layer's source is LAYER-NAME."""
     method: str | None = None
-    """Of neuronpedia: its name for the method of the judge's explanations. It must know that name already."""
+    """Neuronpedia's name for the method of the judge's explanations. It must know that name already."""
     explainer: str | None = None
-    """Of neuronpedia: its name for the model that explained."""
+    """Neuronpedia's name for the model that explained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

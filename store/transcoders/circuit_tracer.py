@@ -17,11 +17,10 @@ from torch import Tensor
 
 from store.disk.files import write_tensors, write_text
 from store.errors import Damaged, Refused
+from store.names import SET_CONFIG
 from store.transcoders.files import check_arrays, read_arrays
 from store.transcoders.hooks import OUTPUT_HOOK, hook_of, view_of
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
-
-SET_CONFIG = "config.yaml"
 
 LAYER_FILE = re.compile(r"layer_(\d+)\.safetensors")
 
@@ -29,6 +28,9 @@ THRESHOLD = "activation_function.threshold"
 
 LOST_TOPK = "circuit-tracer drops activation and k of a folder on this machine, and would run it as a plain ReLU"
 """Its `load_transcoders_from_cache` passes neither on."""
+
+BEFORE_NORM = "mlp.hook_out"
+"""circuit-tracer's name for the MLP's output before a norm that may follow it, as in Gemma 2 and 3."""
 
 KEYS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 
@@ -67,10 +69,8 @@ def load_circuit_tracer(path: Path, layer: int, model: str) -> Transcoder:
             f"{directory} has layers {_ranges(layers_in(directory))}, but not {layer}; give LAYER= of one of them"
         )
     view = view_of(directory / SET_CONFIG, config["feature_input_hook"])
-    if config["feature_output_hook"] != OUTPUT_HOOK:
-        raise Refused(
-            f"{directory / SET_CONFIG} predicts {config['feature_output_hook']!r}; only {OUTPUT_HOOK} can be read"
-        )
+    model = config.get("model_name") or model
+    _check_output(directory, config["feature_output_hook"], model)
     arrays = read_arrays(weights)
     check_arrays(weights, arrays, KEYS, optional={THRESHOLD, "W_skip"})
     topk = config.get("activation") == "topk"
@@ -86,7 +86,7 @@ def load_circuit_tracer(path: Path, layer: int, model: str) -> Transcoder:
         name=f"circuit-tracer layer {layer}, {d_sae:,} latents",
         architecture="topk" if topk else "jumprelu" if THRESHOLD in arrays else "relu",
         activation="topk" if topk else "threshold",
-        model=config.get("model_name") or model,
+        model=model,
         layer=layer,
         view=view,
         d_in=d_in,
@@ -105,6 +105,17 @@ def load_circuit_tracer(path: Path, layer: int, model: str) -> Transcoder:
         threshold=arrays.get(THRESHOLD, torch.zeros(d_sae)),
         W_skip=arrays.get("W_skip"),
     )
+
+
+def _check_output(directory: Path, hook: str, model: str) -> None:
+    """Refused for another output than mlp_out: where no norm follows the MLP, before and after it are one."""
+    has_norm = not model or "gemma" in model.lower()
+    if hook != OUTPUT_HOOK and (hook != BEFORE_NORM or has_norm):
+        raise Refused(
+            f"{directory / SET_CONFIG} predicts {hook!r}; only {OUTPUT_HOOK} can be read, and {BEFORE_NORM} of a named "
+            "model "
+            "without a norm behind the MLP"
+        )
 
 
 def read_set_config(directory: Path) -> dict[str, Any]:

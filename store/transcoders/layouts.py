@@ -10,9 +10,9 @@ import torch
 
 from store.errors import Refused
 from store.layout import CONFIG, WEIGHTS, model_slug
+from store.names import SET_CONFIG
 from store.transcoders.circuit_tracer import (
     LOST_TOPK,
-    SET_CONFIG,
     is_circuit_tracer,
     load_circuit_tracer,
     save_circuit_tracer,

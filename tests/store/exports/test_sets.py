@@ -40,7 +40,7 @@ def test_every_layer_has_a_file_and_those_of_runs_compute_what_the_runs_do(tmp_p
     assert (card["layers"], card["silent_layers"], len(card["gate"])) == ([1, 3], [0, 2, 4], 2)
 
 
-def test_a_silent_layer_never_fires_and_predicts_nothing_in_the_shapes_of_the_others(tmp_path):
+def test_a_silent_layer_never_fires_and_predicts_nothing(tmp_path):
     run_of_layer(tmp_path, 1, skip=True)
     export_set(options(tmp_path, 1))
     silent, other = (load_file(tmp_path / f"set/layer_{layer}.safetensors") for layer in (0, 1))

@@ -82,6 +82,11 @@ def test_what_cannot_be_reproduced_is_refused(tmp_path, changes, message):
         load_circuit_tracer(write_circuit_tracer(tmp_path, **changes), 8, "")
 
 
+def test_before_and_after_a_norm_are_one_where_none_follows_the_mlp(tmp_path):
+    folder = write_circuit_tracer(tmp_path, feature_output_hook="mlp.hook_out", model_name="Qwen/Qwen3-4B")
+    assert load_circuit_tracer(folder, 8, "").config.target_site == "mlp_out"
+
+
 def test_a_layer_file_alone_does_not_say_what_it_reads(tmp_path):
     folder = write_circuit_tracer(tmp_path)
     (folder / "config.yaml").unlink()
