@@ -1,6 +1,7 @@
 """delphi's cache of latents: read as its TensorBuffer does, and compared with a dense NumPy forward."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ from store.errors import Refused
 from store.exports import delphi
 from store.exports.delphi import Entries
 from store.exports.export import export
+from store.shards.reader import open_store
 from tests.store.exports.making import run_of_layer
+
+THEIRS = Path(__file__).parent / "delphi"
+"""Made by `interop_tool.py make` in tests/bench."""
 
 
 def options(folder, **changes) -> ExportConfig:
@@ -42,8 +47,6 @@ def test_the_cache_has_the_runs_activations_on_every_held_out_token(tmp_path, ac
     said = export(options(tmp_path))
     folder = tmp_path / "out/latents/layers.1.mlp"
     cache, tokens = dense_cache(folder, 10)
-    from store.shards.reader import open_store
-
     store = open_store(tmp_path / "layer1")
     [shard] = store.manifest.of_split("heldout")
     np.testing.assert_array_equal(tokens, store.array(shard, "tokens"))
@@ -70,6 +73,21 @@ def test_the_splits_cover_all_latents_and_keep_the_order_that_delphi_pools_by(tm
         assert split["activations"].dtype == np.float16
         order = np.lexsort(split["locations"].T[::-1])
         np.testing.assert_array_equal(order, np.arange(len(order)))
+
+
+def test_files_are_written_as_delphi_writes_them(tmp_path):
+    """A cache that eai-delphi 0.1.3 made itself, of latents of which one is dead."""
+    made = load_file(THEIRS / "made.safetensors")
+    at = np.nonzero(made["latents"] > 1e-5)
+    delphi.write_splits(tmp_path, Entries(*at, made["latents"][at]), made["tokens"], 11)
+    names = sorted(path.name for path in (THEIRS / "layers.1.mlp").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in names:
+        ours, theirs = load_file(tmp_path / name), load_file(THEIRS / "layers.1.mlp" / name)
+        assert ours.keys() == theirs.keys()
+        for key, array in theirs.items():
+            assert ours[key].dtype == array.dtype
+            np.testing.assert_array_equal(ours[key], array)
 
 
 def test_many_sequences_need_wider_locations(tmp_path):

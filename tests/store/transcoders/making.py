@@ -12,6 +12,10 @@ from store.transcoders.transcoder import Transcoder, TranscoderConfig
 SAELENS = Path(__file__).parent / "saelens"
 """Files that sae-lens itself wrote."""
 
+CIRCUIT_TRACER = Path(__file__).parent / "circuit_tracer"
+SPARSIFY = Path(__file__).parent / "sparsify"
+"""Files that these tools wrote themselves, by `interop_tool.py make` in tests/bench."""
+
 LEGACY_WIDTH = 12
 
 

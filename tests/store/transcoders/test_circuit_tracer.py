@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from store.transcoders.circuit_tracer import load_circuit_tracer, save_circuit_tracer
 from store.transcoders.layouts import load_folder
-from tests.store.transcoders.making import make_transcoder, write_circuit_tracer
+from tests.store.transcoders.making import CIRCUIT_TRACER, make_transcoder, write_circuit_tracer
 
 
 def their_forward(path, x: torch.Tensor) -> torch.Tensor:
@@ -20,6 +21,23 @@ def their_forward(path, x: torch.Tensor) -> torch.Tensor:
     threshold = a.get("activation_function.threshold")
     acts = pre.relu() if threshold is None else pre * (pre > threshold)
     return acts @ a["W_dec"] + a["b_dec"] + (x @ a["W_skip"].T if "W_skip" in a else 0)
+
+
+def test_outputs_equal_those_of_circuit_tracer():
+    """Its own files and forward, of the package 0.5.0."""
+    rows, t = load_file(CIRCUIT_TRACER / "forward.safetensors"), load_circuit_tracer(CIRCUIT_TRACER, 8, "")
+    torch.testing.assert_close(t(rows["x"]), rows["y"], rtol=1e-5, atol=1e-5)
+    assert (t.config.layer, t.config.view, t.config.d_sae) == (8, "rms", 10)
+
+
+def test_files_are_written_as_circuit_tracer_writes_them(tmp_path):
+    save_circuit_tracer(load_circuit_tracer(CIRCUIT_TRACER, 8, ""), tmp_path)
+    ours, theirs = (load_file(folder / "layer_8.safetensors") for folder in (tmp_path, CIRCUIT_TRACER))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(array, theirs[name]) for name, array in ours.items())
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == yaml.safe_load(
+        (CIRCUIT_TRACER / "config.yaml").read_text()
+    )
 
 
 @pytest.mark.parametrize("drop", [(), ("W_skip",), ("activation_function.threshold",)])

@@ -1,11 +1,13 @@
 """sparsify's layout: by its equations, and what cannot be reproduced."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from store.transcoders.sparsify import load_sparsify, save_sparsify
-from tests.store.transcoders.making import make_transcoder, write_sparsify
+from tests.store.transcoders.making import SPARSIFY, make_transcoder, write_sparsify
 
 
 def their_forward(folder, x: torch.Tensor, k: int) -> torch.Tensor:
@@ -14,6 +16,24 @@ def their_forward(folder, x: torch.Tensor, k: int) -> torch.Tensor:
     values, indices = torch.nn.functional.linear(x, a["encoder.weight"], a["encoder.bias"]).relu().topk(k, dim=-1)
     y = torch.stack([value @ a["W_dec"][index] for value, index in zip(values, indices, strict=True)]) + a["b_dec"]
     return y + (x @ a["W_skip"].mT if "W_skip" in a else 0)
+
+
+def test_outputs_equal_those_of_sparsify():
+    """Files and forward of eai-sparsify 1.3.3 itself."""
+    rows, t = load_file(SPARSIFY / "forward.safetensors"), load_sparsify(SPARSIFY, 8, "m")
+    torch.testing.assert_close(t(rows["x"]), rows["y"], rtol=1e-5, atol=1e-5)
+    assert (t.config.k, t.config.d_sae) == (3, 10)
+
+
+def test_files_are_written_as_sparsify_writes_them(tmp_path):
+    save_sparsify(load_sparsify(SPARSIFY, 8, "m"), tmp_path)
+    ours, theirs = (load_file(folder / "sae.safetensors") for folder in (tmp_path, SPARSIFY))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(array, theirs[name]) for name, array in ours.items())
+    settings = [json.loads((folder / "cfg.json").read_text()) for folder in (tmp_path, SPARSIFY)]
+    assert settings[0].keys() == settings[1].keys()
+    same = ("activation", "num_latents", "k", "skip_connection", "transcode", "d_in", "multi_topk")
+    assert {key: settings[0][key] for key in same} == {key: settings[1][key] for key in same}
 
 
 @pytest.mark.parametrize("skip", [False, True])
