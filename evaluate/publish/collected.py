@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from evaluate.features.reader import Features, open_features
 from evaluate.features.summary import CollectionSummary, read_summary
-from store.errors import Refused
+from store.errors import Damaged, Refused
 from store.layout import FEATURES, SAMPLES
 
-CHUNK = 64
-"""Latents read at a time: a row group."""
+COLUMNS = ("feature", "density", "max_activation", "histogram", "promoted", "suppressed", "contexts")
+"""What the files of other tools are made of."""
 
 GROUPS = (0, 5, 4, 3, 2, 1)
 """`quantile` of contexts, in the order shown: the strongest first, then the samples from strong to weak."""
@@ -27,9 +29,15 @@ class Collected:
     features: Features
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The record of every latent, in order."""
-        for start in range(0, len(self.features), CHUNK):
-            yield from self.features.records(range(start, min(start + CHUNK, len(self.features))))
+        """The record of every latent, in order, with COLUMNS alone. Damaged where the file cannot be read."""
+        file = self.features.file
+        for group in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(group, columns=list(COLUMNS))
+            except (OSError, pa.ArrowException) as error:
+                again = f"make features RUN={self.run} ARGS=--force"
+                raise Damaged(f"{self.features.path} cannot be read ({error}); make it again with {again}") from None
+            yield from table.to_pylist()
 
 
 def open_collected(run: Path) -> Collected:

@@ -79,7 +79,7 @@ def viewer_record(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def packed(record: dict[str, Any]) -> bytes:
     """The bytes of one latent."""
-    content = gzip.compress(json.dumps(record, ensure_ascii=False).encode(), mtime=0)
+    content = gzip.compress(json.dumps(record, ensure_ascii=False).encode(), compresslevel=6, mtime=0)
     return struct.pack("<I", len(content)) + content
 
 

@@ -28,7 +28,7 @@ from store.transcoders.transcoder import Transcoder
 
 NAME = "delphi"
 
-TESTED_WITH = ""
+TESTED_WITH = "eai-delphi 0.1.3"
 """The version that has read such a cache (`make interop`)."""
 
 N_SPLITS = 5

@@ -135,6 +135,7 @@ LAYOUTS = {
         load=lambda path, layer, model: load_scope1(scope1_file(path), layer, model),
         save=save_scope1,
         holds=Holds(views={"rms": ("rms",)}, skip=False, bfloat16=False),
+        tested_with="circuit-tracer 0.5.0",
     ),
     "gemma-scope-2": Layout(
         files=f"{SCOPE2_WEIGHTS} with {CONFIG}, or with Google's folder names",
@@ -142,6 +143,7 @@ LAYOUTS = {
         load=lambda path, layer, model: load_scope2(path, model),
         save=save_scope2,
         holds=Holds(views={"rms": ("normed",), "layernorm": ("normed",)}),
+        tested_with="circuit-tracer 0.5.0",
     ),
     "llamascopium": Layout(
         files=f"{CONFIG} with {LLAMASCOPIUM_WEIGHTS}",
