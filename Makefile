@@ -245,7 +245,7 @@ bench-peers: $(VENV)/dev $(PEERS)/done  ## Speed of a training step and quality,
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m tests.bench.peers --python $(PEERS)/bin/python $(store) $(ARGS)
 
 # circuit-tracer and delphi exclude these versions of transformers or bring vllm: they are unpacked without what they depend on.
-unpacked := circuit-tracer==0.5.0 eai-delphi==0.1.3 neuronpedia==1.2.1
+unpacked := circuit-tracer==0.5.0 eai-delphi==0.1.3 neuronpedia==1.2.1 llamascopium==2.0.0b34
 $(INTEROP)/done: tests/bench/interop.txt
 	$(PYTHON) -m venv $(INTEROP)/tools
 	$(INTEROP)/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/bench/interop.txt

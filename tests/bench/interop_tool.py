@@ -223,7 +223,35 @@ def make_delphi(folder: Path) -> None:
     save_file({"latents": latents, "tokens": tokens}, folder / "made.safetensors")
 
 
-MAKERS = {"circuit_tracer": make_circuit_tracer, "sparsify": make_sparsify, "delphi": make_delphi}
+def make_llamascopium(folder: Path) -> None:
+    """A JumpReLU transcoder with the mean norms of a data set, and its outputs in raw units."""
+    bare("llamascopium", "llamascopium", "llamascopium.models", "llamascopium.backend")
+    stub("llamascopium.backend.language_model", LanguageModelConfig=object)
+    from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
+
+    hook_in, hook_out = "blocks.8.ln2.hook_normalized", "blocks.8.hook_mlp_out"
+    sizes = {"d_model": 6, "expansion_factor": 2, "act_fn": "jumprelu"}
+    config = SAEConfig(hook_point_in=hook_in, hook_point_out=hook_out, device="cpu", dtype=torch.float32, **sizes)
+    made = SparseAutoEncoder(config)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter.data)
+    made.set_dataset_average_activation_norm({hook_in: 2.4, hook_out: 0.7})
+    made.save_pretrained(folder)
+    config.save_hyperparameters(folder)
+
+    def raw(x: torch.Tensor) -> torch.Tensor:
+        scaled, factors = made.normalize_activations({hook_in: x, hook_out: x}, return_scale_factor=True)
+        return made.denormalize_activations({hook_out: made(scaled[hook_in])}, factors)[hook_out]
+
+    outputs(raw, folder)
+
+
+MAKERS = {
+    "circuit_tracer": make_circuit_tracer,
+    "delphi": make_delphi,
+    "llamascopium": make_llamascopium,
+    "sparsify": make_sparsify,
+}
 
 
 def fill(module: torch.nn.Module, place: Path, save) -> None:

@@ -13,6 +13,7 @@ SAELENS = Path(__file__).parent / "saelens"
 """Files that sae-lens itself wrote."""
 
 CIRCUIT_TRACER = Path(__file__).parent / "circuit_tracer"
+LLAMASCOPIUM = Path(__file__).parent / "llamascopium"
 SPARSIFY = Path(__file__).parent / "sparsify"
 """Files that these tools wrote themselves, by `interop_tool.py make` in tests/bench."""
 

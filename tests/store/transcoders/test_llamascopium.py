@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from store.transcoders.llamascopium import load_llamascopium
-from tests.store.transcoders.making import write_llamascopium
+from tests.store.transcoders.making import LLAMASCOPIUM, write_llamascopium
 
 
 def their_forward(folder, x: torch.Tensor, act: str, with_norm: bool, scaled: bool, k: int = 3) -> torch.Tensor:
@@ -27,6 +27,14 @@ def their_forward(folder, x: torch.Tensor, act: str, with_norm: bool, scaled: bo
         limit = a["activation_function.log_jumprelu_threshold"].exp() if act == "jumprelu" else torch.zeros(12)
         acts = weighed * (weighed > limit)
     return ((acts / norm) @ a["W_D"] + a["b_D"]) / scale_out
+
+
+def test_outputs_equal_those_of_llamascopium():
+    """Files of llamascopium 2.0.0b34 itself, and what its normalise, forward and denormalise gave."""
+    rows, t = load_file(LLAMASCOPIUM / "forward.safetensors"), load_llamascopium(LLAMASCOPIUM, "m")
+    torch.testing.assert_close(t(rows["x"]), rows["y"], rtol=1e-5, atol=1e-4)
+    assert (t.config.layer, t.config.view, t.config.d_sae) == (8, "rms", 12)
+    assert 0 < float((t.encode(rows["x"]) > 0).float().mean()) < 1
 
 
 @pytest.mark.parametrize("scaled", [True, False])
