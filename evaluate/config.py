@@ -39,6 +39,16 @@ class EvaluateConfig(Options):
         return self.run or default_run(self.model, self.layer, "matryoshka_batchtopk")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaselinesConfig(Options):
+    """List the transcoders on the hub that a run of this model's layer can be compared with."""
+
+    model: str = "google/gemma-2-2b"
+    """Model whose MLP is replaced."""
+    layer: NotNegative = 8
+    """Layer whose MLP is replaced, from 0."""
+
+
 LAYER = "{layer}"
 """Stands for the layer's number in a path."""
 

@@ -1,14 +1,17 @@
 """The Hugging Face hub: what can go wrong on the way to it, said in one line with a cure."""
 
+import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
+import yaml
 from httpx2 import HTTPError
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,8 +22,11 @@ from huggingface_hub.errors import (
 )
 
 from store.errors import Refused
+from store.names import SET_CONFIG
 
 T = TypeVar("T")
+
+LAYER_WEIGHTS = re.compile(r"layer_\d+\.safetensors$")
 
 TROUBLE = (OSError, HTTPError)
 """What the libraries raise when they cannot fetch a file, and what a stream raises when the network breaks."""
@@ -39,6 +45,72 @@ def files_of(repo: str) -> list[str]:
     """The paths of all files in a model repository of the hub. Errors as `fetching` explains them."""
     check_connection()
     return [file.rfilename for file in HfApi().model_info(repo, timeout=TIMEOUT).siblings or ()]
+
+
+HUB_URL = re.compile(r"hf:/{1,2}([^/@?]+/[^/@?]+)/?([^@?]*)(?:(?:@|\?revision=)(.+))?")
+"""hf://user/repo/path@revision; `Path` makes one slash of two, and circuit-tracer writes ?revision=."""
+
+SNAPSHOT = re.compile(r".*models--(.+?)--(.+?)/snapshots/([0-9a-f]+)/?(.*)")
+"""Where the hub's library keeps what it fetched."""
+
+
+def is_hub_url(place: Path | str) -> bool:
+    return str(place).startswith("hf:/")
+
+
+def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
+    """The folder or file on this machine with the transcoder at hf://user/repo/path@revision, fetched unless it is cached.
+
+    Only the files that lie directly there are fetched, and of a set of circuit-tracer's only this layer's. A list of
+    `transcoders` in its config.yaml is followed.
+
+    layer: of the model; None for all that is there. Errors as `fetching` explains them.
+    """
+    match = HUB_URL.fullmatch(str(url))
+    if match is None:
+        raise Refused(
+            f"{url} is no place on the hub; write hf://user/repo/path, and @revision behind it where one is meant"
+        )
+    repo, path, revision = match[1], match[2].strip("/"), match[3]
+
+    def get(cached: bool) -> Path:
+        if cached:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True)) / path
+        info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
+        wanted = files_at(path, [file.rfilename for file in info.siblings or ()], layer)
+        if not wanted:
+            raise Refused(f"{repo} has no transcoder at {path or 'its root'!r}; name the folder that holds its files")
+        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted)) / path
+
+    with fetching(f"the transcoder at {url}", "give a folder on this machine"):
+        place = from_hub_or_cache(get)
+    if not place.exists():
+        raise Refused(f"{url} is not among what was fetched before, and the hub was not asked; connect, and try again")
+    config = place / SET_CONFIG
+    listed = yaml.safe_load(config.read_text(encoding="utf-8")).get("transcoders") if config.exists() else None
+    if listed and layer is not None and layer < len(listed):
+        return fetch_transcoder(listed[layer], layer)
+    return place
+
+
+def files_at(path: str, files: Sequence[str], layer: int | None) -> list[str]:
+    """The files of one transcoder: those directly in a folder, or a file and the settings beside it."""
+    folder = path.rpartition("/")[0] if path in files else path
+    beside = [file for file in files if file.rpartition("/")[0] == folder]
+    if path in files:
+        return [file for file in beside if file == path or file.endswith((SET_CONFIG, ".json"))]
+    if any(file.endswith(f"/{SET_CONFIG}") or file == SET_CONFIG for file in beside) and layer is not None:
+        return [file for file in beside if not LAYER_WEIGHTS.search(file) or file.endswith(f"layer_{layer}.safetensors")]
+    return beside
+
+
+def hub_name(place: Path) -> str | None:
+    """hf://user/repo/path@commit of what lies in the hub's cache; None for other places."""
+    match = SNAPSHOT.fullmatch(str(place))
+    if match is None:
+        return None
+    owner, repo, commit, path = match.groups()
+    return f"hf://{owner}/{repo}/{path}".rstrip("/") + f"@{commit[:12]}"
 
 
 def check_connection() -> None:

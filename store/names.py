@@ -8,5 +8,8 @@ ViewName = Literal["raw", "rms", "normed"]
 NormKind = Literal["rms", "layernorm", "none"]
 """What the norm before the MLP computes; NORMS in store/views.py has an entry for each."""
 
+SET_CONFIG = "config.yaml"
+"""Of a set of circuit-tracer's: what its transcoders read and predict."""
+
 NormReads = Literal["resid_mid", "resid_pre"]
 """The site that the norm reads: resid_pre where attention and MLP run side by side."""

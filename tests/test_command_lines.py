@@ -73,7 +73,7 @@ def test_usage_and_errors_call_an_unnamed_option_alike(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["store", "export", "--help"])
     with pytest.raises(SystemExit, match="0"):
         ROOMS["store"].main()
-    assert "export [-h] RUN --layout" in capsys.readouterr().out
+    assert "export [-h] [OPTIONS] RUN" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

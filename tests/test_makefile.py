@@ -63,7 +63,7 @@ def test_a_target_that_does_not_exist_is_refused(words, message):
 def test_every_target_of_the_makefile_can_be_asked_for():
     """Also the files that mark what is installed: a shell names them to install without running anything."""
     rules = re.findall(r"^([A-Za-z.$()/-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    expand = {"$(VENV)": ".venv", "$(PEERS)": "build/peers"}
+    expand = {"$(VENV)": ".venv", "$(PEERS)": "build/peers", "$(INTEROP)": "build/interop"}
     for rule in set(rules) - {".PHONY"}:
         for variable, folder in expand.items():
             rule = rule.replace(variable, folder)

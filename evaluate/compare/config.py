@@ -16,8 +16,9 @@ class CompareConfig(LayersConfig):
     """
 
     baseline: tuple[Path, ...] = ()
-    """Folders to compare with: a transcoder in Gemma Scope's or SAELens's layout, a copy of a Gemma Scope repository (--l0
-    chooses from it), another run, a checkpoint of the earlier code. The first one is judged against yours. Default:
+    """Folders or hf://user/repo/path@revision to compare with: a transcoder in a layout of Gemma Scope, SAELens,
+    circuit-tracer (a set, or a layer's file), sparsify or Llamascopium, a copy of a Gemma Scope repository (--l0 chooses
+    from it), another run, a checkpoint of the earlier code. The first one is judged against yours. Default:
     Google's transcoder on the hub."""
     baseline_name: str | None = None
     """Name of the first baseline in the report."""

@@ -1,1 +1,1 @@
-"""A run on the hub: card, files, push."""
+"""A run on the hub; its features in other tools' files."""

@@ -33,9 +33,6 @@ VIEWS = {
 """What each view of the source is."""
 
 LOADING = {
-    "circuit-tracer": """from circuit_tracer import ReplacementModel
-
-model = ReplacementModel.from_pretrained({model!r}, "{repo}/circuit-tracer")  # other layers are silent transcoders""",
     "saelens": """from huggingface_hub import snapshot_download
 from sae_lens import SAE
 
@@ -220,6 +217,8 @@ def _loading(facts: Carded) -> list[str]:
     for layout in facts.layouts:
         code = LOADING.get(layout, "").format(model=hub_name_of(config.model), repo=facts.repo)
         gate = facts.gates[layout]
+        if layout == "circuit-tracer":
+            gate += ". It is one layer of a set; `make export-set` makes whole ones"
         blocks.append(f"`{layout}/`: {gate}" + (f"\n\n```python\n{code}\n```" if code else ""))
     if any(path.parts[0] == "activation_samples" for path in facts.files):
         blocks.append("`activation_samples/features.parquet` holds what every latent responds to; `index.html` shows it.")

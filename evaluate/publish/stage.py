@@ -13,7 +13,7 @@ from evaluate.publish.card import Carded, card, licence_of
 from evaluate.publish.config import PushConfig
 from store.config import ExportConfig
 from store.errors import Refused
-from store.export import export
+from store.exports.export import export
 from store.layout import (
     COMPARISON,
     COMPARISON_FOLDER,

@@ -5,6 +5,7 @@ Gemma Scope 2: `transcoder/layer_L_width_W_l0_SIZE[_affine]/{config.json, params
 """
 
 import json
+import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from store.disk.files import write_tensors, write_text
+from store.disk.files import appearing_whole, write_tensors, write_text
 from store.errors import Damaged, Refused
 from store.layout import CONFIG
 from store.transcoders.files import check_arrays, read_arrays, read_config
@@ -166,6 +167,22 @@ def _named(directory: Path, model: str) -> Scope2Facts:
     if not model:
         raise Refused(f"{lacks} no folder above it is named gemma-scope-2-SIZE-pt or -it: the model is lacking")
     return Scope2Facts(model, int(folder["layer"]), folder["affine"] is not None, None, folder["label"])
+
+
+def save_scope1(transcoder: Transcoder, directory: Path) -> None:
+    """Writes a transcoder in Gemma Scope 1's layout. Refused unless its view is `rms`, which the layout implies."""
+    config = transcoder.config
+    if config.view != "rms" or config.activation != "threshold" or transcoder.W_skip is not None:
+        raise Refused(
+            f"{config.name} has view {config.view!r} and activation {config.activation!r}; "
+            "Gemma Scope 1's layout means 'rms' and 'threshold', without a skip: train with --view rms"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {name: getattr(transcoder, name).numpy() for name in sorted(SCOPE1_KEYS)}
+    with appearing_whole(directory / SCOPE1_WEIGHTS) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_scope2(transcoder: Transcoder, directory: Path) -> None:

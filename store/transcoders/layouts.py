@@ -4,15 +4,32 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from store.errors import Refused
 from store.layout import CONFIG, WEIGHTS, model_slug
+from store.names import SET_CONFIG
+from store.transcoders.circuit_tracer import (
+    LOST_TOPK,
+    is_circuit_tracer,
+    load_circuit_tracer,
+    save_circuit_tracer,
+)
 from store.transcoders.files import read_config, read_settings
-from store.transcoders.gemma_scope import SCOPE1_WEIGHTS, SCOPE2_WEIGHTS, load_scope1, load_scope2, save_scope2
+from store.transcoders.gemma_scope import (
+    SCOPE1_WEIGHTS,
+    SCOPE2_WEIGHTS,
+    load_scope1,
+    load_scope2,
+    save_scope1,
+    save_scope2,
+)
 from store.transcoders.legacy import LegacyTranscoder, checkpoint_in, load_legacy
+from store.transcoders.llamascopium import LLAMASCOPIUM_WEIGHTS, load_llamascopium
 from store.transcoders.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, load_saelens, save_saelens
+from store.transcoders.sparsify import SPARSIFY_CONFIG, SPARSIFY_WEIGHTS, load_sparsify, save_sparsify
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import NORMS, VIEWS, NormKind, ViewName
 
@@ -36,6 +53,14 @@ class Holds:
     """Views of resid_mid that its files can name, by kind of the model's norm; a kind that is missing is refused."""
     skip: bool = True
     """Whether it has a place for W_skip."""
+    activation: Literal["threshold", "topk"] = "threshold"
+    """The activation that it holds."""
+    why_not_topk: str = ""
+    """Why TopK is refused, where that is more than a missing key."""
+    square: bool = False
+    """Whether it has one width for input and output."""
+    bfloat16: bool = True
+    """Whether its readers take weights in bfloat16."""
     everything: bool = False
     """Whether it holds TopK, any sites and layers, and standardised input too."""
 
@@ -53,6 +78,8 @@ class Layout:
     save: Callable[[Transcoder, Path], None] | None = None
     """Writes a folder. Refused for a transcoder that the layout cannot hold. None for a layout that is only read."""
     holds: Holds
+    tested_with: str = ""
+    """The tool, and its version, that has read files written here and gave the run's outputs (`make interop`)."""
 
 
 def run_class(directory: Path) -> type[Transcoder]:
@@ -94,11 +121,21 @@ def scope1_file(path: Path) -> Path:
 
 
 LAYOUTS = {
+    "circuit-tracer": Layout(
+        files=f"{SET_CONFIG} with layer_N.safetensors",
+        recognise=is_circuit_tracer,
+        load=load_circuit_tracer,
+        save=save_circuit_tracer,
+        holds=Holds(views=NAMED_BY_HOOKS, square=True, why_not_topk=LOST_TOPK),
+        tested_with="circuit-tracer v0.5.0",
+    ),
     "gemma-scope-1": Layout(
         files=SCOPE1_WEIGHTS,
         recognise=lambda path: scope1_file(path).exists(),
         load=lambda path, layer, model: load_scope1(scope1_file(path), layer, model),
-        holds=Holds(views={"rms": ("rms",)}, skip=False),
+        save=save_scope1,
+        holds=Holds(views={"rms": ("rms",)}, skip=False, bfloat16=False),
+        tested_with="circuit-tracer 0.5.0",
     ),
     "gemma-scope-2": Layout(
         files=f"{SCOPE2_WEIGHTS} with {CONFIG}, or with Google's folder names",
@@ -106,13 +143,20 @@ LAYOUTS = {
         load=lambda path, layer, model: load_scope2(path, model),
         save=save_scope2,
         holds=Holds(views={"rms": ("normed",), "layernorm": ("normed",)}),
+        tested_with="circuit-tracer 0.5.0",
+    ),
+    "llamascopium": Layout(
+        files=f"{CONFIG} with {LLAMASCOPIUM_WEIGHTS}",
+        recognise=holding(CONFIG, LLAMASCOPIUM_WEIGHTS),
+        load=lambda path, layer, model: load_llamascopium(path, model),
+        holds=Holds(views=NAMED_BY_HOOKS),
     ),
     "run": Layout(
         files=f"{CONFIG} with {WEIGHTS}",
         recognise=holding(CONFIG, WEIGHTS),
         load=lambda path, layer, model: load_run(path),
         save=lambda transcoder, directory: transcoder.save(directory),
-        holds=Holds(views=dict.fromkeys(NORMS, tuple(VIEWS)), everything=True),
+        holds=Holds(views=dict.fromkeys(NORMS, tuple(VIEWS)), everything=True, bfloat16=False),
     ),
     "saelens": Layout(
         files=f"{SAELENS_CONFIG} with {SAELENS_WEIGHTS}",
@@ -120,6 +164,15 @@ LAYOUTS = {
         load=lambda path, layer, model: load_saelens(path),
         save=save_saelens,
         holds=Holds(views=NAMED_BY_HOOKS),
+        tested_with="sae-lens 6.54.12",
+    ),
+    "sparsify": Layout(
+        files=f"{SPARSIFY_CONFIG} with {SPARSIFY_WEIGHTS}",
+        recognise=holding(SPARSIFY_CONFIG, SPARSIFY_WEIGHTS),
+        load=load_sparsify,
+        save=save_sparsify,
+        holds=Holds(views={"rms": ("normed",), "layernorm": ("normed",)}, activation="topk", square=True),
+        tested_with="eai-sparsify 1.3.3",
     ),
     "legacy": Layout(
         files=f"{CONFIG} with checkpoint.pt",

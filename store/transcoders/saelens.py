@@ -5,7 +5,6 @@ out; its `forward` does not.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from store.disk.files import write_tensors, write_text
 from store.errors import Refused
 from store.transcoders.files import check_arrays, read_arrays, read_settings
+from store.transcoders.hooks import OUTPUT_HOOK, hook_of, of_one_mlp, view_of
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import ViewName
 
@@ -30,13 +30,6 @@ ARCHITECTURES = {
     "jumprelu_skip_transcoder": {"threshold", "W_skip"},
 }
 """By `architecture`: the arrays beside W_enc, b_enc, W_dec and b_dec."""
-
-HOOKS: dict[str, ViewName] = {"ln2.hook_normalized": "rms", "hook_resid_mid": "raw", "mlp.hook_in": "normed"}
-"""By the end of `hook_name`. `hook_mlp_in` is raw resid_mid to some and the MLP's input to others: not guessed.
-
-ln2.hook_normalized comes before the gain of an RMSNorm. Of a LayerNorm that depends on TransformerLens's version, so that
-LAYOUTS leaves it out there: `export` does not write it, and `load_folder` refuses it.
-"""
 
 GEMMA_3_INPUT = "pre_feedforward_layernorm.output"
 
@@ -86,18 +79,10 @@ def _input(path: Path, found: dict[str, Any]) -> tuple[int, ViewName]:
             f"{path} does not say what it reads and predicts: its metadata lacks hook_name or hook_name_out; add them, as "
             '"blocks.15.ln2.hook_normalized" and "blocks.15.hook_mlp_out"'
         )
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
-    end = re.fullmatch(r"blocks\.(\d+)\.hook_mlp_out", out)
-    if match is None or end is None or match[1] != end[1]:
-        raise Refused(f"{path} goes from {hook!r} to {out!r}; only a layer's MLP, to blocks.L.hook_mlp_out, can be read")
+    layer, name = of_one_mlp(path, hook, out)
     if GEMMA_3_INPUT in (found.get("hf_hook_name") or ""):
-        return int(match[1]), "normed"
-    if match[2] not in HOOKS:
-        raise Refused(
-            f"{path} reads {hook!r}, which does not say whether the norm is applied; known are {sorted(HOOKS)}, or an "
-            f"hf_hook_name with {GEMMA_3_INPUT}"
-        )
-    return int(match[1]), HOOKS[match[2]]
+        return layer, "normed"
+    return layer, view_of(path, name, f", or an hf_hook_name with {GEMMA_3_INPUT}")
 
 
 def save_saelens(transcoder: Transcoder, directory: Path) -> None:
@@ -107,21 +92,20 @@ def save_saelens(transcoder: Transcoder, directory: Path) -> None:
         raise Refused(f"{config.name} has activation {config.activation!r}, but SAELens's transcoders have thresholds")
     if (config.source_site, config.target_site, config.target_layer) != ("resid_mid", "mlp_out", None):
         raise Refused(f"{config.name} is no transcoder of a layer's MLP, from resid_mid to mlp_out, as SAELens's are")
-    hook = next(hook for hook, view in HOOKS.items() if view == config.view)
     settings = {
         "architecture": "jumprelu_transcoder" if transcoder.W_skip is None else "jumprelu_skip_transcoder",
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "d_out": config.d_out,
-        "dtype": "float32",
+        "dtype": str(transcoder.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         **FIXED,
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             "sae_lens_training_version": None,  # left out, it would be filled with the reader's version
             "model_name": config.model,
-            "hook_name": f"blocks.{config.layer}.{hook}",
-            "hook_name_out": f"blocks.{config.layer}.hook_mlp_out",
+            "hook_name": f"blocks.{config.layer}.{hook_of(config.view)}",
+            "hook_name_out": f"blocks.{config.layer}.{OUTPUT_HOOK}",
             "prefix_sizes": list(config.prefix_sizes),
         },
     }

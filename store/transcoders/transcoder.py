@@ -192,7 +192,15 @@ class Transcoder:
 
     @classmethod
     def load(cls, directory: Path | str, device: torch.device | str = "cpu") -> "Transcoder":
-        """The transcoder in a directory. Refused for a missing file; Damaged for a wrong key or shape, or a NaN."""
+        """The transcoder in a directory, or at hf://user/repo/path@revision on the hub.
+
+        Refused for a missing file; Damaged for a wrong key or shape, or a NaN. Errors of the hub as `store.hub` explains
+        them.
+        """
+        if str(directory).startswith("hf:/"):
+            from store.hub import fetch_transcoder  # imports the hub's library
+
+            directory = fetch_transcoder(directory)
         directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():

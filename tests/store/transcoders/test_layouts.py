@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from store.errors import Refused
-from store.transcoders.layouts import LAYOUTS, load_folder, load_run, read_run_config
+from store.transcoders.layouts import LAYOUTS, Layout, load_folder, load_run, read_run_config
 from store.transcoders.legacy import LegacyTranscoder, load_legacy
 from store.transcoders.transcoder import Transcoder
 from store.views import NORMS
-from tests.store.transcoders.making import SAELENS, make_transcoder, write_legacy, write_scope1, write_scope2
+from tests.store.transcoders.making import (
+    SAELENS,
+    make_transcoder,
+    write_circuit_tracer,
+    write_legacy,
+    write_llamascopium,
+    write_scope1,
+    write_scope2,
+    write_sparsify,
+)
 
 WRITTEN = [name for name, layout in LAYOUTS.items() if layout.save is not None]
 
@@ -24,10 +33,13 @@ def examples(tmp_path) -> dict[str, Path]:
     make_transcoder().save(tmp_path / "run")
     shutil.copytree(SAELENS, tmp_path / "saelens")
     return {
+        "circuit-tracer": write_circuit_tracer(tmp_path / "circuit-tracer"),
         "gemma-scope-1": write_scope1(tmp_path).parent,
         "gemma-scope-2": tmp_path / "gemma-scope-2",
+        "llamascopium": write_llamascopium(tmp_path / "llamascopium"),
         "run": tmp_path / "run",
         "saelens": tmp_path / "saelens",
+        "sparsify": write_sparsify(tmp_path / "sparsify"),
         "legacy": write_legacy(tmp_path / "legacy"),
     }
 
@@ -41,7 +53,7 @@ def assert_same(found: Transcoder, expected: Transcoder) -> None:
 
 def test_the_table_has_an_example_for_every_entry(examples):
     assert examples.keys() == LAYOUTS.keys()
-    assert WRITTEN == ["gemma-scope-2", "run", "saelens"]
+    assert WRITTEN == ["circuit-tracer", "gemma-scope-1", "gemma-scope-2", "run", "saelens", "sparsify"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -85,25 +97,37 @@ def test_what_a_layout_reads_it_writes_again(name, examples, tmp_path):
     layout = LAYOUTS[name]
     read = layout.load(examples[name], 8, "m")
     layout.save(read, tmp_path / "again")
-    again = layout.load(tmp_path / "again", 0, "")
+    again = layout.load(tmp_path / "again", read.config.layer, read.config.model)
     assert_same(again, read)
-    assert load_folder(tmp_path / "again", 0, "").arrays().keys() == read.arrays().keys()
+    assert load_folder(tmp_path / "again", read.config.layer, "").arrays().keys() == read.arrays().keys()
+
+
+def made_for(layout: Layout, view: str, skip: bool) -> Transcoder:
+    """A transcoder with the activation that a layout holds; with TopK, thresholds mean nothing."""
+    t = make_transcoder(skip=skip, view=view, prefix_sizes=(10,), d_out=6, activation=layout.holds.activation)
+    return t if layout.holds.activation == "threshold" else replace(t, threshold=torch.zeros(10))
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_view_that_a_layout_holds_comes_back(name, skip, tmp_path):
     layout = LAYOUTS[name]
-    assert layout.holds.skip
     for view in layout.holds.views["rms"]:
-        t = make_transcoder(skip=skip, view=view, prefix_sizes=(10,), d_out=6)
-        layout.save(t, tmp_path / view)
-        assert_same(layout.load(tmp_path / view, 0, ""), t)
+        t = made_for(layout, view, skip)
+        if skip and not layout.holds.skip:
+            with pytest.raises(ValueError, match="without a skip"):
+                layout.save(t, tmp_path / view)
+            assert not (tmp_path / view).exists()
+        else:
+            layout.save(t, tmp_path / view)
+            assert_same(layout.load(tmp_path / view, t.config.layer, t.config.model), t)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_a_layout_cannot_hold_is_refused_or_comes_back(name, tmp_path):
-    layout, t = LAYOUTS[name], make_transcoder(activation="topk", view="normed", prefix_sizes=(10,))
+    layout = LAYOUTS[name]
+    [other] = {"threshold", "topk"} - {layout.holds.activation}
+    t = make_transcoder(activation=other, view="normed", prefix_sizes=(10,), d_out=6)
     if layout.holds.everything:
         layout.save(t, tmp_path / "topk")
         assert_same(layout.load(tmp_path / "topk", 0, ""), t)
@@ -115,7 +139,9 @@ def test_what_a_layout_cannot_hold_is_refused_or_comes_back(name, tmp_path):
 
 def test_no_layout_is_named_with_what_was_expected(tmp_path):
     with pytest.raises(
-        ValueError, match=r"holds no transcoder: expected one of params\.npz \(gemma-scope-1\), .* \(legacy\)"
+        ValueError,
+        match=r"holds no transcoder: expected one of config\.yaml with layer_N\.safetensors \(circuit-tracer\), .* "
+        r"\(legacy\)",
     ):
         load_folder(tmp_path, 8, "m")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from store import export as module
 from store.disk.files import write_tensors
 from store.errors import Refused
-from store.export import ExportConfig, export
+from store.exports import gate as module
+from store.exports.export import ExportConfig, export
 from store.shards.origin import write_origin
 from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
@@ -23,15 +23,22 @@ from store.transcoders.saelens import load_saelens
 from store.transcoders.transcoder import Transcoder
 from store.views import Norm
 from tests.making import make_norm, make_recipe, make_rows
-from tests.store.transcoders.making import make_transcoder
+from tests.rooms import ROOMS
+from tests.store.exports.making import square_store
+from tests.store.transcoders.making import SAELENS, make_transcoder
 
 LAYERNORM = Norm(kind="layernorm", eps=1e-5, gain=torch.linspace(-2, 3, 12), bias=torch.linspace(1, -1, 12))
 
 
 def make_run(folder: Path, store: Store, **changes) -> Transcoder:
-    t = make_transcoder(d_in=12, d_out=10, **({"store_fingerprint": store.fingerprint} | changes))
+    t = make_transcoder(**({"d_in": 12, "d_out": 10, "store_fingerprint": store.fingerprint} | changes))
     t.save(folder)
     return t
+
+
+@pytest.fixture
+def square(tmp_path) -> Store:
+    return square_store(tmp_path / "store")
 
 
 def options(tmp_path: Path, trained_on: Store, layout: str, **changes) -> ExportConfig:
@@ -49,6 +56,8 @@ def heldout_inputs(t: Transcoder, store: Store) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("layout", "view", "written"),
     [
+        ("gemma-scope-1", "rms", "rms"),
+        ("gemma-scope-1", "normed", "rms"),
         ("gemma-scope-2", "rms", "normed"),
         ("gemma-scope-2", "normed", "normed"),
         ("saelens", "raw", "raw"),
@@ -58,16 +67,64 @@ def heldout_inputs(t: Transcoder, store: Store) -> torch.Tensor:
     ],
 )
 def test_an_export_computes_what_the_run_does(tmp_path, store, layout, view, written, skip):
+    if skip and not LAYOUTS[layout].holds.skip:
+        pytest.skip("it has no place for a skip")
     t = make_run(tmp_path / "run", store, view=view, skip=skip)
     said = export(options(tmp_path, store, layout))
-    again = load_folder(tmp_path / "out", 0, "")
+    again = load_folder(tmp_path / "out", 1, "")
     assert again.config.view == written
     x, x_again = heldout_inputs(t, store), heldout_inputs(again, store)
     torch.testing.assert_close(again(x_again), t(x), rtol=1e-4, atol=1e-4)
     assert str(tmp_path / "out") in said
     assert f"on {min(256, len(x))} held-out rows" in said
-    assert ("instead of rms" in said) == (view != written)
+    assert (f"instead of {view}" in said) == (view != written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "store"]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("view", "asked"), [("raw", None), ("rms", None), ("normed", None), ("rms", "normed")])
+@pytest.mark.parametrize("layout", ["circuit-tracer", "sparsify"])
+def test_an_export_with_one_width_computes_what_the_run_does(tmp_path, square, layout, view, asked, skip):
+    activation = LAYOUTS[layout].holds.activation
+    t = make_run(tmp_path / "run", square, view=view, skip=skip, d_out=12, activation=activation)
+    if layout == "sparsify" and view == "raw":
+        with pytest.raises(Refused, match="reads the view raw, of which sparsify knows nothing; train with --view normed"):
+            export(options(tmp_path, square, layout))
+        return
+    said = export(options(tmp_path, square, layout, view=asked))
+    again = load_folder(tmp_path / "out", 1, "tiny")
+    assert again.config.view == (asked or ("normed" if layout == "sparsify" else view))
+    x, x_again = heldout_inputs(t, square), heldout_inputs(again, square)
+    torch.testing.assert_close(again(x_again), t(x), rtol=1e-4, atol=1e-4)
+    assert "gate: outputs differ by" in said
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("circuit-tracer", {"activation": "topk"}, "would run it as a plain ReLU.*train with batchtopk"),
+        (
+            "circuit-tracer",
+            {"d_out": 10},
+            "widths 12 -> 10, but circuit-tracer has one width for both; write it as saelens",
+        ),
+        ("gemma-scope-1", {"skip": True}, "skip connection, which gemma-scope-1 has no place for; train without --skip"),
+        ("gemma-scope-1", {"view": "raw"}, "gemma-scope-1 knows nothing; train with --view rms"),
+        ("sparsify", {}, "has thresholds, but sparsify keeps the k largest latents; train with --activation topk"),
+    ],
+)
+def test_what_the_layouts_of_one_width_cannot_say_is_refused(tmp_path, square, layout, changes, message):
+    make_run(tmp_path / "run", square, **({"d_out": 12} | changes))
+    with pytest.raises(Refused, match=message):
+        export(options(tmp_path, square, layout))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_a_name_that_circuit_tracer_would_misread_is_refused(tmp_path, square):
+    make_run(tmp_path / "run", square, d_out=12)
+    with pytest.raises(Refused, match="has 'gemma-scope' in its name, and circuit-tracer reads .* choose another --out"):
+        export(options(tmp_path, square, "circuit-tracer", out=tmp_path / "our-gemma-scope-2"))
+    export(options(tmp_path, square, "gemma-scope-2", out=tmp_path / "our-gemma-scope-2"))
 
 
 @pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens", "run"])
@@ -134,7 +191,7 @@ def test_a_layout_that_does_not_list_the_kind_of_norm_is_refused(tmp_path, store
 
 
 def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
-    made = Path(__file__).parent / "transcoders" / "saelens"
+    made = SAELENS
     make_run(tmp_path / "run", store, skip=True)
     export(options(tmp_path, store, "saelens"))
     ours, theirs = (json.loads((folder / "cfg.json").read_text()) for folder in (tmp_path / "out", made))
@@ -159,9 +216,14 @@ def test_saelens_files_are_what_sae_lens_asks_for(tmp_path, store):
         ("saelens", {"activation": "topk"}, "train with batchtopk"),
         ("saelens", {"target_layer": 2}, "of one layer"),
         ("saelens", {"source_site": "mlp_out"}, "from resid_mid to mlp_out"),
-        ("gemma-scope-1", {}, "gemma-scope-1 can only be read; choose from gemma-scope-2, run, saelens"),
-        ("gemma-scop-2", {}, "'gemma-scop-2'; choose from gemma-scope-2, run, saelens; did you mean gemma-scope-2?"),
-        ("onnx", {}, "there is no layout 'onnx'; choose from gemma-scope-2, run, saelens$"),
+        (
+            "llamascopium",
+            {},
+            "llamascopium can only be read; choose from circuit-tracer, delphi, gemma-scope-1, gemma-scope-2",
+        ),
+        ("gemma-scop-2", {}, "there is no layout 'gemma-scop-2'; .*; did you mean gemma-scope-2?"),
+        ("neuronpedia", {}, "takes features, not weights: make export-features writes them"),
+        ("onnx", {}, "there is no layout 'onnx'; choose from .*, run, saelens, sparsify$"),
         ("saelens", {"store_fingerprint": "0" * 32}, "was trained on store 0000"),
     ],
 )
@@ -226,27 +288,106 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, store):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
     (tmp_path / "out" / "notes").unlink()
     export(options(tmp_path, store, "saelens"))
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-@pytest.mark.parametrize("name", ["W_dec", "threshold"])
-def test_files_that_compute_something_else_are_not_kept(tmp_path, store, name, monkeypatch):
+@pytest.mark.parametrize("layout", ["gemma-scope-2", "run", "saelens"])
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip"])
+def test_files_that_compute_something_else_are_not_kept(tmp_path, store, layout, name, monkeypatch):
+    """The reader that says so shares nothing with the writer."""
+    save = LAYOUTS[layout].save
+
     def save_wrongly(transcoder: Transcoder, directory: Path) -> None:
-        LAYOUTS["saelens"].save(replace(transcoder, **{name: getattr(transcoder, name) * 1.001}), directory)
+        save(replace(transcoder, **{name: getattr(transcoder, name) * 2}), directory)
 
-    monkeypatch.setitem(LAYOUTS, "wrong", replace(LAYOUTS["saelens"], save=save_wrongly))
-    t = make_run(tmp_path / "run", store)
+    monkeypatch.setitem(LAYOUTS, layout, replace(LAYOUTS[layout], save=save_wrongly))
+    t = make_run(tmp_path / "run", store, view="normed", skip=True)
     replace(t, threshold=t.threshold * 0 + 1).save(tmp_path / "run")
-    if name == "threshold":
-        monkeypatch.setattr(module, "TOLERANCE", 1e-9)
-    with pytest.raises(ValueError, match="differ from the run's"):
-        export(options(tmp_path, store, "wrong"))
+    with pytest.raises(Refused, match=r"differ from the run's by .* nothing was kept: the writer of this layout is wrong"):
+        export(options(tmp_path, store, layout))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_a_failing_gate_ends_the_command_with_exit_code_1(tmp_path, store, monkeypatch, capsys):
+    make_run(tmp_path / "run", store)
+    monkeypatch.setattr(module, "TOLERANCE", 1e-12)
+    words = ["store", "export", str(tmp_path / "run"), "--layout", "saelens", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*words, "--store", str(store.directory)])
+    with pytest.raises(SystemExit) as end:
+        ROOMS["store"].main()
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("store: error: the files give ")
+    assert said.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "store"]
+
+
+def test_what_the_gate_found_stands_beside_the_export(tmp_path, store):
+    make_run(tmp_path / "run", store)
+    said = export(options(tmp_path, store, "saelens"))
+    card = json.loads((tmp_path / "out" / "export.json").read_text())
+    [found] = card["gate"]
+    assert f"gate: outputs differ by {found['relative_error']:.1e} (relative) on {found['n_rows']} held-out rows" in said
+    assert found["relative_error"] < found["tolerance"] == 1e-5
+    assert found["fvu"] is None
+    assert (card["layout"], card["model"], card["layer"], card["view"]) == ("saelens", "tiny", 1, "rms")
+    assert card["tested_with"] == "sae-lens 6.54.12"
+    assert card["input_hook"] == "blocks.1.ln2.hook_normalized"
+    assert card["output_hook"] == "blocks.1.hook_mlp_out"
+    assert card["store_fingerprint"] == store.fingerprint
+
+
+@pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens"])
+def test_bfloat16_is_written_on_request_and_what_it_costs_is_said(tmp_path, store, layout):
+    t = make_run(tmp_path / "run", store, view="normed", skip=True)
+    said = export(options(tmp_path, store, layout, dtype="bfloat16"))
+    [weights] = (tmp_path / "out").glob("*.safetensors")
+    assert {array.dtype for array in load_file(weights).values()} == {torch.bfloat16}
+    card = json.loads((tmp_path / "out" / "export.json").read_text())
+    [found] = card["gate"]
+    x = heldout_inputs(t, store)
+    [shard] = store.manifest.of_split("heldout")[:1]
+    target = store.array(shard, "mlp_out")[: shard.kept].double()
+    around = (target - target.mean(0)).square().sum()
+    again = load_folder(tmp_path / "out", 1, "")
+    for key, transcoder in (("fvu", t), ("fvu_written", again)):
+        assert found[key] == pytest.approx(float((target - transcoder(x).double()).square().sum() / around), rel=1e-4)
+    assert card["dtype"] == "bfloat16"
+    assert found["relative_error"] < 1e-5
+    assert "rounding changes FVU by " in said
+
+
+def test_bfloat16_is_refused_where_a_layout_holds_float32_alone(tmp_path, store):
+    make_run(tmp_path / "run", store)
+    with pytest.raises(Refused, match="run holds float32 alone; leave out --dtype bfloat16"):
+        export(options(tmp_path, store, "run", dtype="bfloat16"))
+
+
+def test_a_view_is_chosen_where_the_layout_has_several(tmp_path, store):
+    t = make_run(tmp_path / "run", store, view="rms", skip=True)
+    export(options(tmp_path, store, "saelens", view="normed"))
+    again = load_folder(tmp_path / "out", 0, "")
+    assert again.config.view == "normed"
+    torch.testing.assert_close(again(heldout_inputs(again, store)), t(heldout_inputs(t, store)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "view", "message"),
+    [
+        ("saelens", "raw", "reads the view rms, which no linear map takes to raw; train with --view raw"),
+        ("gemma-scope-2", "rms", "gemma-scope-2 cannot say the view rms of this model; choose from normed"),
+        ("run", "normed", "run keeps the view of the run, rms; leave out --view"),
+    ],
+)
+def test_a_view_that_cannot_be_written_is_refused(tmp_path, store, layout, view, message):
+    make_run(tmp_path / "run", store, view="rms")
+    with pytest.raises(Refused, match=message):
+        export(options(tmp_path, store, layout, view=view))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path, store, monkeypatch):
     def fail(transcoder: Transcoder, directory: Path) -> None:
-        directory.mkdir()
         (directory / "cfg.json").write_text("{}")
         raise OSError(28, "No space left on device")
 

@@ -1,0 +1,163 @@
+"""Transcoders on the hub, by hf://user/repo/path@revision: asked of a hub on loopback with the hub's own client."""
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urlparse
+
+import pytest
+
+from store.errors import Refused
+from store.hub import fetch_transcoder, files_at, hub_name
+from tests.child import python
+from tests.store.transcoders.making import make_transcoder, write_circuit_tracer, write_scope1
+
+COMMIT = "c" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves the files of `root` as user/repo at one commit, which main and v1 name."""
+
+    root: Path
+    asked: list[str]
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        path = urlparse(self.path).path
+        self.asked.append(path)
+        files = sorted(each.relative_to(self.root).as_posix() for each in self.root.rglob("*") if each.is_file())
+        if path.startswith("/api/models/user/repo/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": (self.root / name).stat().st_size, "oid": name} for name in files
+            ]
+            self.answer(200, json.dumps(tree).encode())
+        elif path in (
+            "/api/models/user/repo",
+            *(f"/api/models/user/repo/revision/{rev}" for rev in ("main", "v1", COMMIT)),
+        ):
+            siblings = [{"rfilename": name} for name in files]
+            self.answer(200, json.dumps({"id": "user/repo", "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith(f"/user/repo/resolve/{COMMIT}/") and path.split(COMMIT + "/")[1] in files:
+            content = (self.root / path.split(COMMIT + "/")[1]).read_bytes()
+            self.answer(200, content, {"ETag": f'"{path}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+        elif path.startswith("/api/models/user/repo/revision/"):
+            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: bytes, extra: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(content))} | (extra or {})).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from evaluate.baselines import find_baselines
+from store.hub import fetch_transcoder, hub_name
+from store.transcoders.layouts import load_folder
+from store.transcoders.transcoder import Transcoder
+
+def attempt(name, call):
+    try:
+        print(name, call(), sep="\\t")
+    except ValueError as error:
+        print(name, f"{type(error).__name__} {error}", sep="\\t")
+
+attempt("run", lambda: Transcoder.load("hf://user/repo/runs/one@v1").config.name)
+attempt("pathlib", lambda: Transcoder.load(str(Path("hf://user/repo/runs/one@v1"))).config.name)
+place = fetch_transcoder("hf://user/repo/set", 2)
+attempt("set", lambda: load_folder(place, 2, "").config.layer)
+attempt("files", lambda: " ".join(sorted(path.name for path in place.iterdir())))
+attempt("name", lambda: hub_name(place))
+attempt("layer", lambda: load_folder(fetch_transcoder("hf://user/repo/set/layer_1.safetensors"), 9, "").config.layer)
+attempt("scope", lambda: load_folder(fetch_transcoder("hf://user/repo/layer_8/width_16k/average_l0_92"), 8, "m").config.k)
+attempt("listed", lambda: load_folder(fetch_transcoder("hf://user/repo/listed", 0), 0, "").config.k)
+attempt("unknown", lambda: fetch_transcoder("hf://user/none/x"))
+attempt("revision", lambda: fetch_transcoder("hf://user/repo/set@v2"))
+attempt("folder", lambda: fetch_transcoder("hf://user/repo/nothing"))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict[str, str]:
+    """What each call ended with."""
+    Hub.root = tmp_path_factory.mktemp("hub")
+    Hub.asked = []
+    make_transcoder(name="ours").save(Hub.root / "runs/one")
+    (Hub.root / "runs/one/activation_samples").mkdir()
+    (Hub.root / "runs/one/activation_samples/features.parquet").write_text("many bytes")
+    write_circuit_tracer(Hub.root / "set", layers=(0, 1, 2))
+    write_scope1(Hub.root)
+    listed = "hf://user/repo/layer_8/width_16k/average_l0_92/params.npz?revision=v1"
+    (Hub.root / "listed").mkdir()
+    (Hub.root / "listed/config.yaml").write_text(f"model_kind: transcoder_set\ntranscoders:\n- {listed}\n")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    environment = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    try:
+        lines = python("-c", SCRIPT, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", **environment).splitlines()
+    finally:
+        server.shutdown()
+        server.server_close()
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+
+@pytest.mark.parametrize(
+    ("call", "end"),
+    [
+        ("run", "ours"),
+        ("pathlib", "ours"),
+        ("set", "2"),
+        ("files", "config.yaml layer_2.safetensors"),
+        ("name", f"hf://user/repo/set@{COMMIT[:12]}"),
+        ("layer", "1"),
+        ("scope", "92"),
+        ("listed", "92"),
+        ("unknown", "Refused the transcoder at hf://user/none/x is not on the hub, or is private"),
+        ("revision", "Refused the transcoder at hf://user/repo/set@v2 has no such revision on the hub; choose another"),
+        ("folder", "Refused user/repo has no transcoder at 'nothing'; name the folder that holds its files"),
+    ],
+)
+def test_a_place_on_the_hub_is_fetched_and_read(said, call, end):
+    assert said[call].startswith(end)
+
+
+def test_nothing_but_the_transcoder_is_fetched(said):
+    fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
+    assert "features.parquet" not in fetched
+    assert "layer_0.safetensors" not in fetched
+
+
+def test_files_of_one_transcoder_lie_directly_in_its_folder():
+    files = [
+        "config.json",
+        "a/config.json",
+        "a/w.safetensors",
+        "a/features/1.bin",
+        "s/config.yaml",
+        "s/layer_1.safetensors",
+    ]
+    assert files_at("", files, None) == ["config.json"]
+    assert files_at("a", files, None) == ["a/config.json", "a/w.safetensors"]
+    assert files_at("s", files, 0) == ["s/config.yaml"]
+    assert files_at("s/layer_1.safetensors", files, None) == ["s/config.yaml", "s/layer_1.safetensors"]
+
+
+@pytest.mark.parametrize("url", ["hf://user", "hf://", "hf://user@main/repo"])
+def test_a_place_that_names_no_repository_is_refused(url):
+    with pytest.raises(Refused, match="is no place on the hub; write hf://user/repo/path"):
+        fetch_transcoder(url)
+
+
+def test_other_folders_have_no_name_on_the_hub(tmp_path):
+    assert hub_name(tmp_path) is None
