@@ -114,7 +114,7 @@ verify: $(VENV)/base  ## Compare the checksum of every shard of a store; names t
 repair: $(VENV)/base  ## Harvest the damaged shards of a store again, byte for byte
 	$(PY) -m harvest repair $(where) $(ARGS)
 
-metric: $(VENV)/base  ## Estimate what an error costs the model, for a store that lacks it (harvest does so at its end)
+metric: $(VENV)/base  ## Estimate what an error costs the model, and the Jacobian lens, for a store that lacks them
 	$(PY) -m harvest metric $(where) $(ARGS)
 
 info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuffle, some text

@@ -144,9 +144,10 @@ class HarvestConfig(Options):
     seed: Annotated[int, Range(1 - SEED_LIMIT, SEED_LIMIT - 1)] = 0
     """Seed of the shuffle of rows within each shard."""
     metric_sequences: NotNegative | None = None
-    """Training sequences from whose gradients the store's metric is estimated at the end: what an error at each site costs
-    the language model. Training weighs errors by it (train --target-view). 0 leaves it out. Default: 256 on a GPU, 48 on a
-    CPU; none beside --keep-shards."""
+    """Training sequences from whose gradients the store's metric is estimated at the end (what an error at each site costs
+    the language model: train --target-view weighs errors by it), and its Jacobian lens (what the last hidden state makes of
+    a change there: evaluate features --promoted-tokens reads it). 0 leaves both out. Default: 256 on a GPU, 48 on a CPU;
+    none beside --keep-shards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,7 +194,7 @@ class HarvestConfig(Options):
 
     @property
     def wants_metric(self) -> bool:
-        """Whether a metric is estimated once the shards are there."""
+        """Whether a metric and a lens are estimated once the shards are there."""
         return self.keep_shards is None and self.metric_sequences != 0
 
     @property

@@ -99,10 +99,10 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"{n_bytes / manifest.n_tokens:,.0f} bytes a token",
         f"  norm             {manifest.norm.kind}, eps {manifest.norm.eps:g}",
     ]
-    metric = manifest.metric
-    if metric is not None:
-        halves = metric.agreement_in_words
-        lines.append(f"  metric           from {metric.sequences:,} sequences; cosine of its two halves: {halves}")
+    for name, estimate in (("metric", manifest.metric), ("lens", manifest.lens)):
+        if estimate is not None:
+            halves = estimate.agreement_in_words
+            lines.append(f"  {name:16s} from {estimate.sequences:,} sequences; cosine of its two halves: {halves}")
     for name, moments in manifest.statistics.items():
         lines.append(
             f"  {name:16s} width {len(moments.mean)}, root mean squared norm {math.sqrt(moments.mean_squared_norm):,.2f}, "

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
-from harvest.metric.add import estimate, lacks_metric
+from harvest.metric.add import estimate, lacks_lens, lacks_metric
 from harvest.model.language_model import LanguageModel
 from harvest.opening import fitted, open_all, recipe_of
 from harvest.pool import Lanes
@@ -196,19 +196,22 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
 
 
 def announce_metric(config: HarvestConfig, writers: dict[int, StoreWriter]) -> None:
-    """Marks a store whose metric is wanted, so that a harvest that is killed before it has one continues."""
+    """Marks a store whose metric or lens is wanted, so that a harvest that is killed before it has them continues."""
     directory = writers[min(writers)].directory
-    lacking = any(writer.manifest.metric is None for writer in writers.values())
+    manifests = [writer.manifest for writer in writers.values()]
+    lacking = any(manifest.metric is None or manifest.lens is None for manifest in manifests)
     if config.wants_metric and lacking and isinstance(directory, Path):
         (directory / METRIC_STATE).touch()
 
 
 def _add_metric(config: HarvestConfig, writers: dict[int, StoreWriter], model: LanguageModel) -> None:
-    """Estimates the stores' metric, unless it is there, or not wanted."""
+    """Estimates the stores' metric and lens, unless they are there, or not wanted."""
     stores = {layer: open_store(writer.directory) for layer, writer in writers.items()}
-    if config.wants_metric and any(lacks_metric(store) for store in stores.values()):
+    metric = any(map(lacks_metric, stores.values()))
+    lens = any(map(lacks_lens, stores.values()))
+    if config.wants_metric and (metric or lens):
         try:
-            estimate(stores, model, config.metric_sequences)
+            estimate(stores, model, config.metric_sequences, metric=metric, lens=lens)
         except Refused as error:
             log.warning("the shards are finished, but the store has no metric: %s", error)
         for layer, writer in writers.items():

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harvest.config import HarvestConfig
-from harvest.metric.estimate import SEQUENCES, seconds_a_sequence
+from harvest.metric.estimate import SEQUENCES
+from harvest.metric.gradients import seconds_a_sequence
 from harvest.model.language_model import LanguageModel
 from harvest.opening import fitted, open_all, recipe_of
 from harvest.pool import Lanes
@@ -74,7 +75,7 @@ class SpeedProbe:
     start_seconds: float = 0.0
     """Until the first batch runs: libraries, the model, the first text."""
     metric_seconds: float = 0.0
-    """Of estimating the metric, in all."""
+    """Of estimating the metric and the lens, in all."""
     one_after_the_other: bool = False
     """Whether shards are made and written while the model waits, as on a CPU."""
 
@@ -115,7 +116,7 @@ def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard, reci
 
 
 def seconds_of_metric(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> float:
-    """How long the metric's sequences take, from some of them."""
+    """How long the sequences of metric and lens take, from some of them."""
     n = min(config.metric_sequences or SEQUENCES[model.device.type], config.n_shards * config.shard_sequences)
     return n * seconds_a_sequence(model, packed.tokens, config.layers, config.sites)
 
@@ -163,7 +164,7 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
             "text, shards",
             f"{duration(n_tokens * (measured.text_seconds + measured.shard_seconds))} to tokenize and to shuffle",
         ),
-        ("metric", f"{duration(measured.metric_seconds)} to run training sequences back through the model, at the end"),
+        ("metric, lens", f"{duration(measured.metric_seconds)} at the end, to run sequences back through the model"),
         ("start", f"{duration(measured.start_seconds)} for libraries, the model and the first text"),
         ("time", f"about {duration(measured.seconds(n_tokens, n_bytes))}"),
         ("limit", limit),

@@ -20,11 +20,12 @@ class InfoConfig(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricConfig(Options):
-    """Estimate the metric of a finished store: what an error at each site costs the language model.
+    """Estimate the metric of a finished store (what an error at each site costs the language model) and its Jacobian lens.
 
     The language model that made the store runs some training sequences forth and back. `python -m harvest` does so at its
-    end; this command adds the metric to a store of an earlier version, or estimates it from more sequences. Training then
-    weighs errors by it. Killed or interrupted, the same command continues.
+    end; this command adds what a store of an earlier version lacks, or estimates both from more sequences. Training weighs
+    errors by the metric; evaluation reads promoted tokens through the lens. Killed or interrupted, the same command
+    continues.
     """
 
     model: str = "google/gemma-2-2b"
@@ -36,11 +37,11 @@ class MetricConfig(Options):
     sequences: Count | None = None
     """Training sequences to run. Default: 256 on a GPU, 48 on a CPU."""
     seed: Seed = 0
-    """Seed that draws the sequences and the labels."""
+    """Seed that draws the sequences, the labels and the lens's directions."""
     device: str = "auto"
     """Device of the language model. auto takes CUDA where there is one."""
     force: bool = False
-    """Replace a metric that is there."""
+    """Replace a metric and a lens that are there."""
 
     @property
     def directories(self) -> dict[int, StorePath]:

@@ -225,7 +225,14 @@ def paired(so_far: Collection, firings: Firings, limit: int) -> tuple[np.ndarray
     return rows, latents, so_far.paired_rows + min(room, firings.rows)
 
 
-def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesConfig, seeds: Sequence[Path] = ()) -> str:
+def key_of(
+    run: Path,
+    store: Store,
+    shards: list[ShardEntry],
+    config: FeaturesConfig,
+    seeds: Sequence[Path] = (),
+    lens: str = "",
+) -> str:
     """Digest of what a collection depends on.
 
     run: the folder of the weights.
@@ -233,10 +240,11 @@ def key_of(run: Path, store: Store, shards: list[ShardEntry], config: FeaturesCo
     shards: of the split.
     config: says how much is kept.
     seeds: the runs of other seeds, in which latents are looked for.
+    lens: digest of the lens of promoted tokens; empty for the logit lens, and without promoted tokens.
     """
     digest = xxhash.xxh3_128(
         f"{config.contexts} {config.samples} {config.neighbours} {config.coactivation_rows} "
-        f"{config.promoted_tokens}".encode()
+        f"{config.promoted_tokens}{lens}".encode()
     )
     for folder in (run, *seeds):
         hash_file(digest, folder / WEIGHTS)

@@ -45,6 +45,10 @@ class FeaturesConfig(EvaluateConfig):
     """Rows, from the first on, in which latents that fire together are counted. Each firing costs 8 bytes."""
     promoted_tokens: bool = False
     """Also list the tokens whose logits a latent raises and lowers. It reads the model's unembedding: slow if large."""
+    lens: str = "auto"
+    """How a latent's effect on the logits is found. jacobian: through the layers above, as they act on average; logit:
+    straight through the final norm; auto: jacobian where the store has one. Or a lens that others have fitted
+    (neuronpedia/jacobian-lens): its file or folder, or hf://neuronpedia/jacobian-lens/MODEL/jlens/DATASET/FILE.pt."""
     json: bool = True
     """Write feature_NNNNN.json for each latent. The Parquet holds the same."""
     tokenizer: Path | None = None
@@ -60,6 +64,8 @@ class FeaturesConfig(EvaluateConfig):
         super().__post_init__()
         if self.baseline and self.l0:
             raise Refused(f"baseline is {self.baseline} and l0 is {self.l0}; give a folder or Google's L0, not both")
+        if self.lens != "auto" and not self.promoted_tokens:
+            raise Refused(f"lens is {self.lens}, but promoted tokens are not asked for; add --promoted-tokens")
         if self.l0 == "all":
             raise Refused("l0 is all; features are collected of one at a time: give one label, or nearest")
 

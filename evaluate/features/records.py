@@ -64,6 +64,8 @@ class Relations:
     promoted: list[list[TokenLogit]]
     """By latent; empty when promoted tokens are not asked for."""
     suppressed: list[list[TokenLogit]]
+    lens: str | None
+    """Through which they are read: jacobian or logit; None when they are not asked for."""
     max_cosine: np.ndarray
     """By latent, the largest |cosine| with another's decoder row: its redundancy."""
     stability: np.ndarray | None = None
@@ -111,6 +113,8 @@ class FeatureRecord:
     """Tokens whose logits it raises most."""
     suppressed: list[TokenLogit]
     """Tokens whose logits it lowers most."""
+    lens: str | None
+    """Through which these two are read: jacobian or logit; None when they are not asked for."""
     example: Example
 
 
@@ -151,6 +155,7 @@ def record_of(
         finer=related_features(relations.finer, latent),
         promoted=relations.promoted[latent] if relations.promoted else [],
         suppressed=relations.suppressed[latent] if relations.suppressed else [],
+        lens=relations.lens,
         example=example,
     )
 

@@ -18,6 +18,7 @@ from evaluate.features.records import Relations, TokenLogit
 from evaluate.features.split_text import SplitText
 from evaluate.features.summary import FORMAT_VERSION, CollectionSummary, read_summary
 from evaluate.features.write import write_samples
+from evaluate.lens import Lens, choose_lens
 from evaluate.metrics.stability import stability_of_latents
 from evaluate.metrics.usefulness import usefulness
 from evaluate.runs import check_fits, open_run, store_of
@@ -71,7 +72,8 @@ def collect_samples(config: FeaturesConfig) -> Path:
     store = run.store
     shards = store.manifest.of_split(config.split)
     seeds = siblings_of(config.run_directory)
-    key = key_of(config.run_directory, store, shards, config, seeds)
+    lens = choose_lens(config.lens, store, transcoder.config) if config.promoted_tokens else None
+    key = key_of(config.run_directory, store, shards, config, seeds, lens.digest if lens else "")
     done = read_summary(config.folder)
     if done and done.key == key and not config.force and (config.json <= done.json):
         return config.folder
@@ -81,11 +83,11 @@ def collect_samples(config: FeaturesConfig) -> Path:
     text = SplitText(store, config.split, tokenizer)
     promoted: list[list[TokenLogit]] = []
     suppressed: list[list[TokenLogit]] = []
-    if config.promoted_tokens:
-        unembedding = load_unembedding(store.manifest.recipe.model)
-        promoted, suppressed = logit_effects(transcoder.W_dec, unembedding, tokenizer)
+    if lens is not None:
+        unembedding = load_unembedding(store.manifest.recipe.model, fold_norm=not lens.through_norm)
+        promoted, suppressed = logit_effects(lens.carried(transcoder.W_dec), unembedding, tokenizer)
     collection = collect(transcoder, store, config, key, len(text.word))
-    relations = relate(transcoder, collection, config.neighbours, promoted, suppressed)
+    relations = relate(transcoder, collection, config.neighbours, promoted, suppressed, lens)
     found = usefulness(transcoder, store, resolve_device(config.device))
     relations = replace(
         relations,
@@ -93,7 +95,7 @@ def collect_samples(config: FeaturesConfig) -> Path:
         useful=None if found is None else found.by_latent.numpy(),
     )
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
-    summary = summary_of(transcoder, store, collection, config)
+    summary = summary_of(transcoder, store, collection, config, lens)
     if relations.stability is not None:
         summary = replace(summary, other_seeds=len(seeds), recurring_share=float(relations.stability.mean()))
     write_text(config.folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
@@ -101,13 +103,16 @@ def collect_samples(config: FeaturesConfig) -> Path:
     return config.folder
 
 
-def summary_of(transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig) -> CollectionSummary:
+def summary_of(
+    transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig, lens: Lens | None
+) -> CollectionSummary:
     """The summary of a finished collection.
 
     transcoder: whose latents were collected.
     store: the store that holds the rows.
     collection: counts of all latents.
     config: the options.
+    lens: of promoted tokens; None without them.
     """
     recipe = store.manifest.recipe
     return CollectionSummary(
@@ -131,6 +136,8 @@ def summary_of(transcoder: Transcoder, store: Store, collection: Collection, con
         coactivation_rows=collection.paired_rows,
         token_counts_exact=not collection.pruned,
         promoted_tokens=config.promoted_tokens,
+        lens=lens.name if lens else None,
+        lens_source=lens.source if lens else None,
         json=config.json,
         key=collection.key,
     )
@@ -142,6 +149,7 @@ def relate(
     n: int,
     promoted: list[list[TokenLogit]],
     suppressed: list[list[TokenLogit]],
+    lens: Lens | None = None,
 ) -> Relations:
     """The relations of every latent to the `n` nearest of each kind.
 
@@ -149,6 +157,7 @@ def relate(
     collection: the pairs of rows and latents that co-activation is counted from.
     n: neighbours kept of each kind.
     promoted, suppressed: tokens by latent, or nothing.
+    lens: through which these are read.
     """
     together, finer = by_coactivation(
         collection.paired_row, collection.paired_latent, collection.paired_rows, transcoder.config.prefix_sizes, n
@@ -160,6 +169,7 @@ def relate(
         finer=finer,
         promoted=promoted,
         suppressed=suppressed,
+        lens=lens.name if lens else None,
         max_cosine=max_cosine,
     )
 
@@ -170,8 +180,8 @@ def logit_effects(
 ) -> tuple[list[list[TokenLogit]], list[list[TokenLogit]]]:
     """By latent, the tokens whose logits it raises most and those whose logits it lowers most.
 
-    W_dec: [d_sae, d_out].
-    unembedding: [vocabulary, d_out], with the final norm's gain in it.
+    W_dec: [d_sae, d_out], as a lens carries it.
+    unembedding: [vocabulary, d_out], with the final norm's gain in it unless the lens leads through that.
     tokenizer: names the tokens.
     n: tokens of each latent.
     """

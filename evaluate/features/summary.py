@@ -46,6 +46,10 @@ class CollectionSummary:
     token_counts_exact: bool
     """False when so many (latent, token) pairs occurred that the rarest were dropped on the way."""
     promoted_tokens: bool
+    lens: str | None = "logit"
+    """Of the promoted tokens: jacobian or logit; None without them. Files of earlier versions lack it: logit."""
+    lens_source: str | None = None
+    """Where a Jacobian lens came from: `store`, or a file."""
     json: bool
     """Whether every latent has a JSON file."""
     other_seeds: int = 0

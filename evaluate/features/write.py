@@ -41,6 +41,7 @@ SCHEMA = pa.schema({
     "top_tokens": pa.list_(pa.struct({
         "token": pa.string(), "id": pa.int32(), "count": pa.int64(), "occurrences": pa.int64(), "mean": pa.float64()})),
     "near_decoder": _relation, "near_coactive": _relation, "finer": _relation, "promoted": _logits, "suppressed": _logits,
+    "lens": pa.string(),
     "contexts": pa.list_(_context), "text": pa.string(),
 })  # fmt: skip
 

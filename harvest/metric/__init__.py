@@ -1,1 +1,1 @@
-"""The metric of a store: what an error at each site costs the language model."""
+"""The metric and the Jacobian lens of a store."""

@@ -1,4 +1,4 @@
-"""The metric of finished stores: estimated where it is lacking, and recorded in each manifest."""
+"""Metric and lens of finished stores: estimated where they are lacking, and recorded in each manifest."""
 
 import logging
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
 from store.devices import resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
+from store.lens.site_lens import damage_of_lens, save_lens
 from store.shards.manifest import load_manifest, save_manifest
 from store.shards.metric import damage_of_metric, save_metric
 from store.shards.pair import check_same_rows
@@ -27,7 +28,9 @@ def add_metric(config: MetricConfig) -> str:
     first = stores[min(stores)]
     for store in stores.values():
         check_same_rows(first, store, "train")
-    if config.force or any(lacks_metric(store) for store in stores.values()):
+    metric = config.force or any(map(lacks_metric, stores.values()))
+    lens = config.force or any(map(lacks_lens, stores.values()))
+    if metric or lens:
         device = resolve_device(config.device)
         with ExitStack() as stack:
             for store in stores.values():
@@ -35,7 +38,7 @@ def add_metric(config: MetricConfig) -> str:
             log.info("loading the language model")
             highest = stores[max(stores)].manifest.recipe
             model = model_that_made(highest, device, "train with --target-view raw")
-            estimate(stores, model, config.sequences, config.seed)
+            estimate(stores, model, config.sequences, config.seed, metric=metric, lens=lens)
     return "\n".join(described(open_store(store.directory)) for store in stores.values())
 
 
@@ -44,24 +47,47 @@ def lacks_metric(store: Store) -> bool:
     return store.manifest.metric is None or damage_of_metric(store.directory, store.manifest) is not None
 
 
-@torch.no_grad()
-def estimate(stores: Mapping[int, Store], model: LanguageModel, sequences: int | None, seed: int = 0) -> None:
-    """Estimates the metric of stores of one harvest, locked by the caller, and records it in their manifests.
+def lacks_lens(store: Store) -> bool:
+    """Whether a store has no sound lens."""
+    return store.manifest.lens is None or damage_of_lens(store.directory, store.manifest) is not None
 
-    sequences: as many, or all that there are; SEQUENCES where None.
+
+@torch.no_grad()
+def estimate(
+    stores: Mapping[int, Store],
+    model: LanguageModel,
+    sequences: int | None,
+    seed: int = 0,
+    *,
+    metric: bool = True,
+    lens: bool = True,
+) -> None:
+    """Estimates metric and lens of stores of one harvest, locked by the caller, and records them in their manifests.
+
+    Args:
+        stores: by layer.
+        model: that made them.
+        sequences: as many, or all that there are; SEQUENCES where None.
+        seed: of all that is drawn.
+        metric, lens: whether each is estimated; the other is left as it is.
     """
     wanted = sequences or SEQUENCES[model.device.type]
-    under_way = Estimate(model, stores, wanted, seed)
+    under_way = Estimate(model, stores, wanted, seed, metric, lens)
     n = len(under_way.drawn.tokens)
     if n < wanted:
         log.warning("the store has %d training sequences, and the metric is estimated from these", n)
     found = under_way.run()
     for layer, store in stores.items():
-        whole = load_manifest(store.directory)  # an open store lacks the shards that a ring has deleted
-        manifest = save_metric(store.directory, whole, found[layer], n, seed)
+        manifest = load_manifest(store.directory)  # an open store lacks the shards that a ring has deleted
+        metrics = {site: sums for (of_layer, site), sums in found.metric.items() if of_layer == layer}
+        lenses = {site: sums for (of_layer, site), sums in found.lens.items() if of_layer == layer}
+        if metrics:
+            manifest = save_metric(store.directory, manifest, metrics, n, seed)
+        if lenses:
+            manifest = save_lens(store.directory, manifest, lenses, n, under_way.passes, seed)
         save_manifest(store.directory, manifest)
     under_way.forget()
-    worst = min(one.agreement for sites in found.values() for one in sites.values())
+    worst = min((sums.agreement for sums in found.metric.values()), default=1.0)
     if worst < AGREEMENT:
         log.warning(
             "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: "
@@ -75,8 +101,10 @@ def estimate(stores: Mapping[int, Store], model: LanguageModel, sequences: int |
 
 
 def described(store: Store) -> str:
-    """The metric of a store, for people."""
-    info = store.manifest.metric
-    assert info is not None
-    drawn = f"{info.sequences:,} sequences, {info.rows:,} rows"
-    return f"{store.directory}: metric from {drawn}; its halves agree to {info.agreement_in_words}"
+    """Metric and lens of a store, for people: a line each."""
+    lines = []
+    for name, info in (("metric", store.manifest.metric), ("lens", store.manifest.lens)):
+        assert info is not None
+        drawn = f"{info.sequences:,} sequences, {info.rows:,} rows"
+        lines.append(f"{store.directory}: {name} from {drawn}; its halves agree to {info.agreement_in_words}")
+    return "\n".join(lines)

@@ -1,15 +1,15 @@
-"""Estimates the metric of the sites of some layers: how much an error there costs the model's predictions.
+"""Estimates the metric and the Jacobian lens of the sites of some layers, from the gradients of training sequences.
 
-A small error e at a site costs about e^T G e / 2 nats of KL, with the Fisher matrix G = E[g g^T] and g the gradient, by one
-row of the site, of the log-likelihood of labels that are drawn from the model's own predictions (arXiv 1412.1193). One
-backward pass gives the gradients of all sites of all layers. Only the blocks from the lowest layer on are differentiated.
+The metric: a small error e at a site costs about e^T G e / 2 nats of KL, with the Fisher matrix G = E[g g^T] and g the
+gradient, by one row of the site, of the log-likelihood of labels that are drawn from the model's own predictions (arXiv
+1412.1193). The lens: `harvest/metric/lens.py`. One backward pass each gives the gradients of all sites of all layers.
 """
 
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import xxhash
@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from harvest.config import SITES
 from harvest.metric.draw import LABELS, Drawn, cached_rows, draw_labelled
+from harvest.metric.gradients import Place, forget_gradients, gradients, names_of, sequences_at_once
+from harvest.metric.lens import PASSES, Directions, lens_sums
 from harvest.model.language_model import LanguageModel
 from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
@@ -27,117 +28,50 @@ from store.disk.files import write_tensors
 from store.disk.remote import Remote
 from store.errors import Refused
 from store.layout import METRIC_STATE
+from store.lens.site_lens import SiteLens, check_lens
 from store.shards.metric import SiteMetric, check_metric
 from store.shards.reader import Store
 
 SEQUENCES = {"cpu": 48, "cuda": 256}
 """Sequences where the options do not say, by kind of device."""
 AGREEMENT = 0.8
-"""Cosine of the two halves below which a warning asks for more sequences."""
-LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
-"""Logits that are held at a time, by kind of device."""
-TOKENS_AT_ONCE = {"cpu": 1, "cuda": 4096}
-"""Tokens of one backward pass, by kind of device; at least one sequence."""
+"""Cosine of the metric's two halves below which a warning asks for more sequences."""
 APART = 0.1
 """Relative difference of a sequence's activations from the store's above which they are others. bfloat16 makes 0.01."""
 SAVE_EVERY = 30.0
 """Seconds between two saves of an estimate under way."""
 log = logging.getLogger(__name__)
 
-Sums = dict[int, dict[str, SiteMetric]]
-"""By layer and site."""
 
+@dataclass(frozen=True)
+class Sums:
+    """By layer and site; empty for an estimate that is not asked for."""
 
-def sampled_scores(
-    unembedding: Unembedding, hidden: Float[Tensor, "rows d"], generator: torch.Generator
-) -> Float[Tensor, "rows d"]:
-    """The gradient, by each hidden state, of the log-likelihood of a token drawn from what the model predicts there."""
-    size = max(1, LOGITS[hidden.device.type] // len(unembedding.weight))
-    scores = []
-    for part in hidden.split(size):
-        logits = unembedding.capped(torch.nn.functional.linear(part, unembedding.weight, unembedding.bias).float())
-        by_logit = torch.softmax(logits, dim=1)
-        drawn = torch.multinomial(by_logit, 1, generator=generator)
-        by_logit.neg_().scatter_add_(1, drawn, torch.ones_like(by_logit[:, :1]))
-        if unembedding.softcap is not None:
-            by_logit *= 1 - (logits / unembedding.softcap) ** 2
-        scores.append(by_logit.to(unembedding.weight.dtype) @ unembedding.weight)
-    return torch.cat(scores)
+    metric: dict[Place, SiteMetric]
+    lens: dict[Place, SiteLens]
 
+    def plus(self, other: "Sums") -> "Sums":
+        """The sums over the rows of both."""
+        metric = {place: sums.plus(other.metric[place]) for place, sums in self.metric.items()}
+        return Sums(metric, {place: sums.plus(other.lens[place]) for place, sums in self.lens.items()})
 
-@contextmanager
-def differentiable(
-    model: LanguageModel, names: Mapping[tuple[int, str], str], lowest: int
-) -> Iterator[dict[tuple[int, str], Tensor]]:
-    """Within the context, a run of the model is differentiable from the block `lowest` on, and leaves its sites here."""
-    sites: dict[tuple[int, str], Tensor] = {}
-    hooks = model.bridge.hook_dict
-    begins = hooks[SITES["resid_pre"].format(layer=lowest)]
-    handles = [begins.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())]
-    for place, name in names.items():
-        take = lambda module, args, output, place=place: sites.__setitem__(place, output)  # noqa: E731
-        handles.append(hooks[name].register_forward_hook(take))
-    try:
-        with torch.enable_grad():
-            yield sites
-    finally:
-        for handle in handles:
-            handle.remove()
+    def arrays(self) -> dict[str, Tensor]:
+        """All arrays, by name."""
+        found = {}
+        for kind, by_place in (("metric", self.metric), ("lens", self.lens)):
+            for (layer, site), sums in by_place.items():
+                found |= {f"{kind}.{layer}.{site}.{name}": array for name, array in sums.arrays().items()}
+        return found
 
+    def with_arrays(self, arrays: Mapping[str, Tensor]) -> "Sums":
+        """The same places with other arrays. KeyError where one is missing."""
 
-def forget_gradients(model: LanguageModel) -> None:
-    """Runs one token. TransformerLens keeps the last activations of some modules, which would keep a graph in memory."""
-    with torch.no_grad():
-        model.whole.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+        def named(kind: str, place: Place, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: arrays[f"{kind}.{place[0]}.{place[1]}.{name}"] for name in names}
 
-
-def gradients(
-    model: LanguageModel,
-    unembedding: Unembedding,
-    tokens: Int[Tensor, "sequences context"],
-    labelled: Bool[Tensor, "sequences context"],
-    names: Mapping[tuple[int, str], str],
-    seed: int,
-) -> tuple[dict[tuple[int, str], Tensor], dict[tuple[int, str], Tensor]]:
-    """The sites of some sequences, and the gradients by them of the log-likelihood of labels at the labelled rows."""
-    there = unembedding.weight.device  # another than the last block's where a model is spread over devices
-    generator = torch.Generator(there).manual_seed(seed)
-    with differentiable(model, names, min(layer for layer, _ in names)) as sites:
-        hidden = model.whole.base_model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state
-        with torch.no_grad():
-            by_hidden = torch.zeros_like(hidden)
-            rows = labelled.to(hidden.device)
-            by_hidden[rows] = sampled_scores(unembedding, hidden[rows].to(there), generator).to(hidden)
-        found = torch.autograd.grad(hidden, list(sites.values()), by_hidden)
-    return {place: values.detach() for place, values in sites.items()}, dict(zip(sites, found, strict=True))
-
-
-def seconds_a_sequence(
-    model: LanguageModel, tokens: Int[Tensor, "sequences context"], layers: Sequence[int], sites: Sequence[str]
-) -> float:
-    """How long a sequence takes, from a batch on every lane, after one to warm up."""
-    lanes = Lanes(model)
-    at_once = sequences_at_once(model, tokens.shape[1])
-    names = {(layer, site): SITES[site].format(layer=layer) for layer in layers for site in sites}
-    unembedding = Unembedding.of(model)
-
-    def work(lane: LanguageModel, start: int) -> None:
-        part = tokens[start : start + at_once]
-        gradients(lane, unembedding, part.long(), draw_labelled(torch.ones_like(part, dtype=torch.bool), 0, 0), names, 0)
-
-    starts = range(0, min(len(tokens), 2 * lanes.n * at_once), at_once)
-    begun = 0.0
-    for _ in range(2):
-        begun = time.perf_counter()
-        lanes.run(work, starts, lambda done: None)
-    seconds = time.perf_counter() - begun
-    for lane in lanes.models:
-        forget_gradients(lane)
-    return seconds / min(len(tokens), starts.stop)
-
-
-def sequences_at_once(model: LanguageModel, context: int) -> int:
-    return max(1, TOKENS_AT_ONCE[model.device.type] // context)
+        metric = {place: SiteMetric(**named("metric", place, sums.arrays())) for place, sums in self.metric.items()}
+        lens = {place: SiteLens(**named("lens", place, sums.arrays())) for place, sums in self.lens.items()}
+        return Sums(metric, lens)
 
 
 class Estimate:
@@ -146,10 +80,19 @@ class Estimate:
     model: that made the stores.
     stores: by layer, of one harvest.
     n: training sequences to run.
-    seed: that draws the sequences, the rows with a label, and the labels.
+    seed: that draws the sequences, the rows with a label, the labels, and the lens's directions.
+    metric, lens: whether each is estimated.
     """
 
-    def __init__(self, model: LanguageModel, stores: Mapping[int, Store], n: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        stores: Mapping[int, Store],
+        n: int,
+        seed: int,
+        metric: bool = True,
+        lens: bool = True,
+    ) -> None:
         first = stores[min(stores)]
         self.model = model
         self.stores = stores
@@ -158,14 +101,22 @@ class Estimate:
         self.path = None if isinstance(first.directory, Remote) else first.directory / METRIC_STATE
         """Where it is saved; nowhere for a store at a URL."""
         sites = first.manifest.recipe.sites
-        self.names = {(layer, site): SITES[site].format(layer=layer) for layer in sorted(stores) for site in sites}
-        self.sums = {place: SiteMetric.zeros(stores[place[0]].manifest.widths[place[1]]) for place in self.names}
+        self.names = names_of(list(stores), sites)
+        widths = {(layer, site): stores[layer].manifest.widths[site] for layer, site in self.names}
+        self.sums = Sums(
+            metric={place: SiteMetric.zeros(width) for place, width in widths.items()} if metric else {},
+            lens={place: SiteLens.zeros(width) for place, width in widths.items()} if lens else {},
+        )
+        self.directions = Directions(self.drawn.kept, model.d_model, seed)
+        self.passes = PASSES if lens else 0
         self.run_already = 0
         self.identity = {
             "stores": [stores[layer].fingerprint for layer in sorted(stores)],
             "sequences": len(self.drawn.tokens),
             "seed": seed,
             "labels": LABELS,
+            "metric": metric,
+            "lens": self.passes,
             "drawn": xxhash.xxh3_64_hexdigest(self.drawn.tokens.numpy().tobytes()),
         }
         self._resume()
@@ -178,19 +129,30 @@ class Estimate:
         saved = time.monotonic()
         lanes = Lanes(self.model)
 
-        def work(model: LanguageModel, start: int) -> tuple[int, dict[tuple[int, str], SiteMetric]]:
+        def work(model: LanguageModel, start: int) -> tuple[int, Sums]:
             part = slice(start, min(start + at_once, len(tokens)))
             kept = self.drawn.kept[part]
-            labelled = draw_labelled(kept, start, self.seed)
-            sites, found = gradients(model, unembedding, tokens[part], labelled, self.names, self.seed * 1_000_003 + start)
+            labelled = draw_labelled(kept, start, self.seed) if self.sums.metric else None
+            directions = [self.directions.at(part, number).to(model.whole.dtype) for number in range(self.passes)]
+            seed = self.seed * 1_000_003 + start
+            found = gradients(model, unembedding, tokens[part], self.names, labelled, seed, directions)
             if start == 0:
-                check_sites(sites, self.stores, tokens[0])
-            return part.stop, {place: sums_of(sites[place], found[place], kept, labelled, start) for place in sites}
+                check_sites(found.sites, self.stores, tokens[0])
+            metric = {}
+            for place, gradient in found.of_labels.items():
+                assert labelled is not None
+                metric[place] = sums_of(found.sites[place], gradient, kept, labelled, start)
+            lens: dict[Place, SiteLens] = {}
+            for v, by_place in zip(directions, found.of_directions, strict=True):
+                for place, gradient in by_place.items():
+                    sums = lens_sums(gradient, v, kept, start)
+                    lens[place] = lens[place].plus(sums) if place in lens else sums
+            return part.stop, Sums(metric, lens)
 
-        def add(done: tuple[int, dict[tuple[int, str], SiteMetric]]) -> None:
+        def add(done: tuple[int, Sums]) -> None:
             nonlocal saved
             stop, found = done
-            sums = {place: self.sums[place].plus(one) for place, one in found.items()}
+            sums = self.sums.plus(found)
             bar.update(stop - self.run_already)
             self.sums, self.run_already = sums, stop  # in one statement: Ctrl-C saves both or neither
             if time.monotonic() - saved > SAVE_EVERY:
@@ -206,11 +168,11 @@ class Estimate:
             finally:
                 for model in lanes.models:
                     forget_gradients(model)
-        found: Sums = {}
-        for (layer, site), sums in self.sums.items():
-            check_metric(sums, sums.total.numel(), f"the metric of {site} at layer {layer}")
-            found.setdefault(layer, {})[site] = sums
-        return found
+        for (layer, site), metric in self.sums.metric.items():
+            check_metric(metric, metric.total.numel(), f"the metric of {site} at layer {layer}")
+        for (layer, site), lens in self.sums.lens.items():
+            check_lens(lens, lens.products.shape[-1], f"the lens of {site} at layer {layer}")
+        return self.sums
 
     def forget(self) -> None:
         """Removes what an interrupted estimate has saved."""
@@ -220,10 +182,7 @@ class Estimate:
     def _save(self) -> None:
         if self.path is None:
             return
-        tensors = {}
-        for (layer, site), sums in self.sums.items():
-            tensors |= {f"{layer}.{site}.{name}": array for name, array in sums.arrays().items()}
-        write_tensors(self.path, tensors, {"estimate": json.dumps(self.identity), "run": str(self.run_already)})
+        write_tensors(self.path, self.sums.arrays(), {"estimate": json.dumps(self.identity), "run": str(self.run_already)})
 
     def _resume(self) -> None:
         """Takes up what an interrupted estimate has saved; one that cannot be read, or is of another kind, is left."""
@@ -234,11 +193,9 @@ class Estimate:
                 if json.loads(file.metadata()["estimate"]) != self.identity:
                     log.info("%s is of other options: beginning anew", self.path)
                     return
-                for layer, site in self.sums:
-                    names = self.sums[layer, site].arrays()
-                    arrays = {name: file.get_tensor(f"{layer}.{site}.{name}") for name in names}
-                    self.sums[layer, site] = SiteMetric(**arrays)
-                self.run_already = int(file.metadata()["run"])
+                done = int(file.metadata()["run"])
+                self.sums = self.sums.with_arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                self.run_already = done
         except (SafetensorError, KeyError, ValueError) as error:
             log.warning("%s cannot be read (%s): beginning anew", self.path, error)
             return

@@ -86,8 +86,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[
     return [text[ahead:] for text in tokenizer.batch_decode([[*anchor, index] for index in ids], **options)]
 
 
-def load_unembedding(model: str) -> Float[Tensor, "vocabulary d"]:
-    """The unembedding with the final norm's gain folded in, float32; nothing else of the model is read.
+def load_unembedding(model: str, fold_norm: bool = True) -> Float[Tensor, "vocabulary d"]:
+    """The unembedding, float32, with the final norm's gain folded in unless that is not wanted; no other weight is read.
 
     Refused when the model's weights are not in a local folder, or have unknown names.
     """
@@ -102,8 +102,8 @@ def load_unembedding(model: str) -> Float[Tensor, "vocabulary d"]:
         raise Refused(f"{folder} has no unembedding or final norm under a known name; leave --promoted-tokens out")
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     plus = FINAL_NORMS[norm] if architecture.startswith("Gemma") else 0.0
-    gain = _read(place[norm], norm).float() + plus
-    return _read(place[unembedding], unembedding).float() * gain
+    weight = _read(place[unembedding], unembedding).float()
+    return weight * (_read(place[norm], norm).float() + plus) if fold_norm else weight
 
 
 def _names(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from store.names import NormKind, NormReads
 from store.parents import require_store
 from store.shards.recipe import Recipe, Split, Strict, first_complaint, without_none
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The newest that this code reads."""
 
 PREVIOUS = "manifest.previous.json"
@@ -129,9 +129,16 @@ class MetricInfo(Strict):
         return ", ".join(f"{site} {cosine:.3f}" for site, cosine in self.agreement.items())
 
 
+class LensInfo(MetricInfo):
+    """lens.safetensors: what a change at each site does to the vector that the model unembeds."""
+
+    passes: int
+    """Random directions at each row."""
+
+
 class Manifest(Strict):
-    format_version: Literal[1, 2]
-    """2 where the store has a metric."""
+    format_version: Literal[1, 2, 3]
+    """2 where the store has a metric, 3 where it has a lens."""
     fingerprint: str
     recipe: Recipe
     norm: NormInfo
@@ -143,11 +150,12 @@ class Manifest(Strict):
     exhausted: bool = False
     """True when the text ended before the tokens that were asked for."""
     metric: MetricInfo | None = None
+    lens: LensInfo | None = None
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["Manifest"], dict]) -> dict:
-        """`metric` is written where there is one: format 1 has no such key."""
-        return without_none(serialize(self), ("metric",))
+        """`metric` and `lens` are written where there is one: format 1 has no such keys, and format 2 no `lens`."""
+        return without_none(serialize(self), ("metric", "lens"))
 
     def of_split(self, split: Split) -> list[ShardEntry]:
         return [shard for shard in self.shards if shard.split == split]

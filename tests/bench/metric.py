@@ -51,7 +51,8 @@ def metrics_of(store: Store, sequences: int, other_layer: int, folder: Path) -> 
     path = folder / f"metrics-{sequences}.safetensors"
     counts = (*COUNTS, sequences)
     if not path.exists():
-        whole = Estimate(model_of(store.manifest.recipe, CPU), {layer: store, other_layer: store}, sequences, 0)
+        model = model_of(store.manifest.recipe, CPU)
+        whole = Estimate(model, {layer: store, other_layer: store}, sequences, 0, lens=False)
         whole.path = None
         drawn = whole.drawn
         saved = {}
@@ -59,9 +60,9 @@ def metrics_of(store: Store, sequences: int, other_layer: int, folder: Path) -> 
             whole.drawn = replace(drawn, tokens=drawn.tokens[begin:end], kept=drawn.kept[begin:end])
             whole.run_already = 0
             whole.run()
-            for name, array in whole.sums[layer, SITE].arrays().items():
+            for name, array in whole.sums.metric[layer, SITE].arrays().items():
                 saved[f"{end}.{name}"] = array
-        saved |= {f"other.{name}": array for name, array in whole.sums[other_layer, SITE].arrays().items()}
+        saved |= {f"other.{name}": array for name, array in whole.sums.metric[other_layer, SITE].arrays().items()}
         write_tensors(path, saved)
     arrays = load_file(path)
     names = SiteMetric.zeros(1).arrays()

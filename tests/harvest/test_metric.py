@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.metric import estimate as estimating
+from harvest.metric import gradients as differentiating
 from harvest.metric.add import add_metric
 from harvest.metric.draw import draw_labelled
-from harvest.metric.estimate import Estimate, gradients, sampled_scores
+from harvest.metric.estimate import Estimate
+from harvest.metric.gradients import gradients, names_of, sampled_scores
 from harvest.model.families import FAMILIES
 from harvest.model.loading import load_model
 from harvest.model.unembedding import Unembedding
@@ -60,7 +62,7 @@ def test_scores_are_the_gradients_of_the_drawn_tokens_log_likelihood(softcap, mo
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(50, 6, generator=generator), torch.randn(50, generator=generator)
     hidden = torch.randn(9, 6, generator=generator)
-    monkeypatch.setitem(estimating.LOGITS, "cpu", 100)  # two rows at a time
+    monkeypatch.setitem(differentiating.LOGITS, "cpu", 100)  # two rows at a time
     monkeypatch.setattr(torch, "multinomial", always(LABEL))
     found = sampled_scores(Unembedding(weight, softcap, bias), hidden, generator)
     exact = hidden.double().requires_grad_()
@@ -84,12 +86,9 @@ def test_gradients_of_every_family_equal_autograd_on_plain_transformers(architec
 
     monkeypatch.setattr(torch, "multinomial", always(LABEL))
     model = load_model(folder, N_LAYERS - 1, CPU, torch.float32)
-    names = {
-        (layer, site): estimating.SITES[site].format(layer=layer)
-        for layer in (0, N_LAYERS - 1)
-        for site in ("resid_pre", "resid_mid", "mlp_out", "resid_post")
-    }
-    sites, found = gradients(model, Unembedding.of(model), tokens, labelled, names, 0)
+    names = names_of((0, N_LAYERS - 1), ("resid_pre", "resid_mid", "mlp_out", "resid_post"))
+    ran = gradients(model, Unembedding.of(model), tokens, names, labelled)
+    sites, found = ran.sites, ran.of_labels
 
     plain = (
         getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
@@ -143,7 +142,7 @@ def test_the_estimate_comes_to_the_fisher_matrix_of_full_jacobians(config, tiny_
     found = 0
     for seed in range(60):
         under_way = Estimate(model, {1: store}, 2, seed)
-        found = found + under_way.run()[1]["mlp_out"].fisher / 60
+        found = found + under_way.run().metric[1, "mlp_out"].fisher / 60
         under_way.forget()
     exact = exact_fisher(str(tiny_models["gemma2"]), under_way.drawn.tokens, under_way.drawn.kept)
     cosine = (found * exact).sum() / found.norm() / exact.norm()
@@ -154,7 +153,7 @@ def test_the_estimate_comes_to_the_fisher_matrix_of_full_jacobians(config, tiny_
 def test_a_harvest_ends_with_the_metric_of_all_its_layers(config):
     manifests = harvest(replace(config, layer=(0, 1), store=config.store.parent / "two"))
     for layer, manifest in enumerate(manifests):
-        assert manifest.format_version == 2
+        assert manifest.format_version == 3
         assert manifest.metric.sequences == 12
         store = open_store(config.store.parent / f"two/layer{layer}")
         for site in ("resid_mid", "mlp_out"):
@@ -179,7 +178,7 @@ def test_only_rows_of_training_sequences_count_once_each(config):
     under_way = Estimate(model, {1: store}, 10_000, 0)
     rows = [store.array(shard, "mlp_out")[: shard.kept].double() for shard in store.manifest.of_split("train")]
     every = torch.cat(rows)
-    found = under_way.run()[1]["mlp_out"]
+    found = under_way.run().metric[1, "mlp_out"]
     assert found.rows.sum() == len(every)
     torch.testing.assert_close(found.total, every.sum(0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.products, every.T @ every, rtol=1e-4, atol=1e-3)
@@ -249,7 +248,7 @@ def test_a_model_keeps_no_graph_of_an_estimate(config, tiny_models, family, monk
 
 
 def test_a_harvest_killed_before_its_metric_is_not_finished(config, monkeypatch):
-    def killed(*args):
+    def killed(*args, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -385,5 +384,5 @@ def test_too_few_sequences_and_other_stores_are_refused(config, caplog):
     add_metric(MetricConfig(model=config.model, layer=1, store=config.store, sequences=1_000_000, device="cpu"))
     assert "training sequences, and the metric is estimated from these" in caplog.text
     described = json.loads((config.store / "manifest.json").read_text())
-    assert described["format_version"] == 2
+    assert described["format_version"] == 3
     assert described["metric"]["sequences"] < 1_000_000

@@ -31,11 +31,11 @@ def test_a_plan_measures_and_writes_nothing(config):
 
 def test_a_plan_counts_the_metric_that_the_harvest_will_estimate(config):
     without = plan(replace(config, metric_sequences=0))
-    assert "metric       0 s" in without
+    assert "metric, lens 0 s" in without
     lines = plan(replace(config, metric_sequences=100_000, tokens=100_000_000)).splitlines()
-    [line] = [line for line in lines if line.startswith("metric ")]
-    assert "to run training sequences back through the model" in line
-    assert "metric       0 s" not in line
+    [line] = [line for line in lines if line.startswith("metric, lens ")]
+    assert "to run sequences back through the model" in line
+    assert "metric, lens 0 s" not in line
 
 
 def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):

@@ -42,7 +42,7 @@ def make_results(folder: Path, tokenizer: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for module in (samples, split_text):
             patch.setattr(module, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
-        patch.setattr(samples, "load_unembedding", lambda model: UNEMBEDDING)
+        patch.setattr(samples, "load_unembedding", lambda model, fold_norm: UNEMBEDDING)
         config = FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu")
         samples.collect_samples(dataclasses.replace(config, promoted_tokens=True))
     write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))

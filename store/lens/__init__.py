@@ -1,0 +1,1 @@
+"""Jacobian lenses, pre-fitted ones too."""
