@@ -22,6 +22,7 @@ settings.load_profile("tests")
 import torch  # noqa: E402
 
 from store.shards.reader import Store  # noqa: E402
+from tests import pretend  # noqa: E402
 from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
 
 pytest.register_assert_rewrite("tests.train.making")  # so that its assertions show values, as those of tests do
@@ -37,6 +38,13 @@ def seeded() -> None:
 def two_cores() -> Iterator[None]:
     with on_threads(2):
         yield
+
+
+@pytest.fixture
+def accelerator() -> Iterator[str]:
+    """The pretend accelerator, by the name that options give to devices."""
+    with pretend.accelerator():
+        yield str(pretend.DEVICE)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from harvest.metric.estimate import AGREEMENT, SEQUENCES, Estimate
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
-from store.devices import resolve_device
+from store.devices import of_kind, resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.shards.manifest import load_manifest, save_manifest
 from store.shards.metric import damage_of_metric, save_metric
@@ -50,7 +50,7 @@ def estimate(stores: Mapping[int, Store], model: LanguageModel, sequences: int |
 
     sequences: as many, or all that there are; SEQUENCES where None.
     """
-    wanted = sequences or SEQUENCES[model.device.type]
+    wanted = sequences or of_kind(SEQUENCES, model.device)
     under_way = Estimate(model, stores, wanted, seed)
     n = len(under_way.drawn.tokens)
     if n < wanted:
