@@ -13,6 +13,7 @@ from tests.pretend import DEVICE, Ghost, counting, values
 from tests.train.making import make_config, make_module, results_of, run_config
 from train.config import TrainConfig
 from train.loop import train
+from train.run import Run
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
 
@@ -143,3 +144,23 @@ def test_waits_of_a_steady_step(stored, accelerator, changes, expected, n_dead):
     if n_dead:
         assert module.listed_dead is not None
         assert values(module.listed_dead).tolist() == list(range(n_dead))
+
+
+def test_a_line_of_the_log_costs_one_copy(stored, tmp_path, accelerator, monkeypatch):
+    seen = []
+
+    def counted(name: str) -> None:
+        real = getattr(Run, name)
+
+        def wrapped(*arguments):
+            with counting() as waits:
+                found = real(*arguments)
+            seen.append((name, dict(waits)))
+            return found
+
+        monkeypatch.setattr(Run, name, wrapped)
+
+    counted("_figures")
+    counted("_record")
+    train(config_of(stored, tmp_path / "run", device=accelerator, tokens=32 * 10, heldout_every=0))
+    assert seen == [("_figures", {"to host": 1}), ("_record", {})] * 2
