@@ -1,7 +1,7 @@
 """Devices by name, what they can do, and copies to the host beside their work."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ def why_float32(device: torch.device) -> str | None:
     )
 
 
-def of_kind(sizes: dict[Literal["cpu", "cuda"], Size], device: torch.device) -> Size:
-    """The size for a kind of device: that of CUDA for every accelerator."""
+def of_kind(sizes: Mapping[str, Size], device: torch.device) -> Size:
+    """The size for a kind of device, of those for cpu and cuda: that of cuda for every accelerator."""
     return sizes["cpu" if device.type == "cpu" else "cuda"]
 
 
@@ -93,7 +93,9 @@ class HostCopy:
             place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_cuda)
             self.tensors[name] = place.copy_(tensor.detach(), non_blocking=on_cuda)
         for device in {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}:
-            self.made.append(torch.cuda.current_stream(device).record_event())
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(device))
+            self.made.append(event)
 
     def finish(self) -> dict[str, Tensor]:
         """The copies, when they are made. Any thread may ask."""
