@@ -16,7 +16,7 @@ from harvest.text.fit import fit_shards
 from harvest.text.repeats import without_repeats
 from harvest.text.stream import check_tokenizer, documents_from
 from harvest.text.tokens import PACKING, SpecialTokens
-from store.devices import resolve_device
+from store.devices import resolve_device, why_float32
 from store.shards.formats import FORMATS
 from store.shards.recipe import Recipe
 
@@ -28,6 +28,9 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     """The text, the model up to the highest layer asked for, and the dtype that it runs in."""
     device = resolve_device(rank.device(str(resolve_device(config.device))))
     dtype = resolve_compute_dtype(config.compute_dtype, device)
+    reason = why_float32(device)
+    if reason is not None and config.compute_dtype == "auto":
+        log.info("%s", reason)
     corpus = open_corpus(config)
     if config.drop_repeats:
         corpus = without_repeats(corpus)

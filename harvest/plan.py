@@ -21,6 +21,7 @@ from harvest.space import disk_of, disk_shortage, gigabytes, shard_bytes, shards
 from harvest.text.stream import documents_from
 from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.counts import duration
+from store.devices import of_kind
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.shards.recipe import Recipe
@@ -86,6 +87,21 @@ class SpeedProbe:
         shards = running + writing if self.one_after_the_other else max(running, writing)
         return self.start_seconds + shards + self.metric_seconds
 
+    def limit(self, tokens: int, n_bytes: int) -> str:
+        """What the time goes by: the longest of the parts that follow each other."""
+        running = {
+            "the model's speed": tokens / self.tokens_per_second,
+            "reading and tokenizing the text": tokens * self.text_seconds,
+        }
+        writing = {
+            "shuffling rows and adding them up, on the host's processor": tokens * self.shard_seconds,
+            "the disk's speed": n_bytes / self.bytes_per_second,
+        }
+        parts = running | writing
+        if not self.one_after_the_other:
+            parts = running if sum(running.values()) >= sum(writing.values()) else writing
+        return max(parts, key=parts.__getitem__)
+
 
 def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard, recipes: Mapping[int, Recipe]) -> SpeedProbe:
     """Runs a few batches of the shard, after one to warm up, makes a shard of them, and writes PROBE_BYTES by the store.
@@ -117,7 +133,7 @@ def probe(config: HarvestConfig, model: LanguageModel, packed: PackedShard, reci
 
 def seconds_of_metric(config: HarvestConfig, model: LanguageModel, packed: PackedShard) -> float:
     """How long the sequences of metric and lens take, from some of them."""
-    n = min(config.metric_sequences or SEQUENCES[model.device.type], config.n_shards * config.shard_sequences)
+    n = min(config.metric_sequences or of_kind(SEQUENCES, model.device), config.n_shards * config.shard_sequences)
     return n * seconds_a_sequence(model, packed.tokens, config.layers, config.sites)
 
 
@@ -149,7 +165,7 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
     disk_s = n_bytes / measured.bytes_per_second
     short = disk_shortage(config, d_model, finished)
     while_waiting = ", while the model waits" if measured.one_after_the_other else ", while the model runs"
-    limit = "the model's speed" if model_s >= disk_s else "the disk's speed"
+    limit = measured.limit(n_tokens, n_bytes)
     if short is not None:
         limit = f"the space on {short[2]}: {gigabytes(short[0] - short[1])} too little, so harvest will refuse to start"
     folders = [disk_of(directory) for directory in config.directories.values()]

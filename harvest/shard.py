@@ -10,6 +10,7 @@ from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
 from harvest.text.tokens import PackedShard
+from store.devices import SideStream
 from store.errors import Refused
 from store.shards.rows import ShardRows
 
@@ -26,32 +27,28 @@ class HostRows:
         self.rows = rows
         self.dtype = dtype
         self.buffers: dict[int, dict[str, Tensor]] = {}
-        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.streams: dict[torch.device, SideStream] = {}
         self.lock = Lock()
 
     def take(self, layer: int, site: str, values: Tensor, start: int) -> None:
         """Begins the copy of a batch's rows to row `start` on; the device may go on computing. Thread-safe."""
         values = values.detach().flatten(0, 1)
-        on_gpu = values.device.type == "cuda"
         with self.lock:
+            if values.device not in self.streams:
+                self.streams[values.device] = SideStream(values.device)
+            stream = self.streams[values.device]
             sites = self.buffers.setdefault(layer, {})
             if site not in sites:
-                sites[site] = torch.empty(self.rows, values.shape[1], dtype=self.dtype, pin_memory=on_gpu)
+                sites[site] = torch.empty(self.rows, values.shape[1], dtype=self.dtype, pin_memory=stream.pins)
         place = sites[site][start : start + len(values)]
-        if not on_gpu:
-            place.copy_(values)
-            return
-        values = values.to(self.dtype)  # half the bytes cross the bus
-        stream = self.streams.setdefault(values.device, torch.cuda.Stream(values.device))
-        stream.wait_stream(torch.cuda.current_stream(values.device))
-        with torch.cuda.stream(stream):
-            place.copy_(values, non_blocking=True)
-        values.record_stream(stream)
+        if values.device.type != "cpu":
+            values = values.to(self.dtype)  # half the bytes cross the bus
+        stream.copy(values, place)
 
     def finish(self) -> dict[int, dict[str, Tensor]]:
         """The rows by layer and site, when all copies are done."""
         for stream in self.streams.values():
-            stream.synchronize()
+            stream.finish()
         return self.buffers
 
 

@@ -1,8 +1,14 @@
-"""Devices by name, and what they can do."""
+"""Devices by name, what they can do, and copies to the host beside their work."""
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from store.errors import Refused
+
+Size = TypeVar("Size")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -17,8 +23,82 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+BFLOAT16 = (8, 0)
+"""Compute capability from which NVIDIA's GPUs multiply bfloat16 (Ampere); below it they emulate that, slowly."""
+
+
 def native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware; elsewhere they are far slower than float32."""
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return True
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16
+
+
+def why_float32(device: torch.device) -> str | None:
+    """Why a GPU is given float32 where others take bfloat16, for people; None where it is not."""
+    if device.type != "cuda" or native_bfloat16(device):
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"{torch.cuda.get_device_name(device)} does not multiply bfloat16 (compute capability {major}.{minor}, below 8.0): "
+        "float32 is taken; float16 would overflow in models that were trained in bfloat16"
+    )
+
+
+def of_kind(sizes: Mapping[str, Size], device: torch.device) -> Size:
+    """The size for a kind of device, of those for cpu and cuda: that of cuda for every accelerator."""
+    return sizes["cpu" if device.type == "cpu" else "cuda"]
+
+
+class SideStream:
+    """Copies from a device to the host: on CUDA while the device goes on computing, elsewhere done when they return."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def pins(self) -> bool:
+        """Whether the host's memory should be pinned."""
+        return self.stream is not None
+
+    def copy(self, values: Tensor, place: Tensor) -> None:
+        """Begins the copy of values, as they are at this point of the current stream, to a place on the host.
+
+        The values may be freed before it is done, but must not be written to.
+        """
+        if self.stream is None:
+            place.copy_(values)
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            place.copy_(values, non_blocking=True)
+        values.record_stream(self.stream)
+
+    def finish(self) -> None:
+        """Returns when all copies are done."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
+
+class HostCopy:
+    """Copies of tensors on the host, as they are at this point of the current stream: what the device does later cannot
+    change them. On CUDA the host does not wait for them: the copies lie in pinned memory, and are made in their turn."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.made: list[torch.cuda.Event] = []
+        for name, tensor in tensors.items():
+            on_cuda = tensor.device.type == "cuda"
+            place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_cuda)
+            self.tensors[name] = place.copy_(tensor.detach(), non_blocking=on_cuda)
+        for device in {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(device))
+            self.made.append(event)
+
+    def finish(self) -> dict[str, Tensor]:
+        """The copies, when they are made. Any thread may ask."""
+        for event in self.made:
+            event.synchronize()
+        return self.tensors

@@ -27,6 +27,7 @@ if not torch.cuda.is_available():
 
 from store.shards.reader import Store  # noqa: E402
 from store.sparse.switch import VARIABLE, Kernels  # noqa: E402
+from tests import pretend  # noqa: E402
 from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
 
 pytest.register_assert_rewrite("tests.train.making")  # so that its assertions show values, as those of tests do
@@ -53,6 +54,13 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def two_cores() -> Iterator[None]:
     with on_threads(2):
         yield
+
+
+@pytest.fixture
+def accelerator() -> Iterator[str]:
+    """The pretend accelerator, by the name that options give to devices."""
+    with pretend.accelerator():
+        yield str(pretend.DEVICE)
 
 
 @pytest.fixture

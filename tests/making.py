@@ -3,7 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from store.disk.remote import StorePath
@@ -104,6 +106,22 @@ def hash_of(tokenizer: Path) -> str:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_alike(found: Any, expected: Any, where: str = "", rel: float = 2e-3, abs: float = 2e-4) -> None:
+    """The same structure; numbers differ by rounding alone."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_alike(found[key], value, f"{where}.{key}", rel, abs)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_alike(one, other, f"{where}[{place}]", rel, abs)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=rel, abs=abs, nan_ok=True), where
+    else:
+        assert found == expected, where
 
 
 @contextlib.contextmanager

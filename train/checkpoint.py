@@ -1,6 +1,7 @@
 """Training state on disk: all that a resumed run needs to equal an uninterrupted one, bit for bit."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ NOT_PART_OF_THE_RUN = (
     "run",
     "device",
     "checkpoint_every",
+    "checkpoint_minutes",
     "log_every",
     "heldout_every",
     "heldout_rows",
@@ -113,12 +115,22 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
 
 
-def save(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, step: int, run: dict[str, Any]) -> None:
-    """Replaces the checkpoint at `path` whole or not at all. Every process has to call; rank 0 writes."""
+def save(
+    path: Path,
+    module: TrainingTranscoder,
+    optimizer: torch.optim.Adam,
+    step: int,
+    run: dict[str, Any],
+    write: Callable[[Path, dict[str, Tensor], dict[str, str]], None] = write_tensors,
+) -> None:
+    """Replaces the checkpoint at `path` whole or not at all. Every process has to call; rank 0 has it written.
+
+    `write` gets the path, the tensors and the metadata of the file.
+    """
     tensors = {f"module.{name}": module.whole(name, tensor) for name, tensor in module.state_dict().items()}
     tensors |= {f"adam.{key}": tensor for key, tensor in state_of(module, optimizer).items()}
     if module.ranks.rank == 0:
-        write_tensors(path, tensors, {"step": str(step), "run": json.dumps(run)})
+        write(path, tensors, {"step": str(step), "run": json.dumps(run)})
 
 
 def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, run: dict[str, Any]) -> int:

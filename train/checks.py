@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from store.devices import resolve_device
+from store.devices import resolve_device, why_float32
 from store.disk.files import refuse_unwritable
 from store.disk.lock import WriterLock
 from store.errors import Refused
@@ -39,6 +39,7 @@ ONE_STREAM = (
     "seed",
     "device",
     "checkpoint_every",
+    "checkpoint_minutes",
     "follow",
     "shard_dictionary",
 )
@@ -80,6 +81,9 @@ def preflight(configs: Sequence[TrainConfig], heldout: bool = False, checked: bo
     if heldout and following is None:
         check_heldout(store)
     device = resolve_device(first.device)
+    reason = why_float32(device)
+    if reason is not None and first.candidates == "auto" and ranks.rank == 0:
+        log.info("%s", reason)
     identities = [identity(config, store, device) for config in configs]
     finished: dict[int, Transcoder] = {}
     for position, config in enumerate(configs):

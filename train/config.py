@@ -93,8 +93,7 @@ class TrainConfig(Options):
     lr: AboveZero = 4e-4
     """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
     warmup_steps: NotNegative | None = None
-    """Steps of linear warm-up, 0 for none. Default: 1024, but at most a tenth of the
-    steps."""
+    """Steps of linear warm-up, 0 for none. Default: 1024, but at most a tenth of the steps."""
     lr_decay: Literal["cosine", "last-fifth"] = "cosine"
     """How the rate falls after the warm-up: by a cosine, or not before the last fifth of the steps, then linearly (arXiv
     2503.09532)."""
@@ -139,8 +138,10 @@ class TrainConfig(Options):
     shows what chance reaches."""
     device: str = "auto"
     """Device to train on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
-    checkpoint_every: Positive = 1000
-    """Steps between checkpoints."""
+    checkpoint_minutes: Annotated[float, Range(0)] = 10.0
+    """Minutes between checkpoints: what a killed run loses at most. 0 for none but those of --checkpoint-every."""
+    checkpoint_every: NotNegative = 0
+    """Steps between checkpoints beside those by minutes. 0 for none."""
     log_every: Positive = 10
     """Steps between lines of training_log.jsonl. On a GPU each line waits for the steps before it."""
     heldout_every: NotNegative | None = None

@@ -23,6 +23,7 @@ from train.run import Run
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
 from train.step.target import TargetRoot
+from train.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +95,14 @@ def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks, following: F
     """Trains from the last checkpoints on, saves the artefacts and waits for the features of snapshots."""
     if following is not None:
         following.begin(min(run.done for run in runs) * runs[0].config.batch_rows)
-    with collecting() as collector, ExitStack() as logs:
+    with collecting() as collector, ExitStack() as logs, CheckpointWriter() as writer:
         for position, run in enumerate(runs):
             run.open(position, collector)
             logs.enter_context(run.log)
-        Session(runs, store, ranks, following).run_steps()
+        Session(runs, store, ranks, following, writer).run_steps()
         if following is None:
-            return [run.finish(store) for run in runs]
-        return [run.finish(following.last_shard(run.done * run.config.batch_rows)) for run in runs]
+            return [run.finish(store, writer) for run in runs]
+        return [run.finish(following.last_shard(run.done * run.config.batch_rows), writer) for run in runs]
 
 
 class Session:
@@ -110,11 +111,15 @@ class Session:
     A run whose checkpoint is later than another's waits for it.
     """
 
-    def __init__(self, runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None) -> None:
+    def __init__(
+        self, runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None, writer: CheckpointWriter
+    ) -> None:
         self.runs = runs
         self.store = store
         self.ranks = ranks
         self.following = following
+        self.writer = writer
+        self.saved = time.monotonic()
         self.config = runs[0].config
         self.first = min(run.done for run in runs)
         self.together = ranks.world > 1 and following is None
@@ -137,30 +142,38 @@ class Session:
                 for run in self.runs:
                     if run.done == step:
                         run.step(batch, waited)
-                stop = self.must_stop(step + 1, interrupted())
+                self.writer.poll()
+                stop = self.all_agree(step + 1, interrupted())
                 if stop or self.save_is_due(step + 1):
                     self.save(step + 1)
                 if stop:
                     raise KeyboardInterrupt
 
-    def must_stop(self, done: int, interrupted: bool) -> bool:
-        """Whether Ctrl-C was pressed; processes that stop together ask each other, seldom, because that takes time."""
+    def all_agree(self, done: int, wanted: bool) -> bool:
+        """Whether something is wanted after this many steps, Ctrl-C or a checkpoint. Processes that have to act together
+        ask each other, seldom, because that takes time: any of them may want it."""
         if not self.together:
-            return interrupted
-        return done % self.config.log_every == 0 and self.ranks.total(interrupted) > 0
+            return wanted
+        return done % self.config.log_every == 0 and self.ranks.total(wanted) > 0
 
     def save_is_due(self, done: int) -> bool:
         """Whether a checkpoint belongs after this many steps."""
-        if done % self.config.checkpoint_every == 0 or done == self.config.n_steps:
+        every = self.config.checkpoint_every
+        if done == self.config.n_steps or (every and done % every == 0):
+            return True
+        limit = self.config.checkpoint_minutes * 60
+        if limit and self.all_agree(done, time.monotonic() - self.saved >= limit):
             return True
         return self.following is not None and self.following.due(done * self.config.batch_rows)
 
     def save(self, done: int) -> None:
-        """Checkpoints of the runs that have made this many steps; a harvester that waits for them is told."""
+        """Begins checkpoints of the runs that have made this many steps; a harvester that waits for them is told."""
+        self.saved = time.monotonic()
         for run in self.runs:
             if run.done == done:
-                run.save()
+                run.save(self.writer)
         if self.following is not None:
+            self.writer.wait()  # the harvester deletes what it is told of
             self.following.publish(done * self.config.batch_rows)
 
     def batches(self, interrupted: Callable[[], bool]) -> Generator[Batch, None, None]:

@@ -80,11 +80,15 @@ class Latents(Group):
         return found
 
     def largest(self, values: Tensor, k: int) -> Tensor:
-        """`values` [rows, candidates], 0 where a value is not among the k largest of its row over all processes."""
+        """`values` [rows, up to k candidates], 0 where a value is not among the k largest of its row over all processes.
+        Nothing waits for the device."""
         if self.world == 1:
             return values
-        everyone = self.gather(values.detach().T.flatten()).view(-1, len(values))
-        return values.where(values >= everyone.topk(k, dim=0).values[-1:].T, 0)
+        padded = torch.nn.functional.pad(values.detach(), (0, k - values.shape[1]), value=-torch.inf)
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        everyone = torch.cat(parts, dim=1)
+        return values.where(values >= everyone.topk(k, dim=1).values[:, -1:], 0)
 
 
 @dataclass(frozen=True)

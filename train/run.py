@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +30,7 @@ from train.snapshots import Collector, snapshot_of, uncollected
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.optimizer import learning_rate, make_optimizer, train_step
 from train.step.watch import SPIKE
+from train.writer import CheckpointWriter
 
 NONFINITE = "nonfinite.safetensors"
 """Checkpoint from before the first step whose loss was not finite."""
@@ -100,28 +102,31 @@ class Run:
         self.waited += waited
         self.log.bar.update(self.config.batch_rows)
         measure = self.config.is_measured(self.done)
-        due = self.config.is_logged(self.done)
-        if (due or batch.source.device.type == "cpu") and self.module.watch.stopped:
-            self._stop()
-        if due:
-            record = self._record(result)
-            self.log.write(record, self._heldout() if measure else None)
+        if self.config.is_logged(self.done):
+            figures, per_prefix = self._figures(result)
+            if figures["stopped"]:
+                self._stop()
+            self.log.write(self._record(figures, per_prefix), self._heldout() if measure else None)
             if measure:
                 self.log.histograms(self._by_latent(), self.done)
+        elif batch.source.device.type == "cpu" and self.module.watch.stopped:
+            self._stop()
         if self.config.features_every and self.done % self.config.features_every == 0:
             self._snapshot()
         self.collector.poll()
 
-    def save(self) -> None:
-        checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity)
+    def save(self, writer: CheckpointWriter) -> None:
+        """Has the checkpoint written while training goes on."""
+        checkpoint.save(self.path, self.module, self.optimizer, self.done, self.identity, writer.submit)
 
-    def finish(self, rows: Store) -> Transcoder:
+    def finish(self, rows: Store, writer: CheckpointWriter) -> Transcoder:
         """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
         threshold = calibrate(self, rows)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
             write_origin(self.folder, self.store)
             transcoder.save(self.folder)
+            writer.wait()  # a checkpoint that it still writes would come back
             self.path.unlink(missing_ok=True)
             self.log.artefact(self.folder)
         return transcoder
@@ -145,10 +150,29 @@ class Run:
             f"they were before that step are in {path}; try a lower --lr than {self.config.lr}"
         )
 
-    def _record(self, result: StepResult) -> Record:
+    def _figures(self, result: StepResult) -> tuple[dict[str, float], list[float]]:
+        """The step's figures by name, and FVU by prefix, brought to the host by one copy: each waits for the device."""
+        watch = self.module.watch
+        named = {
+            "loss": result.loss,
+            "l2_loss": result.l2_loss,
+            "aux_loss": result.aux_loss,
+            "sparsity_loss": result.sparsity_loss,
+            "l0": result.l0,
+            "stopped": watch.stopped,
+            "worst": watch.worst,
+            "misses": watch.misses,
+            "dead": self.ranks.latents.sum(self.module.dead.sum()),
+        }
+        scalars = torch.stack([figure.double() for figure in named.values()])
+        numbers = torch.cat([scalars, result.fvu_per_prefix.double()]).tolist()
+        return dict(zip(named, numbers, strict=False)), numbers[len(named) :]
+
+    def _record(self, figures: dict[str, float], per_prefix: list[float]) -> Record:
         """What the log says of the last step; warns of spikes and of steps that changed nothing."""
-        per_prefix = result.fvu_per_prefix.tolist()
-        worst, misses = self.module.watch.take()
+        worst = figures["worst"]
+        misses = int(figures["misses"])
+        self.module.watch.begin_again()
         if worst > SPIKE:
             log.warning("%s: a loss of %.1f times its recent mean just before step %d", self.folder, worst, self.done)
         if misses:
@@ -159,10 +183,10 @@ class Run:
         record = Record(
             step=self.done,
             tokens=self.done * self.config.batch_rows,
-            loss=result.loss.item(),
-            l2_loss=result.l2_loss.item(),
-            aux_loss=result.aux_loss.item(),
-            sparsity_loss=result.sparsity_loss.item(),
+            loss=figures["loss"],
+            l2_loss=figures["l2_loss"],
+            aux_loss=figures["aux_loss"],
+            sparsity_loss=figures["sparsity_loss"],
             loss_spike=worst,
             missed_steps=misses,
             fvu=per_prefix[-1],
@@ -170,8 +194,8 @@ class Run:
             fvu_max=max(per_prefix),
             fvu_mean=sum(per_prefix) / len(per_prefix),
             fvu_per_prefix=per_prefix,
-            l0_norm=result.l0.item(),
-            dead_features_percentage=self._dead_percentage(),
+            l0_norm=figures["l0"],
+            dead_features_percentage=self._dead_percentage(int(figures["dead"])),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             rows_per_second=rows / elapsed,
             data_wait_share=self.waited / elapsed,
@@ -181,9 +205,9 @@ class Run:
         self.waited = 0.0
         return record
 
-    def _dead_percentage(self) -> float | None:
+    def _dead_percentage(self, n_dead: int) -> float | None:
         """None while fewer rows were trained on than a latent must be silent for."""
-        dead = 100 * self._share(self.module.dead)
+        dead = 100 * (n_dead / self.config.d_sae)
         return dead if self.done * self.config.batch_rows >= self.config.n_dead_after else None
 
     def _snapshot(self) -> None:

@@ -53,19 +53,21 @@ class Accumulator:
     def add(self, entries: Entries, x: Tensor, y: Tensor, mean: Tensor) -> None:
         """Adds a batch: its active latents, its view x, the target y, and `mean`, the target's over all rows."""
         recon, l0, fired = self.forward.prefixes(entries, x)
-        here = slice(self.filled, self.filled + len(x))
-        self.cosine[here] = torch.nn.functional.cosine_similarity(recon, y, dim=2).double().T.cpu()
+        by_row = {"l0": l0, "cosine": torch.nn.functional.cosine_similarity(recon, y, dim=2)}
         centred = recon.sub_(mean)
         target = y - mean
-        self.along[here] = torch.linalg.vecdot(centred, target).double().T.cpu()
-        self.spread[here] = torch.linalg.vecdot(centred, centred).double().T.cpu()
+        by_row["along"] = torch.linalg.vecdot(centred, target)
+        by_row["spread"] = torch.linalg.vecdot(centred, centred)
         error = centred.sub_(target)
-        self.sse[here] = torch.linalg.vecdot(error, error).double().T.cpu()
+        by_row["sse"] = torch.linalg.vecdot(error, error)
         if self.fisher is not None:
-            self.cost[here] = torch.linalg.vecdot(error @ self.fisher, error).double().T.cpu() / 2
-        self.l0[here] = l0.T.int().cpu()
+            by_row["cost"] = torch.linalg.vecdot(error @ self.fisher, error).double() / 2
         self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
         self.fired += fired
+        here = slice(self.filled, self.filled + len(x))
+        on_host = torch.stack([figure.double() for figure in by_row.values()]).cpu()  # one copy: each waits for the device
+        for name, figure in zip(by_row, on_host, strict=True):
+            getattr(self, name)[here] = figure.T
         self.filled = here.stop
 
     def prefixes(self) -> "Iterator[Accumulator]":
@@ -114,8 +116,9 @@ def measure_rows(
     in_order = partial(rows_in_order, store, split, rows, device, limit=limit, sites=sites_of(transcoders), quiet=quiet)
     mean, inlier, squares = target_mean_and_outliers(in_order("means"), device)
     n = len(inlier)
-    variation = torch.empty(n, dtype=torch.float64)
-    scalar = torch.empty(n, dtype=torch.float64)
+    among_inliers = inlier.to(device)
+    variations = []
+    scalars = []
     by_dimension = torch.zeros_like(mean)
     shift = torch.zeros_like(mean)
     start = 0
@@ -127,10 +130,10 @@ def measure_rows(
     for batch in in_order("evaluate"):
         here = slice(start, start + len(batch.source))
         centred = batch.target - mean
-        variation[here] = torch.linalg.vecdot(centred, centred).cpu()
-        scalar[here] = (batch.target - mean.mean()).square_().sum(1).cpu()
+        variations.append(torch.linalg.vecdot(centred, centred))
+        scalars.append((batch.target - mean.mean()).square_().sum(1))
         by_dimension += centred.square().sum(0)
-        shift += centred[inlier[here].to(device)].sum(0)
+        shift += centred[among_inliers[here]].sum(0)
         for members, family in families:
             first = members[0].transcoder
             dtype = first.W_dec.dtype
@@ -138,6 +141,7 @@ def measure_rows(
             for a, entries in zip(members, family.entries(x), strict=True):
                 a.add(entries, x, batch.target.to(dtype), mean.to(dtype))
         start = here.stop
+    variation = torch.cat(variations).cpu()
     if not variation.any():
         raise Refused(
             f"the {n} {split} rows of {store.directory} have one and the same target: there is no variance to explain; "
@@ -150,7 +154,7 @@ def measure_rows(
         inlier=inlier,
         variation=variation,
         variation_inliers=kept * (exact / kept.sum()),
-        scalar_variation=scalar,
+        scalar_variation=torch.cat(scalars).double().cpu(),
         by_dimension=by_dimension.cpu(),
         squares=squares,
     )
@@ -160,15 +164,15 @@ def measure_rows(
 def target_mean_and_outliers(batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor, float]:
     """The target's mean over all rows [d_out], which rows are no outliers [rows], and the sum of all squared targets."""
     norms = []
-    total = torch.zeros(1)
-    squares = 0.0
+    total = torch.zeros(1, device=device)
+    squares = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
-        norms.append(batch.source.double().norm(dim=1).cpu())
-        total = total.to(device) + batch.target.sum(0, dtype=torch.float64)
-        squares += float(batch.target.double().square().sum())
-    norm_of_row = torch.cat(norms)
+        norms.append(batch.source.double().norm(dim=1))
+        total = total + batch.target.sum(0, dtype=torch.float64)
+        squares += batch.target.double().square().sum()
+    norm_of_row = torch.cat(norms).cpu()
     inlier = norm_of_row <= OUTLIER * norm_of_row.median()
-    return total / len(norm_of_row), inlier, squares
+    return total / len(norm_of_row), inlier, float(squares)
 
 
 def by_encoder(accumulators: Sequence[Accumulator]) -> list[list[Accumulator]]:

@@ -29,8 +29,8 @@ class RowFirings:
     @classmethod
     @torch.no_grad()
     def of(cls, transcoder: Transcoder, store: Store, device: torch.device, rows: int = FIRST_ROWS) -> "RowFirings":
-        """The active latents of a transcoder among the first `rows` held-out rows of a store."""
-        forward = Forward(transcoder)
+        """The active latents of a transcoder among the first `rows` held-out rows of a store, found on the device."""
+        forward = Forward(transcoder.to(device))
         norm = store.norm.to(device)
         sites = (transcoder.config.source_site, transcoder.config.target_site)
         row = []

@@ -100,6 +100,7 @@ def random_directions(firings: RowFirings, x: Float[Tensor, "rows d_in"], seed: 
 
 def semantics(transcoder: Transcoder, store: Store, device: torch.device) -> dict[str, Semantics]:
     """The figures of each prefix, by its size; empty where none of its latents fires often enough."""
+    transcoder = transcoder.to(device)
     sites = (transcoder.config.source_site, transcoder.config.target_site)
     firings = RowFirings.of(transcoder, store, device)
     targets = centred_targets(store, firings.rows, sites)

@@ -11,7 +11,7 @@ from evaluate.intervals import by_document, estimate, ratio, resample
 from evaluate.rows import FIRST_ROWS, places, rows_in_order
 from store.shards.reader import Store
 from store.sparse.scan import Entries, sampled_dots
-from store.transcoders.forward import Forward
+from store.transcoders.forward import Forward, occurrences
 from store.transcoders.transcoder import Transcoder
 
 
@@ -52,8 +52,8 @@ def usefulness(transcoder: Transcoder, store: Store, device: torch.device, rows:
     norm = store.norm.to(device)
     d_sae = transcoder.config.d_sae
     sites = (transcoder.config.source_site, transcoder.config.target_site)
-    useful = torch.zeros(d_sae, dtype=torch.int64)
-    fired = torch.zeros(d_sae, dtype=torch.int64)
+    useful = torch.zeros(d_sae, dtype=torch.int64, device=device)
+    fired = torch.zeros_like(useful)
     by_row = []
     for batch in rows_in_order(store, "heldout", 1024, device, "usefulness", limit=rows, sites=sites):
         x = transcoder.view(batch.source, norm)
@@ -61,12 +61,11 @@ def usefulness(transcoder: Transcoder, store: Store, device: torch.device, rows:
         [recon] = forward.prefixes(entries, x).recon
         lowers = is_useful(entries, recon - batch.target, forward.transcoder.W_dec)
         kept = entries.where(lowers)
-        useful += torch.bincount(kept.latent, minlength=d_sae).cpu()
-        fired += torch.bincount(entries.latent, minlength=d_sae).cpu()
-        counts = [torch.bincount(each.row, minlength=len(x)).cpu() for each in (kept, entries)]
-        by_row.append(torch.stack(counts, dim=1))
+        useful += occurrences(kept.latent, d_sae)
+        fired += occurrences(entries.latent, d_sae)
+        by_row.append(torch.stack([occurrences(each.row, len(x)) for each in (kept, entries)], dim=1))
     if not fired.any():
         return None
-    table = torch.cat(by_row)
+    table = torch.cat(by_row).cpu()
     sums = by_document(places(store, "heldout", len(table)).document, table.double())
-    return Usefulness(useful, fired, estimate(ratio(0, 1), sums, resample(sums)))
+    return Usefulness(useful.cpu(), fired.cpu(), estimate(ratio(0, 1), sums, resample(sums)))

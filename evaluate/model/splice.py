@@ -24,6 +24,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.model.loading import model_that_made
 from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
+from store.devices import of_kind
 from store.errors import Refused
 from store.shards.documents import documents_of
 from store.shards.manifest import ShardEntry, going_on
@@ -161,7 +162,7 @@ def open_model(store: Store, device: torch.device) -> LanguageModel:
 
 def check_model(store: Store, model: LanguageModel) -> float:
     """Seconds that one output in one sequence takes. Refused as `check_restart` says, before anything is measured."""
-    places = list(places_of(store, 1, SEQUENCES_AT_ONCE[model.device.type]))
+    places = list(places_of(store, 1, of_kind(SEQUENCES_AT_ONCE, model.device)))
     return check_restart(model, Unembedding.of(model), sequences_of(store, *places[0], "mlp_out"))
 
 
@@ -206,7 +207,7 @@ def splice(
     mean = torch.tensor(store.manifest.statistics[target_site].mean, dtype=torch.float32)
     metric = read_metric(store, target_site)
     fisher = None if metric is None else metric.fisher.float().to(device)
-    places = list(places_of(store, n_sequences, SEQUENCES_AT_ONCE[device.type]))
+    places = list(places_of(store, n_sequences, of_kind(SEQUENCES_AT_ONCE, device)))
     check_restart(model, unembedding, sequences_of(store, *places[0], source_site))
     documents: list[Tensor] = []
     columns: list[Tensor] = []

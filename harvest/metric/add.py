@@ -10,7 +10,7 @@ from harvest.metric.estimate import AGREEMENT, SEQUENCES, Estimate
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
-from store.devices import resolve_device
+from store.devices import of_kind, resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.lens.site_lens import damage_of_lens, save_lens
 from store.shards.manifest import load_manifest, save_manifest
@@ -71,7 +71,7 @@ def estimate(
         seed: of all that is drawn.
         metric, lens: whether each is estimated; the other is left as it is.
     """
-    wanted = sequences or SEQUENCES[model.device.type]
+    wanted = sequences or of_kind(SEQUENCES, model.device)
     under_way = Estimate(model, stores, wanted, seed, metric, lens)
     n = len(under_way.drawn.tokens)
     if n < wanted:

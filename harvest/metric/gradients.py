@@ -18,6 +18,7 @@ from harvest.metric.lens import PASSES
 from harvest.model.language_model import LanguageModel
 from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
+from store.devices import of_kind
 
 LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 """Logits that are held at a time, by kind of device."""
@@ -37,7 +38,7 @@ def sampled_scores(
     unembedding: Unembedding, hidden: Float[Tensor, "rows d"], generator: torch.Generator
 ) -> Float[Tensor, "rows d"]:
     """The gradient, by each hidden state, of the log-likelihood of a token drawn from what the model predicts there."""
-    size = max(1, LOGITS[hidden.device.type] // len(unembedding.weight))
+    size = max(1, of_kind(LOGITS, hidden.device) // len(unembedding.weight))
     scores = []
     for part in hidden.split(size):
         logits = unembedding.capped(torch.nn.functional.linear(part, unembedding.weight, unembedding.bias).float())
@@ -152,4 +153,4 @@ def seconds_a_sequence(
 
 
 def sequences_at_once(model: LanguageModel, context: int) -> int:
-    return max(1, TOKENS_AT_ONCE[model.device.type] // context)
+    return max(1, of_kind(TOKENS_AT_ONCE, model.device) // context)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from harvest.model.language_model import LanguageModel
+from store.devices import of_kind
 
 SLICE = {"cpu": 4096, "cuda": 65_536}
 """Tokens of the vocabulary at once, by kind of device."""
@@ -32,7 +33,7 @@ class Unembedding:
 
     def slices(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weights and biases, some tokens of the vocabulary at a time."""
-        size = SLICE[self.weight.device.type]
+        size = of_kind(SLICE, self.weight.device)
         biases = repeat(None) if self.bias is None else self.bias.split(size)
         return zip(self.weight.split(size), biases, strict=False)
 

@@ -130,7 +130,7 @@ def batches(
     seed, shuffle, mix: the order (schedule.py).
 
     Memory is two windows, at most `2 * WINDOW_BYTES` whatever the size of the store; on CUDA that much of pinned memory,
-    and as much on the device.
+    and on any device but the host as much there.
     """
     if not store.manifest.n_rows(split):
         raise Refused(f"{store.directory} has no {split} rows yet; harvest more tokens")
@@ -157,7 +157,10 @@ class Windows:
     def __init__(
         self, reader: Reader, schedule: Schedule, dtype: torch.dtype, device: torch.device, start: int, stop: int | None
     ) -> None:
-        self.slots = [_Slot(reader, schedule.largest_window, dtype, device) for _ in range(2)]
+        most = schedule.largest_window
+        if stop is not None and not schedule.shuffle:
+            most = min(most, stop)
+        self.slots = [_Slot(reader, most, dtype, device) for _ in range(2)]
         self.upcoming = schedule.windows(start)
         self.stop = stop
         self.reader = reader
@@ -205,6 +208,8 @@ class Windows:
 
     def _read_ahead(self, slot: "_Slot") -> None:
         window = next(self.upcoming)
+        if self.stop is not None:
+            window = window.until(self.stop)
         if self.stop is None or window.start < self.stop:
             self.ahead.append((slot, window, self.fillers.submit(self._fill, slot, window)))
 
@@ -221,30 +226,39 @@ class Windows:
 
 
 class _Slot:
-    """Memory for a window: on the host, pinned for CUDA, and there also on the device."""
+    """Memory for a window: on the host, pinned for CUDA, and also on another device."""
 
     def __init__(self, reader: Reader, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         cuda = device.type == "cuda"
         self.host = tuple(torch.empty(rows, width, dtype=dtype, pin_memory=cuda) for width in reader.widths)
         self.memory = [bytes_of(site) for site in self.host]
-        self.held = tuple(torch.empty_like(site, device=device) for site in self.host) if cuda else self.host
+        self.on_host = device.type == "cpu"
+        self.held = self.host if self.on_host else tuple(torch.empty_like(site, device=device) for site in self.host)
         self.device = device
         self.stream = torch.cuda.Stream(device) if cuda else None
         self.copied = torch.cuda.Event() if cuda else None
         self.free = torch.cuda.Event() if cuda else None
 
     def copy(self, rows: int, order: Tensor | None) -> Tensor | None:
-        """Copies the first `rows` rows and their order to the device on a side stream, after the previous window has been
-        served. Only the read-ahead thread blocks."""
-        if self.stream is not None and self.free is not None:
-            with torch.cuda.stream(self.stream):
-                self.stream.wait_event(self.free)
-                for site, held in zip(self.host, self.held, strict=True):
-                    held[:rows].copy_(site[:rows], non_blocking=True)
-                order = None if order is None else order.to(self.device)
-                self.stream.record_event(self.copied)
-            self.stream.synchronize()
+        """Copies the first `rows` rows and their order to the device: on CUDA on a side stream, after the previous window
+        has been served. Only the read-ahead thread blocks."""
+        if self.on_host:
+            return order
+        if self.stream is None or self.free is None:
+            return self._copy(rows, order)
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(self.free)
+            order = self._copy(rows, order)
+            self.stream.record_event(self.copied)
+        self.stream.synchronize()
         return order
+
+    def _copy(self, rows: int, order: Tensor | None) -> Tensor | None:
+        """The order on the device. Its memory belongs to the current stream, which frees it after the next window's wait
+        for `free`: batches have been taken by it until then."""
+        for site, held in zip(self.host, self.held, strict=True):
+            held[:rows].copy_(site[:rows], non_blocking=self.stream is not None)
+        return None if order is None else self.held[0].new_empty(len(order), dtype=order.dtype).copy_(order)
 
     def ready(self) -> None:
         """Lets the current stream wait for the copy."""

@@ -7,7 +7,7 @@ Everything is computed from (seed, epoch, number of the window): a position in t
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -62,6 +62,15 @@ class Window:
     @property
     def stop(self) -> int:
         return self.start + int(self.rows.sum())
+
+    def until(self, stop: int) -> "Window":
+        """The window without the rows from `stop` of the stream on; rows in random order may all be needed, and stay."""
+        if self.order is not None:
+            return self
+        ends = np.cumsum(self.rows)
+        rows = np.clip(stop - self.start - (ends - self.rows), 0, self.rows)
+        kept = rows > 0
+        return replace(self, shard=self.shard[kept], first=self.first[kept], rows=rows[kept])
 
 
 class Schedule:

@@ -58,14 +58,14 @@ class Forward:
             for group in range(1, len(sizes)):
                 recon[group] += recon[group - 1]
             l0 = l0.cumsum(0)
-            fired = torch.bincount(entries.latent, minlength=d_sae).expand(len(sizes), d_sae)
+            fired = occurrences(entries.latent, d_sae).expand(len(sizes), d_sae)
         else:
             chosen = [*(self.largest(x, size) for size in sizes[:-1]), entries]
             one_group = torch.zeros_like(self.group_of)
             sums = [self._sums(each, one_group, 1, len(x)) for each in chosen]
             recon = torch.cat([part for part, _ in sums]) + offset
             l0 = torch.cat([part for _, part in sums])
-            fired = torch.stack([torch.bincount(each.latent, minlength=d_sae) for each in chosen])
+            fired = torch.stack([occurrences(each.latent, d_sae) for each in chosen])
         return Prefixes(self.transcoder.to_output(recon, x), l0, fired)
 
     def _sums(self, entries: Entries, group_of: Tensor, groups: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -73,11 +73,16 @@ class Forward:
         bags = cut_into_bags(entries, group_of, groups, rows)
         latent, value = (part.index_select(0, bags.order) for part in (entries.latent, entries.value))
         sums = self.all_reduce(bag_sums(self.transcoder.W_dec, latent, bags.starts, value)).view(groups, rows, -1)
-        return sums, self.all_reduce(torch.bincount(bags.bag, minlength=groups * rows)).view(groups, rows)
+        return sums, self.all_reduce(occurrences(bags.bag, groups * rows)).view(groups, rows)
 
     def all_reduce(self, sums: Tensor) -> Tensor:
         """The sums over all latents; these are all, unless the transcoder is part of one."""
         return sums
+
+
+def occurrences(index: Int[Tensor, " n"], count: int) -> Int[Tensor, " count"]:
+    """How often each number below `count` occurs. Unlike torch.bincount it does not wait for the device."""
+    return torch.zeros(count, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
 
 
 class SharedEncoder:

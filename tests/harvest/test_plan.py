@@ -81,3 +81,21 @@ def test_a_plan_says_the_start_and_what_waits(config):
     lines = dict(line.split(maxsplit=1) for line in plan(config).splitlines() if line.startswith(("start", "writing")))
     assert "for libraries, the model and the first text" in lines["start"]
     assert lines["writing"].endswith("while the model waits")
+
+
+@pytest.mark.parametrize(
+    ("changes", "one_after_the_other", "expected"),
+    [
+        ({}, False, "the model's speed"),
+        ({"text_seconds": 0.02}, False, "reading and tokenizing the text"),
+        ({"shard_seconds": 0.03}, False, "shuffling rows and adding them up, on the host's processor"),
+        ({"bytes_per_second": 100.0}, False, "the disk's speed"),
+        ({"shard_seconds": 0.008, "bytes_per_second": 1333.0}, False, "shuffling rows and adding them up"),
+        ({"shard_seconds": 0.008, "bytes_per_second": 1333.0}, True, "the model's speed"),
+    ],
+)
+def test_a_plan_names_what_the_time_goes_by(changes, one_after_the_other, expected):
+    """500 tokens of 4000 bytes: 5 s in the model; a part that others wait for counts with them."""
+    speeds = dict(tokens_per_second=100.0, bytes_per_second=4000.0, text_seconds=0.001, shard_seconds=0.001) | changes
+    probe = SpeedProbe(**speeds, one_after_the_other=one_after_the_other)
+    assert probe.limit(500, 4000).startswith(expected)

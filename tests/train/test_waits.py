@@ -1,10 +1,7 @@
-"""Steps whose lists have lengths known before, as on a GPU: that they never wait, and that they compute the same."""
+"""Steps whose lists have lengths known before, as on a GPU, compute the same; test_accelerator.py counts their waits."""
 
 import pytest
 import torch
-from torch.optim import adam
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from store.sparse.fixed import scan_to
 from tests.train import reference
@@ -13,60 +10,9 @@ from train.step.module import WAIT_EVERY, TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
 
 
-class OnDevice(TorchDispatchMode):
-    """Refuses operators that bring tensors from the host to the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        given, made = ([leaf for leaf in tree_leaves(side) if isinstance(leaf, torch.Tensor)] for side in (args, result))
-        moved = any(leaf.is_meta for leaf in made) and not all(leaf.is_meta or leaf.ndim == 0 for leaf in given)
-        assert not moved, f"{func} brings a tensor to the device"
-        return result
-
-
 @pytest.fixture
 def never_waiting(monkeypatch):
     monkeypatch.setattr(TrainingTranscoder, "may_sync", lambda self, step: False)
-
-
-def steps_without_values(store, monkeypatch, steps: range, n_dead: int = 7, **changes) -> None:
-    """Steps on tensors that have shapes and no values: what waits for a value fails."""
-    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda parameter: None)
-    config = make_config(**{"candidates": "bfloat16", "skip": True, **changes})
-    module = make_module(store, config).to("meta")
-    module.listed_dead = torch.empty(n_dead, dtype=torch.int64, device="meta")
-    optimizer = make_optimizer(module, config.lr)
-    source, target = (torch.empty(32, width, device="meta") for width in (12, 10))
-    with torch.no_grad(), OnDevice():
-        for step in steps:
-            train_step(module, optimizer, source, target, 1e-3, step)
-
-
-LONG = {"tokens": 32 * 1000, "k_start": 3.0}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"activation": "topk"},
-        {"prefix_sizes": "none"},
-        {"candidates": "float32"},
-        LONG,
-        {"activation": "topk", **LONG},
-        {"prefix_weights": "1,2,3,4,5", "detach_prefixes": True, "dense_weight": 0.1, "resample_every": 50},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("n_dead", [0, 7])
-def test_a_steady_step_asks_the_device_for_nothing(store, monkeypatch, changes, n_dead):
-    steps_without_values(store, monkeypatch, range(WAIT_EVERY + 1, WAIT_EVERY + 4), n_dead, **changes)
-
-
-@pytest.mark.parametrize("step", [0, WAIT_EVERY - 1, 7 * WAIT_EVERY])
-def test_a_step_that_waits_cannot_be_run_without_values(store, monkeypatch, step):
-    with pytest.raises(RuntimeError, match="meta"):
-        steps_without_values(store, monkeypatch, range(step, step + 1))
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "topk"])

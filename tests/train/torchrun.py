@@ -19,6 +19,7 @@ from train.checkpoint import identity
 from train.config import Activation, TrainConfig
 from train.loop import start, train
 from train.parallel import Ranks, join
+from train.writer import CheckpointWriter
 
 NESTING = {
     "nested": {},
@@ -127,7 +128,8 @@ def save_again(config: TrainConfig, ranks: Ranks, folder: Path) -> None:
     loaded = start(config, store, CPU, identity(config, store, CPU), ranks)
     loaded.path = folder / "checkpoint.safetensors"
     transcoder = loaded._export("")
-    loaded.save()
+    with CheckpointWriter() as writer:
+        loaded.save(writer)
     if ranks.rank == 0:
         transcoder.save(folder)
 

@@ -1,18 +1,26 @@
 """BatchTopK: the k * rows largest pre-activations of a batch."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from store.sparse.fixed import scan_largest
-from store.sparse.scan import Candidates, Entries, scan
+from store.sparse.fixed import scan_largest, scan_to
+from store.sparse.scan import Candidates, scan
 from train.activations.base import SLACK, Activation, Calibration, Folded, Gradients, Selection
+from train.activations.nth import nth_largest
 from train.config import TrainConfig
 from train.parallel import Ranks
 
 ROOM = 1.5
 """Length of a list of known length, in units of the latents wanted. SLACK lets 1.1 to 1.3 through."""
+
+SPREAD = 4.0
+"""How many more latents than its share a process's list holds, in standard deviations of their number."""
+
+UNEVEN = 0.1
+"""The same as a share of them: latents that processes share are not equally active."""
 
 LOWER = 0.9
 """Factor on the last threshold after a step that found too few candidates."""
@@ -56,28 +64,40 @@ class BatchTopK(Activation):
             return self._select_uncounted(x, encoder, b_enc, wanted)
         cutoff = SLACK * float(self.last if self.last >= 0 else self.kth_of_sample(x, encoder, b_enc))
         entries = scan(x, encoder, b_enc, cutoff, self.candidates)
-        while cutoff > 0 and self._count(entries) < wanted:
+        n_found = self.ranks.total(len(entries))
+        while cutoff > 0 and n_found < wanted:
             cutoff = cutoff * 0.7 if cutoff > ALL else 0.0
             entries = scan(x, encoder, b_enc, cutoff, self.candidates)
-        values = self.ranks.gather(entries.value)
-        smallest = values.new_tensor(TINY)
-        if len(values) > wanted:
-            smallest = torch.kthvalue(values, len(values) - wanted + 1).values.clamp_min(TINY)
+            n_found = self.ranks.total(len(entries))
+        smallest = entries.value.new_full((), TINY)
+        if n_found > wanted:
+            smallest = nth_largest(entries.value, wanted, self.ranks).clamp_min(TINY)
         kept = entries.where(entries.value >= smallest)
         self._note(smallest)
         return Selection(kept, kept.value)
 
     def _select_uncounted(self, x: Tensor, encoder: Tensor, b_enc: Tensor, wanted: int) -> Selection:
         """The same in lists of known lengths, so that nothing waits for the device. Ties at the threshold are cut to as
-        many as are wanted.
+        many as are wanted; several processes keep them all.
 
-        A step misses its latents when candidates are too few (the threshold fell by more than SLACK), or more than the
-        list holds. The next step then searches lower, or higher.
+        A step misses its latents when candidates are too few (the threshold fell by more than SLACK), or more than a
+        process's list holds. The next step then searches lower, or higher.
         """
         cutoff = SLACK * self.last
-        room = min(int(ROOM * wanted), len(x) * len(encoder))
-        kept, overflowed = scan_largest(x, encoder, b_enc, cutoff, self.candidates, room, wanted)
-        smallest = kept.value.min()
+        most = len(x) * len(encoder)
+        if self.ranks.world == 1:
+            room = min(int(ROOM * wanted), most)
+            kept, overflowed = scan_largest(x, encoder, b_enc, cutoff, self.candidates, room, wanted)
+            smallest = kept.value.min()
+        else:
+            share = wanted / self.ranks.world
+            share += SPREAD * math.sqrt(share) + UNEVEN * share
+            candidates = scan_to(x, encoder, b_enc, cutoff, self.candidates, min(int(ROOM * share), most))
+            kept = candidates.largest(min(math.ceil(share), len(candidates)))
+            smallest = nth_largest(candidates.value, wanted, self.ranks)
+            left_out = (candidates.value >= smallest).sum() > (kept.value >= smallest).sum()
+            overflowed = (candidates.value[-1] != 0) | left_out  # a list with room to spare ends with zeros
+            overflowed = self.ranks.sum(overflowed.int()) > 0
         too_few = (smallest <= 0) & (cutoff > ALL)
         missed = too_few | overflowed
         moved = self.last * torch.where(too_few, LOWER, HIGHER)
@@ -89,9 +109,6 @@ class BatchTopK(Activation):
         self.last.copy_(smallest)
         self.weight.mul_(EMA_DECAY).add_(1 - EMA_DECAY)
         self.threshold.lerp_(smallest.expand_as(self.threshold), (1 - EMA_DECAY) / self.weight)
-
-    def _count(self, entries: Entries) -> int:
-        return int(self.ranks.sum(torch.tensor(len(entries), device=entries.value.device)))
 
     def gradients(self, selection: Selection, by_latent: Tensor, by_gate: Tensor | None, rows: int, step: int) -> Gradients:
         return Gradients(by_latent * (selection.latents > 0), by_latent.new_zeros(()))
@@ -112,9 +129,10 @@ class BatchTopK(Activation):
             found = scan(x, encoder, b_enc, cutoff, self.candidates).value
             values.append(found[found > cutoff])
             n_rows += len(x)
-        pooled = self.ranks.latents.gather(torch.cat(values))
+        pooled = torch.cat(values)
+        n_found = self.ranks.latents.total(len(pooled))
         wanted = self.k * n_rows
-        if len(pooled) <= wanted:
-            return Calibration(torch.full_like(b_enc, cutoff), len(pooled) / n_rows)
-        threshold = float(torch.kthvalue(pooled, len(pooled) - wanted).values)
+        if n_found <= wanted:
+            return Calibration(torch.full_like(b_enc, cutoff), n_found / n_rows)
+        threshold = float(nth_largest(pooled, wanted + 1, self.ranks.latents))
         return Calibration(torch.full_like(b_enc, threshold), float(self.k))

@@ -103,6 +103,7 @@ class TrainingTranscoder(nn.Module):
         self.frozen = FROZEN.get(config.null, frozenset())
         self.watch = LossMonitor()
         self.listed_dead: Tensor | None = None
+        self.n_dead_elsewhere = 0
         self.requires_grad_(False)
 
     def _groups(self, sizes: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class TrainingTranscoder(nn.Module):
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
         goal = y if self.skip is None else torch.addmm(y, x, self.skip.T, alpha=-1)
         dead = self._listed_dead(step, may_sync, rows)
-        n_dead = self.ranks.latents.total(len(dead))
+        n_dead = len(dead) + self.n_dead_elsewhere
         resamples = self.config.resamples_at(step)
         decoded = decode_nested(
             entries,
@@ -216,13 +217,12 @@ class TrainingTranscoder(nn.Module):
     def may_sync(self, step: int) -> bool:
         """Whether this step may wait for the device to learn how long its lists are.
 
-        Every step may on a CPU, and with several processes, which wait for each other. Most steps on one GPU must not:
-        waiting leaves it idle. BatchTopK and TopK then return lists of fixed length, and AuxK reuses the dead latents
-        found at the last step that waited. If BatchTopK misses its latents in between, the weights stay as they are, the
-        log counts the step, and the next step that waits finds them. The other kinds wait in every step.
+        Every step may on a CPU. Most steps on a GPU must not: waiting leaves it idle. BatchTopK and TopK then return lists
+        of fixed length, and AuxK reuses the dead latents found at the last step that waited. If BatchTopK misses its
+        latents in between, the weights stay as they are, the log counts the step, and the next step that waits finds them.
+        The other kinds wait in every step. The same holds for each of several processes.
         """
-        alone_on_a_device = self.encoder.device.type != "cpu" and self.ranks.world == 1
-        return not alone_on_a_device or step < WAIT_EVERY or step % WAIT_EVERY == 0
+        return self.encoder.device.type == "cpu" or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
     def _listed_dead(self, step: int, may_sync: bool, rows: int) -> Tensor:
         """The latents that AuxK helps: those dead at the last step that waited.
@@ -234,6 +234,7 @@ class TrainingTranscoder(nn.Module):
         if may_sync or self.listed_dead is None:
             seen = 0 if may_sync else step % WAIT_EVERY * rows
             self.listed_dead = (self.tokens_since_fired >= self.config.n_dead_after + seen).nonzero().squeeze(1)
+            self.n_dead_elsewhere = self.ranks.latents.total(len(self.listed_dead)) - len(self.listed_dead)
         return self.listed_dead
 
     def _groups_of_step(self, step: int) -> tuple[Tensor, int]:

@@ -29,11 +29,11 @@ class LossMonitor(nn.Module):
         """The first step (from 1) whose loss was not finite; -1 while there is none."""
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("worst", torch.zeros(()))
-        """The largest loss since the last `take`, in units of the recent mean."""
+        """The largest loss since the last line of the log, in units of the recent mean."""
         self.register_buffer("missed", torch.zeros((), dtype=torch.bool), persistent=False)
         """Whether this step's latents are not the ones wanted."""
         self.register_buffer("misses", torch.zeros((), dtype=torch.int64), persistent=False)
-        """How many steps since the last `take` missed theirs."""
+        """How many steps since then missed theirs."""
 
     def note(self, loss: Tensor, missed: Tensor | bool = False) -> None:
         self.missed.fill_(missed)
@@ -55,10 +55,7 @@ class LossMonitor(nn.Module):
         """1.0 from the first loss on that was not finite, else 0.0."""
         return (self.first_bad >= 0).float()
 
-    def take(self) -> tuple[float, int]:
-        """The largest loss since the last call, in units of its recent mean, and how many steps missed their latents."""
-        worst = float(self.worst)
-        misses = int(self.misses)
+    def begin_again(self) -> None:
+        """Forgets the largest loss and the missed steps, which have been logged."""
         self.worst.zero_()
         self.misses.zero_()
-        return worst, misses

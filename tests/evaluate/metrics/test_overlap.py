@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from evaluate.compare.layers import compare, verdict_of
+from evaluate.compare.layers import compare, overlaps, verdict_of
 from evaluate.features.config import CompareLayersConfig
 from evaluate.features.partners import match_features
 from evaluate.metrics.firings import RowFirings
@@ -17,7 +17,8 @@ from evaluate.metrics.overlap import LEAST, decoder_overlap, decoder_partners, l
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.dense import dense
-from tests.making import make_store
+from tests.making import assert_alike, make_store
+from tests.pretend import DEVICE
 from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
@@ -93,8 +94,9 @@ def test_one_folder_for_several_layers_is_refused(layers):
         replace(layers, run=layers.store / "run1")
 
 
-def test_every_feature_gets_the_partner_that_a_dense_count_gives(layers):
-    config = CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device="cpu")
+@pytest.mark.parametrize("device", ["cpu", str(DEVICE)])
+def test_every_feature_gets_the_partner_that_a_dense_count_gives(layers, accelerator, device):
+    config = CompareLayersConfig(layer=(1, 2), store=layers.store, run=layers.run, device=device)
     folder = match_features(config)
     pairs = pq.read_table(folder / "pairs-1-2.parquet").to_pylist()
     fired = []
@@ -122,6 +124,15 @@ def test_every_feature_gets_the_partner_that_a_dense_count_gives(layers):
     assert "Only in layer 2, not in 1" in html
     strongest = max(row["firing_cosine"] for row in pairs)
     assert f"| {strongest:.2f} |" in markdown or f"|{strongest:.2f} |" in markdown
+
+
+def test_features_of_layers_coincide_on_the_device_as_on_the_host(layers, accelerator):
+    runs = {layer: layers.store / f"run{layer}" for layer in (1, 2)}
+    stores = {layer: open_store(layers.store / f"layer{layer}") for layer in (1, 2)}
+    host, device = (overlaps(runs, stores, name) for name in ("cpu", accelerator))
+    assert_alike(
+        {pair: found.as_json() for pair, found in device.items()}, {p: found.as_json() for p, found in host.items()}
+    )
 
 
 def test_decoder_partners_are_the_nearest_rows_with_their_sign():

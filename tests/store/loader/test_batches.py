@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.loader.batches import batches
+from store.loader.batches import Reader, batches
 from store.loader.schedule import LEAST_PIECE_BYTES, WINDOW_BYTES, Mix, Schedule
 from store.shards.pair import paired
 from store.shards.reader import Store
@@ -210,3 +210,22 @@ def test_an_epoch_draws_the_rotation_of_its_shards_once():
         pass
     assert schedule.cuts > 30
     assert schedule.rotation.cache_info().misses == 2
+
+
+@pytest.mark.parametrize("stop", [1, 100, 333])
+def test_a_pass_in_order_reads_and_holds_no_row_beyond_its_end(tmp_path, monkeypatch, stop):
+    store = make_store(tmp_path / "store", 12, heldout_every=2)
+    n_rows = store.manifest.n_rows("heldout")
+    whole = torch.cat([batch.target for batch in batches(store, "heldout", 50, stop=n_rows, shuffle=False)])
+    read = []
+    fill = Reader.fill
+
+    def counted(self, window, pieces, buffers):
+        read.append(int(window.rows[pieces].sum()))
+        assert [buffer.nbytes for buffer in buffers] == [stop * size for size in self.row_bytes]
+        fill(self, window, pieces, buffers)
+
+    monkeypatch.setattr(Reader, "fill", counted)
+    part = torch.cat([batch.target for batch in batches(store, "heldout", 50, stop=stop, shuffle=False)])
+    assert sum(read) == stop < n_rows
+    assert torch.equal(part, whole[:stop])

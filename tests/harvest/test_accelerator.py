@@ -1,0 +1,48 @@
+"""The harvest on the pretend accelerator: the rows and the metric of the host."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harvest.loop import harvest
+from harvest.metric.estimate import TOKENS_AT_ONCE
+from harvest.model.loading import load_model
+from harvest.plan import plan
+from store.shards.metric import read_metric
+from store.shards.reader import check_shards, open_store
+from tests.pretend import DEVICE, Ghost
+
+
+@pytest.fixture
+def config(config):
+    return replace(config, dtype="float32", layer=(1, 2), metric_sequences=6)
+
+
+def test_a_harvest_equals_the_hosts(config, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cuda", 1)  # labels are drawn anew for each backward pass
+    host = replace(config, store=tmp_path / "host")
+    device = replace(host, store=tmp_path / "device", device=accelerator)
+    harvest(host)
+    harvest(device)
+    for layer in (1, 2):
+        one, other = open_store(host.directories[layer]), open_store(device.directories[layer])
+        check_shards(other)
+        for shard, same in zip(one.manifest.shards, other.manifest.shards, strict=True):
+            for name in ("tokens", "token_index", "resid_mid", "mlp_out"):
+                torch.testing.assert_close(other.array(same, name), one.array(shard, name), rtol=1e-4, atol=1e-5)
+        found, expected = (read_metric(store, "mlp_out") for store in (other, one))
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found.fisher, expected.fisher, rtol=1e-3, atol=1e-7)
+
+
+def test_the_model_lies_on_the_device(config, accelerator):
+    model = load_model(config.model, 1, DEVICE, torch.float32)
+    assert model.device == DEVICE
+    assert all(isinstance(parameter, Ghost) for parameter in model.whole.parameters())
+
+
+def test_a_plan_runs_there(config, accelerator):
+    text = plan(replace(config, device=accelerator))
+    assert "while the model runs" in text
