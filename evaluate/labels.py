@@ -1,6 +1,6 @@
 """Every metric as people read it: its label, its format, whether less is better, and where it is shown.
 
-A metric is added in two places: where it is measured, and here.
+README.md says where a metric is added.
 """
 
 import math

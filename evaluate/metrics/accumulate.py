@@ -18,6 +18,9 @@ from store.sparse.scan import Entries
 from store.transcoders.forward import Forward, SharedEncoder, encoder_key
 from store.transcoders.transcoder import Transcoder
 
+BY_ROW = ("sse", "l0", "cosine", "along", "spread", "cost")
+"""The figures of an Accumulator by row and prefix."""
+
 
 class Accumulator:
     """One transcoder's figures by row and prefix (44 bytes each), by latent and by output dimension.
@@ -74,7 +77,7 @@ class Accumulator:
         """Figures as if the dictionary ended at each prefix; only those by row and by latent are cut."""
         for stop in range(1, self.sse.shape[1] + 1):
             cut = copy(self)
-            for name in ("sse", "l0", "cosine", "along", "spread", "cost"):
+            for name in BY_ROW:
                 setattr(cut, name, getattr(self, name)[:, :stop])
             cut.fired = self.fired[:stop]
             yield cut

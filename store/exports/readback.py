@@ -58,6 +58,8 @@ def read_view(view: ViewName, resid: Array, kind: NormKind, eps: float, gain: Ar
     x = resid.astype(np.float64)
     if view == "raw":
         return x.astype(np.float32)
+    if kind not in ("rms", "layernorm"):
+        raise NotImplementedError(f"this reader computes no norm of the kind {kind}; add it to read_view")
     if kind == "layernorm":
         x = x - x.mean(1, keepdims=True)
     x = x / np.sqrt((x * x).mean(1, keepdims=True) + eps)

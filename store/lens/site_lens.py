@@ -86,7 +86,7 @@ def save_lens(
         agreement={site: sums.agreement for site, sums in sites.items()},
         passes=passes,
     )
-    return manifest.model_copy(update={"format_version": 3, "lens": info})
+    return manifest.model_copy(update={"format_version": max(3, manifest.format_version), "lens": info})
 
 
 def read_lens(store: Store, site: str) -> SiteLens | None:

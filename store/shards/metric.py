@@ -99,7 +99,7 @@ def save_metric(
         seed=seed,
         agreement={site: sums.agreement for site, sums in sites.items()},
     )
-    return manifest.model_copy(update={"format_version": 2 if manifest.lens is None else 3, "metric": info})
+    return manifest.model_copy(update={"format_version": max(2, manifest.format_version), "metric": info})
 
 
 def read_metric(store: Store, site: str) -> SiteMetric | None:

@@ -97,9 +97,9 @@ class Recipe(Strict):
     exclude_template: Literal[True] | None = None
     """Whether tokens of the chat template are not kept."""
     exclude_norm: float | None = None
+    """Rows are not kept whose norm at `norm_site` is above this many medians of the shard's."""
     model_class: str | None = None
     """Class of transformers that loaded the model; None for the one that its config.json names."""
-    """Rows are not kept whose norm at `norm_site` is above this many medians of the shard's."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["Recipe"], dict]) -> dict:
