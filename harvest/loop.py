@@ -213,7 +213,7 @@ def _add_metric(config: HarvestConfig, writers: dict[int, StoreWriter], model: L
         try:
             estimate(stores, model, config.metric_sequences, metric=metric, lens=lens)
         except Refused as error:
-            log.warning("the shards are finished, but the store has no metric: %s", error)
+            log.warning("the shards are finished, but metric or lens could not be estimated: %s", error)
         for layer, writer in writers.items():
             writer.manifest = load_manifest(stores[layer].directory)
     directory = stores[min(stores)].directory

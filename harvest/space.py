@@ -24,9 +24,15 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
 
 
 def metric_bytes(config: HarvestConfig, d_model: int) -> int:
-    """Bytes of one layer's metric, and of its estimate under way beside it."""
-    sums = 8 * len(config.sites) * (3 * d_model**2 + d_model + 2)
-    return 0 if config.metric_sequences == 0 else 2 * (sums + HEADER)
+    """Bytes of one layer's metric and lens, and of their estimate under way, which is replaced whole."""
+    if config.metric_sequences == 0:
+        return 0
+    square = 8 * len(config.sites) * d_model**2
+    sums = 8 * len(config.sites) * (d_model + 2)
+    metric = 3 * square + sums
+    lens = square
+    under_way = metric + 2 * square
+    return metric + lens + 2 * under_way + 4 * HEADER
 
 
 def disk_of(directory: StorePath) -> Path:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from store.errors import Refused
 from store.names import SET_CONFIG
@@ -75,12 +76,12 @@ def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
 
     def get(cached: bool) -> Path:
         if cached:
-            return Path(snapshot_download(repo, revision=revision, local_files_only=True)) / path
+            return cached_snapshot(repo, revision) / path
         info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
         wanted = files_at(path, [file.rfilename for file in info.siblings or ()], layer)
         if not wanted:
             raise Refused(f"{repo} has no transcoder at {path or 'its root'!r}; name the folder that holds its files")
-        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=wanted)) / path
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)) / path
 
     with fetching(f"the transcoder at {url}", "give a folder on this machine"):
         place = from_hub_or_cache(get)
@@ -91,6 +92,16 @@ def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
     if listed and layer is not None and layer < len(listed):
         return fetch_transcoder(listed[layer], layer)
     return place
+
+
+def cached_snapshot(repo: str, revision: str | None) -> Path:
+    """Where the hub's library keeps a revision of a repository. FileNotFoundError where it has none."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    ref = folder / "refs" / (revision or "main")
+    snapshot = folder / "snapshots" / (ref.read_text().strip() if ref.exists() else revision or "main")
+    if not snapshot.exists():
+        raise FileNotFoundError(snapshot)
+    return snapshot
 
 
 def files_at(path: str, files: Sequence[str], layer: int | None) -> list[str]:

@@ -10,7 +10,9 @@ from docstring_parser import parse_from_object
 
 from evaluate.judge.config import JudgeConfig, JudgeScoreConfig
 from evaluate.model.config import InterveneConfig
+from evaluate.publish.config import ExportFeaturesConfig, PushConfig
 from store.cli import Range
+from store.config import ExportSetConfig
 from store.errors import Refused
 from store.usage import leaves
 from tests.rooms import ROOMS
@@ -20,6 +22,9 @@ REQUIRED: dict[type, dict[str, Any]] = {
     InterveneConfig: {"text": "some", "pin": ("1:2",)},
     JudgeConfig: {"run": Path("run"), "endpoint": "http://127.0.0.1:8000", "model": "m"},
     JudgeScoreConfig: {"run": Path("run"), "answers": Path("a.jsonl")},
+    PushConfig: {"run": Path("run"), "repo": "me/it"},
+    ExportFeaturesConfig: {"runs": (Path("run"),), "layout": "neuronpedia", "out": Path("out")},
+    ExportSetConfig: {"runs": (Path("run"),), "out": Path("out")},
 }
 COUNTED_FROM_0 = {"layer", "target_layer", "latents", "ablate"}
 """Options that name layers and latents, of which 0 is one."""

@@ -62,4 +62,5 @@ def _write(path: Path, copies: HostCopy, metadata: dict[str, str]) -> None:
     except OSError as error:
         if str(path) in str(error) or path.name in str(error):
             raise
-        raise OSError(error.errno, f"{path} could not be written ({os.strerror(error.errno or 0)})") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, f"{path} could not be written ({reason})") from None

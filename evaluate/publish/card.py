@@ -1,5 +1,6 @@
 """The model card of a run on the hub, made from the run's own files: nothing in it is written by hand."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from store.layout import model_slug
 from store.shards.origin import Side
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""Of a model or a data set on the hub."""
+
 LICENCES = {
     "gemma": "gemma",
     "gpt2": "mit",
@@ -26,7 +30,7 @@ LICENCES = {
 """In the hub's words, by the beginning of a model's name."""
 
 VIEWS = {
-    "raw": "the residual stream as it is",
+    "raw": "`{site}` as it is",
     "rms": "the residual stream over its root mean square, before the norm's gain (`ln2.hook_normalized` of an RMS norm)",
     "normed": "the residual stream after the whole norm before the MLP, gain included: what the MLP itself reads",
 }
@@ -50,11 +54,20 @@ transcoder = SparseCoder.load_from_disk(f"{{folder}}/sparsify")""",
 }
 """How each project loads its layout, by layout."""
 
-OURS = """from store.transcoders.transcoder import Transcoder
+OURS = """from pathlib import Path
 
-transcoder = Transcoder.load("hf://{repo}")
-latents = transcoder.encode(resid_mid)  # [rows, {d_in}] -> [rows, {d_sae}]
-mlp_out = transcoder.decode(latents{skip})  # [rows, {d_out}]"""
+from huggingface_hub import snapshot_download
+
+from store.shards.origin import read_origin, store_without_rows
+from store.transcoders.transcoder import Transcoder
+
+folder = Path(snapshot_download("{repo}"))
+transcoder = Transcoder.load(folder)
+norm = store_without_rows(folder, read_origin(folder)).norm
+x = transcoder.view({source}, norm)  # [rows, {d_in}]: what it reads
+latents = transcoder.encode(x)  # [rows, {d_sae}], 0 where silent
+{target} = transcoder.decode(latents, x)  # [rows, {d_out}]"""
+"""How ours is loaded; `source` and `target` name the sites."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +128,9 @@ def _front_matter(facts: Carded) -> str:
     lines = ["---"]
     if facts.licence is not None:
         lines.append(f"license: {facts.licence}")
-    if not config.model.startswith(("/", ".", "~")):
+    if HUB_NAME.fullmatch(hub_name_of(config.model)) and not Path(config.model).exists():
         lines.append(f"base_model: {hub_name_of(config.model)}")
-    if "/" in recipe.dataset and ":" not in recipe.dataset and not recipe.dataset.startswith(("/", ".", "~")):
+    if HUB_NAME.fullmatch(recipe.dataset) and not Path(recipe.dataset).exists():
         lines += ["datasets:", f"- {recipe.dataset}"]
     if "saelens" in facts.layouts:
         lines.append("library_name: saelens")
@@ -171,12 +184,12 @@ def _sites(facts: Carded) -> str:
         rows.append([f"{role} `{site}`", where, f"`blocks.{layer}.hook_{site}`"])
     table = "\n".join(markdown_table(rows, ["", "transformers", "TransformerLens"]))
     recipe = facts.source.recipe
-    excluded = f"Tokens {list(recipe.excluded_tokens)} were left out" if recipe.excluded_tokens else "No token was left out"
+    left_out = f"The tokens {list(recipe.excluded_tokens)} were left out: latents there mean nothing"
+    excluded = left_out if recipe.excluded_tokens else "No token was left out"
+    view = VIEWS[config.view].format(site=config.source_site)
     return (
-        f"{table}\n\nIts input is {VIEWS[config.view]} (view `{config.view}`). Its output is in the units of "
-        f"`{config.target_site}`: what the block adds to the residual stream.\n\n"
-        f"{excluded}: give the model texts of at most {recipe.context} tokens that begin with its BOS token, and do not "
-        "read latents there."
+        f"{table}\n\nIts input is {view} (view `{config.view}`). Its output is in the units of `{config.target_site}`.\n\n"
+        f"{excluded}. Give the model texts of at most {recipe.context} tokens that begin with its BOS token."
     )
 
 
@@ -199,10 +212,12 @@ def _recipe(facts: Carded) -> list[str]:
         f"--context {recipe.context} --seed {recipe.seed}\n"
         f"    python -m train --model {recipe.model} --layer {recipe.layer}  # with the options in train_config.json"
     )
-    return ["\n".join(table), f"To make it again:\n\n{again}"]
+    return ["\n".join(table), *([f"To make it again:\n\n{again}"] if options else [])]
 
 
 def _loss_of(options: Mapping[str, Any]) -> str:
+    if not options:
+        return "not recorded"
     if options.get("target_view") != "fisher":
         return "mean squared error, summed over the prefixes"
     mix = options.get("fisher_mix")
@@ -211,8 +226,10 @@ def _loss_of(options: Mapping[str, Any]) -> str:
 
 def _loading(facts: Carded) -> list[str]:
     config = facts.transcoder.config
-    skip = ", resid_mid" if facts.transcoder.W_skip is not None else ""
-    ours = OURS.format(repo=facts.repo, d_in=config.d_in, d_sae=config.d_sae, d_out=config.d_out, skip=skip)
+    sites = {"source": config.source_site, "target": config.target_site}
+    if config.source_site == config.target_site:
+        sites["target"] = f"recon_of_{config.target_site}"
+    ours = OURS.format(repo=facts.repo, d_in=config.d_in, d_sae=config.d_sae, d_out=config.d_out, **sites)
     blocks = [f"```python\n{ours}\n```"]
     for layout in facts.layouts:
         code = LOADING.get(layout, "").format(model=hub_name_of(config.model), repo=facts.repo)

@@ -54,7 +54,7 @@ class PushConfig(Options):
 
     @property
     def layout_names(self) -> tuple[str, ...]:
-        return tuple(filter(None, (name.strip() for name in self.layouts.split(","))))
+        return tuple(dict.fromkeys(filter(None, (name.strip() for name in self.layouts.split(",")))))
 
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

@@ -1,6 +1,7 @@
 """Everything that a repository on the hub is to hold, made in a folder of the run's."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from evaluate.publish.config import PushConfig
 from store.config import ExportConfig
 from store.errors import Refused
 from store.exports.export import export
+from store.exports.fitting import layout_named
 from store.layout import (
     COMPARISON,
     COMPARISON_FOLDER,
@@ -38,6 +40,8 @@ from store.shards.origin import Origin, Side, read_origin
 from store.transcoders.layouts import load_run
 
 CARD = "README.md"
+TEXTS = (".html", ".json", ".jsonl", ".md", ".txt")
+log = logging.getLogger(__name__)
 
 OWN = (CONFIG, WEIGHTS, NORM_FILE, TRAIN_CONFIG, TRAINING_LOG)
 """Files of a run that travel as they are."""
@@ -67,6 +71,8 @@ class Staged:
 def stage(config: PushConfig) -> Staged:
     """The folder `hub` of the run, made anew. Refused for a run that is not finished, or that was not measured."""
     run = config.run
+    for name in config.layout_names:
+        layout_named(name)
     transcoder = load_run(run)
     origin = read_origin(run)
     if origin is None:
@@ -99,6 +105,7 @@ def stage(config: PushConfig) -> Staged:
         )
         text = card(facts)
         (folder / CARD).write_text(text, encoding="utf-8")
+        hide_places(folder, run)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -117,6 +124,23 @@ def without_places(origin: Origin) -> Origin:
 
 def _default_place(side: Side) -> str:
     return str(default_store(side.recipe.model, side.recipe.layer))
+
+
+def hide_places(folder: Path, run: Path) -> None:
+    """Takes the run's place on this machine out of all text files, and the user's home; warns of what a recipe names."""
+    hidden = {str(run.resolve()): run.name, str(run.absolute()): run.name, f"{Path.cwd()}/": "", str(Path.home()): "~"}
+    hidden = {place: name for place, name in hidden.items() if len(place) > 1}
+    for path in folder.rglob("*"):
+        if path.suffix in TEXTS and path.is_file() and path.name != ORIGIN:
+            old = new = path.read_text(encoding="utf-8")
+            for place, name in hidden.items():
+                new = new.replace(place, name)
+            if new != old:
+                path.write_text(new, encoding="utf-8")
+    recipe = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["store"]["recipe"]
+    for name in ("model", "dataset"):
+        if str(recipe[name]).startswith(("/", "~")):
+            log.warning("the store's recipe names a place of this machine, and is published with it: %s", recipe[name])
 
 
 def measured_in(run: Path) -> Measurement:

@@ -32,7 +32,7 @@ def write_viewer(config: ExportFeaturesConfig, folder: Path, by_layer: dict[int,
         offsets = [0]
         with (folder / name).open("wb") as file:
             for record in collected.records():
-                chunk = packed(viewer_record(record, str(collected.run)))
+                chunk = packed(viewer_record(record, collected.run.name))
                 file.write(chunk)
                 offsets.append(offsets[-1] + len(chunk))
         index[str(layer)] = {"filename": name, "offsets": offsets}

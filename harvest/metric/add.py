@@ -12,7 +12,7 @@ from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
 from store.devices import of_kind, resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
-from store.lens.site_lens import damage_of_lens, save_lens
+from store.lens.site_lens import check_lens, damage_of_lens, save_lens
 from store.shards.manifest import load_manifest, save_manifest
 from store.shards.metric import damage_of_metric, save_metric
 from store.shards.pair import check_same_rows
@@ -78,14 +78,17 @@ def estimate(
         log.warning("the store has %d training sequences, and the metric is estimated from these", n)
     found = under_way.run()
     for layer, store in stores.items():
-        manifest = load_manifest(store.directory)  # an open store lacks the shards that a ring has deleted
         metrics = {site: sums for (of_layer, site), sums in found.metric.items() if of_layer == layer}
-        lenses = {site: sums for (of_layer, site), sums in found.lens.items() if of_layer == layer}
         if metrics:
-            manifest = save_metric(store.directory, manifest, metrics, n, seed)
+            manifest = load_manifest(store.directory)  # an open store lacks the shards that a ring has deleted
+            save_manifest(store.directory, save_metric(store.directory, manifest, metrics, n, seed))
+    for layer, store in stores.items():  # afterwards, so that a lens that is refused takes no metric with it
+        lenses = {site: sums for (of_layer, site), sums in found.lens.items() if of_layer == layer}
+        for site, lens in lenses.items():
+            check_lens(lens, lens.products.shape[-1], f"the lens of {site} at layer {layer}")
         if lenses:
-            manifest = save_lens(store.directory, manifest, lenses, n, under_way.passes, seed)
-        save_manifest(store.directory, manifest)
+            manifest = load_manifest(store.directory)
+            save_manifest(store.directory, save_lens(store.directory, manifest, lenses, n, under_way.passes, seed))
     under_way.forget()
     worst = min((sums.agreement for sums in found.metric.values()), default=1.0)
     if worst < AGREEMENT:

@@ -28,7 +28,7 @@ from store.disk.files import write_tensors
 from store.disk.remote import Remote
 from store.errors import Refused
 from store.layout import METRIC_STATE
-from store.lens.site_lens import SiteLens, check_lens
+from store.lens.site_lens import SiteLens
 from store.shards.metric import SiteMetric, check_metric
 from store.shards.reader import Store
 
@@ -170,8 +170,6 @@ class Estimate:
                     forget_gradients(model)
         for (layer, site), metric in self.sums.metric.items():
             check_metric(metric, metric.total.numel(), f"the metric of {site} at layer {layer}")
-        for (layer, site), lens in self.sums.lens.items():
-            check_lens(lens, lens.products.shape[-1], f"the lens of {site} at layer {layer}")
         return self.sums
 
     def forget(self) -> None:

@@ -28,6 +28,7 @@ def refuse_filled(out: Path) -> None:
 @contextmanager
 def appearing_folder(out: Path) -> Iterator[Path]:
     """A folder to write to; it takes its place when the block ends, and nothing is left of it when the block fails."""
+    out = out.absolute()  # `.` has no name
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:

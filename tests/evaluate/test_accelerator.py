@@ -66,6 +66,7 @@ def config_in(trained: Path, device: str, **changes: Any) -> CompareConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_with_every_section_equals_the_hosts(trained, accelerator, monkeypatch):
     monkeypatch.setattr(sections, "probes_tokenizer", lambda store: Words())
     monkeypatch.setattr("evaluate.compare.sectioned.probes_tokenizer", lambda store: Words())

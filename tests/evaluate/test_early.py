@@ -16,7 +16,9 @@ CODE = (
 )
 
 
-@pytest.mark.parametrize("command", ["features", "importance", "metrics", "compare"])
+@pytest.mark.parametrize(
+    "command", ["compare", *(pytest.param(each, marks=pytest.mark.slow) for each in ("features", "importance", "metrics"))]
+)
 @pytest.mark.parametrize("gone", ["store", "run"])
 def test_what_is_gone_is_noticed_before_the_slow_imports(trained_once, tmp_path, command, gone):
     run = tmp_path / "run"

@@ -82,6 +82,8 @@ def harvested(tiny_models, text_file, tmp_path_factory) -> Path:
     return folder
 
 
+MORE_EDGES = ("one living latent", "k = d_sae", "k = d_sae, topk")
+
 COMMANDS: dict[str, tuple[type, Callable, dict]] = {
     "metrics": (EvaluateConfig, evaluate_run, {}),
     "compare": (CompareConfig, compare, {"sequences": 2}),
@@ -94,7 +96,10 @@ COMMANDS: dict[str, tuple[type, Callable, dict]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["dead", "one living latent", "one prefix", "k = d_sae", "k = d_sae, topk"])
+@pytest.mark.parametrize(
+    "kind",
+    ["dead", "one prefix", *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_EDGES)],
+)
 def test_every_command_takes_a_run_at_the_edge(kind, harvested, tiny_models, tmp_path, subtests, caplog):
     model = str(tiny_models["gemma2"])
     results = tmp_path / "results"

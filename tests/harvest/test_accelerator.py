@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harvest.loop import harvest
-from harvest.metric.estimate import TOKENS_AT_ONCE
+from harvest.metric.gradients import TOKENS_AT_ONCE
 from harvest.model.loading import load_model
 from harvest.plan import plan
 from store.shards.metric import read_metric

@@ -357,7 +357,7 @@ def test_too_little_text_for_a_metric_is_a_warning_at_the_end_of_a_harvest(confi
     few = replace(config, shard_tokens=16, tokens=32)
     [manifest] = harvest(few)
     assert manifest.metric is None
-    assert "the store has no metric: the metric needs at least 2 training sequences" in caplog.text
+    assert "metric or lens could not be estimated: the metric needs at least 2 training sequences" in caplog.text
     assert visit(few).finished is not None
     with pytest.raises(Refused, match="metric_sequences is 1"):
         replace(config, metric_sequences=1)

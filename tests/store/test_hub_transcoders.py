@@ -85,6 +85,11 @@ attempt("listed", lambda: load_folder(fetch_transcoder("hf://user/repo/listed", 
 attempt("unknown", lambda: fetch_transcoder("hf://user/none/x"))
 attempt("revision", lambda: fetch_transcoder("hf://user/repo/set@v2"))
 attempt("folder", lambda: fetch_transcoder("hf://user/repo/nothing"))
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = True
+attempt("offline", lambda: Transcoder.load("hf://user/repo/runs/one@v1").config.name)
+attempt("offline set", lambda: load_folder(fetch_transcoder("hf://user/repo/set", 2), 2, "").config.layer)
+attempt("offline other", lambda: fetch_transcoder("hf://user/repo/elsewhere"))
 """
 
 
@@ -125,6 +130,9 @@ def said(tmp_path_factory) -> dict[str, str]:
         ("listed", "92"),
         ("unknown", "Refused the transcoder at hf://user/none/x is not on the hub, or is private"),
         ("revision", "Refused the transcoder at hf://user/repo/set@v2 has no such revision on the hub; choose another"),
+        ("offline", "ours"),
+        ("offline set", "2"),
+        ("offline other", "Refused hf://user/repo/elsewhere is not among what was fetched before"),
         ("folder", "Refused user/repo has no transcoder at 'nothing'; name the folder that holds its files"),
     ],
 )

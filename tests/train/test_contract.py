@@ -20,6 +20,7 @@ from train.loop import train
 from train.run import Run
 from train.step.draws import draw_prefixes
 from train.step.module import TrainingTranscoder
+from train.writer import CheckpointWriter
 
 NESTING = {"plain": {"prefix_sizes": "none"}, "nested": {}, "random": {"random_prefixes": 3}}
 KINDS = {
@@ -117,14 +118,15 @@ def watch_runs(monkeypatch, copy_to: TrainConfig) -> list[TrainingTranscoder]:
     """The modules of finished runs. The run's folder as it was at step SAVED is copied: a resumed run starts from there."""
     modules: list[TrainingTranscoder] = []
 
-    def save(run: Run, real=Run.save) -> None:
-        real(run)
+    def save(run: Run, writer: CheckpointWriter, real=Run.save) -> None:
+        real(run, writer)
+        writer.wait()
         if run.done == SAVED:
             shutil.copytree(run.folder, copy_to.run_directory)
 
-    def finish(run: Run, rows, real=Run.finish) -> Transcoder:
+    def finish(run: Run, rows, writer: CheckpointWriter, real=Run.finish) -> Transcoder:
         modules.append(run.module)
-        return real(run, rows)
+        return real(run, rows, writer)
 
     monkeypatch.setattr(Run, "save", save)
     monkeypatch.setattr(Run, "finish", finish)

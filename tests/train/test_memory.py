@@ -51,7 +51,8 @@ def wide(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("activation", ["batchtopk", pytest.param("jumprelu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
 def test_the_peak_stays_under_weights_adam_and_three_batches_of_pre_activations(wide, activation):
     found = int(python("-c", STEPS, str(wide), activation))
     weights = 2 * D * D_SAE + D_SAE + D

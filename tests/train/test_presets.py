@@ -3,9 +3,8 @@ import dataclasses
 import pytest
 
 from store.cli import parse
-from train.__main__ import with_defaults
 from train.config import TrainConfig
-from train.presets import expand, names
+from train.presets import expand, names, with_defaults
 
 
 def config_of(*arguments: str) -> TrainConfig:

@@ -64,7 +64,7 @@ for world, shares in ((2, False), (2, True), (3, True)):
 """
 
 
-@pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+@pytest.mark.parametrize("activation", ["batchtopk", pytest.param("topk", marks=pytest.mark.slow)])
 def test_steady_steps_of_several_processes_equal_those_of_one(tmp_path, activation):
     make_store(tmp_path / "store")
     python("-c", STEPS, str(tmp_path), activation)

@@ -70,7 +70,7 @@ class BatchTopK(Activation):
             entries = scan(x, encoder, b_enc, cutoff, self.candidates)
             n_found = self.ranks.total(len(entries))
         smallest = entries.value.new_full((), TINY)
-        if n_found > wanted:
+        if n_found >= wanted:
             smallest = nth_largest(entries.value, wanted, self.ranks).clamp_min(TINY)
         kept = entries.where(entries.value >= smallest)
         self._note(smallest)
@@ -96,6 +96,7 @@ class BatchTopK(Activation):
             kept = candidates.largest(min(math.ceil(share), len(candidates)))
             smallest = nth_largest(candidates.value, wanted, self.ranks)
             left_out = (candidates.value >= smallest).sum() > (kept.value >= smallest).sum()
+            left_out &= smallest > 0  # else the zeros that fill the list are among them
             overflowed = (candidates.value[-1] != 0) | left_out  # a list with room to spare ends with zeros
             overflowed = self.ranks.sum(overflowed.int()) > 0
         too_few = (smallest <= 0) & (cutoff > ALL)

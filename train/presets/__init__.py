@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from store.disk.remote import parse_store_path
 from store.errors import Refused
+from store.parents import named_by
 from store.usage import did_you_mean
 from train.config import TrainConfig
 
@@ -53,3 +55,22 @@ def _option(key: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+
+
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """The command line with a preset's options, and with the model and the layer of its store where it names none."""
+    words = expand(arguments)
+    store = value_of("--store", words)
+    known = {} if store is None else named_by(parse_store_path(store))
+    return [word for name in known if value_of(f"--{name}", words) is None for word in (f"--{name}", known[name])] + words
+
+
+def value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The last value that words give an option; None where they give none."""
+    found = None
+    for index, word in enumerate(words):
+        if word == flag:
+            found = next(iter(words[index + 1 :]), None)
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found

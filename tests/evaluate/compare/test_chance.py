@@ -124,6 +124,7 @@ def test_seeds_make_no_winner_of_a_tie():
     assert winner_at_equal_l0([reading(-0.01, 0.08)], "fvu", True, 0.0, SeedSpread(0.5, 0.0)) == "tie"
 
 
+@pytest.mark.slow
 def test_nulls_and_seeds_are_put_into_the_model_and_survive_an_interrupt(config, monkeypatch):
     options = replace(config, probes=False)
     fingerprint = json.loads((options.run / "config.json").read_text())["store_fingerprint"]

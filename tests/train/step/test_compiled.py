@@ -10,6 +10,7 @@ import pytest
 from tests.child import python
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux only")
 def test_every_kernel_compiles_for_an_h200_without_spilling_registers(tmp_path: Path, monkeypatch):
     triton = pytest.importorskip("triton")
