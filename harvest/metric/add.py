@@ -84,8 +84,8 @@ def estimate(
             save_manifest(store.directory, save_metric(store.directory, manifest, metrics, n, seed))
     for layer, store in stores.items():  # afterwards, so that a lens that is refused takes no metric with it
         lenses = {site: sums for (of_layer, site), sums in found.lens.items() if of_layer == layer}
-        for site, lens in lenses.items():
-            check_lens(lens, lens.products.shape[-1], f"the lens of {site} at layer {layer}")
+        for site, sums in lenses.items():
+            check_lens(sums, sums.products.shape[-1], f"the lens of {site} at layer {layer}")
         if lenses:
             manifest = load_manifest(store.directory)
             save_manifest(store.directory, save_lens(store.directory, manifest, lenses, n, under_way.passes, seed))
