@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from store.errors import Refused
+from store.errors import Damaged, Refused
 from store.names import SET_CONFIG
 
 T = TypeVar("T")
@@ -88,10 +88,18 @@ def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
     if not place.exists():
         raise Refused(f"{url} is not among what was fetched before, and the hub was not asked; connect, and try again")
     config = place / SET_CONFIG
-    listed = yaml.safe_load(config.read_text(encoding="utf-8")).get("transcoders") if config.exists() else None
+    listed = _listed_in(config) if config.exists() else None
     if listed and layer is not None and layer < len(listed):
         return fetch_transcoder(listed[layer], layer)
     return place
+
+
+def _listed_in(config: Path) -> list[str] | None:
+    """The transcoders that a set's config.yaml lists. Damaged where it cannot be read."""
+    try:
+        return (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("transcoders")
+    except (yaml.YAMLError, AttributeError) as error:
+        raise Damaged(f"{config} is no configuration of a set ({_first_line(error)}); tell its maker") from None
 
 
 def cached_snapshot(repo: str, revision: str | None) -> Path:

@@ -98,7 +98,7 @@ MISREAD = "gemma-scope"
 
 def refuse_misread_name(name: str, out: Path) -> None:
     """Refused for a folder whose name the tool of a layout would take for something else."""
-    if name == "circuit-tracer" and MISREAD in out.name:
+    if name == "circuit-tracer" and any(MISREAD in part.lower() for part in out.absolute().parts[-2:]):
         raise Refused(
             f"{out} has {MISREAD!r} in its name, and circuit-tracer reads a repository of such a name as Google's "
             "files; choose another --out"

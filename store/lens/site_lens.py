@@ -126,5 +126,5 @@ def check_lens(lens: SiteLens, width: int, name: str) -> None:
         raise Refused(f"{name} is of width {found}, the site of width {width}; {CURE}")
     if not all(bool(torch.isfinite(array).all()) for array in lens.arrays().values()):
         raise Refused(f"{name} is not finite; give --lens logit, or harvest another STORE with --compute-dtype float32")
-    if not lens.samples.all():
+    if not lens.samples.all() or not lens.products.flatten(1).any(1).all():
         raise Refused(f"{name} holds no rows of even or of odd sequences; {CURE}, from more --sequences")
