@@ -69,6 +69,7 @@ def options_of(config) -> list[str]:
         store=config.store,
         device="cpu",
         compute_dtype="float32",
+        metric_sequences=config.metric_sequences,
     )
 
 

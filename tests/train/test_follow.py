@@ -220,7 +220,7 @@ def live(side, store, run, keep):
     if side == "harvest":
         harvest.loop.harvest(HarvestConfig(
             model="m", layer=1, dataset="c", tokens=48 * 64, shard_tokens=64, context=8, heldout_every=4,
-            device="cpu", compute_dtype="float32", store=store, keep_shards=keep))
+            device="cpu", compute_dtype="float32", store=store, keep_shards=keep, metric_sequences=0))
     else:
         train(TrainConfig(
             model="m", layer=1, store=store, run=run, view="raw", d_sae=16, k=2, tokens=16 * 112, batch_rows=16,
