@@ -32,6 +32,9 @@ class InterveneConfig(EvaluateConfig):
     """Add the transcoder's error back. Without a change the model then predicts exactly what it does by itself."""
     top: Positive = 5
     """Tokens shown whose probability rises most, and as many whose probability falls most."""
+    generate: NotNegative = 0
+    """Also let the model write this many tokens more, the likeliest each time: by itself, with the transcoder, and with the
+    changes. 0 for none. It stops where a row of the store would be full."""
     out: Path | None = None
     """File for the result. Default: RUN/intervention.json."""
 

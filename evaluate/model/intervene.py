@@ -44,7 +44,8 @@ def intervene(config: InterveneConfig) -> None:
     model = open_model(store, device)
     transcoder = run.transcoder.to(device)
     predictions = []
-    for tokens in tqdm(rows_of(text, model, store), desc="intervene", unit="row", leave=False):
+    rows = rows_of(text, model, store)
+    for tokens in tqdm(rows, desc="intervene", unit="row", leave=False):
         predictions += effects(tokens, transcoder, store, model, edits, config)
     if not all(math.isfinite(prediction["kl"]) for prediction in predictions):
         raise Refused("the changed latents are too large: the model's predictions are no numbers; give smaller ones")
@@ -53,6 +54,7 @@ def intervene(config: InterveneConfig) -> None:
         "keep_error": config.keep_error,
         "edits": [vars(edit) for edit in edits],
         **totals(predictions),
+        "continued": continued(rows[-1], transcoder, store, model, edits, config),
         "tokens": predictions,
     }
     path = config.out or config.run_directory / INTERVENTION
@@ -84,6 +86,62 @@ def rows_of(text: str, model: LanguageModel, store: Store, least: int = 2) -> li
     return [torch.tensor([[bos, *ids[start : start + room]]]) for start in range(0, len(ids), room)]
 
 
+@dataclass(frozen=True)
+class Runs:
+    """What the model makes of a row by itself, with the transcoder, and with the edits."""
+
+    hidden: Float[Tensor, "three tokens d"]
+    spliced: SplicedRows
+    excluded: Tensor
+    """bool [1, tokens]."""
+
+
+def runs_of(
+    tokens: Int[Tensor, "1 tokens"],
+    transcoder: Transcoder,
+    store: Store,
+    model: LanguageModel,
+    edits: Sequence[Edit],
+    keep_error: bool,
+) -> Runs:
+    """Runs the model on a row three times; arguments as in `effects`."""
+    recipe = store.manifest.recipe
+    source_site = transcoder.config.source_site
+    target_site = transcoder.config.target_site
+    wanted = {source_site, target_site, *model.beside_mlp}
+    sites = model.run_layers(tokens, (recipe.layer,), sorted(wanted))[recipe.layer]
+    source = sites[source_site].float()
+    target = sites[target_site].float()
+    beside = sum_of_sites(sites, model)
+    excluded = torch.isin(tokens, torch.tensor(recipe.excluded_tokens))
+    spliced = SplicedRows.of(transcoder, store.norm, source, target, excluded, keep_error)
+    put_in = (target, spliced.output.view_as(target), spliced.edited(transcoder, edits).view_as(target))
+    hidden = torch.stack([hidden_states(model, tokens, beside + output.to(beside.device))[0] for output in put_in])
+    return Runs(hidden, spliced, excluded)
+
+
+def continued(
+    tokens: Int[Tensor, "1 tokens"],
+    transcoder: Transcoder,
+    store: Store,
+    model: LanguageModel,
+    edits: Sequence[Edit],
+    config: InterveneConfig,
+) -> dict[str, str]:
+    """How the model goes on after a row, the likeliest token each time: clean, before and after; empty where not asked."""
+    unembedding = Unembedding.of(model)
+    n = min(config.generate, store.manifest.recipe.context - tokens.shape[1])
+    found = {}
+    for index, name in enumerate(("clean", "before", "after") if n > 0 else ()):
+        row = tokens
+        for _ in range(n):
+            last = runs_of(row, transcoder, store, model, edits, config.keep_error).hidden[index, -1:]
+            logits = torch.nn.functional.linear(last, unembedding.weight, unembedding.bias)
+            row = torch.cat([row, logits.argmax(1)[None].to(row.device)], dim=1)
+        found[name] = "".join(token_texts(model.tokenizer, row[0, tokens.shape[1] :].tolist()))
+    return found
+
+
 def effects(
     tokens: Int[Tensor, "1 tokens"],
     transcoder: Transcoder,
@@ -101,26 +159,15 @@ def effects(
     edits: of the transcoder's latents.
     config: the options.
     """
-    recipe = store.manifest.recipe
-    source_site = transcoder.config.source_site
-    target_site = transcoder.config.target_site
-    wanted = {source_site, target_site, *model.beside_mlp}
-    sites = model.run_layers(tokens, (recipe.layer,), sorted(wanted))[recipe.layer]
-    source = sites[source_site].float()
-    target = sites[target_site].float()
-    beside = sum_of_sites(sites, model)
-    excluded = torch.isin(tokens, torch.tensor(recipe.excluded_tokens))
-    spliced = SplicedRows.of(transcoder, store.norm, source, target, excluded, config.keep_error)
-    put_in = (target, spliced.output.view_as(target), spliced.edited(transcoder, edits).view_as(target))
-    hidden = torch.stack([hidden_states(model, tokens, beside + output.to(beside.device))[0] for output in put_in])
+    runs = runs_of(tokens, transcoder, store, model, edits, config.keep_error)
     words = token_texts(model.tokenizer, tokens[0].tolist())
     following = [*tokens[0, 1:].tolist(), None]
     edited_latents = [edit.latent for edit in edits]
     predictions = []
-    for positions in (~excluded[0]).nonzero().flatten().split(ROWS_AT_ONCE):
-        compared = differences(Unembedding.of(model), hidden[:, positions.to(hidden.device)], config.top)
+    for positions in (~runs.excluded[0]).nonzero().flatten().split(ROWS_AT_ONCE):
+        compared = differences(Unembedding.of(model), runs.hidden[:, positions.to(runs.hidden.device)], config.top)
         for position, difference in zip(positions.tolist(), compared, strict=True):
-            before = spliced.latents[position, edited_latents].cpu()
+            before = runs.spliced.latents[position, edited_latents].cpu()
             after = [float(edit(value[None])) for edit, value in zip(edits, before, strict=True)]
             prediction = {"token": words[position], "before": before.tolist(), "after": after}
             prediction |= cross_entropies(difference.log_p, following[position])
@@ -222,6 +269,8 @@ def table(result: dict) -> str:
         f"{result['ce_after']:.4f} after ({result['delta_ce']:+.4f}); most affected: "
         + (words(result["most_affected"]) or "none: the predictions stay as they are")
     )
+    ways = {"clean": "by itself", "before": "with the transcoder", "after": "with the changes"}
+    lines += [f"goes on {ways[name]}: {text!r}" for name, text in result["continued"].items()]
     return "\n".join(lines)
 
 

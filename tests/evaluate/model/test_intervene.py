@@ -137,6 +137,29 @@ def test_predictions_equal_a_hand_written_forward(config, model, changes, change
     assert found["kl_mean"] > 1e-8
 
 
+def test_the_text_goes_on_as_a_hand_written_forward_says(config, model):
+    text, n = "words and", 6
+    found = result(config, text=text, pin=("7:4.5",), generate=n)["continued"]
+    ways = {"before": lambda latents: latents, "after": pinned}
+    [first] = rows(model, text)
+    assert found["clean"] == going_on(model, first, n, lambda tokens: model.bridge(tokens))
+    for name, change in ways.items():
+        assert found[name] == going_on(model, first, n, lambda tokens, c=change: by_hand(config, model, tokens, c)), name
+    assert len({*found.values()}) > 1
+    same = result(config, text=text, scale=("0:1",), keep_error=True, generate=n)["continued"]
+    assert same["clean"] == same["before"] == same["after"]
+    full = result(config, text="w" * 100, pin=("7:4.5",), generate=100)["continued"]
+    assert {len(each) for each in full.values()} == {31 - 100 % 31}
+    assert result(config, text=text, pin=("7:4.5",))["continued"] == {}
+
+
+def going_on(model: LanguageModel, tokens: torch.Tensor, n: int, forward) -> str:
+    """The n likeliest tokens that follow, one after the other."""
+    for _ in range(n):
+        tokens = torch.cat([tokens, forward(tokens)[:, -1].argmax(1, keepdim=True)], dim=1)
+    return model.tokenizer.decode(tokens[0, -n:])
+
+
 def test_with_the_error_kept_the_unchanged_model_is_the_clean_one(config):
     kept, spliced = (result(config, ablate=(0,), keep_error=keep) for keep in (True, False))
     assert all(part["ce_before"] == part["ce_clean"] for part in kept["tokens"])
