@@ -12,9 +12,9 @@ from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
 from store.devices import of_kind, resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
-from store.lens.site_lens import check_lens, damage_of_lens, save_lens
+from store.lens.site_lens import damage_of_lens, save_lens
 from store.shards.manifest import load_manifest, save_manifest
-from store.shards.metric import damage_of_metric, save_metric
+from store.shards.metric import check_sums, damage_of_metric, save_metric
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, open_store
 
@@ -85,7 +85,7 @@ def estimate(
     for layer, store in stores.items():  # afterwards, so that a lens that is refused takes no metric with it
         lenses = {site: sums for (of_layer, site), sums in found.lens.items() if of_layer == layer}
         for site, sums in lenses.items():
-            check_lens(sums, sums.products.shape[-1], f"the lens of {site} at layer {layer}")
+            check_sums(sums, sums.products.shape[-1], f"the lens of {site} at layer {layer}")
         if lenses:
             manifest = load_manifest(store.directory)
             save_manifest(store.directory, save_lens(store.directory, manifest, lenses, n, under_way.passes, seed))

@@ -29,7 +29,7 @@ from store.disk.remote import Remote
 from store.errors import Refused
 from store.layout import METRIC_STATE
 from store.lens.site_lens import SiteLens
-from store.shards.metric import SiteMetric, check_metric
+from store.shards.metric import SiteMetric, check_sums
 from store.shards.reader import Store
 
 SEQUENCES = {"cpu": 48, "cuda": 256}
@@ -169,7 +169,7 @@ class Estimate:
                 for model in lanes.models:
                     forget_gradients(model)
         for (layer, site), metric in self.sums.metric.items():
-            check_metric(metric, metric.total.numel(), f"the metric of {site} at layer {layer}")
+            check_sums(metric, metric.total.numel(), f"the metric of {site} at layer {layer}")
         return self.sums
 
     def forget(self) -> None:

@@ -3,8 +3,10 @@
 metric.safetensors holds float64 sums over rows of training sequences. The manifest holds its checksum.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import xxhash
@@ -19,14 +21,45 @@ from store.errors import Damaged, Refused
 from store.layout import METRIC_FILE
 from store.shards.manifest import Manifest, MetricInfo
 from store.shards.reader import Store, damage_of
+from store.shards.sums import added
 
-ARRAYS = ("gradients", "rows", "products", "total")
 CURE = "run `make metric` to estimate it again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteMetric:
+class SiteSums:
+    """Sums over rows of training sequences at one site, as the files of metric and lens hold them: a field an array."""
+
+    halves: ClassVar[str]
+    """The field with sums over even sequences, and over odd ones."""
+    counts: ClassVar[str]
+    """The field that counts what was summed in each."""
+    summed: ClassVar[str]
+    otherwise: ClassVar[str]
+    """What was summed, and what to do without it, for people."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The sums, by name."""
+        return {field.name: vars(self)[field.name] for field in fields(self)}
+
+    @property
+    def agreement(self) -> float:
+        """Cosine of the sums over even and over odd sequences: 1 where more sequences would change nothing."""
+        even, odd = vars(self)[self.halves].double()
+        return float((even * odd).sum() / (even.norm() * odd.norm()))
+
+
+S = TypeVar("S", bound=SiteSums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteMetric(SiteSums):
     """What is known of one site: sums over rows, float64. Fields are the names of the arrays in metric.safetensors."""
+
+    halves: ClassVar[str] = "gradients"
+    counts: ClassVar[str] = "rows"
+    summed: ClassVar[str] = "gradients"
+    otherwise: ClassVar[str] = "train with --target-view raw"
 
     gradients: Float[Tensor, "2 d d"]
     """Sum of g g^T, g the gradient of a sampled label's log-likelihood by the row: over even sequences, and odd ones."""
@@ -50,11 +83,7 @@ class SiteMetric:
 
     def plus(self, other: "SiteMetric") -> "SiteMetric":
         """The sums over the rows of both."""
-        return SiteMetric(**{name: value + vars(other)[name] for name, value in self.arrays().items()})
-
-    def arrays(self) -> dict[str, Tensor]:
-        """The sums, by name."""
-        return {name: vars(self)[name] for name in ARRAYS}
+        return SiteMetric(**added(self.arrays(), other.arrays()))
 
     @cached_property
     def fisher(self) -> Float[Tensor, "d d"]:
@@ -66,12 +95,6 @@ class SiteMetric:
         """Of the rows."""
         mean = self.total / self.rows.sum()
         return self.products / self.rows.sum() - torch.outer(mean, mean)
-
-    @property
-    def agreement(self) -> float:
-        """Cosine of the metrics of even and odd sequences: 1 where more sequences would change nothing."""
-        even, odd = self.gradients
-        return float((even * odd).sum() / (even.norm() * odd.norm()))
 
 
 def save_metric(
@@ -86,18 +109,11 @@ def save_metric(
         sequences: how many were run.
         seed: that drew them.
     """
-    path = directory / METRIC_FILE
-    arrays = {f"{name}.{site}": array for site, sums in sites.items() for name, array in sums.arrays().items()}
-    write_tensors(path, arrays, {"store_fingerprint": manifest.fingerprint})
-    digest = xxhash.xxh3_128()
-    hash_file(digest, path)
     info = MetricInfo(
-        bytes=path.stat().st_size,
-        xxh3_128=digest.hexdigest(),
         sequences=sequences,
         rows=int(next(iter(sites.values())).rows.sum()),
         seed=seed,
-        agreement={site: sums.agreement for site, sums in sites.items()},
+        **write_sums(directory / METRIC_FILE, manifest, sites, torch.float64),
     )
     return manifest.model_copy(update={"format_version": max(2, manifest.format_version), "metric": info})
 
@@ -107,40 +123,53 @@ def read_metric(store: Store, site: str) -> SiteMetric | None:
 
     Damaged where the file is missing, changed or not finite; Refused where it is another store's or has another width.
     """
-    info = store.manifest.metric
-    if info is None or site not in info.agreement:
-        return None
-    path = store.directory / METRIC_FILE
-    damage = damage_of_metric(store.directory, store.manifest)
-    if damage is not None:
-        raise Damaged(f"{damage}; {CURE}")
-    try:
-        arrays = load(path.read_bytes())
-        found = SiteMetric(**{name: arrays[f"{name}.{site}"] for name in ARRAYS})
-    except (SafetensorError, KeyError) as error:
-        raise Damaged(f"{path} is damaged ({error}); {CURE}") from None
-    check_metric(found, store.manifest.widths[site], str(path))
-    return found
+    return read_sums(store, store.directory / METRIC_FILE, store.manifest.metric, SiteMetric, site)
 
 
 def damage_of_metric(directory: StorePath, manifest: Manifest) -> str | None:
     """What is wrong with the metric that a manifest describes: missing, or changed on disk. None where nothing is."""
-    info = manifest.metric
-    if info is None:
+    return damage_of_sums(directory / METRIC_FILE, manifest.metric)
+
+
+def write_sums(path: StorePath, manifest: Manifest, sites: Mapping[str, SiteSums], dtype: torch.dtype) -> dict[str, Any]:
+    """Writes the sums of all sites to a file; what the manifest says of it: bytes, checksum, agreement of the halves."""
+    arrays = {f"{name}.{site}": array.to(dtype) for site, sums in sites.items() for name, array in sums.arrays().items()}
+    write_tensors(path, arrays, {"store_fingerprint": manifest.fingerprint})
+    digest = xxhash.xxh3_128()
+    hash_file(digest, path)
+    agreement = {site: sums.agreement for site, sums in sites.items()}
+    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest(), "agreement": agreement}
+
+
+def read_sums(store: Store, path: StorePath, info: MetricInfo | None, kind: type[S], site: str) -> S | None:
+    """The sums of a site in a file that the manifest describes by `info`; None where it has none, or none of this site."""
+    if info is None or site not in info.agreement:
         return None
-    path = directory / METRIC_FILE
-    damage = damage_of(path, info)
+    damage = damage_of_sums(path, info)
+    if damage is not None:
+        raise Damaged(f"{damage}; {CURE}")
+    try:
+        arrays = load(path.read_bytes())
+        found = kind(**{field.name: arrays[f"{field.name}.{site}"] for field in fields(kind)})
+    except (SafetensorError, KeyError) as error:
+        raise Damaged(f"{path} is damaged ({error}); {CURE}") from None
+    check_sums(found, store.manifest.widths[site], str(path))
+    return found
+
+
+def damage_of_sums(path: StorePath, info: MetricInfo | None) -> str | None:
+    """What is wrong with a file that a manifest describes; None where nothing is, and where it describes none."""
+    damage = None if info is None else damage_of(path, info)
     return None if damage is None else f"{path} {damage}"
 
 
-def check_metric(metric: SiteMetric, width: int, name: str) -> None:
-    """Refused for a metric of another width, without rows, or that is not finite."""
-    found = metric.gradients.shape[-1]
+def check_sums(sums: SiteSums, width: int, name: str) -> None:
+    """Refused for sums of another width, of nothing, or that are not finite."""
+    halves = vars(sums)[sums.halves]
+    found = halves.shape[-1]
     if found != width:
         raise Refused(f"{name} is of width {found}, the site of width {width}; {CURE}")
-    if not all(bool(torch.isfinite(array).all()) for array in metric.arrays().values()):
-        raise Refused(
-            f"{name} is not finite; train with --target-view raw, or harvest another STORE with --compute-dtype float32"
-        )
-    if not metric.rows.all() or not metric.gradients.flatten(1).any(1).all():
-        raise Refused(f"{name} holds no gradients of even or of odd sequences; {CURE}, from more --sequences")
+    if not all(bool(torch.isfinite(array).all()) for array in sums.arrays().values()):
+        raise Refused(f"{name} is not finite; {sums.otherwise}, or harvest another STORE with --compute-dtype float32")
+    if not vars(sums)[sums.counts].all() or not halves.flatten(1).any(1).all():
+        raise Refused(f"{name} holds no {sums.summed} of even or of odd sequences; {CURE}, from more --sequences")
