@@ -88,12 +88,20 @@ def rows_of(text: str, model: LanguageModel, store: Store, least: int = 2) -> li
 
 @dataclass(frozen=True)
 class Runs:
-    """What the model makes of a row by itself, with the transcoder, and with the edits."""
+    """A row up to the layer, and what comes in the MLP's place: its own output, the transcoder's, and that of the edits."""
 
-    hidden: Float[Tensor, "three tokens d"]
+    tokens: Int[Tensor, "1 tokens"]
+    beside: Tensor
+    """The sites that the MLP's output is added to."""
+    put_in: tuple[Tensor, Tensor, Tensor]
     spliced: SplicedRows
     excluded: Tensor
     """bool [1, tokens]."""
+
+    def hidden(self, model: LanguageModel, index: int) -> Float[Tensor, "tokens d"]:
+        """The last hidden states with one of `put_in`."""
+        output = self.put_in[index]
+        return hidden_states(model, self.tokens, self.beside + output.to(self.beside.device))[0]
 
 
 def runs_of(
@@ -104,7 +112,7 @@ def runs_of(
     edits: Sequence[Edit],
     keep_error: bool,
 ) -> Runs:
-    """Runs the model on a row three times; arguments as in `effects`."""
+    """Runs the layers up to the transcoder's on a row; arguments as in `effects`."""
     recipe = store.manifest.recipe
     source_site = transcoder.config.source_site
     target_site = transcoder.config.target_site
@@ -116,8 +124,7 @@ def runs_of(
     excluded = torch.isin(tokens, torch.tensor(recipe.excluded_tokens))
     spliced = SplicedRows.of(transcoder, store.norm, source, target, excluded, keep_error)
     put_in = (target, spliced.output.view_as(target), spliced.edited(transcoder, edits).view_as(target))
-    hidden = torch.stack([hidden_states(model, tokens, beside + output.to(beside.device))[0] for output in put_in])
-    return Runs(hidden, spliced, excluded)
+    return Runs(tokens, beside, put_in, spliced, excluded)
 
 
 def continued(
@@ -135,7 +142,7 @@ def continued(
     for index, name in enumerate(("clean", "before", "after") if n > 0 else ()):
         row = tokens
         for _ in range(n):
-            last = runs_of(row, transcoder, store, model, edits, config.keep_error).hidden[index, -1:]
+            last = runs_of(row, transcoder, store, model, edits, config.keep_error).hidden(model, index)[-1:]
             logits = torch.nn.functional.linear(last, unembedding.weight, unembedding.bias)
             row = torch.cat([row, logits.argmax(1)[None].to(row.device)], dim=1)
         found[name] = "".join(token_texts(model.tokenizer, row[0, tokens.shape[1] :].tolist()))
@@ -160,12 +167,13 @@ def effects(
     config: the options.
     """
     runs = runs_of(tokens, transcoder, store, model, edits, config.keep_error)
+    hidden = torch.stack([runs.hidden(model, index) for index in range(len(runs.put_in))])
     words = token_texts(model.tokenizer, tokens[0].tolist())
     following = [*tokens[0, 1:].tolist(), None]
     edited_latents = [edit.latent for edit in edits]
     predictions = []
     for positions in (~runs.excluded[0]).nonzero().flatten().split(ROWS_AT_ONCE):
-        compared = differences(Unembedding.of(model), runs.hidden[:, positions.to(runs.hidden.device)], config.top)
+        compared = differences(Unembedding.of(model), hidden[:, positions.to(hidden.device)], config.top)
         for position, difference in zip(positions.tolist(), compared, strict=True):
             before = runs.spliced.latents[position, edited_latents].cpu()
             after = [float(edit(value[None])) for edit, value in zip(edits, before, strict=True)]

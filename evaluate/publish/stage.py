@@ -17,6 +17,7 @@ from store.errors import Refused
 from store.exports.export import export
 from store.exports.fitting import layout_named
 from store.layout import (
+    COLLECTION_SUMMARY,
     COMPARISON,
     COMPARISON_FOLDER,
     CONFIG,
@@ -49,7 +50,7 @@ OWN = (CONFIG, WEIGHTS, NORM_FILE, TRAIN_CONFIG, TRAINING_LOG)
 RESULTS = {
     EVALUATION: (METRICS, SUMMARY, REPORT_MARKDOWN, REPORT),
     COMPARISON_FOLDER: (OURS_METRICS, COMPARISON, SUMMARY, REPORT_MARKDOWN, REPORT),
-    SAMPLES: (FEATURES, "collection_summary.json"),
+    SAMPLES: (FEATURES, COLLECTION_SUMMARY),
 }
 """The same, by folder."""
 

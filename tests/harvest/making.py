@@ -61,3 +61,21 @@ def damage(flipped: Path, cut: Path, lost: Path) -> None:
     flipped.write_bytes(content)
     os.truncate(cut, 1000)
     lost.unlink()
+
+
+def harvest_with_metric(model: Path, text: Path, store: Path) -> HarvestConfig:
+    """A harvest of eight shards that estimates its metric and lens."""
+    return HarvestConfig(
+        model=str(model),
+        layer=1,
+        dataset=str(text),
+        tokens=64 * 16,
+        context=16,
+        shard_tokens=128,
+        heldout_every=4,
+        device="cpu",
+        dtype="float32",
+        compute_dtype="float32",
+        store=store,
+        metric_sequences=12,
+    )

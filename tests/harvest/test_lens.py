@@ -29,6 +29,7 @@ from store.lens.site_lens import SiteLens, read_lens
 from store.shards.manifest import load_manifest
 from store.shards.reader import open_store
 from store.verify import verify
+from tests.harvest.making import harvest_with_metric
 from tests.harvest.model.making import N_LAYERS, TINY, save_tiny
 from tests.making import BOS
 
@@ -40,20 +41,7 @@ FINAL_NORMS = {"GPT2LMHeadModel": "transformer.ln_f"}
 
 @pytest.fixture
 def config(tiny_models, text_file, tmp_path) -> HarvestConfig:
-    return HarvestConfig(
-        model=str(tiny_models["gemma2"]),
-        layer=1,
-        dataset=str(text_file),
-        tokens=64 * 16,
-        context=16,
-        shard_tokens=128,
-        heldout_every=4,
-        device="cpu",
-        dtype="float32",
-        compute_dtype="float32",
-        store=tmp_path / "store",
-        metric_sequences=12,
-    )
+    return harvest_with_metric(tiny_models["gemma2"], text_file, tmp_path / "store")
 
 
 def dense_jacobian(
