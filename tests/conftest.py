@@ -1,5 +1,6 @@
-"""Shapes are checked in every test; fixtures are tiny models and small stores, made without a network."""
+"""Shapes are checked in every test, where annotations name them; fixtures are tiny models and small stores, made without a network."""
 
+import ast
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,25 @@ os.environ["OMP_NUM_THREADS"] = "1"  # here and in every command under test: the
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-install_import_hook(["store", "harvest", "train", "evaluate"], "beartype.beartype")
+ROOMS = ("store", "harvest", "train", "evaluate")
+ROOT = Path(__file__).parent.parent
+
+
+def import_libraries(path: Path) -> None:
+    """Imports what a module of ours imports of others.
+
+    Called before the hook: while that loads a module, Python takes no library's compiled file, but compiles its source.
+    """
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module.split(".")[0] not in ROOMS):
+            exec(compile(ast.Module([node], []), str(path), "exec"), {})
+
+
+sources = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+for path in sources:
+    import_libraries(path)
+shaped = [path for path in sources if "from jaxtyping import" in path.read_text()]
+install_import_hook([".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shaped], "beartype.beartype")
 # The same examples everywhere, however slow the machine is: a first call may compile, and other tests have the cores.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
