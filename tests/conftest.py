@@ -1,4 +1,4 @@
-"""Shapes are checked in every test, where annotations name them; fixtures are tiny models and small stores, made without a network."""
+"""Shapes are checked in every test where annotations name them; fixtures are tiny models and small stores, made offline."""
 
 import ast
 import json

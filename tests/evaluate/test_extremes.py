@@ -98,7 +98,7 @@ COMMANDS: dict[str, tuple[type, Callable, dict]] = {
 
 @pytest.mark.parametrize(
     "kind",
-    ["dead", "one prefix", *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_EDGES)],
+    ["dead", *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_EDGES)],
 )
 def test_every_command_takes_a_run_at_the_edge(kind, harvested, tiny_models, tmp_path, subtests, caplog):
     model = str(tiny_models["gemma2"])

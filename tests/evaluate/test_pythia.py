@@ -61,6 +61,7 @@ def folder(tiny_models, text_file, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_of_evaluate_runs_on_a_model_without_resid_mid(folder):
     common = dict(store=folder / "store", run=folder / "run", device="cpu")
     assert (evaluate_run(EvaluateConfig(**common)) / "report.html").exists()

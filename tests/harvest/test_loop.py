@@ -198,6 +198,7 @@ assert child(sys.argv[3] + "/whole", []) == 0
 points = [(harvest.model.language_model.LanguageModel, "run_layers", n) for n in (1, 6)]
 points += [(os, "fsync", n) for n in range(1, 32, 3)]
 points += [(Path, "replace", n) for n in (2, 3, 5, 8, 11, 14, 16)]
+points = points[:: int(sys.argv[4])]
 for number, point in enumerate(points):
     store = f"{sys.argv[3]}/killed{number}"
     assert (first := child(store, [point])) == signal.SIGKILL, (point, first)
@@ -211,18 +212,21 @@ for n in (1, 2, 3):
 """
 
 
-def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(tiny_models, text_file, tmp_path):
-    places = map(str, (tiny_models["gemma2"], text_file, tmp_path))
+@pytest.mark.parametrize(("every", "killed"), [(4, 5), pytest.param(1, 20, marks=pytest.mark.slow)])
+def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(
+    tiny_models, text_file, tmp_path, every, killed
+):
+    places = map(str, (tiny_models["gemma2"], text_file, tmp_path, every))
     python("-c", KILLER, *places, TOKENIZERS_PARALLELISM="false")
     for layer in ("layer0", "layer1"):
         whole = store_files(tmp_path / "whole" / layer)
         assert len([name for name in whole if name.startswith("shard-")]) == 3
-        for number in range(20):
+        for number in range(killed):
             assert store_files(tmp_path / f"killed{number}" / layer) == whole
     for number in (1, 2, 3):
         assert store_files(tmp_path / f"repaired{number}") == whole
 
 
-@pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deaths", ["15", pytest.param("1000", marks=pytest.mark.slow)])
 def test_random_deaths_end_byte_identical(tmp_path, deaths):
     assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0")

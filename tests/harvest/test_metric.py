@@ -128,14 +128,14 @@ def test_the_estimate_comes_to_the_fisher_matrix_of_full_jacobians(config, tiny_
     store = open_store(config.directory)
     model = load_model(config.model, 1, CPU, torch.float32)
     found = 0
-    for seed in range(60):
+    for seed in range(24):
         under_way = Estimate(model, {1: store}, 2, seed)
-        found = found + under_way.run().metric[1, "mlp_out"].fisher / 60
+        found = found + under_way.run().metric[1, "mlp_out"].fisher / 24
         under_way.forget()
     exact = exact_fisher(str(tiny_models["gemma2"]), under_way.drawn.tokens, under_way.drawn.kept)
     cosine = (found * exact).sum() / found.norm() / exact.norm()
-    assert cosine > 0.95
-    assert found.trace().item() == pytest.approx(exact.trace().item(), rel=0.15)
+    assert cosine > 0.9
+    assert found.trace().item() == pytest.approx(exact.trace().item(), rel=0.2)
 
 
 def test_a_harvest_ends_with_the_metric_of_all_its_layers(config):

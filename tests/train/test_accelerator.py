@@ -38,6 +38,8 @@ KINDS = {
     "recipes": RECIPES,
     "nulls": {"nulls": True, "target_view": "raw", "tokens": 32 * 10, "heldout_every": 10},
 }
+QUICK = ("gated", "recipes", "skip")
+"""Between them every pass over entries and both kinds of selection; the others run in `make test-all`."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def folders(config: TrainConfig) -> list[TrainConfig]:
     return [config] + [replace(config, run=each) for each in sorted((config.run_directory / "null").glob("*"))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in KINDS])
 def test_a_run_on_the_device_equals_one_on_the_host(stored, tmp_path, accelerator, kind):
     host = config_of(stored, tmp_path / "host", **KINDS[kind])
     device = replace(host, run=tmp_path / "device", device=accelerator)
@@ -76,7 +78,9 @@ def test_a_run_on_the_device_equals_one_on_the_host(stored, tmp_path, accelerato
         assert "heldout_fvu" in log[1]
 
 
-@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "gated", "recipes"])
+@pytest.mark.parametrize(
+    "kind", ["recipes", *(pytest.param(each, marks=pytest.mark.slow) for each in ("batchtopk", "jumprelu", "gated"))]
+)
 def test_a_run_stopped_on_the_device_continues_bit_for_bit(stored, tmp_path, accelerator, monkeypatch, kind):
     whole = config_of(stored, tmp_path / "whole", device=accelerator, **KINDS[kind])
     stopped = replace(whole, run=tmp_path / "stopped")

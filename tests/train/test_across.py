@@ -30,6 +30,7 @@ TRAIN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_transcoder_to_another_layer_is_trained_measured_and_compared(stores, tmp_path, monkeypatch, capsys):
     source, target = stores
     ours, plain = tmp_path / "ours", tmp_path / "plain"

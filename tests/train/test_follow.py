@@ -138,7 +138,9 @@ def bury() -> None:
     gc.collect()
 
 
-@pytest.mark.parametrize(("seed", "keep"), [(0, 2), (1, 2), (2, 3), (3, 5)])
+@pytest.mark.parametrize(
+    ("seed", "keep"), [(0, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(1, 2), (2, 3), (3, 5)])]
+)
 def test_random_deaths_of_either_side_end_as_a_run_over_a_whole_store(asked, config, tmp_path, monkeypatch, seed, keep):
     harvest.loop.harvest(asked)
     train(config)

@@ -415,6 +415,7 @@ def wandb_records(path) -> list:
     return records
 
 
+@pytest.mark.slow
 def test_snapshots_show_features_while_training_goes_on_as_if_nobody_looked(config, tmp_path, tiny_models):
     store = make_store(tmp_path / "words", context=32, shard_sequences=8, tokenizer_hash=hash_of(tiny_models["gpt2"]))
     config = replace(config, store=store.directory)

@@ -73,6 +73,7 @@ def test_nulls_are_trained_beside_a_run_that_stays_as_it_is(tmp_path, monkeypatc
         assert saved.name == f"Matryoshka BatchTopK, k 4, {null.replace('_', ' ')} (chance)"
 
 
+@pytest.mark.slow
 def test_nulls_can_be_added_to_a_finished_run_and_continue_after_an_interrupt(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", 8)
     plain = run_config(store.directory, tmp_path / "run")

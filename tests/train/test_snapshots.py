@@ -88,6 +88,7 @@ def test_training_ends_when_all_its_snapshots_have_their_features(config, tmp_pa
     assert collected(looked) == [10, 20, 30, 40]
 
 
+@pytest.mark.slow
 def test_features_that_cannot_be_collected_are_a_warning_with_the_command(config, tmp_path, monkeypatch, caplog):
     """`evaluate features` refuses this store: its model, and so its tokenizer, does not exist."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

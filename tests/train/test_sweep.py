@@ -80,6 +80,7 @@ def test_a_sweep_reads_every_row_as_often_as_one_run_does(shared, tmp_path, monk
     assert 0 < bytes_of_steps((4,)) == bytes_of_steps((2, 3, 4))
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_and_a_grown_one_trains_only_what_is_new(shared, tmp_path, monkeypatch, capsys):
     stepped = []
 

@@ -59,6 +59,7 @@ def test_nulls_stand_beside_the_trivial_predictors_and_are_marked(with_chance):
     assert f"{found.ours.name} is better than chance in FVU" in said
 
 
+@pytest.mark.slow
 def test_seeds_are_measured_as_each_would_be_alone(with_chance):
     found = read_comparison(with_chance / "run" / "comparison")
     folders = [with_chance / "run_seed1", with_chance / "run_seed2"]

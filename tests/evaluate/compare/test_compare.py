@@ -100,6 +100,7 @@ def test_a_report_of_a_store_without_repeats_does_not_speak_of_them(compared):
     assert "n_repeated_documents" not in (compared / "comparison.json").read_text()
 
 
+@pytest.mark.slow
 def test_results_that_lack_a_metric_added_since_are_measured_again(trained, monkeypatch):
     compare_runs(trained)
     evaluate_run(trained)
@@ -213,6 +214,7 @@ def test_no_winner_where_the_frontiers_say_the_contrary(trained, store):
     assert winner_where_the_frontiers_differ_by(0.15, (0.1, 0.2)) == "ours"
 
 
+@pytest.mark.slow
 def test_several_folders_are_measured_and_the_first_is_judged(trained, store):
     folder = compare_runs(replace(trained, baseline=(*trained.baseline, trained.run.parent / "jump")))
     comparison = json.loads((folder / "comparison.json").read_text())

@@ -37,6 +37,7 @@ def test_a_section_that_fails_costs_only_itself(config, monkeypatch):
     assert "Not measured: delta CE and KL: the model has moved" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_is_taken_up_and_equals_an_uninterrupted_one(config, monkeypatch, tmp_path, caplog):
     def die(self, results, model):
         raise KeyboardInterrupt
@@ -55,6 +56,7 @@ def test_an_interrupted_comparison_is_taken_up_and_equals_an_uninterrupted_one(c
     assert again.as_json() == read_comparison(compare_runs(replace(config, force=True))).as_json()
 
 
+@pytest.mark.slow
 def test_an_unfinished_comparison_of_other_options_is_not_taken_up(config, monkeypatch):
     def die(self, results):
         raise KeyboardInterrupt

@@ -58,6 +58,7 @@ def test_decoders_are_compared_by_their_directions():
     assert decoder_overlap(a, b) == pytest.approx((0.6 + 1.0 + 0.0) / 3)
 
 
+@pytest.mark.slow
 def test_several_layers_give_one_report_with_every_layer_and_their_overlap(layers, capsys):
     folder = compare(layers)
     found = json.loads((folder / "layers.json").read_text())

@@ -84,7 +84,13 @@ class Case:
         return self.plain(tokens).logits.double().log_softmax(-1)
 
 
-@pytest.fixture(scope="module", params=[*SIDE_BY_SIDE, *AUTOENCODERS], ids="-".join)
+CASES = [
+    pytest.param(each, id="-".join(each), marks=() if each in (SIDE_BY_SIDE[0], AUTOENCODERS[0]) else pytest.mark.slow)
+    for each in (*SIDE_BY_SIDE, *AUTOENCODERS)
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request, tiny_models, text_file, tmp_path_factory) -> Case:
     source_site, architecture = request.param
     folder = tmp_path_factory.mktemp("sites")

@@ -8,14 +8,14 @@ from evaluate.model.spelling import in_prompts, letter_gradients, read
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model
 from harvest.model.unembedding import Unembedding
-from tests.making import BOS, FAMILIES
+from tests.making import BOS
 
 CPU = torch.device("cpu")
 
 LETTERS, RIGHT, PLACE = torch.tensor([40, 41, 42, 50]), torch.tensor([2, 0]), 4
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["gemma2", "gpt2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def model(request, tiny_models) -> LanguageModel:
     return load_model(str(tiny_models[request.param]), 1, CPU, torch.float32)
 

@@ -18,13 +18,12 @@ from harvest.model.loading import load_model
 from harvest.model.unembedding import Unembedding
 from store.shards.reader import Store, open_store
 from store.transcoders.transcoder import Transcoder
-from tests.making import FAMILIES
 from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["gemma2", "gpt2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def cached(request, tiny_models, text_file, tmp_path_factory) -> tuple[LanguageModel, Store]:
     folder = tmp_path_factory.mktemp("splice") / "store"
     config = HarvestConfig(

@@ -83,6 +83,7 @@ def test_a_store_of_small_shards_is_extended_with_shards_of_its_size(small, tmp_
     assert store_files(small.directory) == store_files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_small_store_that_grows_large_is_warned_of_its_many_shards(small, caplog, monkeypatch):
     harvest(replace(small, tokens=3200))
     assert "shards" not in caplog.text

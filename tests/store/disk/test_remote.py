@@ -221,6 +221,7 @@ def test_local_shards_are_still_read_straight_into_the_buffer(tmp_path):
     stream.close()
 
 
+@pytest.mark.slow
 def test_harvest_train_evaluate_verify_repair_and_info_take_a_url(
     trouble: Trouble, tiny_models, text_file, tmp_path, monkeypatch, capsys
 ):

@@ -104,5 +104,6 @@ print([name for name in sys.modules if name.startswith(("store.sparse.triton", "
 """
 
 
+@pytest.mark.slow
 def test_training_on_a_cpu_imports_neither_triton_nor_its_kernels(tmp_path):
     assert python("-c", STEP).strip() == "[]"

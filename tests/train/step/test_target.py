@@ -103,6 +103,7 @@ def test_the_artefact_is_folded_back_to_raw_units(shared, activation):
     torch.testing.assert_close(artefact(batch.source).double(), recon @ root_of(shared).inverse, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_errors_that_cost_more_become_smaller(shared, tmp_path):
     config = replace(run_config(shared.directory, tmp_path / "raw"), tokens=32 * 150)
     fisher = root_of(shared, 0.03)
