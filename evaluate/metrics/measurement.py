@@ -224,6 +224,7 @@ class OnRows(RowSums):
     redundancy: float | None = None
     mean_max_cosine: float | None = None
     max_cosine_histogram: CosineHistogram | None = None
+    cosine_sample: int | None = None
     explained_variance_saelens_legacy: float | None = None
     explained_variance_saebench: float | None = None
     d_sae: int | None = None

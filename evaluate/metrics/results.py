@@ -154,6 +154,7 @@ def measurement_of(
         "redundancy": alike.share,
         "mean_max_cosine": alike.mean_max_cosine,
         "max_cosine_histogram": cosine_histogram(alike.max_cosine),
+        "cosine_sample": None if len(alike.max_cosine) == config.d_sae else len(alike.max_cosine),
         "d_sae": config.d_sae,
         "k": config.k,
     }

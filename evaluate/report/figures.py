@@ -175,14 +175,17 @@ def density(results: Results) -> Figure:
 
 def decoder_cosines(results: Results) -> Figure:
     series = []
+    caption = "Each latent's largest |cosine| with another."
     for colour, m in enumerate(results.transcoders):
         histogram = m.max_cosine_histogram
         if histogram is not None:
             series.append(_bars(m.name, colour, histogram.edges, histogram.features))
+            if m.cosine_sample is not None:
+                caption += f" {m.name}: of {m.cosine_sample:,} of its latents, evenly spaced."
     return Figure(
         name="decoder_cosines",
         title="How alike decoder rows are",
-        caption="Each latent's largest |cosine| with another.",
+        caption=caption,
         x=Axis(label="largest |cosine|"),
         y=Axis(label="features", from_zero=True),
         series=tuple(series),

@@ -101,10 +101,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=parse_count, default=200_000)
     parser.add_argument("--sequences", type=int, default=512, help="for the metric")
     parser.add_argument("--other-layer", type=int, default=12)
+    parser.add_argument("--only", nargs="*", help="rows of the table by name; the plain target is always one of them")
     parser.add_argument("--heldout", type=int, default=64, help="sequences on which the language model is run")
     options = parser.parse_args()
     store = open_store(options.store)
     variants = variants_of(store, options.sequences, options.other_layer, options.results)
+    if options.only:
+        variants = [variant for variant in variants if variant.metric is None or variant.name in options.only]
     recipe = parse(TrainConfig, "metric", expand(["--preset", "demo"]))
     recipe = replace(recipe, store=options.store, tokens=options.tokens, check=False)
     transcoders = []

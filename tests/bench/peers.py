@@ -3,9 +3,9 @@
 Each peer runs in a process and an environment of its own (tests/bench/peer.py, versions in tests/bench/peers.txt), one at a
 time: the steps alternate round by round (two of each, of which the second counts), and the rows, sizes, dtype of the
 weights and number of threads are the same. For quality each trains on the same rows in the same order; FVU is ours, in
-float64, on held-out rows. Thresholds give a mean of k active latents: ours on training rows, the peers' on those that are
-measured, which can only help them. SAELens and dictionary_learning cannot train transcoders, so there mlp_out predicts
-itself.
+float64, on held-out rows, and KL and delta CE are those of the language model with each put into it. Thresholds give a
+mean of k active latents: ours on training rows, the peers' on those that are measured, which can only help them. SAELens
+and dictionary_learning cannot train transcoders, so there mlp_out predicts itself.
 """
 
 import argparse
@@ -25,6 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.metrics.results import evaluate
+from evaluate.model.splice import splice
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import model_of
 from store.cli import one_line_errors, parse
 from store.counts import parse_count
 from store.loader.batches import batches
@@ -44,14 +47,20 @@ WORKER = Path(__file__).with_name("peer.py")
 SAE, TRANSCODER = ("mlp_out", "mlp_out"), ("resid_mid", "mlp_out")
 PEERS = {"saelens": SAE, "dictionary_learning": SAE, "sparsify": TRANSCODER}
 """The peers, and what each reads and predicts here."""
-RATES = {"saelens": (3e-4, 3e-3), "dictionary_learning": (2.8e-4, 2.8e-3), "sparsify": (7.1e-3, 2.1e-3)}
-"""The learning rate that each recommends for this width, and a second one, since these runs are short."""
+RATES = {
+    "saelens": (3e-4, 1e-3, 3e-3),
+    "dictionary_learning": (2.8e-4, 1e-3, 2.8e-3),
+    "sparsify": (7.1e-3, 2.1e-3, 2.1e-2),
+}
+"""The learning rate that each recommends for this width, and two others, since these runs are short."""
 OURS = ("batchtopk", "topk")
 EQUAL_TIME = 2
 """Ours trains on this many times the rows as well: less time than any peer takes, while the ratios above are larger."""
 OUR_LR, N_BATCHES = 4e-3, 8
 WARM_STEPS = {"ours": 30, "peers": 2}
 HELDOUT_ROWS = 8192
+SPLICED = 32
+"""Held-out sequences on which each is put into the language model."""
 SIZES = dict(d_sae=8192, k=64, prefixes=[1024, 2048, 4096, 6144, 8192])
 CPU = torch.device("cpu")
 
@@ -175,17 +184,19 @@ def artefact(path: Path, name: str, store: Store) -> Transcoder:
 
 
 @torch.no_grad()
-def measured(transcoder: Transcoder, store: Store) -> str:
+def measured(transcoder: Transcoder, store: Store, model: LanguageModel) -> str:
     [found] = evaluate([transcoder], store, "heldout", 2048, CPU, limit=HELDOUT_ROWS, quiet=True)
-    return f"{found.fvu:.4f} | {found.l0_mean:.1f} | {found.dead_fraction:.1%}"
+    table = splice([transcoder], store, model, SPLICED, False)
+    kl, ce = (table.estimate(table.statistic(0, key)).value for key in ("kl", "delta_ce"))
+    return f"{found.fvu:.4f} | {kl:.4f} | {ce:+.4f} | {found.l0_mean:.1f} | {found.dead_fraction:.1%}"
 
 
 def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int, names: list[str]) -> None:
-    """Prints held-out FVU of each after the same rows, and of ours after EQUAL_TIME times as many."""
-    print(
-        f"{rows} rows in batches of {batch_rows}\n| | rows | learning rate | FVU | L0 | dead |\n|---|---|---|---|---|---|"
-    )
+    """Prints what each is worth after the same rows, and ours after EQUAL_TIME times as many."""
+    heads = ["", "rows", "learning rate", "FVU", "KL", "delta CE", "L0", "dead"]
+    print(f"{rows} rows in batches of {batch_rows}\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     steps = rows // batch_rows
+    model = model_of(store.manifest.recipe, CPU)
     for sites in sorted({PEERS[name] for name in names}):
         path = folder / f"{sites[0]}-quality.safetensors"
         save_file(first_rows(store, "train", steps * batch_rows, sites), path)
@@ -199,7 +210,7 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
                 activation=activation,
             )
             name = f"ours, {activation}, {' to '.join(sites)}"
-            print(f"| {name} | {n_rows} | {config.lr} | {measured(train(config), store)} |", flush=True)
+            print(f"| {name} | {n_rows} | {config.lr} | {measured(train(config), store, model)} |", flush=True)
         for name in (name for name in names if PEERS[name] == sites):
             for lr in RATES[name]:
                 with Peer(
@@ -209,7 +220,7 @@ def quality(store: Store, python: Path, folder: Path, rows: int, batch_rows: int
                         peer.ask(do="step")
                     peer.ask(do="save", path=str(folder / "peer.safetensors"))
                 made = artefact(folder / "peer.safetensors", name, store)
-                print(f"| {name} | {rows} | {lr} | {measured(made, store)} |", flush=True)
+                print(f"| {name} | {rows} | {lr} | {measured(made, store, model)} |", flush=True)
 
 
 def main() -> None:

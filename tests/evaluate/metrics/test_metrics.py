@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluate.metrics.accumulate import measure_rows
-from evaluate.metrics.redundancy import redundancy
+from evaluate.metrics.redundancy import redundancy, redundancy_by_prefix
 from evaluate.metrics.results import ROW_METRICS, density_histogram, evaluate, percentiles
 from evaluate.rows import places, rows_in_order
 from store.shards.manifest import Rest
@@ -211,6 +211,19 @@ def test_redundancy_by_hand():
     found = redundancy(W_dec)
     assert found.share == pytest.approx(2 / 12)
     assert found.max_cosine.tolist() == pytest.approx([c, c, 0, 0], abs=1e-6)
+
+
+def test_of_a_wide_dictionary_a_sample_of_latents_is_compared_with_all_others():
+    W_dec = torch.randn(300, 5)
+    whole, prefix = redundancy_by_prefix(W_dec, (300, 60), sampled=100)
+    unit = (W_dec / W_dec.norm(dim=1, keepdim=True)).double()
+    cosine = (unit @ unit.T).abs().fill_diagonal_(0)
+    sample = cosine[::3]
+    assert whole.share == (sample > 0.9).sum() / (100 * 299)
+    torch.testing.assert_close(whole.max_cosine.double(), sample.amax(1), rtol=0, atol=1e-6)
+    assert prefix.share == (cosine[:60, :60] > 0.9).sum() / (60 * 59)
+    torch.testing.assert_close(prefix.max_cosine.double(), cosine[:60, :60].amax(1), rtol=0, atol=1e-6)
+    assert prefix.mean_max_cosine == pytest.approx(float(prefix.max_cosine.mean()))
 
 
 def test_rows_in_order_are_the_heldout_rows(store):
