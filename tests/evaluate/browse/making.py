@@ -1,6 +1,5 @@
 """Runs to be browsed, and what their shards and weights say."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -13,6 +12,8 @@ import torch
 
 from evaluate.features import samples, split_text
 from evaluate.features.config import FeaturesConfig
+from evaluate.promoted import tokens as promoted
+from harvest.model.output_weights import OutputWeights
 from store.disk.files import write_text
 from store.layout import FEATURES
 from store.shards.reader import open_store
@@ -40,11 +41,11 @@ def make_results(folder: Path, tokenizer: Path) -> Path:
     run = folder / "results" / RUN
     make_transcoder(d_in=12, d_out=10, d_sae=80, prefix_sizes=(10, 40, 80), name="ours").save(run)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (samples, split_text):
+        for module in (promoted, split_text):
             patch.setattr(module, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
-        patch.setattr(samples, "load_unembedding", lambda model, fold_norm: UNEMBEDDING)
-        config = FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu")
-        samples.collect_samples(dataclasses.replace(config, promoted_tokens=True))
+        weights = OutputWeights(UNEMBEDDING, torch.ones(10))
+        patch.setattr(promoted, "read_output_weights", lambda model, revision: weights)
+        samples.collect_samples(FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu"))
     write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))
     write_text(run / "comparison" / "google_metrics.json", json.dumps(measured("theirs", 0.4321, store)))
     write_text(run / "evaluation" / "report.html", "<p>the report</p>")
