@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluate.browse.charts import BarChart, bars
 from evaluate.browse.folder import RunFolder
-from evaluate.features.reader import Features, NotFound
+from evaluate.features.reader import Features
 from evaluate.text import brief
 
 SHADES = 9
@@ -53,8 +53,7 @@ class FeatureView:
 
 def feature_view(features: Features, latent: int) -> FeatureView:
     """The content of a feature's page. NotFound when there is no such latent."""
-    if not 0 <= latent < len(features):
-        raise NotFound(f"there is no feature {latent}: this dictionary has 0 to {len(features) - 1}")
+    features.check(latent)
     [record] = features.records([latent])
     for context in record["contexts"]:
         context["words"] = shaded(context, record["max_activation"])
