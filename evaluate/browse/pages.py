@@ -6,7 +6,15 @@ from pathlib import Path
 
 import jinja2
 
-from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_view, intervene_command, random_latent
+from evaluate.browse.feature_views import (
+    SPLIT_COSINE,
+    WITHIN,
+    branch,
+    control_in,
+    feature_view,
+    intervene_command,
+    random_latent,
+)
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
@@ -149,8 +157,17 @@ class Pages:
         view = feature_view(run.features(), latent)
         note = self.notes_of(run).get(latent, EMPTY)
         other = None if self.links.is_static else random_latent(run.features(), latent)
-        command = intervene_command(run, latent)
-        return self.render("feature.html", run=run, other=other, command=command, note=note, limits=LIMITS, **vars(view))
+        control = control_in(run.features(), latent)
+        return self.render(
+            "feature.html",
+            run=run,
+            other=other,
+            control=control,
+            command=intervene_command(run, latent, control),
+            note=note,
+            limits=LIMITS,
+            **vars(view),
+        )
 
     def tree(self, name: str, query: Mapping[str, str]) -> str:
         """Coarse latents and, under each, the finer latents that fire within it or split from it."""

@@ -25,6 +25,15 @@ document.addEventListener("keydown", event => {
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 });
 
+// A command to copy. Pages that were opened from a disk may have no clipboard.
+for (const button of navigator.clipboard ? document.querySelectorAll("[data-copy]") : []) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    button.textContent = "Copied";
+  });
+}
+
 // What a page sends: JSON to its own server. The answer, or an Error with the server's line.
 async function send(url, content) {
   const headers = { "Content-Type": "application/json" };
