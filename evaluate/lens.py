@@ -35,9 +35,10 @@ class Lens:
     through_norm: bool = False
     """Whether it leads through the final norm."""
 
-    def carried(self, W_dec: Float[Tensor, "d_sae d"]) -> Float[Tensor, "d_sae d"]:
-        """The decoder rows as they arrive at the unembedding, or before the final norm."""
-        return W_dec if self.jacobian is None else W_dec @ self.jacobian.to(W_dec).T
+    def carried(self, W_dec: Float[Tensor, "d_sae d"], gain: Float[Tensor, " d"]) -> Float[Tensor, "d_sae d"]:
+        """The decoder rows as they arrive at the unembedding; `gain` is that of the final norm."""
+        rows = W_dec if self.jacobian is None else W_dec @ self.jacobian.to(W_dec).T
+        return rows if self.through_norm else rows * gain
 
     @property
     def digest(self) -> str:

@@ -1,6 +1,7 @@
 """What a notebook needs: a text -> its tokens, the latents of each, and what each latent responds to."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.features.reader import Features, open_features
 from evaluate.model.intervene import rows_of
 from evaluate.model.splice import open_model
+from evaluate.notes.file import Note, read_notes
 from evaluate.runs import open_without_rows
 from harvest.model.language_model import LanguageModel
 from harvest.model.tokenizer import token_texts
@@ -60,6 +62,11 @@ class RunOnText:
             raise Refused(f"{self.folder} has no features yet; collect them with make features RUN={self.folder}")
         return open_features(path, path.stat().st_mtime_ns)
 
+    @property
+    def notes(self) -> Mapping[int, Note]:
+        """By latent, the star, the name and the note that it was given in the browser. Damaged when the file is none."""
+        return read_notes(self.folder)
+
     def top_tokens(self, latent: int, n: int = 5) -> list[str]:
         """The tokens that a latent fires on most, by the sum of its activations; empty for a latent that never fired.
 
@@ -69,7 +76,11 @@ class RunOnText:
         return [top["token"] for top in record["top_tokens"][:n]]
 
     def label(self, latent: int) -> str:
-        """A judge's explanation of a latent, where there is one; else the tokens that it fires on most."""
+        """The name that a latent was given in the browser; else a judge's explanation, where there is one; else the tokens
+        that it fires on most."""
+        note = self.notes.get(latent)
+        if note is not None and note.name:
+            return note.name
         path = self.folder / JUDGE / EXPLANATIONS
         for line in path.read_text().splitlines() if path.exists() else []:
             record = json.loads(line)

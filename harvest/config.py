@@ -146,7 +146,7 @@ class HarvestConfig(Options):
     metric_sequences: NotNegative | None = None
     """Training sequences from whose gradients the store's metric is estimated at the end (what an error at each site costs
     the language model: train --target-view weighs errors by it), and its Jacobian lens (what the last hidden state makes of
-    a change there: evaluate features --promoted-tokens reads it). 0 leaves both out. Default: 256 on a GPU, 48 on a CPU;
+    a change there: evaluate features reads it). 0 leaves both out. Default: 256 on a GPU, 48 on a CPU;
     none beside --keep-shards."""
 
     def __post_init__(self) -> None:

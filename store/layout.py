@@ -66,6 +66,11 @@ FEATURE_FILES = "feature_*.json"
 ANALYSIS = "analysis"
 """Folder of `evaluate analyze`."""
 
+NOTES = "notes.json"
+"""Stars, names and notes that people give to latents in the browser."""
+NOTES_LOCK = "notes.lock"
+"""There while a note is written."""
+
 PUSHED = "hub"
 """Folder of `evaluate push`: what the hub's repository holds."""
 

@@ -124,6 +124,10 @@ def assert_alike(found: Any, expected: Any, where: str = "", rel: float = 2e-3, 
         assert found == expected, where
 
 
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 @contextlib.contextmanager
 def on_threads(n: int) -> Iterator[None]:
     """PyTorch on so many threads, on any machine."""

@@ -38,7 +38,7 @@ def snapshot_of(folder: Path, store: StorePath, config: TrainConfig) -> Snapshot
     """The snapshot in a folder of the run that `config` trains on `store`."""
     command = [sys.executable, "-m", "evaluate", "features"]
     command += ["--model", config.model, "--layer", str(config.layer), "--store", str(store), "--run", str(folder)]
-    command += ["--device", config.device, "--no-json", "--no-check"]
+    command += ["--device", config.device, "--no-json", "--no-check", "--no-promoted-tokens"]
     if config.target_directory is not None:
         command += ["--target-store", str(config.target_directory)]
     if config.tokenizer is not None:

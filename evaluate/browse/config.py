@@ -10,7 +10,9 @@ from store.errors import Refused
 
 @dataclass(frozen=True, kw_only=True)
 class BrowseConfig(Options):
-    """Look at everything in a results folder in a web browser: runs, their features, two side by side. Reads only."""
+    """Look at everything in a results folder in a web browser: runs, their features, two side by side.
+
+    It writes nothing but notes.json beside a run: the stars, names and notes that you give to its features."""
 
     results: Path = Path("results")
     """Folder of the runs."""
@@ -37,3 +39,5 @@ class BrowseExportConfig(Options):
     """Folder to write to: new, empty or an earlier export."""
     features: Positive = 1000
     """Features of each run that get a page, from the first prefix on."""
+    notes: bool = True
+    """Show stars, names and notes."""

@@ -29,7 +29,7 @@ def export(config: BrowseExportConfig) -> Path:
     if not config.results.is_dir():
         raise Refused(f"{config.results} is not a folder; give --results, or make a run with make demo")
     links = FileLinks(config.features)
-    pages = Pages(config.results, links)
+    pages = Pages(config.results, links, notes=config.notes)
     shutil.copytree(STATIC, out / "static", dirs_exist_ok=True)
 
     def write(file: str, make: Callable[[], str]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from evaluate.browse.charts import BarChart, bars
 from evaluate.browse.folder import RunFolder
-from evaluate.features.reader import Features, NotFound
+from evaluate.features.reader import Features
+from evaluate.model.control import Control, control_of
 from evaluate.text import brief
 
 SHADES = 9
@@ -53,8 +54,7 @@ class FeatureView:
 
 def feature_view(features: Features, latent: int) -> FeatureView:
     """The content of a feature's page. NotFound when there is no such latent."""
-    if not 0 <= latent < len(features):
-        raise NotFound(f"there is no feature {latent}: this dictionary has 0 to {len(features) - 1}")
+    features.check(latent)
     [record] = features.records([latent])
     for context in record["contexts"]:
         context["words"] = shaded(context, record["max_activation"])
@@ -81,9 +81,15 @@ def random_latent(features: Features, latent: int) -> int | None:
     return int(random.choice(alike))
 
 
-def intervene_command(run: RunFolder, latent: int) -> str:
-    """The command that ablates a latent, to be copied."""
-    return f"make intervene RUN={run.folder} ARGS='--text \"...\" --ablate {latent}'"
+def intervene_command(run: RunFolder, latent: int, control: Control | None) -> str:
+    """The command that ablates a latent, and its control where there is one, to be copied."""
+    beside = "" if control is None else " --control"
+    return f"make intervene RUN={run.folder} ARGS='--text \"...\" --ablate {latent}{beside}'"
+
+
+def control_in(features: Features, latent: int) -> Control | None:
+    """The control that `intervene` draws for a latent by default; None where it has none."""
+    return control_of(features.columns["density"], features.columns["mean_activation"], latent)
 
 
 def context_groups(contexts: list[dict]) -> list[tuple[str, str, list[dict]]]:

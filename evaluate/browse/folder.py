@@ -1,8 +1,8 @@
-"""The runs under a results folder, as the browser shows them: read when a page asks for them, never written."""
+"""The runs under a results folder, as the browser shows them: read when a page asks for them."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from evaluate.estimates import read_result
 from evaluate.features.reader import Features, NotFound, open_features
 from evaluate.features.summary import CollectionSummary, read_summary
 from evaluate.metrics.measurement import Measurement
+from evaluate.notes.file import Note, read_notes
 from evaluate.text import Number
 from evaluate.training_log import read_log
 from store.errors import Damaged
@@ -132,6 +133,20 @@ class RunFolder:
         dataset = recipe.get("dataset") or (self.summary.dataset if self.summary else "")
         fingerprint = self.config.get("store_fingerprint") or (self.summary.store_fingerprint if self.summary else "")
         return " ".join(filter(None, (dataset, (fingerprint or "")[:6])))
+
+    @property
+    def notes(self) -> Mapping[int, Note]:
+        """By latent, its star, name and note; empty where the file is damaged, as `problem_of_notes` says."""
+        return {} if self.problem_of_notes else read_notes(self.folder)
+
+    @property
+    def problem_of_notes(self) -> str:
+        """What is wrong with the file of the notes; empty where nothing is."""
+        try:
+            read_notes(self.folder)
+        except Damaged as damaged:
+            return str(damaged)
+        return ""
 
     @property
     def has_features(self) -> bool:

@@ -6,13 +6,23 @@ from pathlib import Path
 
 import jinja2
 
-from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_view, intervene_command, random_latent
+from evaluate.browse.feature_views import (
+    SPLIT_COSINE,
+    WITHIN,
+    branch,
+    control_in,
+    feature_view,
+    intervene_command,
+    random_latent,
+)
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
 from evaluate.browse.sides import int_or, open_side, share_or
+from evaluate.browse.texts import TEXT_LENGTH
 from evaluate.features.reader import SORTS, NotFound
 from evaluate.labels import shown_in
+from evaluate.notes.file import EMPTY, NAME_LENGTH, NOTE_LENGTH, Note
 from evaluate.text import brief, share, visible
 
 TREE_ROWS = 20
@@ -26,12 +36,22 @@ STABLES = {1.0: "recurs in every other seed", 0.5: "recurs in half of them", 0.0
 """Least share of the other seeds in which a latent recurs, as the table of features offers it."""
 
 
+LIMITS = {"name": NAME_LENGTH, "note": NOTE_LENGTH, "text": TEXT_LENGTH}
+"""Characters that may be typed."""
+
+STAR = "star"
+
+MARKED = {STAR: "starred", "any": "with a star, a name or a note"}
+"""Which features the table shows by what people gave to them."""
+
+
 class Pages:
     """Pages over one results folder. `links` decides how they refer to each other."""
 
-    def __init__(self, results: Path, links: Links) -> None:
+    def __init__(self, results: Path, links: Links, notes: bool = True) -> None:
         self.results = results
         self.links = links
+        self.shows_notes = notes
         self.environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
@@ -41,10 +61,19 @@ class Pages:
         )
         environment = self.environment
         environment.globals |= {"site": links, "to": links.to, "static": links.static, "brief": brief, "shown_in": shown_in}
+        environment.globals["notes_of"] = self.notes_of
         environment.filters |= {"visible": visible, "share": share}
 
     def render(self, template: str, **values: object) -> str:
         return self.environment.get_template(template).render(**values)
+
+    def open_run(self, name: str) -> RunFolder:
+        """The run of a name. NotFound unless there is one."""
+        return open_named_run(self.results, name)
+
+    def notes_of(self, run: RunFolder) -> Mapping[int, Note]:
+        """By latent, its star, name and note, where pages show them."""
+        return run.notes if self.shows_notes else {}
 
     def runs(self, query: Mapping[str, str]) -> str:
         """Every run whose name holds the words of `q`, sorted by name or by a metric."""
@@ -68,12 +97,12 @@ class Pages:
 
     def run(self, name: str) -> str:
         """A run's metrics, curves and configuration."""
-        run = open_named_run(self.results, name)
+        run = self.open_run(name)
         return self.render("run.html", run=run, curves=training_curves([run]), prefixes=fvu_by_prefix([run]))
 
     def features(self, name: str, query: Mapping[str, str]) -> str:
         """The table of a run's features: searched by `q`, of one `prefix`, sorted by a column. NotFound for no column."""
-        run = open_named_run(self.results, name)
+        run = self.open_run(name)
         features = run.features()
         words = query.get("q", "").strip()
         descending = query.get("desc") == "1"
@@ -84,8 +113,17 @@ class Pages:
         if by not in (*SORTS, "match"):
             raise NotFound(f"features cannot be sorted by {by!r}; choose one of {', '.join(SORTS)}")
         stable = share_or(query.get("stable", ""), 0.0)
-        found = features.select(words, prefix, by, descending, stable)
-        firing = found[features.fires(words)[found]] if words else found
+        notes = self.notes_of(run)
+        noted = [latent for latent, note in notes.items() if latent < len(features)]
+        marked = query.get("marked", "") if noted else ""
+        among = [latent for latent in noted if notes[latent].star or marked != STAR] if marked in MARKED else None
+        told = [latent for latent in noted if words and notes[latent].holds(words)]
+        found = features.select(words, prefix, by, descending, stable, also=told, among=among)
+        firing = found
+        if words:
+            fires = features.fires(words)
+            fires[told] = True
+            firing = found[fires[found]]
         everywhere = self.links.is_static or query.get("where") == "all" or not len(firing)
         chosen = found if everywhere else firing
         size = self.links.page_rows
@@ -98,6 +136,7 @@ class Pages:
             n=len(chosen),
             n_firing=len(firing),
             n_elsewhere=len(found) - len(firing),
+            n_told=len(told),
             where="all" if everywhere and len(firing) else "",
             page=page,
             pages=pages,
@@ -108,18 +147,31 @@ class Pages:
             prefixes=run.config.get("prefix_sizes", []),
             stable=stable,
             stables=STABLES if features.has_stability else {},
+            marked=marked,
+            markeds=MARKED if noted else {},
         )
 
     def feature(self, name: str, latent: int) -> str:
         """A feature's contexts, tokens and neighbours."""
-        run = open_named_run(self.results, name)
+        run = self.open_run(name)
         view = feature_view(run.features(), latent)
+        note = self.notes_of(run).get(latent, EMPTY)
         other = None if self.links.is_static else random_latent(run.features(), latent)
-        return self.render("feature.html", run=run, other=other, command=intervene_command(run, latent), **vars(view))
+        control = control_in(run.features(), latent)
+        return self.render(
+            "feature.html",
+            run=run,
+            other=other,
+            control=control,
+            command=intervene_command(run, latent, control),
+            note=note,
+            limits=LIMITS,
+            **vars(view),
+        )
 
     def tree(self, name: str, query: Mapping[str, str]) -> str:
         """Coarse latents and, under each, the finer latents that fire within it or split from it."""
-        run = open_named_run(self.results, name)
+        run = self.open_run(name)
         features = run.features()
         sizes = sorted({int(size) for size in features.columns["prefix"]})
         prefix = int_or(query.get("prefix", ""), 0) or sizes[0]

@@ -1,4 +1,4 @@
-"""`python -m evaluate browse`: a local, read-only server over a results folder."""
+"""`python -m evaluate browse`: a local server over a results folder. Of the runs it writes their notes alone."""
 
 import contextlib
 import socket
@@ -17,10 +17,12 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from evaluate.browse.api import endpoint, note_changer
 from evaluate.browse.config import BrowseConfig
 from evaluate.browse.folder import find_runs
 from evaluate.browse.links import Links
 from evaluate.browse.pages import Pages
+from evaluate.browse.texts import text_answer
 from evaluate.features.reader import NotFound
 from store.errors import Damaged, Refused
 from store.layout import REPORT
@@ -30,7 +32,8 @@ STATIC = Path(__file__).parent / "static"
 LOCAL = ("127.0.0.1", "localhost")
 
 POLICY = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src data:; form-action 'self'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; img-src data:; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -46,7 +49,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(results: Path, hosts: tuple[str, ...] = LOCAL) -> Starlette:
-    """The server. It answers GET alone, for runs that a scan of the folder finds; no part of a URL becomes a path."""
+    """The server, for runs that a scan of the folder finds: no part of a URL becomes a path.
+
+    It answers GET, and POST where one of its own pages sends it.
+    """
     pages = Pages(results, Links())
 
     def page(make: Callable[[Request], str]) -> Handler:
@@ -77,6 +83,8 @@ def make_app(results: Path, hosts: tuple[str, ...] = LOCAL) -> Starlette:
         Route("/tree/{run:path}", page(lambda r: pages.tree(named(r), r.query_params))),
         Route("/feature/{run:path}/{n:int}", page(lambda r: pages.feature(named(r), r.path_params["n"]))),
         Route("/report/{run:path}/{kind}", report),
+        Route("/note/{run:path}/{n:int}", endpoint(note_changer(results)), methods=["POST"]),
+        Route("/text/{run:path}/{n:int}", endpoint(text_answer(pages.open_run, pages.render)), methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
         Route("/{rest:path}", page(_nothing)),
     ]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.contexts import Contexts, best_of_documents, sampling_key
 from evaluate.features.firings import Firings, firings_of
+from evaluate.lens import Lens
 from store.devices import resolve_device
 from store.disk.files import hash_file, write_tensors
 from store.errors import Damaged
@@ -231,7 +232,7 @@ def key_of(
     shards: list[ShardEntry],
     config: FeaturesConfig,
     seeds: Sequence[Path] = (),
-    lens: str = "",
+    lens: Lens | None = None,
 ) -> str:
     """Digest of what a collection depends on.
 
@@ -240,11 +241,11 @@ def key_of(
     shards: of the split.
     config: says how much is kept.
     seeds: the runs of other seeds, in which latents are looked for.
-    lens: digest of the lens of promoted tokens; empty for the logit lens, and without promoted tokens.
+    lens: of promoted tokens, for the key that earlier versions gave a collection with them; now it does not depend on them.
     """
     digest = xxhash.xxh3_128(
         f"{config.contexts} {config.samples} {config.neighbours} {config.coactivation_rows} "
-        f"{config.promoted_tokens}{lens}".encode()
+        f"{lens is not None}{lens.digest if lens else ''}".encode()
     )
     for folder in (run, *seeds):
         hash_file(digest, folder / WEIGHTS)

@@ -43,8 +43,9 @@ class FeaturesConfig(EvaluateConfig):
     """Nearest latents kept for each latent, of each kind of nearness."""
     coactivation_rows: Count = 65_536
     """Rows, from the first on, in which latents that fire together are counted. Each firing costs 8 bytes."""
-    promoted_tokens: bool = False
-    """Also list the tokens whose logits a latent raises and lowers. It reads the model's unembedding: slow if large."""
+    promoted_tokens: bool = True
+    """List the tokens whose logits a latent raises and lowers most. It reads the model's unembedding; where that cannot be
+    had, the rest is collected, and the same command adds them later."""
     lens: str = "auto"
     """How a latent's effect on the logits is found. jacobian: through the layers above, as they act on average; logit:
     straight through the final norm; auto: jacobian where the store has one. Or a lens that others have fitted
@@ -65,7 +66,7 @@ class FeaturesConfig(EvaluateConfig):
         if self.baseline and self.l0:
             raise Refused(f"baseline is {self.baseline} and l0 is {self.l0}; give a folder or Google's L0, not both")
         if self.lens != "auto" and not self.promoted_tokens:
-            raise Refused(f"lens is {self.lens}, but promoted tokens are not asked for; add --promoted-tokens")
+            raise Refused(f"lens is {self.lens}, but promoted tokens are left out; drop --no-promoted-tokens, or --lens")
         if self.l0 == "all":
             raise Refused("l0 is all; features are collected of one at a time: give one label, or nearest")
 

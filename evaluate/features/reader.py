@@ -85,6 +85,11 @@ class Features:
         """Whether other seeds were trained, in which the latents were looked for."""
         return not bool(np.isnan(self.columns[STABILITY]).all())
 
+    def check(self, latent: int) -> None:
+        """NotFound when there is no such latent."""
+        if not 0 <= latent < len(self):
+            raise NotFound(f"there is no feature {latent}: this dictionary has 0 to {len(self) - 1}")
+
     def brief(self, latent: int) -> dict:
         """A latent's plain columns."""
         row = {}
@@ -134,7 +139,14 @@ class Features:
         return np.argsort(-ranked if descending else ranked, kind="stable")
 
     def select(
-        self, words: str = "", prefix: int = 0, by: str = "feature", descending: bool = False, stable: float = 0.0
+        self,
+        words: str = "",
+        prefix: int = 0,
+        by: str = "feature",
+        descending: bool = False,
+        stable: float = 0.0,
+        also: Sequence[int] = (),
+        among: Sequence[int] | None = None,
     ) -> np.ndarray:
         """The latents whose contexts hold the words, in order.
 
@@ -143,13 +155,21 @@ class Features:
         by: a column of SORTS, or `match`: latents that fire on the words first, then by how often their contexts hold them.
         descending: whether the largest come first.
         stable: least share of the other seeds' runs in which a latent recurs; 0 for all latents.
+        also: latents that the words find in another way; by `match` they come before the rest.
+        among: only these; None for all.
         """
         mask = np.ones(len(self), bool)
-        order = np.argsort(-self.search(words), kind="stable") if by == "match" else self.order(by, descending)
+        score = self.search(words) if words else np.zeros(len(self))
+        if len(also):
+            score = score.copy()
+            score[list(also)] += 1 + score.max()
+        order = np.argsort(-score, kind="stable") if by == "match" else self.order(by, descending)
         if words:
-            mask &= self.search(words) > 0
+            mask &= score > 0
         if prefix:
             mask &= self.columns["prefix"] == prefix
         if stable:
             mask &= self.columns[STABILITY] >= stable
+        if among is not None:
+            mask &= np.isin(np.arange(len(self)), among)
         return order[mask[order]]

@@ -9,6 +9,7 @@ import numpy as np
 from evaluate.features.collect import Collection, bin_edge, most_active
 from evaluate.features.neighbours import Related
 from evaluate.features.split_text import SplitText
+from evaluate.promoted.tokens import TokenLogit
 
 TOP_TOKENS = 10
 """Top tokens listed of each feature."""
@@ -48,12 +49,6 @@ class RelatedFeature(TypedDict):
     """Rows on which both fire; 0 where the relation does not count them."""
 
 
-class TokenLogit(TypedDict):
-    token: str
-    logit: float
-    """Change of the token's logit by an activation of 1."""
-
-
 @dataclass(frozen=True)
 class Relations:
     """The relations of every latent to other latents and to tokens."""
@@ -62,10 +57,10 @@ class Relations:
     coactive: Related
     finer: Related
     promoted: list[list[TokenLogit]]
-    """By latent; empty when promoted tokens are not asked for."""
+    """By latent; empty without promoted tokens."""
     suppressed: list[list[TokenLogit]]
     lens: str | None
-    """Through which they are read: jacobian or logit; None when they are not asked for."""
+    """Through which they are read: jacobian or logit; None without them."""
     max_cosine: np.ndarray
     """By latent, the largest |cosine| with another's decoder row: its redundancy."""
     stability: np.ndarray | None = None
@@ -114,7 +109,7 @@ class FeatureRecord:
     suppressed: list[TokenLogit]
     """Tokens whose logits it lowers most."""
     lens: str | None
-    """Through which these two are read: jacobian or logit; None when they are not asked for."""
+    """Through which these two are read: jacobian or logit; None without them."""
     example: Example
 
 

@@ -4,26 +4,23 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
-
 from evaluate.baselines import find_baselines
 from evaluate.features.collect import Collection, collect, key_of
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.contexts import SIDE
 from evaluate.features.neighbours import by_coactivation, by_decoder
-from evaluate.features.records import Relations, TokenLogit
+from evaluate.features.records import Relations
 from evaluate.features.split_text import SplitText
 from evaluate.features.summary import FORMAT_VERSION, CollectionSummary, read_summary
 from evaluate.features.write import write_samples
 from evaluate.lens import Lens, choose_lens
 from evaluate.metrics.stability import stability_of_latents
 from evaluate.metrics.usefulness import usefulness
+from evaluate.promoted.add import add_promoted, firing
+from evaluate.promoted.tokens import PromotedTokens, promoted_or_why_not
 from evaluate.runs import check_fits, open_run, store_of
 from evaluate.siblings import siblings_of
-from harvest.model.tokenizer import load_tokenizer, load_unembedding, token_texts
+from harvest.model.tokenizer import load_tokenizer
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.errors import Refused
@@ -32,12 +29,6 @@ from store.shards.origin import write_origin
 from store.shards.reader import Store, check_shards
 from store.transcoders.layouts import load_run, read_run_config
 from store.transcoders.transcoder import Transcoder
-
-PROMOTED = 10
-"""Tokens listed whose logits a latent raises most, and as many whose logits it lowers most."""
-
-BLOCK = 256
-"""Latents whose logits are held at once."""
 
 
 def baseline_run(config: FeaturesConfig) -> Path:
@@ -73,34 +64,70 @@ def collect_samples(config: FeaturesConfig) -> Path:
     shards = store.manifest.of_split(config.split)
     seeds = siblings_of(config.run_directory)
     lens = choose_lens(config.lens, store, transcoder.config) if config.promoted_tokens else None
-    key = key_of(config.run_directory, store, shards, config, seeds, lens.digest if lens else "")
+    device = resolve_device(config.device)
+    key = key_of(config.run_directory, store, shards, config, seeds)
     done = read_summary(config.folder)
-    if done and done.key == key and not config.force and (config.json <= done.json):
-        return config.folder
+    if done and not config.force and (config.json <= done.json):
+        if lens is not None and done.key == key_of(config.run_directory, store, shards, config, seeds, lens):
+            return config.folder  # of an earlier version, with these promoted tokens
+        if done.key == key:
+            if lens is not None and not (done.promoted_tokens and done.lens_digest == lens.digest):
+                add_to(config, done, transcoder, lens, store)
+            return config.folder
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     if config.check:
         check_shards(store, config.split)
     text = SplitText(store, config.split, tokenizer)
-    promoted: list[list[TokenLogit]] = []
-    suppressed: list[list[TokenLogit]] = []
-    if lens is not None:
-        unembedding = load_unembedding(store.manifest.recipe.model, fold_norm=not lens.through_norm)
-        promoted, suppressed = logit_effects(lens.carried(transcoder.W_dec), unembedding, tokenizer)
     collection = collect(transcoder, store, config, key, len(text.word))
-    relations = relate(transcoder, collection, config.neighbours, promoted, suppressed, lens)
-    found = usefulness(transcoder, store, resolve_device(config.device))
+    shown = None
+    if lens is not None:
+        fires = collection.fired > 0
+        recipe = store.manifest.recipe
+        shown = promoted_or_why_not(transcoder.W_dec, fires, lens, recipe, tokenizer, device, config.run_directory)
+    relations = relate(transcoder, collection, config.neighbours, shown)
+    found = usefulness(transcoder, store, device)
     relations = replace(
         relations,
         stability=stability_of_latents(transcoder, [load_run(folder) for folder in seeds]),
         useful=None if found is None else found.by_latent.numpy(),
     )
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
-    summary = summary_of(transcoder, store, collection, config, lens)
+    summary = summary_of(transcoder, store, collection, config, shown.lens if shown else None)
     if relations.stability is not None:
         summary = replace(summary, other_seeds=len(seeds), recurring_share=float(relations.stability.mean()))
-    write_text(config.folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
+    write_summary(config.folder, summary)
     (config.folder / COLLECTION_STATE).unlink(missing_ok=True)
     return config.folder
+
+
+def add_to(config: FeaturesConfig, done: CollectionSummary, transcoder: Transcoder, lens: Lens, store: Store) -> None:
+    """Adds the tokens that a lens promotes to a finished collection; says why not, where the model cannot be had.
+
+    config: the options.
+    done: the collection's summary.
+    transcoder: whose latents were collected.
+    lens: through which the tokens are read.
+    store: names the model.
+    """
+    recipe = store.manifest.recipe
+    tokenizer = load_tokenizer(recipe, config.tokenizer)
+    device = resolve_device(config.device)
+    fires = firing(config.folder)
+    shown = promoted_or_why_not(transcoder.W_dec, fires, lens, recipe, tokenizer, device, config.run_directory)
+    if shown is not None:
+        add_promoted(config.folder, shown, done.json)
+        write_summary(config.folder, replace(done, promoted_tokens=True, **of_lens(lens)))
+
+
+def write_summary(folder: Path, summary: CollectionSummary) -> None:
+    write_text(folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
+
+
+def of_lens(lens: Lens | None) -> dict[str, str | None]:
+    """What a summary says of a lens."""
+    if lens is None:
+        return {"lens": None, "lens_source": None, "lens_digest": None}
+    return {"lens": lens.name, "lens_source": lens.source, "lens_digest": lens.digest}
 
 
 def summary_of(
@@ -112,7 +139,7 @@ def summary_of(
     store: the store that holds the rows.
     collection: counts of all latents.
     config: the options.
-    lens: of promoted tokens; None without them.
+    lens: of the promoted tokens; None without them.
     """
     recipe = store.manifest.recipe
     return CollectionSummary(
@@ -135,9 +162,8 @@ def summary_of(
         tokens_either_side=SIDE,
         coactivation_rows=collection.paired_rows,
         token_counts_exact=not collection.pruned,
-        promoted_tokens=config.promoted_tokens,
-        lens=lens.name if lens else None,
-        lens_source=lens.source if lens else None,
+        promoted_tokens=lens is not None,
+        **of_lens(lens),
         json=config.json,
         key=collection.key,
     )
@@ -147,17 +173,14 @@ def relate(
     transcoder: Transcoder,
     collection: Collection,
     n: int,
-    promoted: list[list[TokenLogit]],
-    suppressed: list[list[TokenLogit]],
-    lens: Lens | None = None,
+    tokens: PromotedTokens | None = None,
 ) -> Relations:
     """The relations of every latent to the `n` nearest of each kind.
 
     transcoder: its decoder rows and prefixes.
     collection: the pairs of rows and latents that co-activation is counted from.
     n: neighbours kept of each kind.
-    promoted, suppressed: tokens by latent, or nothing.
-    lens: through which these are read.
+    tokens: those that each latent promotes; None without them.
     """
     together, finer = by_coactivation(
         collection.paired_row, collection.paired_latent, collection.paired_rows, transcoder.config.prefix_sizes, n
@@ -167,44 +190,8 @@ def relate(
         decoder=decoder,
         coactive=together,
         finer=finer,
-        promoted=promoted,
-        suppressed=suppressed,
-        lens=lens.name if lens else None,
+        promoted=tokens.promoted if tokens else [],
+        suppressed=tokens.suppressed if tokens else [],
+        lens=tokens.lens.name if tokens else None,
         max_cosine=max_cosine,
     )
-
-
-@torch.no_grad()
-def logit_effects(
-    W_dec: Tensor, unembedding: Tensor, tokenizer: PreTrainedTokenizerBase, n: int = PROMOTED
-) -> tuple[list[list[TokenLogit]], list[list[TokenLogit]]]:
-    """By latent, the tokens whose logits it raises most and those whose logits it lowers most.
-
-    W_dec: [d_sae, d_out], as a lens carries it.
-    unembedding: [vocabulary, d_out], with the final norm's gain in it unless the lens leads through that.
-    tokenizer: names the tokens.
-    n: tokens of each latent.
-    """
-    raised: list[list[TokenLogit]] = []
-    lowered: list[list[TokenLogit]] = []
-    for block in tqdm(W_dec.split(BLOCK), desc="promoted tokens", unit_scale=BLOCK, unit="latent"):
-        logits = block @ unembedding.T
-        raised += most_changed(logits, n, True, tokenizer)
-        lowered += most_changed(logits, n, False, tokenizer)
-    return raised, lowered
-
-
-def most_changed(logits: Tensor, n: int, largest: bool, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenLogit]]:
-    """The n largest (or smallest) logits of each latent, with their tokens.
-
-    logits: [latents, vocabulary].
-    n: tokens of each latent.
-    largest: whether the largest are wanted, or the smallest.
-    tokenizer: names the tokens.
-    """
-    top = logits.topk(n, dim=1, largest=largest)
-    by_latent: list[list[TokenLogit]] = []
-    for values, ids in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        words = token_texts(tokenizer, ids)
-        by_latent.append([{"token": word, "logit": value} for word, value in zip(words, values, strict=True)])
-    return by_latent

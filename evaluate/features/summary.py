@@ -46,10 +46,13 @@ class CollectionSummary:
     token_counts_exact: bool
     """False when so many (latent, token) pairs occurred that the rarest were dropped on the way."""
     promoted_tokens: bool
+    """False where they were left out, and where the model could not be had."""
     lens: str | None = "logit"
     """Of the promoted tokens: jacobian or logit; None without them. Files of earlier versions lack it: logit."""
     lens_source: str | None = None
     """Where a Jacobian lens came from: `store`, or a file."""
+    lens_digest: str | None = None
+    """Changes with the lens; empty for the logit lens, None without promoted tokens. Files of earlier versions lack it."""
     json: bool
     """Whether every latent has a JSON file."""
     other_seeds: int = 0
@@ -57,7 +60,7 @@ class CollectionSummary:
     recurring_share: float | None = None
     """Mean over these runs of the share of latents that recur; None without such runs."""
     key: str
-    """Changes with the weights, the shards and the options: another key is collected anew."""
+    """Changes with the weights, the shards and the options but promoted tokens: another key is collected anew."""
 
 
 def read_summary(folder: Path) -> CollectionSummary | None:

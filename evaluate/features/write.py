@@ -14,6 +14,7 @@ from evaluate.features.collect import Collection
 from evaluate.features.context_table import ContextTable
 from evaluate.features.records import FeatureRecord, Relations, record_of, top_tokens_of
 from evaluate.features.split_text import SplitText
+from evaluate.promoted.add import LOGITS
 from store.disk.files import appearing_whole
 from store.layout import COLLECTION_SUMMARY, FEATURE_FILES, FEATURES, feature_file
 
@@ -24,8 +25,6 @@ DIGITS = 5
 """Significant digits of activations in the JSON files."""
 
 _relation = pa.list_(pa.struct({"feature": pa.int32(), "score": pa.float32(), "both": pa.int32()}))
-
-_logits = pa.list_(pa.struct({"token": pa.string(), "logit": pa.float32()}))
 
 _context = pa.struct({
     "quantile": pa.int8(), "activation": pa.float32(), "shard": pa.int32(), "sequence": pa.int32(), "token": pa.int32(),
@@ -40,7 +39,7 @@ SCHEMA = pa.schema({
     "histogram": pa.struct({"edges": pa.list_(pa.float64()), "counts": pa.list_(pa.int64())}),
     "top_tokens": pa.list_(pa.struct({
         "token": pa.string(), "id": pa.int32(), "count": pa.int64(), "occurrences": pa.int64(), "mean": pa.float64()})),
-    "near_decoder": _relation, "near_coactive": _relation, "finer": _relation, "promoted": _logits, "suppressed": _logits,
+    "near_decoder": _relation, "near_coactive": _relation, "finer": _relation, "promoted": LOGITS, "suppressed": LOGITS,
     "lens": pa.string(),
     "contexts": pa.list_(_context), "text": pa.string(),
 })  # fmt: skip

@@ -35,6 +35,11 @@ class InterveneConfig(EvaluateConfig):
     generate: NotNegative = 0
     """Also let the model write this many tokens more, the likeliest each time: by itself, with the transcoder, and with the
     changes. 0 for none. It stops where a row of the store would be full."""
+    control: bool = False
+    """Also make the same changes to controls, and print both: for each latent another one, drawn at random from those that
+    fire about as often and as strongly. Needs collected features."""
+    seed: NotNegative = 0
+    """Draws the controls."""
     out: Path | None = None
     """File for the result. Default: RUN/intervention.json."""
 

@@ -55,6 +55,13 @@ def edits_of(config: InterveneConfig, d_sae: int) -> list[Edit]:
     return edits
 
 
+def edit_text(edit: dict) -> str:
+    """An edit, from its fields, as people read it."""
+    if edit["kind"] == "ablate":
+        return f"ablate {edit['latent']}"
+    return f"{edit['kind']} {edit['latent']} {edit['amount']:g}"
+
+
 def check_latents(latents: Sequence[int], d_sae: int) -> None:
     """Refused for a latent that the dictionary does not have."""
     for latent in latents:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.model.config import InterveneConfig
-from evaluate.model.edits import Edit, SplicedRows, edits_of
+from evaluate.model.control import control_lines, controls_of
+from evaluate.model.edits import Edit, SplicedRows, edit_text, edits_of
 from evaluate.model.splice import hidden_states, open_model, sum_of_sites
 from evaluate.runs import check_in_model, open_without_rows
 from harvest.model.language_model import LanguageModel
@@ -39,15 +40,20 @@ def intervene(config: InterveneConfig) -> None:
     store = run.store
     check_in_model(run.transcoder.config, "choose another --run")
     edits = edits_of(config, run.transcoder.config.d_sae)
+    changed = [edit.latent for edit in edits]
+    controls = controls_of(config.run_directory, changed, config.seed) if config.control else []
+    instead = [replace(edit, latent=each.control) for edit, each in zip(edits, controls, strict=False)]
     text = text_of(config)
     device = resolve_device(config.device)
     model = open_model(store, device)
     transcoder = run.transcoder.to(device)
     predictions = []
+    of_controls = []
     rows = rows_of(text, model, store)
     for tokens in tqdm(rows, desc="intervene", unit="row", leave=False):
         predictions += effects(tokens, transcoder, store, model, edits, config)
-    if not all(math.isfinite(prediction["kl"]) for prediction in predictions):
+        of_controls += effects(tokens, transcoder, store, model, instead, config) if instead else []
+    if not all(math.isfinite(prediction["kl"]) for prediction in (*predictions, *of_controls)):
         raise Refused("the changed latents are too large: the model's predictions are no numbers; give smaller ones")
     result = {
         "run": str(config.run_directory),
@@ -57,6 +63,14 @@ def intervene(config: InterveneConfig) -> None:
         "continued": continued(rows[-1], transcoder, store, model, edits, config),
         "tokens": predictions,
     }
+    if controls:
+        result["control"] = {
+            "seed": config.seed,
+            "latents": [vars(each) for each in controls],
+            "edits": [vars(edit) for edit in instead],
+            **totals(of_controls),
+            "tokens": of_controls,
+        }
     path = config.out or config.run_directory / INTERVENTION
     write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(table(result), path, sep="\n")
@@ -279,10 +293,6 @@ def table(result: dict) -> str:
     )
     ways = {"clean": "by itself", "before": "with the transcoder", "after": "with the changes"}
     lines += [f"goes on {ways[name]}: {text!r}" for name, text in result["continued"].items()]
+    if "control" in result:
+        lines += control_lines(result, [", ".join(map(edit_text, each["edits"])) for each in (result, result["control"])])
     return "\n".join(lines)
-
-
-def edit_text(edit: dict) -> str:
-    if edit["kind"] == "ablate":
-        return f"ablate {edit['latent']}"
-    return f"{edit['kind']} {edit['latent']} {edit['amount']:g}"

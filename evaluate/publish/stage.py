@@ -84,7 +84,7 @@ def stage(config: PushConfig) -> Staged:
     folder.mkdir()
     try:
         if (run / SAMPLES / FEATURES).exists():
-            export_pages(BrowseExportConfig(results=run, out=folder, features=config.features))
+            export_pages(BrowseExportConfig(results=run, out=folder, features=config.features, notes=False))
         for name in OWN:
             _copy(run / name, folder / name)
         (folder / ORIGIN).write_text(without_places(origin).model_dump_json(indent=1) + "\n", encoding="utf-8")

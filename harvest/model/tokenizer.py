@@ -1,13 +1,9 @@
-"""Token ids as people read them: the tokenizer of a store's model; and the unembedding, read from its weights alone."""
+"""Token ids as people read them: the tokenizer of a store's model."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
-from jaxtyping import Float
-from safetensors import safe_open
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harvest.model import embedded
@@ -15,11 +11,6 @@ from harvest.model.source import base_of
 from store.errors import Refused
 from store.hub import TROUBLE, explained, from_hub_or_cache
 from store.shards.manifest import Recipe
-
-UNEMBEDDINGS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
-"""Names of the unembedding in weight files, the untied one first."""
-FINAL_NORMS = {"model.norm.weight": 1.0, "transformer.ln_f.weight": 0.0, "ln_f.weight": 0.0}
-"""Names of the final norm's gain, and what is added to it: Gemma stores w for a gain of 1 + w."""
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -84,33 +75,3 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[
     ahead = len(tokenizer.decode(anchor))
     options = {"clean_up_tokenization_spaces": False}
     return [text[ahead:] for text in tokenizer.batch_decode([[*anchor, index] for index in ids], **options)]
-
-
-def load_unembedding(model: str, fold_norm: bool = True) -> Float[Tensor, "vocabulary d"]:
-    """The unembedding, float32, with the final norm's gain folded in unless that is not wanted; no other weight is read.
-
-    Refused when the model's weights are not in a local folder, or have unknown names.
-    """
-    folder = Path(base_of(model))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Refused(f"{folder} holds no safetensors weights; download the model, or leave --promoted-tokens out")
-    place = {name: path for path in files for name in _names(path)}
-    unembedding = next((name for name in UNEMBEDDINGS if name in place), None)
-    norm = next((name for name in FINAL_NORMS if name in place), None)
-    if unembedding is None or norm is None:
-        raise Refused(f"{folder} has no unembedding or final norm under a known name; leave --promoted-tokens out")
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    plus = FINAL_NORMS[norm] if architecture.startswith("Gemma") else 0.0
-    weight = _read(place[unembedding], unembedding).float()
-    return weight * (_read(place[norm], norm).float() + plus) if fold_norm else weight
-
-
-def _names(path: Path) -> list[str]:
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
-
-
-def _read(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)

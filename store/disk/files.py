@@ -7,14 +7,16 @@ import resource
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
+
+if TYPE_CHECKING:
+    import torch
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """A full disk, and a user's full share of one."""
@@ -126,8 +128,10 @@ def write_text(path: StorePath, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def write_tensors(path: StorePath, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: StorePath, tensors: Mapping[str, "torch.Tensor"], metadata: dict[str, str] | None = None) -> None:
     """Replaces a safetensors file."""
+    from safetensors.torch import save_file  # brings torch, without which the browser starts
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as partial:
         partial.touch()

@@ -25,7 +25,7 @@ from evaluate.model.edits import Edit, SplicedRows
 from evaluate.model.splice import Sequences, beside_mlp, hidden_states, open_model, sample
 from evaluate.runs import OpenRun, open_run
 from harvest.model.language_model import LanguageModel
-from harvest.model.tokenizer import load_unembedding
+from harvest.model.output_weights import read_output_weights
 from harvest.model.unembedding import Unembedding
 from store.cli import one_line_errors
 
@@ -133,11 +133,11 @@ def main() -> None:
         chosen[name] = choose_lens(name, run.store, run.transcoder.config)
     model = open_model(run.store, CPU)
     unembedding = Unembedding.of(model)
-    of_model = run.store.manifest.recipe.model
-    read = {through: load_unembedding(of_model, fold_norm=not through) for through in (False, True)}
+    weights = read_output_weights(run.store.manifest.recipe.model)
+    vectors = weights.unembedding.float()
     grounds = [Ground.of(run, model, part) for part in sample(run.store, options.sequences)]
     where = places(grounds)
-    drawn = torch.randperm(len(read[False]), generator=torch.Generator().manual_seed(options.seed))[: options.sample]
+    drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(options.seed))[: options.sample]
     found = []
     latents = list(latents_of(grounds, options.latents, options.seed))
     for latent, activation in tqdm(latents, desc="latents"):
@@ -147,7 +147,7 @@ def main() -> None:
             for name, kept in where.items()
         }
         row = run.transcoder.W_dec[latent : latent + 1]
-        scores = torch.cat([lens.carried(row) @ read[lens.through_norm].T for lens in chosen.values()])
+        scores = torch.cat([lens.carried(row, weights.gain) @ vectors.T for lens in chosen.values()])
         measure = lambda tokens, after=after: [  # noqa: E731
             change_of(unembedding, grounds, after[name], where[name], tokens) for name in where
         ]

@@ -107,7 +107,7 @@ def test_features_and_their_analysis_equal_the_hosts(trained, accelerator):
     tables = []
     for device in ("cpu", accelerator):
         where = dict(store=trained / "store", run=trained / "run" / "one", device=device, force=True)
-        folder = collect_samples(FeaturesConfig(**where, promoted_tokens=True))
+        folder = collect_samples(FeaturesConfig(**where))
         tables.append(pq.read_table(folder / "features.parquet").to_pylist())
         report = analyze(AnalyzeConfig(**where))
         assert (report / "report.md").exists()

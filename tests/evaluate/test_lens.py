@@ -10,26 +10,23 @@ import torch
 from starlette.testclient import TestClient
 
 from evaluate.browse.server import make_app
-from evaluate.features import samples
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.samples import collect_samples
 from evaluate.features.summary import read_summary
 from evaluate.lens import LOGIT, choose_lens
+from evaluate.promoted import tokens as promoted_tokens
+from harvest.model.output_weights import OutputWeights
 from store.disk.remote import Remote
 from store.errors import Damaged, Refused
 from store.lens.prefitted import read_prefitted
 from store.lens.site_lens import SiteLens, save_lens
 from store.shards.manifest import save_manifest
 from store.shards.reader import Store, open_store
-from tests.making import hash_of, make_store
+from tests.making import hash_of, make_store, normal
 from tests.store.transcoders.making import make_transcoder
 
 WIDTH = 10
 """Of the stores' mlp_out."""
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def with_lens(store: Store, seed: int = 0) -> tuple[Store, torch.Tensor]:
@@ -57,8 +54,9 @@ def config():
 
 def test_auto_takes_the_store_s_jacobian_lens_where_there_is_one(store, config):
     rows = normal(7, WIDTH, seed=3)
+    gain = torch.linspace(0.5, 2, WIDTH)
     assert choose_lens("auto", store, config) == LOGIT
-    assert torch.equal(LOGIT.carried(rows), rows)
+    assert torch.equal(LOGIT.carried(rows, gain), rows * gain)
     with pytest.raises(Refused, match=r"lens is jacobian, but .* has none of mlp_out: run `make metric`"):
         choose_lens("jacobian", store, config)
     store, jacobian = with_lens(store)
@@ -66,7 +64,7 @@ def test_auto_takes_the_store_s_jacobian_lens_where_there_is_one(store, config):
     for name in ("auto", "jacobian"):
         lens = choose_lens(name, store, config)
         assert (lens.name, lens.source, lens.through_norm) == ("jacobian", "store", True)
-        for row, carried in zip(rows, lens.carried(rows), strict=True):
+        for row, carried in zip(rows, lens.carried(rows, gain), strict=True):
             torch.testing.assert_close(carried, jacobian @ row)
 
 
@@ -133,8 +131,10 @@ def test_a_file_that_is_no_lens_is_damaged(store, config, tmp_path):
 
 
 def test_a_lens_without_promoted_tokens_is_refused():
-    with pytest.raises(Refused, match="lens is logit, but promoted tokens are not asked for; add --promoted-tokens"):
-        FeaturesConfig(lens="logit")
+    with pytest.raises(
+        Refused, match="lens is logit, but promoted tokens are left out; drop --no-promoted-tokens, or --lens"
+    ):
+        FeaturesConfig(lens="logit", promoted_tokens=False)
 
 
 def test_features_say_which_lens_promoted_their_tokens(tmp_path, tiny_models, monkeypatch):
@@ -146,9 +146,9 @@ def test_features_say_which_lens_promoted_their_tokens(tmp_path, tiny_models, mo
     transcoder.save(run)
     unembedding = normal(98, WIDTH, seed=9)
     gain = torch.linspace(0.5, 2, WIDTH)
-    weights = {True: unembedding * gain, False: unembedding}  # by whether the final norm's gain is folded in
-    monkeypatch.setattr(samples, "load_unembedding", lambda model, fold_norm: weights[fold_norm])
-    asked = FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu", promoted_tokens=True)
+    weights = OutputWeights(unembedding, gain)
+    monkeypatch.setattr(promoted_tokens, "read_output_weights", lambda model, revision: weights)
+    asked = FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu")
 
     def promoted(lens: str) -> tuple[torch.Tensor, str]:
         folder = collect_samples(dataclasses.replace(asked, lens=lens))
@@ -170,7 +170,7 @@ def test_features_say_which_lens_promoted_their_tokens(tmp_path, tiny_models, mo
     assert read_summary(folder).lens_source is None
     assert promoted(str(prefitted(tmp_path / "p", {1: torch.eye(WIDTH)})))[1] == "jacobian"
     assert read_summary(folder).lens_source.endswith("tiny_jacobian_lens.pt")
-    collect_samples(dataclasses.replace(asked, promoted_tokens=False))
+    collect_samples(dataclasses.replace(asked, promoted_tokens=False, force=True))
     assert read_summary(folder).lens is None
     summary = json.loads((folder / "collection_summary.json").read_text())
     for key in ("lens", "lens_source"):

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluate.notebook import open_on_text
+from evaluate.notes.file import change_note
 from store.errors import Refused
+from tests.evaluate.making import latents_by_hand
 
 TEXT = "The quick brown fox."
 
@@ -24,23 +23,6 @@ def alone(on_tiny_model, tmp_path, monkeypatch) -> Path:
     written = json.loads((copy / "origin.json").read_text())
     (copy / "origin.json").write_text(json.dumps(written | {"store": written["store"] | dict(given="x", absolute="/x")}))
     return copy
-
-
-def latents_by_hand(model: str, run: Path, text: str) -> tuple[list[int], np.ndarray]:
-    """Ids and latents of a text from transformers' own layers, the files of the run, and numpy."""
-    language_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    seen = []
-    norm = language_model.model.layers[1].pre_feedforward_layernorm
-    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0, 1:].detach().numpy()))
-    with torch.no_grad():
-        language_model(torch.tensor([[tokenizer.bos_token_id, *ids]]))
-    [resid] = seen
-    x = resid / np.sqrt(np.square(resid).mean(1, keepdims=True) + norm.eps)
-    weights = {name: array.numpy() for name, array in load_file(run / "transcoder.safetensors").items()}
-    pre = x @ weights["W_enc"] + weights["b_enc"]
-    return ids, np.where(pre > weights["threshold"], np.maximum(pre, 0), 0)
 
 
 def test_the_latents_of_a_sentence_are_those_of_plain_transformers(on_tiny_model, alone):
@@ -73,6 +55,17 @@ def test_a_latent_is_labelled_by_its_tokens_or_by_a_judge(alone):
     (alone / "judge").mkdir()
     (alone / "judge/explanations.jsonl").write_text(json.dumps({"latent": latent, "explanation": "articles"}) + "\n")
     assert run.label(latent) == "articles"
+
+
+def test_a_name_given_in_the_browser_is_the_label(alone):
+    run = open_on_text(alone)
+    change_note(alone, 3, {"star": True})
+    assert run.label(3) == " ".join(map(repr, run.top_tokens(3)))
+    (alone / "judge").mkdir()
+    (alone / "judge/explanations.jsonl").write_text(json.dumps({"latent": 3, "explanation": "articles"}) + "\n")
+    change_note(alone, 3, {"name": "the word the"})
+    assert run.label(3) == "the word the"
+    assert run.notes[3].star
 
 
 def test_what_is_missing_is_refused_in_one_line(alone):

@@ -17,12 +17,14 @@ def main(endpoint: str) -> None:
     from evaluate.baselines import published
     from harvest.config import HarvestConfig
     from harvest.model.loading import load_model
+    from harvest.model.output_weights import read_output_weights
     from harvest.text.corpus import open_corpus
 
     http.time.sleep = lambda seconds: None  # ahead of the hub's own retries
     store.hub.TIMEOUT = 1.0
     calls = {
         "model": lambda: load_model("org/tiny", 0, torch.device("cpu"), torch.float32).revision,
+        "unembedding": lambda: tuple(read_output_weights("org/tiny").unembedding.shape),
         "data": lambda: open_corpus(HarvestConfig(dataset="org/texts")).revision,
         "baselines": lambda: published("google/gemma-2-2b", 8),
     }

@@ -86,7 +86,9 @@ def said(tiny_models) -> dict[tuple[str, str], str]:
 
 EXPECTED = {
     ("whole", "model"): f"fine {COMMITS['whole']}",
+    ("whole", "unembedding"): "fine (98, 16)",
     ("partial", "model"): "Refused 1 model 'org/tiny'",
+    ("partial", "unembedding"): "Refused 1 model 'org/tiny' lacks a file on the hub",
     ("cut", "model"): "HubUnreachable 69 the hub (http://127.0.0.1",
 }
 KINDS = {
@@ -100,6 +102,7 @@ KINDS = {
 }
 THINGS = {
     "model": "model 'org/tiny'",
+    "unembedding": "model 'org/tiny'",
     "data": "data set 'org/texts'",
     "baselines": "Google's repository google/gemma-scope-2b-pt-transcoders",
 }

@@ -162,7 +162,7 @@ def test_the_command_names_store_target_tokenizer_and_device(store: Store):
     command = " ".join(snapshot_of(Path("r/step-000010"), store.directory, config).command)
     assert command.endswith(
         f"-m evaluate features --model tiny --layer 8 --store {store.directory} --run r/step-000010 --device cuda:1 "
-        "--no-json --no-check --target-store b --tokenizer words"
+        "--no-json --no-check --no-promoted-tokens --target-store b --tokenizer words"
     )
 
 

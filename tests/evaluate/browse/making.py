@@ -1,23 +1,30 @@
-"""Runs to be browsed, and what their shards and weights say."""
+"""Runs to be browsed, what their shards and weights say, and a server and a browser for them."""
 
-import dataclasses
+import contextlib
 import json
 import math
 import shutil
+import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 
 from evaluate.features import samples, split_text
 from evaluate.features.config import FeaturesConfig
+from evaluate.promoted import tokens as promoted
+from harvest.model.output_weights import OutputWeights
 from store.disk.files import write_text
 from store.layout import FEATURES
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.dense import Dense, dense
+from tests.evaluate.making import PATIENCE, launched
 from tests.evaluate.report.making import measured
 from tests.making import hash_of, make_store
 from tests.store.transcoders.making import make_transcoder
@@ -40,11 +47,11 @@ def make_results(folder: Path, tokenizer: Path) -> Path:
     run = folder / "results" / RUN
     make_transcoder(d_in=12, d_out=10, d_sae=80, prefix_sizes=(10, 40, 80), name="ours").save(run)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (samples, split_text):
+        for module in (promoted, split_text):
             patch.setattr(module, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
-        patch.setattr(samples, "load_unembedding", lambda model, fold_norm: UNEMBEDDING)
-        config = FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu")
-        samples.collect_samples(dataclasses.replace(config, promoted_tokens=True))
+        weights = OutputWeights(UNEMBEDDING, torch.ones(10))
+        patch.setattr(promoted, "read_output_weights", lambda model, revision: weights)
+        samples.collect_samples(FeaturesConfig(store=store.directory, run=run, tokenizer=tokenizer, device="cpu"))
     write_text(run / "evaluation" / "metrics.json", json.dumps(measured("ours", 0.25, store)))
     write_text(run / "comparison" / "google_metrics.json", json.dumps(measured("theirs", 0.4321, store)))
     write_text(run / "evaluation" / "report.html", "<p>the report</p>")
@@ -96,3 +103,38 @@ def truth_of(results: Path) -> Truth:
         for latent in on:
             both[latent, on] += 1
     return Truth(d, cosine, both, both.diagonal().copy(), len(fires), weights @ UNEMBEDDING.double().numpy().T)
+
+
+@contextlib.contextmanager
+def serving(app) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # a browser that is there before the server waits for it
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def browsing(width: int = 1000, scheme: str = "light", failing: bool = False):
+    """A page in a headless browser, in which nothing may be complained of but, if said so, an answer of 404 or 500."""
+    from playwright.sync_api import sync_playwright
+
+    complaints = []
+    with sync_playwright() as playwright:
+        browser = launched(playwright)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.set_default_timeout(PATIENCE)
+        try:
+            yield page
+        finally:
+            browser.close()
+    assert [text for text in complaints if not (failing and text.startswith("Failed to load resource"))] == []

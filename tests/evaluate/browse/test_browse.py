@@ -1,16 +1,12 @@
 """The browser's pages: numbers from the raw shards, hostile text and URLs, and a real headless browser."""
 
-import contextlib
 import re
-import socket
 import threading
-from collections.abc import Iterator
 from functools import partial
 from http.client import HTTPConnection
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from evaluate.browse.charts import bars, lines
@@ -19,8 +15,8 @@ from evaluate.browse.export import export
 from evaluate.browse.server import make_app
 from store.disk.files import write_text
 from tests.child import python
-from tests.evaluate.browse.making import HEBREW, RUN, SCRIPT
-from tests.evaluate.making import PATIENCE, launched, needs_chromium
+from tests.evaluate.browse.making import HEBREW, RUN, SCRIPT, browsing, serving
+from tests.evaluate.making import needs_chromium
 
 
 def test_the_table_sorts_filters_and_searches(client):
@@ -163,41 +159,6 @@ def test_a_run_stands_beside_what_it_was_compared_with(client):
     uncompared = client.get("/compare?a=tiny/layer1/empty@baseline")
     assert uncompared.status_code == 404
     assert "make compare RUN=" in uncompared.text
-
-
-@contextlib.contextmanager
-def serving(app) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()  # a browser that is there before the server waits for it
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@contextlib.contextmanager
-def browsing(width: int = 1000, scheme: str = "light", failing: bool = False):
-    """A page in a headless browser, in which nothing may be complained of but, if said so, an answer of 404 or 500."""
-    from playwright.sync_api import sync_playwright
-
-    complaints = []
-    with sync_playwright() as playwright:
-        browser = launched(playwright)
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.set_default_timeout(PATIENCE)
-        try:
-            yield page
-        finally:
-            browser.close()
-    assert [text for text in complaints if not (failing and text.startswith("Failed to load resource"))] == []
 
 
 @needs_chromium

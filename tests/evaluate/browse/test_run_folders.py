@@ -13,6 +13,7 @@ from evaluate.browse.export import export
 from evaluate.browse.feature_views import random_latent
 from evaluate.browse.folder import find_runs, open_folder
 from evaluate.browse.server import make_app
+from evaluate.model.control import controls_of
 from store.shards.origin import write_origin
 from store.shards.reader import Store
 from tests.evaluate.browse.making import D_SAE, RUN
@@ -60,8 +61,10 @@ def test_an_export_says_on_the_command_line_what_it_leaves_out(results, tmp_path
 
 def test_a_feature_s_page_has_a_command_to_copy_and_a_random_latent(results, client):
     page = client.get(f"/feature/{RUN}/3").text
-    assert f"make intervene RUN={results / RUN} ARGS=&#39;--text &#34;...&#34; --ablate 3&#39;" in page
+    assert f"make intervene RUN={results / RUN} ARGS=&#39;--text &#34;...&#34; --ablate 3 --control&#39;" in page
     assert re.search(rf'href="/feature/{RUN}/(\d+)"[^>]*>random latent<', page)[1] != "3"
+    [control] = controls_of(results / RUN, [3], 0)
+    assert f'Control: <a href="/feature/{RUN}/{control.control}"' in page
 
 
 @pytest.mark.parametrize("latent", [0, 40])

@@ -19,8 +19,8 @@ from evaluate.features.config import FeaturesConfig
 from evaluate.features.context_table import QUANTILES
 from evaluate.features.contexts import SIDE, best
 from evaluate.features.neighbours import by_coactivation, by_decoder
-from evaluate.features.samples import collect_samples, logit_effects
-from harvest.model.tokenizer import load_unembedding, token_texts
+from evaluate.features.samples import collect_samples
+from harvest.model.tokenizer import token_texts
 from store.layout import COLLECTION_STATE
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -324,28 +324,6 @@ def test_killed_by_sigkill_at_eight_points_and_continued_equals_uninterrupted(wr
     for number in range(points):
         again = tmp_path / f"killed{number}" / "activation_samples"
         assert {path.name: path.read_bytes() for path in again.iterdir()} == expected
-
-
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt2"])
-def test_promoted_tokens_are_those_of_the_model_s_own_norm_and_unembedding(tiny_models, tmp_path, family):
-    """Centred directions of unit mean square, which a norm changes by its gain alone; its bias is no direction's doing."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_models[family])
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models[family])
-    norm = model.transformer.ln_f if family == "gpt2" else model.model.norm
-    directions = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
-    directions = directions - directions.mean(1, keepdim=True)
-    directions *= 4 / directions.norm(dim=1, keepdim=True)
-    with torch.no_grad():
-        norm.weight.copy_(torch.linspace(0.1, 1, 16))
-        expected = model.get_output_embeddings()(norm(directions) - norm(torch.zeros(1, 16)))
-    model.save_pretrained(tmp_path)
-    promoted, suppressed = logit_effects(directions, load_unembedding(str(tmp_path)), tokenizer, n=3)
-    for logits, up, down in zip(expected, promoted, suppressed, strict=True):
-        for order, found in ((logits.argsort(descending=True), up), (logits.argsort(), down)):
-            assert [item["token"] for item in found] == token_texts(tokenizer, order[:3].tolist())
-            assert [item["logit"] for item in found] == pytest.approx(logits[order[:3]].tolist(), rel=1e-3)
 
 
 def test_only_the_run_need_be_named(written, tmp_path, tiny_models, monkeypatch):
