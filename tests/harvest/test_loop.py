@@ -223,6 +223,7 @@ def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(tiny
         assert store_files(tmp_path / f"repaired{number}") == whole
 
 
+@pytest.mark.parametrize("targets", ["stored", "recomputed"])
 @pytest.mark.parametrize("deaths", ["40", pytest.param("1000", marks=pytest.mark.slow)])
-def test_random_deaths_end_byte_identical(tmp_path, deaths):
-    assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0")
+def test_random_deaths_end_byte_identical(tmp_path, deaths, targets):
+    assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0", targets)
