@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from store.errors import Damaged
 
@@ -67,3 +67,41 @@ def first_complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+Number = int | float
+
+
+class Figures(Result):
+    """Metrics by key. A metric without a field of its own is a number or an Estimate."""
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, int | float | Estimate] = Field(init=False)  # type: ignore[assignment]
+
+    def has(self, key: str) -> bool:
+        """Whether it was measured."""
+        return key in self.model_fields_set
+
+    def value(self, key: str) -> Number | None:
+        """The figure of a metric, whether it stands alone or with its interval; None where it has none."""
+        found = self._get(key)
+        if isinstance(found, Estimate):
+            return found.value
+        return found if isinstance(found, int | float) else None
+
+    def figures(self) -> dict[str, Number]:
+        """The figure of every metric that was measured and is one number, by key."""
+        values = {key: self.value(key) for key in sorted(self.model_fields_set)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def interval(self, key: str) -> Interval | None:
+        """The 95% interval of a metric; None where it has none."""
+        found = self._get(key)
+        if isinstance(found, Estimate):
+            return found.ci95
+        intervals = self._get("ci95")
+        return intervals.get(key) if isinstance(intervals, dict) else None
+
+    def _get(self, key: str) -> Any:
+        return getattr(self, key) if self.has(key) else None

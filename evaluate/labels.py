@@ -154,13 +154,7 @@ LABELS = (
         shown=("report", "layers", "runs", "run"),
     ),
     Label(key="l0_median", label="L0, median", form="{:.0f}"),
-    Label(
-        key="d_sae",
-        label="width",
-        form="{:,}",
-        note="latents in the dictionary",
-        shown=("report", "runs", "run"),
-    ),
+    Label(key="d_sae", label="width", form="{:,}", note="latents in the dictionary", shown=("report", "runs", "run")),
     Label(
         key="k",
         label="L0 intended",
@@ -170,13 +164,7 @@ LABELS = (
         shown=("report", "runs", "run"),
     ),
     Label(key="dead_features", label="dead features", form="{:,}", note="never fired on these rows"),
-    Label(
-        key="dead_fraction",
-        label="dead share",
-        form="{:.2%}",
-        short="dead",
-        shown=("report", "layers", "runs", "run"),
-    ),
+    Label(key="dead_fraction", label="dead share", form="{:.2%}", short="dead", shown=("report", "layers", "runs", "run")),
     Label(
         key="density_median",
         label="median density of living features",
@@ -199,6 +187,17 @@ LABELS = (
         note="of each decoder row with another",
         shown=("report", "layers", "run"),
     ),
+    Label(
+        key="jacobian_latents",
+        label="Jacobian agreement, latents",
+        form="{:.3f}",
+        note="1 - |J_t v - J_m v|^2 / |J_m v|^2, v a push of the row along an active latent's encoder: 1 where it answers "
+        "as the MLP does",
+        better="higher",
+    ),
+    Label(key="jacobian_latents_cosine", label="the same as a cosine", form="{:.3f}", better="higher"),
+    Label(key="jacobian_random", label="the same along random directions", form="{:.3f}", better="higher"),
+    Label(key="jacobian_random_cosine", label="the same as a cosine", form="{:.3f}", better="higher"),
     Label(
         key="useful_share",
         label="useful firings",

@@ -122,6 +122,11 @@ class HarvestConfig(Options):
     exclude_norm: Annotated[float, Range(1, above=True)] | None = None
     """Neither train on nor measure rows whose norm is above so many medians of their shard, and count them. Evaluation
     calls rows above 5 outliers. Default: off."""
+    targets: Literal["stored", "recomputed"] = "stored"
+    """stored writes the rows of mlp_out. recomputed writes the layer's own MLP instead, which halves the disk: readers
+    compute mlp_out by it. Each shard then holds 64 true rows, and is refused if the MLP does not give them back."""
+    keep_mlp: bool = False
+    """Keep the layer's MLP beside stored targets, also in a finished store, for what needs the MLP itself."""
     keep_shards: Positive | None = None
     """Keep at most this many training shards on disk, while `train --follow` runs beside the harvest. A shard is deleted
     once it is trained on and saved. Held-out shards stay. Default: keep all shards."""
@@ -159,6 +164,11 @@ class HarvestConfig(Options):
             hint = did_you_mean(wrong[0], SITES) if wrong else ""
             raise Refused(f"sites are {self.sites}; choose from {', '.join(SITES)}{hint}")
         object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
+        if self.keeps_mlp and not ({"resid_mid", "resid_pre"} & set(self.sites) and "mlp_out" in self.sites):
+            raise Refused(
+                f"sites are {', '.join(self.sites)}, but a store with its MLP needs what the MLP reads, and mlp_out; give "
+                "--sites resid_mid,mlp_out"
+            )
         if self.keep_shards is not None and self.keep_shards < 2:
             raise Refused(f"keep_shards is {self.keep_shards}; a ring needs 2: one to train on and one to come")
         if self.keep_shards is not None and isinstance(self.store, Remote):
@@ -196,6 +206,11 @@ class HarvestConfig(Options):
     def wants_metric(self) -> bool:
         """Whether a metric and a lens are estimated once the shards are there."""
         return self.keep_shards is None and self.metric_sequences != 0
+
+    @property
+    def keeps_mlp(self) -> bool:
+        """Whether stores hold the MLP of their layer."""
+        return self.keep_mlp or self.targets == "recomputed"
 
     @property
     def kind(self) -> Literal["text", "tokens", "chat"]:
@@ -240,6 +255,7 @@ class HarvestConfig(Options):
             "exclude_template": self.exclude_template or None,
             "exclude_norm": self.exclude_norm,
             "model_class": self.model_class,
+            "targets": None if self.targets == "stored" else self.targets,
         }
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 from harvest.model.tokenizer import load_tokenizer
 from harvest.store_config import InfoConfig
 from store.loader.schedule import Mix, Schedule
+from store.mlp.proof import MOST_FVU
 from store.shards.documents import documents_of
 from store.shards.manifest import Manifest, ShardEntry
 from store.shards.reader import Store, open_store
@@ -99,6 +100,7 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"{n_bytes / manifest.n_tokens:,.0f} bytes a token",
         f"  norm             {manifest.norm.kind}, eps {manifest.norm.eps:g}",
     ]
+    lines += _targets(store)
     for name, estimate in (("metric", manifest.metric), ("lens", manifest.lens)):
         if estimate is not None:
             halves = estimate.agreement_in_words
@@ -115,6 +117,22 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
             f"{ideal:.3%} would in a shuffle of all rows"
         )
     return "\n".join([*lines, *_repeats(store, decode), *_text(store, decode)]) + "\n"
+
+
+def _targets(store: Store) -> list[str]:
+    """How targets are kept, where the store holds its MLP: the MLP, and how near its rows come to the true ones."""
+    info = store.manifest.mlp
+    if info is None:
+        return []
+    after = "" if info.post_norm is None else f", {info.post_norm.kind} after it"
+    lines = [f"  MLP              {info.kind}, {info.activation}{after}; {info.bytes / 1e6:,.1f} MB"]
+    proven = [shard.recomputed_fvu for shard in store.manifest.shards if shard.recomputed_fvu is not None]
+    if proven:
+        lines.append(
+            f"  targets          recomputed; FVU against true rows {np.mean(proven):.2g}, {max(proven):.2g} in the worst "
+            f"shard (limit {MOST_FVU:g})"
+        )
+    return lines
 
 
 def _left_out(manifest: Manifest) -> list[str]:

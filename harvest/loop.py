@@ -12,7 +12,7 @@ from tqdm import tqdm
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.metric.add import estimate, lacks_lens, lacks_metric
 from harvest.model.language_model import LanguageModel
-from harvest.opening import fitted, open_all, recipe_of
+from harvest.opening import fitted, mlp_bytes, open_all, recipe_of
 from harvest.pool import Lanes
 from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
@@ -56,9 +56,11 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
         for layer, directory in config.directories.items():
             recipe = recipe_of(config, layer, corpus, model, dtype)
             norm = model.norm_of(layer)
-            writer = StoreWriter(directory, recipe, norm, rank.index, rank.world, locks.pop(layer))
+            mlp = model.mlp_of(layer) if config.keeps_mlp else None
+            writer = StoreWriter(directory, recipe, norm, rank.index, rank.world, locks.pop(layer), mlp)
             writers[layer] = stack.enter_context(writer)
-        refuse_what_does_not_fit(config, model.d_model, {layer: len(w.manifest.shards) for layer, w in writers.items()})
+        finished = {layer: len(writer.manifest.shards) for layer, writer in writers.items()}
+        refuse_what_does_not_fit(config, model.d_model, finished, mlp_bytes(config, model))
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
         if rank.index == 0:
             announce_metric(config, writers)

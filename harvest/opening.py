@@ -17,6 +17,8 @@ from harvest.text.repeats import without_repeats
 from harvest.text.stream import check_tokenizer, documents_from
 from harvest.text.tokens import PACKING, SpecialTokens
 from store.devices import resolve_device, why_float32
+from store.errors import Refused
+from store.mlp.forward import Mlp
 from store.shards.formats import FORMATS
 from store.shards.recipe import Recipe
 
@@ -45,12 +47,30 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
         model_class=config.model_class,
     )
     model.check_sites(config.sites)
+    if config.keeps_mlp:
+        for layer in config.layers:
+            check_mlp(model.mlp_of(layer), config)
     check_tokenizer(config, model)
     if config.chat is not None:
         template_hash(model.tokenizer)  # refuses a tokenizer without a template
     layers = ", ".join(map(str, config.layers))
     log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.described)
     return corpus, model, dtype
+
+
+def check_mlp(mlp: Mlp, config: HarvestConfig) -> None:
+    """Refused unless the site that an MLP reads is to be stored."""
+    reads = mlp.norm.reads
+    if reads not in config.sites:
+        raise Refused(
+            f"the MLP of {config.model} reads {reads}, and sites are {', '.join(config.sites)}; give --sites "
+            f"{reads},mlp_out"
+        )
+
+
+def mlp_bytes(config: HarvestConfig, model: LanguageModel) -> int:
+    """Bytes of the MLP that a layer's store keeps; 0 where it keeps none."""
+    return model.mlp_of(config.layers[0]).n_bytes if config.keeps_mlp else 0
 
 
 def fitted(stores: Visit, corpus: Corpus, model: LanguageModel) -> HarvestConfig:

@@ -12,12 +12,12 @@ from harvest.config import HarvestConfig
 from harvest.metric.estimate import SEQUENCES
 from harvest.metric.gradients import seconds_a_sequence
 from harvest.model.language_model import LanguageModel
-from harvest.opening import fitted, open_all, recipe_of
+from harvest.opening import fitted, mlp_bytes, open_all, recipe_of
 from harvest.pool import Lanes
 from harvest.preflight import visit
 from harvest.ranks import Rank
 from harvest.shard import run_shard
-from harvest.space import disk_of, disk_shortage, gigabytes, shard_bytes, shards_on_disk
+from harvest.space import disk_of, disk_shortage, gigabytes, memory_of_shard, shard_bytes, shards_on_disk
 from harvest.text.stream import documents_from
 from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.counts import duration
@@ -58,7 +58,7 @@ def plan(config: HarvestConfig, started: float | None = None) -> str:
         start_seconds=first_text - started,
         metric_seconds=seconds_of_metric(config, model, packed) if config.wants_metric else 0.0,
     )
-    return describe(config, model.d_model, stores.finished_shards, measured)
+    return describe(config, model.d_model, stores.finished_shards, measured, mlp_bytes(config, model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,17 +153,21 @@ def write_seconds(place: StorePath) -> float:
         return time.perf_counter() - start
 
 
-def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: SpeedProbe) -> str:
-    """The plan, as a person reads it."""
+def describe(
+    config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: SpeedProbe, mlp_bytes: int = 0
+) -> str:
+    """The plan, as a person reads it; `mlp_bytes`: of the MLP that each store keeps."""
     one = shard_bytes(config, d_model)
     layers = len(config.layers)
     lacking = {layer: max(0, config.n_shards - finished.get(layer, 0)) for layer in config.layers}
-    at_once = one * sum(shards_on_disk(config, finished.get(layer, 0)) for layer in config.layers)
+    shards_at_once = sum(shards_on_disk(config, finished.get(layer, 0)) for layer in config.layers)
+    at_once = one * shards_at_once + mlp_bytes * layers
     n_bytes = one * sum(lacking.values())
+    in_memory = (2 * layers + 1) * memory_of_shard(config, d_model)
     n_tokens = max(lacking.values()) * config.tokens_a_shard
     model_s = n_tokens / measured.tokens_per_second
     disk_s = n_bytes / measured.bytes_per_second
-    short = disk_shortage(config, d_model, finished)
+    short = disk_shortage(config, d_model, finished, mlp_bytes)
     while_waiting = ", while the model waits" if measured.one_after_the_other else ", while the model runs"
     limit = measured.limit(n_tokens, n_bytes)
     if short is not None:
@@ -173,7 +177,10 @@ def describe(config: HarvestConfig, d_model: int, finished: Mapping[int, int], m
     rows = [
         ("shards", f"{sum(lacking.values()):,} to write ({config.n_shards:,} a layer, {layers} layer{'s' * (layers > 1)})"),
         ("disk", f"{gigabytes(at_once)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
-        ("host memory", f"about {gigabytes((2 * layers + 1) * one)} of rows, beside the model"),
+        (
+            "host memory",
+            f"about {gigabytes(in_memory)} of rows, beside the model",
+        ),
         ("model", f"{measured.tokens_per_second:,.0f} tokens/s measured: {duration(model_s)} for all layers at once"),
         ("writing", f"{measured.bytes_per_second / 1e6:,.0f} MB/s measured: {duration(disk_s)}{while_waiting}"),
         (

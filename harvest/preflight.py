@@ -32,7 +32,10 @@ class Visit:
 
     @property
     def finished(self) -> list[Manifest] | None:
-        """The manifests, if every store has all shards asked for, or all that its text gives, and no metric is due."""
+        """The manifests, if every store has all shards asked for, or all that its text gives, and no metric or MLP is
+        due."""
+        if self.config.keeps_mlp and any(manifest.mlp is None for manifest in self.manifests.values()):
+            return None
         if self.config.wants_metric and any(
             (directory / METRIC_STATE).exists() for directory in self.config.directories.values()
         ):

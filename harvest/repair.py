@@ -21,9 +21,12 @@ from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
+from store.layout import MLP_FILE
+from store.mlp.files import save_mlp
+from store.mlp.forward import Mlp
 from store.shards.formats import writer_for
 from store.shards.manifest import Manifest, ShardEntry, load_manifest
-from store.shards.reader import find_damage
+from store.shards.reader import damage_of_mlp, find_damage
 from store.shards.recipe import RECORDED_WHEN_SET, Recipe
 from store.shards.ring import present
 from store.shards.rows import shard_arrays
@@ -34,17 +37,24 @@ def repair(config: RepairConfig) -> str:
     directory = config.store_directory
     manifest = load_manifest(directory)
     damage = find_damage(directory, present(directory, manifest))
-    if not damage:
+    mlp_is_damaged = damage_of_mlp(directory, manifest) is not None
+    if not damage and not mlp_is_damaged:
         return f"{directory}: nothing to repair"
     with ExitStack() as stack:
         stack.callback(lock_of(directory / WRITER_LOCK).release)
-        harvest_again(config, manifest, set(damage))
-    shards = f"{len(damage)} shard{'s' * (len(damage) > 1)}"
-    return f"{directory}: {shards} harvested again, byte for byte: {', '.join(damage)}"
+        harvest_again(config, manifest, set(damage), mlp_is_damaged)
+    done = []
+    if mlp_is_damaged:
+        done.append(f"{MLP_FILE} written again")
+    if damage:
+        shards = f"{len(damage)} shard{'s' * (len(damage) > 1)}"
+        done.append(f"{shards} harvested again, byte for byte: {', '.join(damage)}")
+    return f"{directory}: {'; '.join(done)}"
 
 
-def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -> None:
-    """Harvests the damaged shards again. Refused when that cannot be done here, before anything is replaced."""
+def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str], mlp_is_damaged: bool = False) -> None:
+    """Harvests the damaged shards again, and writes a damaged MLP. Refused when that cannot be done here, before anything
+    is replaced."""
     directory = config.store_directory
     recipe = manifest.recipe
     writer_for(recipe.format)  # refuses a format that is only read
@@ -57,10 +67,20 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str]) -
     now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
     if now != recipe:
         raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
+    if mlp_is_damaged:
+        repair_mlp(directory, manifest, model.mlp_of(recipe.layer))
     lanes = Lanes(model)
     for number, shard in enumerate(manifest.shards):
         if shard.name in damaged:
             repair_shard(harvest, manifest, number, corpus, lanes)
+
+
+def repair_mlp(directory: StorePath, manifest: Manifest, mlp: Mlp) -> None:
+    """Writes mlp.safetensors again. Damaged when it comes out otherwise than recorded."""
+    if save_mlp(directory, mlp) != manifest.mlp:
+        raise Damaged(
+            f"{directory / MLP_FILE} comes out with another checksum than the manifest says; restore it from a copy"
+        )
 
 
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:

@@ -12,6 +12,8 @@ from harvest.pool import Lanes
 from harvest.text.tokens import PackedShard
 from store.devices import SideStream
 from store.errors import Refused
+from store.mlp.forward import Mlp
+from store.mlp.proof import check_fvu, recomputed_fvu
 from store.shards.rows import ShardRows
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
@@ -73,6 +75,8 @@ def run_shard(
         for layer, sites in found.items():
             if first:
                 check_identity(sites)
+                if config.keeps_mlp:
+                    check_recomputed(sites, model.mlp_of(layer), host.dtype)
             for site in config.sites:
                 host.take(layer, site, sites[site], start * packed.tokens.shape[1])
         return tokens.numel()
@@ -105,6 +109,19 @@ def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> N
                 f"{site} is not finite in {where}, sequence {first_sequence + sequence}, token {position}; "
                 "finished shards are kept. Try --compute-dtype float32 (or bfloat16 for models trained in it)"
             )
+
+
+def check_recomputed(sites: dict[str, Tensor], mlp: Mlp, dtype: torch.dtype) -> None:
+    """Refused unless the MLP gives back the first batch's rows of mlp_out, as far as rounding goes.
+
+    Args:
+        sites: the site that the MLP reads and mlp_out, [batch, context, d] each.
+        mlp: of their layer.
+        dtype: of the rows on disk.
+    """
+    after_bos = {site: sites[site][:, 1:].flatten(0, 1) for site in (mlp.norm.reads, "mlp_out")}
+    resid, true = (rows.to(dtype) for rows in after_bos.values())
+    check_fvu(recomputed_fvu(mlp, resid, true), "the first batch")
 
 
 def check_identity(sites: dict[str, Tensor]) -> None:

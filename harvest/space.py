@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,16 +12,24 @@ from harvest.config import HarvestConfig
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
+from store.mlp.proof import PROOF_ROWS
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
 
 
 def shard_bytes(config: HarvestConfig, d_model: int) -> int:
-    """Bytes of one shard of one layer: rows of every site, tokens, places, sums."""
-    row = d_model * len(config.sites) * getattr(torch, config.dtype).itemsize + 8
+    """Bytes of one shard of one layer: rows of every site that is stored, tokens, places, sums, the proof."""
+    recomputed = config.targets == "recomputed"
+    site = d_model * getattr(torch, config.dtype).itemsize
+    row = (len(config.sites) - recomputed) * site + 8
     sums = 2 * 8 * d_model * (len(config.sites) + ("resid_mid" in config.sites))
-    return config.tokens_a_shard * row + sums + HEADER
+    return config.tokens_a_shard * row + sums + HEADER + recomputed * PROOF_ROWS * site
+
+
+def memory_of_shard(config: HarvestConfig, d_model: int) -> int:
+    """Bytes of the rows of one shard of one layer while they are made: all sites, whether they are stored or not."""
+    return shard_bytes(replace(config, targets="stored"), d_model)
 
 
 def metric_bytes(config: HarvestConfig, d_model: int) -> int:
@@ -58,9 +67,11 @@ def heldout_below(number: int, heldout_every: int) -> int:
     return (number + heldout_every - 2) // heldout_every
 
 
-def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> tuple[int, int, Path] | None:
-    """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking, and the
-    metric."""
+def disk_shortage(
+    config: HarvestConfig, d_model: int, finished: Mapping[int, int], mlp_bytes: int = 0
+) -> tuple[int, int, Path] | None:
+    """Bytes needed, bytes free and the folder, of the first disk that cannot hold the shards still lacking, the metric,
+    and `mlp_bytes` of each layer's MLP."""
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}
     for layer, directory in config.directories.items():
@@ -68,7 +79,8 @@ def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, in
         device = folder.stat().st_dev
         folders[device] = folder
         lacking = shards_on_disk(config, finished.get(layer, 0))
-        needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model) + metric_bytes(config, d_model)
+        once = metric_bytes(config, d_model) + mlp_bytes
+        needed[device] = needed.get(device, 0) + lacking * shard_bytes(config, d_model) + once
     for device, n_bytes in needed.items():
         free = shutil.disk_usage(folders[device]).free
         if n_bytes > free:
@@ -76,9 +88,9 @@ def disk_shortage(config: HarvestConfig, d_model: int, finished: Mapping[int, in
     return None
 
 
-def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapping[int, int]) -> None:
+def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapping[int, int], mlp_bytes: int = 0) -> None:
     """Refused saying by how much the disk is too small for what is still lacking."""
-    short = disk_shortage(config, d_model, finished)
+    short = disk_shortage(config, d_model, finished, mlp_bytes)
     if short is not None:
         needed, free, folder = short
         raise Refused(

@@ -13,3 +13,9 @@ SET_CONFIG = "config.yaml"
 
 NormReads = Literal["resid_mid", "resid_pre"]
 """The site that the norm reads: resid_pre where attention and MLP run side by side."""
+
+MlpKind = Literal["gated", "plain"]
+"""How an MLP makes its hidden layer: act(x W_gate) * (x W_up), or act(x W_up)."""
+
+MlpActivation = Literal["gelu_tanh", "gelu", "silu", "relu"]
+"""The function of an MLP's hidden layer; ACTIVATIONS in store/mlp/forward.py has an entry for each."""

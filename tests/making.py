@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from store.disk.remote import StorePath
+from store.mlp.forward import Mlp
 from store.shards.manifest import Recipe, save_manifest
 from store.shards.metric import SiteMetric, save_metric
 from store.shards.reader import Store, open_store
@@ -66,11 +67,36 @@ def make_norm(d: int = 12) -> Norm:
     return Norm(kind="rms", eps=1e-6, gain=torch.linspace(0.5, 2, d))
 
 
-def make_store(directory: StorePath, n_shards: int = 4, **changes) -> Store:
+def make_mlp(d_in: int = 12, d_mlp: int = 7, d_out: int = 10) -> Mlp:
+    """A gated MLP with biases and a norm after it, of random weights."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Mlp(
+        kind="gated",
+        activation="gelu_tanh",
+        norm=make_norm(d_in),
+        post_norm=Norm(kind="rms", eps=1e-6, gain=torch.linspace(1, 3, d_out)),
+        W_gate=draw(d_mlp, d_in),
+        b_gate=draw(d_mlp),
+        W_up=draw(d_mlp, d_in),
+        b_up=draw(d_mlp),
+        W_down=draw(d_out, d_mlp),
+        b_down=draw(d_out),
+    )
+
+
+def make_store(directory: StorePath, n_shards: int = 4, mlp: Mlp | None = None, **changes) -> Store:
+    """A store of made-up rows; with an MLP it keeps that, and its targets are what the MLP makes of the stored sources."""
     recipe = make_recipe(**changes)
-    with StoreWriter(directory, recipe, make_norm()) as writer:
+    with StoreWriter(directory, recipe, make_norm(), mlp=mlp) as writer:
         for number in range(len(writer.manifest.shards), n_shards):
-            writer.append(make_rows(number, recipe))
+            rows = make_rows(number, recipe)
+            if mlp is not None:
+                rows.sites["mlp_out"] = mlp(rows.sites["resid_mid"].to(recipe.torch_dtype))
+            writer.append(rows)
     return open_store(directory)
 
 

@@ -94,6 +94,7 @@ ADDED: dict[str, Any] = {
     "threshold_lr": 10.0,
     "step_gradients": False,
     "l0_warmup": 0.0,
+    "target_dtype": "float32",
 }
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 

@@ -33,6 +33,7 @@ ONE_STREAM = (
     "target_directory",
     "source_site",
     "target_site",
+    "target_dtype",
     "input_view",
     "tokens",
     "batch_rows",
@@ -150,6 +151,12 @@ def check_store(store: Store, config: TrainConfig) -> None:
     else:
         assert config.target_layer is not None
         _check_side(store.target, config.model, config.target_layer, "target-layer", "target_site", config.target_site)
+    computed = store.target_side.recomputes(config.target_site) or store.recomputes(config.source_site)
+    if config.target_dtype != "float32" and not computed:
+        raise Refused(
+            f"target_dtype is {config.target_dtype}, but {store.target_side.directory} holds its targets, and computes "
+            "none; leave it out"
+        )
 
 
 def _check_side(store: Store, model: str, layer: int, layer_option: str, site_option: str, site: str) -> None:

@@ -76,6 +76,8 @@ class TrainConfig(Options):
     """Predict the target site of this layer instead. Its store must come from the same harvest: harvest --layer 8,12."""
     target_store: StorePathOption | None = None
     """Folder or URL of the target layer's store. Default: data/MODEL/layerTARGET."""
+    target_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of recomputed targets (harvest --targets recomputed). The weights of a model are mostly bfloat16."""
     skip: bool = False
     """Add a linear connection from source to target beside the dictionary (arXiv 2501.18823)."""
     view: ViewName | Literal["auto"] = "auto"
@@ -183,10 +185,7 @@ class TrainConfig(Options):
         if self.detach_prefixes and len(self.prefixes) == 1:
             raise Refused("detach_prefixes needs a nested dictionary, but prefix_sizes is one size; leave one out")
         if self.shard_dictionary and self.follow:
-            raise Refused(
-                "shard_dictionary and follow do not go together: processes that wait for shards save by themselves; "
-                "leave one out"
-            )
+            raise Refused("shard_dictionary and follow do not go together: each would save by itself; leave one out")
 
     def _check_numbers(self) -> None:
         if self.k > self.d_sae:

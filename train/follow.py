@@ -156,6 +156,7 @@ class Following:
             config.batch_rows // self.ranks.world,
             view=config.input_view,
             sites=(config.source_site, config.target_site),
+            target_dtype=getattr(torch, config.target_dtype),
             device=device,
             cursor=cursor,
             stop=config.n_steps * config.batch_rows,

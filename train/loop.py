@@ -192,6 +192,7 @@ class Session:
                 device=device,
                 seed=config.seed,
                 sites=(config.source_site, config.target_site),
+                target_dtype=getattr(torch, config.target_dtype),
                 rank=rows.rank,
                 world=rows.world,
                 cursor=cursor,

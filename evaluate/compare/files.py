@@ -39,6 +39,8 @@ def key_of(run: Path, store: Store, config: CompareConfig | None, beside: Sequen
             digest.update(shard.xxh3_128.encode())
         if side is not None and side.manifest.metric is not None:
             digest.update(side.manifest.metric.xxh3_128.encode())
+        if side is not None and side.manifest.mlp is not None:
+            digest.update(side.manifest.mlp.xxh3_128.encode())
     if config is None:
         return digest.hexdigest()
     asked = (

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from evaluate.compare.checks import fvu_by_view
+from evaluate.derivatives.jacobian import jacobian_agreement
 from evaluate.estimates import Result
 from evaluate.metrics.accumulate import Accumulator, sites_of
 from evaluate.metrics.measurement import (
@@ -67,10 +68,13 @@ def identity(transcoder: Transcoder) -> Identity:
 def add_latents(
     result: Measurement, transcoder: Transcoder, store: Store, device: torch.device, seeds: Sequence[Transcoder] = ()
 ) -> Measurement:
-    """The result with FVU by view, the share of firings that are useful and, by prefix too, what single latents stand for
-    and how far they recur in the runs of other seeds."""
+    """The result with FVU by view, the share of firings that are useful and, by prefix too, what single latents stand for,
+    how well derivatives match the MLP's, and how far latents recur in the runs of other seeds."""
     result = result.plus(fvu_by_view=fvu_by_view(transcoder, store, device))
     result = with_prefixes(result, semantics(transcoder, store, device))
+    agreement = jacobian_agreement(transcoder, store, device)
+    if agreement:
+        result = with_prefixes(result, agreement)
     found = usefulness(transcoder, store, device)
     if found is not None:
         result = result.plus(useful_share=found.share)

@@ -7,9 +7,9 @@ not measured is left out of the JSON. Nothing here needs torch, so that the brow
 import math
 from typing import Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from evaluate.estimates import Estimate, Interval, Result
+from evaluate.estimates import Estimate, Figures, Interval, Result
 from evaluate.metrics.matched import (
     AtL0,
     Check,
@@ -20,43 +20,6 @@ from evaluate.metrics.matched import (
     OverSeeds,
     of_earlier_versions,
 )
-
-Number = int | float
-
-
-class Figures(Result):
-    """Metrics by key. A metric without a field of its own is a number or an Estimate."""
-
-    model_config = ConfigDict(extra="allow")
-
-    __pydantic_extra__: dict[str, int | float | Estimate] = Field(init=False)  # type: ignore[assignment]
-
-    def has(self, key: str) -> bool:
-        """Whether it was measured."""
-        return key in self.model_fields_set
-
-    def value(self, key: str) -> Number | None:
-        """The figure of a metric, whether it stands alone or with its interval; None where it has none."""
-        found = self._get(key)
-        if isinstance(found, Estimate):
-            return found.value
-        return found if isinstance(found, int | float) else None
-
-    def figures(self) -> dict[str, Number]:
-        """The figure of every metric that was measured and is one number, by key."""
-        values = {key: self.value(key) for key in sorted(self.model_fields_set)}
-        return {key: value for key, value in values.items() if value is not None}
-
-    def interval(self, key: str) -> Interval | None:
-        """The 95% interval of a metric; None where it has none."""
-        found = self._get(key)
-        if isinstance(found, Estimate):
-            return found.ci95
-        intervals = self._get("ci95")
-        return intervals.get(key) if isinstance(intervals, dict) else None
-
-    def _get(self, key: str) -> Any:
-        return getattr(self, key) if self.has(key) else None
 
 
 class RowFigures(Figures):
@@ -133,6 +96,15 @@ class Stability(Figures):
     pw_mcc: float | None = None
 
 
+class JacobianAgreement(Figures):
+    """How well derivatives match those of the MLP, which the store keeps."""
+
+    jacobian_latents: Estimate | None = None
+    jacobian_latents_cosine: Estimate | None = None
+    jacobian_random: Estimate | None = None
+    jacobian_random_cosine: Estimate | None = None
+
+
 class SplicedPrefix(Figures):
     """What one prefix costs the language model."""
 
@@ -166,7 +138,7 @@ class PrefixRows(RowFigures):
     mean_max_cosine: float
 
 
-class PrefixMeasurement(Stability, Semantics, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
+class PrefixMeasurement(Stability, Semantics, JacobianAgreement, PropertyProbes, FirstLetters, SplicedPrefix, PrefixRows):
     """One prefix, measured as a transcoder by itself."""
 
 
@@ -267,7 +239,9 @@ class Identity(Figures):
     fvu_by_view: dict[str, float] = Field(default_factory=dict)
 
 
-class Measurement(Stability, Semantics, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows):
+class Measurement(
+    Stability, Semantics, JacobianAgreement, Identity, PropertyProbes, FirstLetters, SplicedFrontier, Spliced, OnRows
+):
     """One transcoder, or trivial predictor, on the held-out rows: metrics.json."""
 
     useful_share: Estimate | None = None

@@ -91,8 +91,8 @@ def examples(
     for shard, target_shard in shards:
         here = rows[(rows >= start) & (rows < start + shard.kept)] - start
         if len(here):
-            source.append(store.array(shard, sites[0])[here].float())
-            target.append(target_side.array(target_shard, sites[1])[here].float())
+            source.append(store.rows(shard, sites[0], here).float())
+            target.append(target_side.rows(target_shard, sites[1], here).float())
         start += shard.kept
     text = name_of(token[rows].tolist())
     return Examples(torch.cat(source), torch.cat(target), token[rows], [str(part) for part in text])

@@ -71,7 +71,7 @@ def sequences_of(
     excluded = row_of_token >= shard.kept
     rows = row_of_token[wanted]
     sites = {source_site, "mlp_out", "resid_mid"} & set(store.manifest.recipe.sites)
-    cached = {site: store.array(shard, site)[rows].float() for site in sorted(sites)}
+    cached = {site: store.rows(shard, site, rows).float() for site in sorted(sites)}
     return Sequences(
         tokens=tokens[wanted],
         excluded=excluded[wanted],

@@ -66,5 +66,5 @@ def cached_rows(store: Store, site: str, tokens: Int[Tensor, " context"]) -> Flo
     for shard in store.manifest.of_split("train"):
         same = (store.array(shard, "tokens").long() == tokens).all(1).nonzero().squeeze(1)
         if len(same):
-            return store.array(shard, site)[store.row_of_token(shard)[same[0]]].float()
+            return store.rows(shard, site, store.row_of_token(shard)[same[0]]).float()
     raise Refused(f"{store.directory} does not hold a sequence that was drawn from it; verify it: make verify")

@@ -17,6 +17,24 @@ from store.views import NORMS, Norm, NormKind, normed
 
 
 @dataclass(frozen=True, kw_only=True)
+class MlpNames:
+    """Modules of an MLP in transformers."""
+
+    up: str
+    down: str
+    activation: str
+    gate: str | None = None
+    """None where there is no gate, or where `up` holds it too."""
+    fused: bool = False
+    """Whether `up` holds the gate's rows first, and its own after them."""
+
+
+GATED = MlpNames(gate="gate_proj", up="up_proj", down="down_proj", activation="act_fn")
+NEOX = MlpNames(up="dense_h_to_4h", down="dense_4h_to_h", activation="act")
+GPT2 = MlpNames(up="c_fc", down="c_proj", activation="act")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Where the sites of a block lie in transformers; TransformerLens has hook_resid_mid and hook_mlp_out for them."""
 
@@ -32,6 +50,13 @@ class Family:
     """What the norm before the MLP computes; `none` where the MLP reads resid_mid itself."""
     parallel_norm: str = "input_layernorm"
     """Where attention and MLP run side by side: the norm of the block's input that the MLP reads."""
+    mlp: MlpNames | None = GATED
+    """The parts of the MLP; None for a mixture of experts."""
+
+    @property
+    def post_norm(self) -> str | None:
+        """The norm between the MLP and the residual stream; None where there is none."""
+        return None if self.mlp_out.startswith("mlp") else self.mlp_out
 
     @property
     def views(self) -> str:
@@ -57,21 +82,30 @@ FAMILIES = {
         resid_mid="pre_feedforward_layernorm",
         mlp_out="post_feedforward_layernorm",
     ),
-    "Phi3ForCausalLM": Family(models="Phi-3, Phi-4"),
+    "Phi3ForCausalLM": Family(
+        models="Phi-3, Phi-4",
+        mlp=MlpNames(up="gate_up_proj", down="down_proj", activation="activation_fn", fused=True),
+    ),
     "OlmoForCausalLM": Family(models="OLMo 1", norm="layernorm"),
     "Olmo2ForCausalLM": Family(models="OLMo 2", resid_mid="mlp", mlp_out="post_feedforward_layernorm", norm="none"),
     "StableLmForCausalLM": Family(models="StableLM", norm="layernorm"),
     "SmolLM3ForCausalLM": Family(models="SmolLM 3"),
-    "GPT2LMHeadModel": Family(models="GPT-2", blocks="transformer.h", resid_mid="ln_2", norm="layernorm"),
-    "GPTNeoForCausalLM": Family(models="GPT-Neo", blocks="transformer.h", resid_mid="ln_2", norm="layernorm"),
+    "GPT2LMHeadModel": Family(models="GPT-2", blocks="transformer.h", resid_mid="ln_2", norm="layernorm", mlp=GPT2),
+    "GPTNeoForCausalLM": Family(models="GPT-Neo", blocks="transformer.h", resid_mid="ln_2", norm="layernorm", mlp=GPT2),
     "GPTNeoXForCausalLM": Family(
-        models="GPT-NeoX, sequential (RedPajama, StableLM-alpha)", blocks="gpt_neox.layers", norm="layernorm"
+        models="GPT-NeoX, sequential (RedPajama, StableLM-alpha)", blocks="gpt_neox.layers", norm="layernorm", mlp=NEOX
     ),
-    "BloomForCausalLM": Family(models="BLOOM", blocks="transformer.h", mlp_out="mlp.dense_4h_to_h", norm="layernorm"),
-    "MixtralForCausalLM": Family(models="Mixtral (the whole block of experts)"),
-    "Qwen2MoeForCausalLM": Family(models="Qwen 2 MoE (the whole block of experts)"),
-    "Qwen3MoeForCausalLM": Family(models="Qwen 3 MoE (the whole block of experts)"),
-    "OlmoeForCausalLM": Family(models="OLMoE (the whole block of experts)"),
+    "BloomForCausalLM": Family(
+        models="BLOOM",
+        blocks="transformer.h",
+        mlp_out="mlp.dense_4h_to_h",
+        norm="layernorm",
+        mlp=MlpNames(up="dense_h_to_4h", down="dense_4h_to_h", activation="gelu_impl"),
+    ),
+    "MixtralForCausalLM": Family(models="Mixtral (the whole block of experts)", mlp=None),
+    "Qwen2MoeForCausalLM": Family(models="Qwen 2 MoE (the whole block of experts)", mlp=None),
+    "Qwen3MoeForCausalLM": Family(models="Qwen 3 MoE (the whole block of experts)", mlp=None),
+    "OlmoeForCausalLM": Family(models="OLMoE (the whole block of experts)", mlp=None),
 }
 """Families whose block adds attention first and the MLP after it, by their class in transformers."""
 
@@ -82,12 +116,24 @@ PARALLEL = {
         resid_mid=None,
         norm="layernorm",
         parallel_norm="post_attention_layernorm",
+        mlp=NEOX,
     ),
-    "PhiForCausalLM": Family(models="Phi-1, 1.5, 2", resid_mid=None, mlp_out="mlp", norm="layernorm"),
+    "PhiForCausalLM": Family(
+        models="Phi-1, 1.5, 2",
+        resid_mid=None,
+        mlp_out="mlp",
+        norm="layernorm",
+        mlp=MlpNames(up="fc1", down="fc2", activation="activation_fn"),
+    ),
     "GPTJForCausalLM": Family(
-        models="GPT-J", blocks="transformer.h", resid_mid=None, norm="layernorm", parallel_norm="ln_1"
+        models="GPT-J",
+        blocks="transformer.h",
+        resid_mid=None,
+        norm="layernorm",
+        parallel_norm="ln_1",
+        mlp=MlpNames(up="fc_in", down="fc_out", activation="act"),
     ),
-    "FalconForCausalLM": Family(models="Falcon", blocks="transformer.h", resid_mid=None, norm="layernorm"),
+    "FalconForCausalLM": Family(models="Falcon", blocks="transformer.h", resid_mid=None, norm="layernorm", mlp=NEOX),
 }
 """Families whose attention and MLP both read the block's input. They have no resid_mid: `--sites resid_pre,mlp_out`."""
 

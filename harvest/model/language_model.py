@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harvest.config import SITES
 from harvest.model.families import no_norm, recognise_norm
+from harvest.model.mlp import recognise_mlp
 from store.errors import Refused
+from store.mlp.forward import Mlp
 from store.views import Norm
 
 
@@ -46,6 +48,11 @@ class LanguageModel:
         if module is None:
             return no_norm(width)
         return replace(recognise_norm(module.original_component, width), reads=reads)
+
+    def mlp_of(self, layer: int) -> Mlp:
+        """A layer's MLP with its norms, on the host. Refused, with the reason, where it is of no known kind."""
+        block = self.bridge.blocks[layer].original_component
+        return recognise_mlp(block, type(self.whole).__name__, self.norm_of(layer))
 
     @property
     def is_sequential(self) -> bool:

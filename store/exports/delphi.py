@@ -121,7 +121,7 @@ def export_delphi(config: ExportConfig) -> str:
 
 def entries_of(ours: Transcoder, store: Store, shard: ShardEntry) -> Entries:
     """Activations on the kept rows of a shard; on other tokens no latent counts as active."""
-    rows = store.array(shard, ours.config.source_site)[: shard.kept]
+    rows = store.rows(shard, ours.config.source_site, slice(shard.kept))
     place = store.array(shard, "token_index")[: shard.kept].long()
     row, latent, value = (torch.cat(parts) for parts in zip(*_active(ours, store, rows), strict=True))
     if len(value) and float(value.max()) > HALF_MOST:
@@ -174,7 +174,7 @@ def check(folder: Path, run: Path, store: Store, shard: ShardEntry, ours: Transc
     run's, which NumPy alone computes. Refused where they differ by more than float16 rounds."""
     n_rows = min(ROWS, shard.kept)
     norm = store.norm
-    resid = store.array(shard, ours.config.source_site)[:n_rows]
+    resid = store.rows(shard, ours.config.source_site, slice(n_rows))
     gain = None if norm.kind == "none" else norm.gain.double().numpy()
     bias = None if norm.bias is None else norm.bias.double().numpy()
     reader = read_run(run, ours.config.layer)

@@ -78,8 +78,8 @@ def sample_of(ours: Transcoder, store: Store | None) -> Sample:
     config = ours.config
     target = None
     if store.target is None and config.target_site in store.manifest.widths:
-        target = store.array(shard, config.target_site)[:n_rows].float()
-    resid = store.array(shard, config.source_site)[:n_rows]
+        target = store.rows(shard, config.target_site, slice(n_rows)).float()
+    resid = store.rows(shard, config.source_site, slice(n_rows))
     return Sample("held-out rows" if heldout else "training rows", resid, store.norm, target)
 
 

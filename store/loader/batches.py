@@ -18,6 +18,7 @@ from torch import Tensor
 from store.disk.files import allow_open_files
 from store.disk.remote import Remote, RemoteFile, StorePath
 from store.errors import Damaged, Refused
+from store.loader.columns import Column, Columns
 from store.loader.schedule import Mix, Schedule, Window
 from store.shards.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
 from store.shards.manifest import Split
@@ -30,7 +31,8 @@ READERS = min(4, os.cpu_count() or 1)
 REMOTE_READERS = 16
 """Threads that read a store at a URL, where a request waits for the network."""
 
-Sites = tuple[Tensor, ...]
+Held = tuple[Tensor, ...]
+"""The rows of each column."""
 
 Index = Tensor | slice
 
@@ -51,14 +53,16 @@ class Reader:
 
     def __init__(self, stores: tuple[Store, Store], split: Split, sites: tuple[str, str]) -> None:
         self.stores = stores
-        self.sites = sites
         self.shards = [store.manifest.of_split(split) for store in stores]
         self.kept = [shard.kept for shard in self.shards[0]]
-        self.widths = [store.manifest.widths[site] for store, site in zip(stores, sites, strict=True)]
-        item = [store.manifest.recipe.torch_dtype.itemsize for store in stores]
-        self.row_bytes = [size * width for size, width in zip(item, self.widths, strict=True)]
+        self.row_bytes = [_row_bytes(store, site) for store, site in zip(stores, sites, strict=True)]
+        """Of both sites: windows are cut by it, so that the order of rows does not depend on how targets are kept."""
+        self.columns = Columns(stores, sites)
+        of_column = [(stores[column.side], column.site) for column in self.columns.read]
+        self.widths = [store.manifest.widths[site] for store, site in of_column]
+        self.column_bytes = [_row_bytes(store, site) for store, site in of_column]
         self.files: dict[StorePath, LocalFile | RemoteFile] = {}
-        self.places: dict[tuple[int, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
+        self.places: dict[tuple[Column, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
         self.opening = Lock()
         allow_open_files(sum(map(len, self.shards)))
 
@@ -66,41 +70,46 @@ class Reader:
         """Reads some pieces of a window to their places. Damaged naming a shard that is gone or cannot be read.
 
         pieces: which of the window's.
-        buffers: memory for the whole window, one a site.
+        buffers: memory for the whole window, one a column.
         """
         shard = window.shard[pieces]
         ends = np.cumsum(window.rows)[pieces]
         starts = ends - window.rows[pieces]
-        for side, (row_bytes, buffer) in enumerate(zip(self.row_bytes, buffers, strict=True)):
+        for column, row_bytes, buffer in zip(self.columns.read, self.column_bytes, buffers, strict=True):
             reads = zip(shard.tolist(), window.first[pieces].tolist(), starts.tolist(), ends.tolist(), strict=True)
             for number, first, start, end in reads:
-                self._read(side, number, first, buffer[start * row_bytes : end * row_bytes])
+                self._read(column, number, first, buffer[start * row_bytes : end * row_bytes])
 
-    def _read(self, side: int, number: int, first: int, into: memoryview) -> None:
+    def _read(self, column: Column, number: int, first: int, into: memoryview) -> None:
         try:
-            place = self.places.get((side, number)) or self._open(side, number)
+            place = self.places.get((column, number)) or self._open(column, number)
             read_rows(*place, first, into)
         except (OSError, EOFError, ValueError) as error:
-            path = self.stores[side].directory / self.shards[side][number].name
+            path = self.stores[column.side].directory / self.shards[column.side][number].name
             raise Damaged(
                 f"{path} cannot be read at row {first} ({error!r}); run `make repair`, or restore it from a copy"
             ) from None
 
-    def _open(self, side: int, number: int) -> tuple[LocalFile | RemoteFile, ArrayPlace]:
-        store = self.stores[side]
-        shard = self.shards[side][number]
+    def _open(self, column: Column, number: int) -> tuple[LocalFile | RemoteFile, ArrayPlace]:
+        store = self.stores[column.side]
+        shard = self.shards[column.side][number]
         path = store.directory / shard.name
         with self.opening:
             if path not in self.files:
                 self.files[path] = open_file(path)
-            self.places[side, number] = self.files[path], store.places(shard)[self.sites[side]]
-        return self.places[side, number]
+            self.places[column, number] = self.files[path], store.places(shard)[column.site]
+        return self.places[column, number]
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
         self.files.clear()
         self.places.clear()
+
+
+def _row_bytes(store: Store, site: str) -> int:
+    """Bytes of a row of a site, in the dtype of the store."""
+    return store.manifest.recipe.torch_dtype.itemsize * store.manifest.widths[site]
 
 
 def batches(
@@ -118,6 +127,7 @@ def batches(
     seed: int = 0,
     shuffle: bool = True,
     mix: Mix | None = None,
+    target_dtype: torch.dtype = torch.float32,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) of the stream, endless without `stop`. Refused when the split has no rows.
 
@@ -128,6 +138,7 @@ def batches(
     cursor, stop: rows of the stream at which it begins and ends; the last batch before `stop` may be shorter.
     rank, world: every rank reads all windows, and serves its own rows of them.
     seed, shuffle, mix: the order (schedule.py).
+    target_dtype: in which the MLP of a store with recomputed targets multiplies.
 
     Memory is two windows, at most `2 * WINDOW_BYTES` whatever the size of the store; on CUDA that much of pinned memory,
     and on any device but the host as much there.
@@ -138,13 +149,14 @@ def batches(
     schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
     windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop)
     norm = store.norm.to(device)
+    sites_of = reader.columns.on(torch.device(device), target_dtype)
     try:
         position = cursor
         while stop is None or position < stop:
             end = position + rows * world if stop is None else min(stop, position + rows * world)
             first = min(end, position + rank * rows)
             last = min(end, position + (rank + 1) * rows)
-            source, target = windows.rows(first, last)
+            source, target = sites_of(windows.rows(first, last))
             yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
             position = end
     finally:
@@ -172,7 +184,7 @@ class Windows:
         for slot in self.slots:
             self._read_ahead(slot)
 
-    def take(self, first: int, last: int) -> Iterator[tuple[Sites, Index]]:
+    def take(self, first: int, last: int) -> Iterator[tuple[Held, Index]]:
         """The memory and the index of rows first..last of the stream; each part is valid until the next is asked for."""
         while first < last:
             slot, window, order = self._holding(first)
@@ -182,7 +194,7 @@ class Windows:
             first = end
 
     def rows(self, first: int, last: int) -> list[Tensor]:
-        """A copy of rows first..last of the stream, for each site."""
+        """A copy of rows first..last of the stream, for each column."""
         out = [site.new_empty(last - first, site.shape[1]) for site in self.slots[0].held]
         done = 0
         for held, index in self.take(first, last):

@@ -14,11 +14,12 @@ import torch
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.loader.batches import Batch, Reader, Windows
+from store.loader.columns import SitesOf
 from store.loader.schedule import Mix, Schedule
 from store.shards.manifest import ShardEntry, load_manifest
 from store.shards.reader import Store, open_store
 from store.shards.ring import number_of
-from store.views import VIEWS, ViewName
+from store.views import VIEWS, Norm, ViewName
 
 WINDOW_BYTES = 1 << 25
 """Read at a time, both sites together; two are held, and two more while a batch lies in two shards."""
@@ -91,6 +92,7 @@ def follow(
     wait: Callable[[int], None],
     rank: int = 0,
     world: int = 1,
+    target_dtype: torch.dtype = torch.float32,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) of the stream, in order.
 
@@ -99,8 +101,9 @@ def follow(
     cursor, stop: the first row of the stream, and the row to end at; the stream ends before when the text does.
     wait: called with the position of a batch as long as that is not whole yet; it sleeps, and may raise.
     rank, world: which of how many processes this is; each gets rows of its own.
+    target_dtype: in which the MLP of a store with recomputed targets multiplies.
     """
-    opened: dict[int, tuple[Windows, Store]] = {}
+    opened = Opened(ledger, sites, view, device, target_dtype)
     try:
         for position in range(cursor, stop, rows * world):
             end = position + rows * world
@@ -110,42 +113,52 @@ def follow(
                 wait(position)
                 ledger.look()
             first = position + rank * rows
-            yield _batch(ledger, opened, (first, first + rows), sites, view, device, end)
+            yield opened.batch(first, first + rows, end)
     finally:
-        for windows, _ in opened.values():
+        opened.close()
+
+
+class Opened:
+    """The shards that are being read, and how batches are made of their rows."""
+
+    def __init__(
+        self, ledger: Ledger, sites: tuple[str, str], view: ViewName, device: torch.device, target_dtype: torch.dtype
+    ) -> None:
+        self.ledger = ledger
+        self.sites = sites
+        self.view: ViewName = view
+        self.device = device
+        self.target_dtype = target_dtype
+        self.windows: dict[int, Windows] = {}
+        self.norm: Norm | None = None
+        self.sites_of: SitesOf | None = None
+
+    def batch(self, first: int, last: int, cursor: int) -> Batch:
+        """Rows first..last of the stream; opens the shards that it needs and closes those that no later batch does."""
+        for passed in [shard for shard in self.windows if shard < self.ledger.holding(first)]:
+            self.windows.pop(passed).close()
+        parts: list[list[torch.Tensor]] = []
+        for shard, begin, end in self.ledger.parts(first, last):
+            if shard not in self.windows:
+                self._open(shard, begin)
+            parts.append(self.windows[shard].rows(begin, end))
+        assert self.norm is not None
+        assert self.sites_of is not None
+        source, target = self.sites_of([torch.cat(of_column) for of_column in zip(*parts, strict=True)])
+        return Batch(source=VIEWS[self.view](source, self.norm), target=target.float(), cursor=cursor)
+
+    def _open(self, shard: int, start: int) -> None:
+        """Begins to read the rows of one shard from `start` on, as they lie on disk; threads read ahead."""
+        store = self.ledger.open(shard)
+        reader = Reader((store, store.target_side), "train", self.sites)
+        rows = max(1, WINDOW_BYTES // sum(reader.row_bytes))
+        schedule = Schedule(reader.kept, 0, Mix(piece_rows=rows, window_rows=rows), shuffle=False)
+        dtype = store.manifest.recipe.torch_dtype
+        self.windows[shard] = Windows(reader, schedule, dtype, self.device, start, reader.kept[0])
+        if self.sites_of is None:  # the norm and the MLP are those of every shard
+            self.norm = store.norm.to(self.device)
+            self.sites_of = reader.columns.on(self.device, self.target_dtype)
+
+    def close(self) -> None:
+        for windows in self.windows.values():
             windows.close()
-
-
-def _batch(
-    ledger: Ledger,
-    opened: dict[int, tuple[Windows, Store]],
-    rows: tuple[int, int],
-    sites: tuple[str, str],
-    view: ViewName,
-    device: torch.device,
-    cursor: int,
-) -> Batch:
-    """One batch; opens the shards that it needs and closes those that no later batch does."""
-    for passed in [shard for shard in opened if shard < ledger.holding(rows[0])]:
-        opened.pop(passed)[0].close()
-    parts: list[list[torch.Tensor]] = []
-    norm = None
-    for shard, first, last in ledger.parts(*rows):
-        if shard not in opened:
-            alone = ledger.open(shard)
-            opened[shard] = _windows(alone, sites, device, first), alone
-        windows, store = opened[shard]
-        norm = store.norm.to(device)
-        parts.append(windows.rows(first, last))
-    source, target = (torch.cat(of_site) for of_site in zip(*parts, strict=True))
-    assert norm is not None
-    return Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=cursor)
-
-
-def _windows(store: Store, sites: tuple[str, str], device: torch.device, start: int) -> Windows:
-    """The rows of one shard from `start` on, as they lie on disk, read ahead by threads."""
-    reader = Reader((store, store.target_side), "train", sites)
-    rows = max(1, WINDOW_BYTES // sum(reader.row_bytes))
-    schedule = Schedule(reader.kept, 0, Mix(piece_rows=rows, window_rows=rows), shuffle=False)
-    dtype = store.manifest.recipe.torch_dtype
-    return Windows(reader, schedule, dtype, device, start, reader.kept[0])

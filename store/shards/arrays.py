@@ -81,9 +81,10 @@ def open_file(path: StorePath) -> LocalFile | RemoteFile:
     return RemoteFile(path) if isinstance(path, Remote) else LocalFile(path)
 
 
-def read_array(path: StorePath, place: ArrayPlace) -> Tensor:
-    """One whole array of a shard."""
-    out = torch.empty(place.shape, dtype=place.dtype)
+def read_array(path: StorePath, place: ArrayPlace, n_rows: int | None = None) -> Tensor:
+    """One array of a shard, or its first `n_rows` rows."""
+    rows = place.shape[0] if n_rows is None else n_rows
+    out = torch.empty((rows, *place.shape[1:]), dtype=place.dtype)
     file = open_file(path)
     try:
         read_rows(file, place, 0, bytes_of(out))

@@ -10,11 +10,12 @@ from store.disk.files import write_text
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.layout import MANIFEST as MANIFEST
+from store.mlp.info import MlpInfo
 from store.names import NormKind, NormReads
 from store.parents import require_store
 from store.shards.recipe import Recipe, Split, Strict, first_complaint, without_none
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The newest that this code reads."""
 
 PREVIOUS = "manifest.previous.json"
@@ -80,11 +81,13 @@ class ShardEntry(Strict):
     """Those of them that repeat an earlier one and were left out, where there are some."""
     excluded_by_norm: int | None = None
     """Rows that are not kept for their norm alone, where the recipe asks for it."""
+    recomputed_fvu: float | None = None
+    """FVU of recomputed targets against the true rows that the shard holds as a proof, where targets are recomputed."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
         """Keys that came later are written where they say something: older stores have none of them."""
-        return without_none(serialize(self), ("rest", "bad_records", "repeats", "excluded_by_norm"))
+        return without_none(serialize(self), ("rest", "bad_records", "repeats", "excluded_by_norm", "recomputed_fvu"))
 
 
 def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:
@@ -137,8 +140,8 @@ class LensInfo(MetricInfo):
 
 
 class Manifest(Strict):
-    format_version: Literal[1, 2, 3]
-    """2 where the store has a metric, 3 where it has a lens."""
+    format_version: Literal[1, 2, 3, 4]
+    """2 where the store has a metric, 3 where it has a lens, 4 where it keeps the layer's MLP."""
     fingerprint: str
     recipe: Recipe
     norm: NormInfo
@@ -151,11 +154,16 @@ class Manifest(Strict):
     """True when the text ended before the tokens that were asked for."""
     metric: MetricInfo | None = None
     lens: LensInfo | None = None
+    mlp: MlpInfo | None = None
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["Manifest"], dict]) -> dict:
-        """`metric` and `lens` are written where there is one: format 1 has no such keys, and format 2 no `lens`."""
-        return without_none(serialize(self), ("metric", "lens"))
+        """`metric`, `lens` and `mlp` are written where there is one: earlier formats have no such keys."""
+        return without_none(serialize(self), ("metric", "lens", "mlp"))
+
+    def with_mlp(self, info: MlpInfo) -> "Manifest":
+        """The manifest of the store once mlp.safetensors is there."""
+        return self.model_copy(update={"format_version": max(4, self.format_version), "mlp": info})
 
     def of_split(self, split: Split) -> list[ShardEntry]:
         return [shard for shard in self.shards if shard.split == split]

@@ -2,7 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 import xxhash
 from torch import Tensor
 from tqdm import tqdm
@@ -10,7 +12,11 @@ from tqdm import tqdm
 from store.disk.files import hash_file, sizes_in
 from store.disk.remote import StorePath, parse_store_path
 from store.errors import Damaged, Refused
-from store.layout import NORM_FILE
+from store.layout import MLP_FILE, NORM_FILE
+from store.mlp.files import load_mlp
+from store.mlp.forward import Mlp
+from store.mlp.info import MlpInfo
+from store.mlp.proof import PROOF, PROOF_ROWS, recomputed_fvu
 from store.shards.arrays import ArrayPlace, read_array
 from store.shards.formats import FORMATS
 from store.shards.manifest import Manifest, MetricInfo, ShardEntry, Split, load_manifest
@@ -40,8 +46,49 @@ class Store:
         """Where the arrays of a shard lie, by name. Damaged when its header is."""
         return FORMATS[self.manifest.recipe.format].places(self.directory / shard.name)
 
+    @cached_property
+    def mlp(self) -> Mlp | None:
+        """The layer's own MLP, on the host; None where the store does not keep it. Damaged when its file is."""
+        info = self.manifest.mlp
+        return None if info is None else load_mlp(self.directory, info, self.norm)
+
+    def recomputes(self, site: str) -> bool:
+        """Whether a site's rows are not in the shards, but computed by the MLP from those of the site that it reads."""
+        return site in self.manifest.recipe.sites and site not in self.manifest.recipe.stored_sites
+
     def array(self, shard: ShardEntry, name: str) -> Tensor:
+        """One whole array of a shard; of a site that is recomputed, all its rows in float32."""
+        if self.recomputes(name):
+            return self.rows(shard, name, slice(None))
         return read_array(self.directory / shard.name, self.places(shard)[name])
+
+    def rows(self, shard: ShardEntry, site: str, index: Tensor | slice) -> Tensor:
+        """Rows of a site of a shard, as stored, or recomputed in float32: this is the one place that tells them apart,
+        beside the loader's.
+
+        Args:
+            shard: of this store.
+            site: one of the recipe's.
+            index: which rows; of a tensor of any shape, which the result begins with.
+        """
+        if not self.recomputes(site):
+            return self.array(shard, site)[index]
+        assert self.mlp is not None
+        mlp = self.mlp.to("cpu", torch.float32)
+        return mlp(self.array(shard, mlp.norm.reads)[index])
+
+    def proof(self, shard: ShardEntry) -> tuple[Tensor, Tensor]:
+        """Some kept rows of the site that the MLP reads, and the true rows of mlp_out beside them."""
+        path = self.directory / shard.name
+        places = self.places(shard)
+        n_rows = min(PROOF_ROWS, shard.kept)
+        true = PROOF if self.recomputes("mlp_out") else "mlp_out"
+        return read_array(path, places[self.norm.reads], n_rows), read_array(path, places[true], n_rows)
+
+    def proven_fvu(self, shard: ShardEntry) -> float:
+        """FVU of the MLP's rows against the true ones of `proof`, measured here."""
+        assert self.mlp is not None
+        return recomputed_fvu(self.mlp, *self.proof(shard))
 
     def row_of_token(self, shard: ShardEntry) -> Tensor:
         """int64 [sequences, context]: where the rows of a shard hold each of its tokens."""
@@ -96,7 +143,13 @@ def find_damage(directory: StorePath, manifest: Manifest, split: Split | None = 
         return {shard.name: damage for shard, damage in checked if damage is not None}
 
 
-def damage_of(path: StorePath, recorded: ShardEntry | MetricInfo) -> str | None:
+def damage_of_mlp(directory: StorePath, manifest: Manifest) -> str | None:
+    """What is wrong with the MLP that a manifest describes: missing, or changed on disk. None where nothing is."""
+    damage = None if manifest.mlp is None else damage_of(directory / MLP_FILE, manifest.mlp)
+    return None if damage is None else f"{directory / MLP_FILE} {damage}"
+
+
+def damage_of(path: StorePath, recorded: ShardEntry | MetricInfo | MlpInfo) -> str | None:
     """What is wrong with a file that the manifest describes: missing, of another size or checksum; None for nothing."""
     if not path.exists():
         return "is missing"

@@ -48,6 +48,7 @@ RECORDED_WHEN_SET = (
     "exclude_template",
     "exclude_norm",
     "model_class",
+    "targets",
 )
 """Fields of a recipe that stand for an option whose default is not written."""
 
@@ -100,6 +101,8 @@ class Recipe(Strict):
     """Rows are not kept whose norm at `norm_site` is above this many medians of the shard's."""
     model_class: str | None = None
     """Class of transformers that loaded the model; None for the one that its config.json names."""
+    targets: Literal["recomputed"] | None = None
+    """Whether shards hold no mlp_out, which the store's own MLP recomputes; None where it is stored."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["Recipe"], dict]) -> dict:
@@ -127,13 +130,18 @@ class Recipe(Strict):
 
     @property
     def stream(self) -> str:
-        """The fingerprint without layer and sites: stores of one stream hold the same tokens, in the same rows.
+        """The fingerprint without layer, sites and targets: stores of one stream hold the same tokens, in the same rows.
 
         Row i of shard n is then the same token in both, so that one's source can be read beside the other's target.
         """
         if self.exclude_norm is not None:
             return self.fingerprint  # which rows are kept depends on the layer's own norms
-        return hash_of(self.model_dump(mode="json", exclude={"layer", "sites"}))
+        return hash_of(self.model_dump(mode="json", exclude={"layer", "sites", "targets"}))
+
+    @property
+    def stored_sites(self) -> tuple[str, ...]:
+        """The sites whose rows lie in the shards."""
+        return tuple(site for site in self.sites if site != "mlp_out" or self.targets is None)
 
     @property
     def norm_site(self) -> str:

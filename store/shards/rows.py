@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from store.mlp.proof import PROOF, PROOF_ROWS
 from store.shards.manifest import Recipe, Rest
 from store.shards.sums import shard_sums
 from store.views import Norm
@@ -71,10 +72,13 @@ def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tu
 
     They depend on nothing else.
     """
-    also, far = also_excluded(rows, recipe)
-    order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number, also)
+    dropped, far = also_excluded(rows, recipe)
+    order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number, dropped)
     dtype = recipe.torch_dtype
     sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
-    template = {} if rows.template is None else {"template": rows.template}
-    arrays = {"tokens": rows.tokens, "token_index": order.int()} | sites | shard_sums(sites, kept, norm) | template
+    also = {} if rows.template is None else {"template": rows.template}
+    if recipe.targets is not None:
+        also = also | {PROOF: sites["mlp_out"][: min(PROOF_ROWS, kept)]}
+    stored = {site: values for site, values in sites.items() if site in recipe.stored_sites}
+    arrays = {"tokens": rows.tokens, "token_index": order.int()} | stored | shard_sums(sites, kept, norm) | also
     return arrays, kept, far

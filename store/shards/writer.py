@@ -11,6 +11,9 @@ from store.disk.lock import WRITER_LOCK, RemoteLock, WriterLock, lock_of
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.layout import NORM_FILE
+from store.mlp.files import save_mlp
+from store.mlp.forward import Mlp
+from store.mlp.proof import PROOF, PROOF_ROWS, check_fvu, recomputed_fvu
 from store.shards.arrays import read_array
 from store.shards.formats import FORMATS, writer_for
 from store.shards.manifest import (
@@ -25,8 +28,8 @@ from store.shards.manifest import (
     load_manifest,
     save_manifest,
 )
-from store.shards.reader import check_sizes
-from store.shards.ring import Ring, from_shard, load_ring, number_of, save
+from store.shards.reader import Store, check_sizes
+from store.shards.ring import Ring, from_shard, load_ring, number_of, present, save
 from store.shards.rows import ShardRows, shard_arrays
 from store.shards.sums import added
 from store.views import Norm
@@ -62,6 +65,8 @@ class StoreWriter:
     directory: of the store; made where it is missing.
     recipe: decides the numbers.
     norm: goes to norm.safetensors, and into the statistics of the rms view.
+    mlp: goes to mlp.safetensors, also of a store that has none yet; where the recipe has targets recomputed, every shard
+        is refused whose rows it does not give back.
     rank, world: which of how many processes this is.
     lock: from `lock_for_writing`, and the writer's from then on; taken here where it is not given.
     """
@@ -74,10 +79,12 @@ class StoreWriter:
         rank: int = 0,
         world: int = 1,
         lock: WriterLock | RemoteLock | None = None,
+        mlp: Mlp | None = None,
     ) -> None:
         self.directory = directory
         self.recipe = recipe
         self.norm = norm
+        self.mlp = mlp
         self.rank = rank
         self.world = world
         self.unlinked = 0
@@ -114,7 +121,7 @@ class StoreWriter:
                 )
             if self.rank == 0:
                 check_sizes(directory, manifest)
-            return manifest
+            return self._with_mlp(manifest)
         if self.rank == 0 and self._path(0).exists():
             raise Damaged(f"{directory} has shards, but no {MANIFEST}; {cure_of_manifest(directory)}")
         manifest = Manifest(
@@ -129,6 +136,19 @@ class StoreWriter:
         if self.rank == 0:
             norm.save(directory / NORM_FILE)
             save_manifest(directory, manifest)
+        return self._with_mlp(manifest)
+
+    def _with_mlp(self, manifest: Manifest) -> Manifest:
+        """The manifest once the MLP is kept, if it is to be; rank 0 writes both."""
+        if self.mlp is None or manifest.mlp is not None:
+            return manifest
+        if manifest.shards and self.rank == 0:
+            shard = present(self.directory, manifest).shards[-1]
+            store = Store(directory=self.directory, manifest=manifest, norm=self.norm)
+            check_fvu(recomputed_fvu(self.mlp, *store.proof(shard)), f"{self.directory / shard.name}")
+        if self.rank == 0:
+            manifest = manifest.with_mlp(save_mlp(self.directory, self.mlp))
+            save_manifest(self.directory, manifest)
         return manifest
 
     def _clear_leftovers(self) -> None:
@@ -164,6 +184,7 @@ class StoreWriter:
         recipe = self.recipe
         arrays, kept, far = shard_arrays(rows, number, recipe, self.norm)
         sums = {key: value for key, value in arrays.items() if key.startswith(("sum.", "sum_of_squares."))}
+        proven = self._proven_fvu(arrays, kept, number)
         entry_bytes, checksum = self._publish(self._path(number), arrays)
         entry = ShardEntry(
             name=self._path(number).name,
@@ -180,6 +201,7 @@ class StoreWriter:
             bad_records=rows.bad_records or None,
             repeats=rows.repeats or None,
             excluded_by_norm=None if recipe.exclude_norm is None else far,
+            recomputed_fvu=proven,
         )
         pending = Pending(
             fingerprint=recipe.fingerprint,
@@ -193,6 +215,16 @@ class StoreWriter:
         if self.rank == 0:
             self.commit()
         return entry
+
+    def _proven_fvu(self, arrays: dict[str, Tensor], kept: int, number: int) -> float | None:
+        """FVU of recomputed rows against a shard's proof; None where mlp_out is stored. Refused above the limit."""
+        if self.recipe.targets is None:
+            return None
+        assert self.mlp is not None
+        resid = arrays[self.norm.reads][: min(PROOF_ROWS, kept)]
+        found = recomputed_fvu(self.mlp, resid, arrays[PROOF])
+        check_fvu(found, f"shard {number}")
+        return found
 
     def commit(self) -> None:
         """Enters the shards, of any rank, that are whole and next in order."""

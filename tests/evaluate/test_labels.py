@@ -35,10 +35,15 @@ MODEL_ONLY = {
     "sparse_probing_5",
     "sparse_probing_all",
     "tpp",
+    "jacobian_latents",
+    "jacobian_latents_cosine",
+    "jacobian_random",
+    "jacobian_random_cosine",
     "recurring_share",
     "pw_mcc",
 }
-"""Metrics that need the language model, its tokenizer, a metric or other seeds; the comparison of these tests has none."""
+"""Metrics that need the language model, its tokenizer, its MLP, a metric or other seeds; the comparison of these tests has
+none."""
 
 
 @pytest.fixture

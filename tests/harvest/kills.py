@@ -1,4 +1,4 @@
-"""`python -m tests.harvest.kills FOLDER KILLS SEED`: a harvest that dies at random file operations, and is resumed.
+"""`python -m tests.harvest.kills FOLDER KILLS SEED TARGETS`: a harvest that dies at random file operations, and is resumed.
 
 An exception that nothing catches stands in for SIGKILL: after it, no file operation of that life succeeds any more.
 """
@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,6 +19,7 @@ import harvest.opening
 import store.shards.safetensors_files
 from harvest.config import SITES, HarvestConfig
 from harvest.text.corpus import Corpus
+from store.mlp.forward import Mlp
 from store.views import Norm
 
 
@@ -68,6 +70,12 @@ class Model:
     def norm_of(self, layer: int) -> Norm:
         return Norm(kind="rms", eps=1e-6, gain=torch.ones(4))
 
+    def mlp_of(self, layer: int) -> Mlp:
+        """relu(resid_mid) / 2, which is what `run_layers` has, without a norm."""
+        one = torch.eye(4)
+        norm = Norm(kind="none", eps=0.0, gain=torch.ones(4))
+        return Mlp(kind="plain", activation="relu", norm=norm, post_norm=None, W_up=one, W_down=one / 2)
+
     def run_layers(self, tokens, layers, sites) -> dict:
         pre = tokens.float()[..., None] * torch.linspace(1, 2, 4)
         made = {"resid_pre": pre, "attn_out": pre, "resid_mid": 2 * pre, "mlp_out": pre, "resid_post": 3 * pre}
@@ -84,7 +92,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
+def main(folder: Path, kills: int, seed: int, targets: Literal["stored", "recomputed"]) -> None:
     life, draw, model = Life(), random.Random(seed), Model()
     texts = [f"document {number} " * (number % 7 + 1) for number in range(200)]
     harvest.opening.load_model = lambda *args, **options: model  # type: ignore[assignment]
@@ -107,6 +115,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
                 device="cpu",
                 compute_dtype="float32",
                 store=folder / name,
+                targets=targets,
             )
         )
 
@@ -134,4 +143,4 @@ def main(folder: Path, kills: int, seed: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])  # type: ignore[arg-type]

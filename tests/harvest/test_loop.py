@@ -227,6 +227,15 @@ def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(
         assert store_files(tmp_path / f"repaired{number}") == whole
 
 
-@pytest.mark.parametrize("deaths", ["15", pytest.param("1000", marks=pytest.mark.slow)])
-def test_random_deaths_end_byte_identical(tmp_path, deaths):
-    assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0")
+@pytest.mark.parametrize(
+    ("deaths", "targets"),
+    [
+        ("15", "stored"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("15", "recomputed"), ("1000", "stored"), ("1000", "recomputed"))
+        ),
+    ],
+)
+def test_random_deaths_end_byte_identical(tmp_path, deaths, targets):
+    assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0", targets)

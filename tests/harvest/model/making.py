@@ -1,8 +1,11 @@
 """Every family of models, tiny and random."""
 
+import operator
+
 import torch
 import transformers
 
+from harvest.model.families import Family
 from tests.making import BOS, EOS, PAD
 
 N_LAYERS = 3
@@ -94,3 +97,26 @@ def save_tiny(folder, architecture: str, config: tuple[str, dict], tokenizer) ->
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def plain_sites(
+    folder: str, architecture: str, family: Family, layer: int, tokens: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What hooks on the modules that the table names see in plain transformers."""
+    kind = getattr(transformers, architecture)
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    block = operator.attrgetter(family.blocks)(model)[layer]
+    seen: dict[str, torch.Tensor] = {}
+    block.register_forward_pre_hook(
+        lambda m, a, k: seen.update(resid_pre=a[0] if a else k["hidden_states"]), with_kwargs=True
+    )
+    block.register_forward_hook(lambda m, a, out: seen.update(resid_post=out[0] if isinstance(out, tuple) else out))
+    reader = getattr(block, family.resid_mid or family.parallel_norm)
+    site = "resid_mid" if family.resid_mid else "norm_reads"
+    reader.register_forward_pre_hook(lambda m, a: seen.update({site: a[0]}))
+    reader.register_forward_hook(lambda m, a, out: seen.update(mlp_in=out))
+    writer = operator.attrgetter(family.mlp_out)(block)
+    writer.register_forward_hook(lambda m, a, out: seen.update(mlp_out=(out[0] if isinstance(out, tuple) else out).clone()))
+    with torch.no_grad():
+        model(tokens)
+    return seen

@@ -1,22 +1,20 @@
 """Every family of models, tiny and random: each site at each layer against hooks on plain transformers."""
 
-import operator
 import shutil
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from harvest.model.families import FAMILIES, PARALLEL, Family, families_table, recognise_norm
+from harvest.model.families import FAMILIES, PARALLEL, families_table, recognise_norm
 from harvest.model.loading import load_model
 from harvest.shard import check_identity
 from store.errors import Refused
 from store.views import normed, rms
 from tests.child import ROOT
-from tests.harvest.model.making import N_LAYERS, NEOX, TINY, TINY_PARALLEL, save_tiny
+from tests.harvest.model.making import N_LAYERS, NEOX, TINY, TINY_PARALLEL, plain_sites, save_tiny
 from tests.making import BOS
 
 CPU = torch.device("cpu")
@@ -32,29 +30,6 @@ def tokens() -> torch.Tensor:
     ids = torch.randint(3, 95, (3, 24), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = BOS
     return ids
-
-
-def plain_sites(
-    folder: str, architecture: str, family: Family, layer: int, tokens: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What hooks on the modules that the table names see in plain transformers."""
-    kind = getattr(transformers, architecture)
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    block = operator.attrgetter(family.blocks)(model)[layer]
-    seen: dict[str, torch.Tensor] = {}
-    block.register_forward_pre_hook(
-        lambda m, a, k: seen.update(resid_pre=a[0] if a else k["hidden_states"]), with_kwargs=True
-    )
-    block.register_forward_hook(lambda m, a, out: seen.update(resid_post=out[0] if isinstance(out, tuple) else out))
-    reader = getattr(block, family.resid_mid or family.parallel_norm)
-    site = "resid_mid" if family.resid_mid else "norm_reads"
-    reader.register_forward_pre_hook(lambda m, a: seen.update({site: a[0]}))
-    reader.register_forward_hook(lambda m, a, out: seen.update(mlp_in=out))
-    writer = operator.attrgetter(family.mlp_out)(block)
-    writer.register_forward_hook(lambda m, a, out: seen.update(mlp_out=(out[0] if isinstance(out, tuple) else out).clone()))
-    with torch.no_grad():
-        model(tokens)
-    return seen
 
 
 def test_each_family_has_its_tiny_model():
