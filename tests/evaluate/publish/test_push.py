@@ -18,7 +18,7 @@ from store.errors import Refused
 from store.hub import HubUnreachable
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.evaluate.publish.loopback import TOKEN, serve
+from tests.hub import TOKEN, serving
 
 # The client's own use of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -33,16 +33,16 @@ def run(compared, tmp_path) -> Path:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub on loopback that this process's client talks to."""
-    kind, endpoint = serve()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return kind
+    with serving() as (kind, endpoint):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield kind
 
 
 def test_a_run_goes_to_the_hub_whole_in_one_commit_and_is_private(run, hub, tmp_path):
