@@ -13,7 +13,7 @@ class BrowseConfig(Options):
     """Look at everything in a results folder in a web browser: runs, their features, two side by side. Reads only."""
 
     results: Path = Path("results")
-    """Folder of the runs."""
+    """Folder of the runs, one run, a pushed repository or an export; or hf://user/repo/path@revision."""
     host: str = "127.0.0.1"
     """Address to listen on. The default cannot be reached from other machines."""
     port: Annotated[int, Range(0, 65535)] = 0
@@ -32,7 +32,7 @@ class BrowseExportConfig(Options):
     """Write the browser's pages as files that any web host serves."""
 
     results: Path = Path("results")
-    """Folder of the runs."""
+    """The same places as of `browse`."""
     out: Path = Path("results-site")
     """Folder to write to: new, empty or an earlier export."""
     features: Positive = 1000

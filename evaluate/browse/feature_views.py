@@ -82,7 +82,9 @@ def random_latent(features: Features, latent: int) -> int | None:
 
 
 def intervene_command(run: RunFolder, latent: int) -> str:
-    """The command that ablates a latent, to be copied."""
+    """The command that ablates a latent, to be copied; empty for a run without weights."""
+    if not run.has_weights:
+        return ""
     return f"make intervene RUN={run.folder} ARGS='--text \"...\" --ablate {latent}'"
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from store.errors import Refused
-from store.hub import fetch_transcoder, files_at, hub_name
+from store.hub import fetch_transcoder, files_at
+from store.names import hub_name
 from tests.child import python
 from tests.hub import serving
 from tests.store.transcoders.making import make_transcoder, write_circuit_tracer, write_scope1
@@ -12,7 +13,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from evaluate.baselines import find_baselines
-from store.hub import fetch_transcoder, hub_name
+from store.hub import fetch_transcoder
+from store.names import hub_name
 from store.transcoders.layouts import load_folder
 from store.transcoders.transcoder import Transcoder
 

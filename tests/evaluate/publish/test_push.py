@@ -10,7 +10,9 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from starlette.testclient import TestClient
 
+from evaluate.browse.server import make_app
 from evaluate.publish.card import licence_of
 from evaluate.publish.config import PushConfig
 from evaluate.publish.push import push
@@ -125,6 +127,13 @@ def test_a_dry_run_needs_no_hub_and_shows_the_card(run):
 def test_a_name_that_is_no_repository_is_refused(run, repo):
     with pytest.raises(Refused, match="give user/name"):
         PushConfig(run=run, repo=repo)
+
+
+def test_a_pushed_comparison_is_shown_side_by_side_with_its_baseline(run):
+    push(PushConfig(run=run, repo="me/tiny", dry_run=True))
+    theirs = json.loads((run / "comparison" / "other_metrics.json").read_text())
+    page = TestClient(make_app(run / "hub"), base_url="http://127.0.0.1").get("/compare?a=hub&b=hub@baseline").text
+    assert f"{theirs['fvu']:.4f}" in page
 
 
 def test_a_name_that_circuit_tracer_would_misread_is_refused(run):
