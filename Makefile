@@ -48,6 +48,7 @@ reads_intervene := $(of_run)
 reads_importance := $(of_run)
 reads_judge-export := $(of_run)
 reads_export-features := RUNS LAYOUT OUT ARGS
+reads_publish-neuronpedia := FOLDER ARGS
 reads_judge := RUN ENDPOINT JUDGE ARGS
 reads_browse := RESULTS ARGS
 reads_browse-export := RESULTS OUT ARGS
@@ -62,7 +63,7 @@ reads_bench-peers := STORE ARGS
 reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
@@ -151,6 +152,9 @@ analyze: $(VENV)/base  ## The interpretability report of collected features
 
 export-features: $(VENV)/base  ## Collected features for circuit-tracer's viewer or Neuronpedia (RUNS= LAYOUT= OUT=)
 	$(PY) -m evaluate export-features $(RUNS) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(ARGS)
+
+publish-neuronpedia: $(VENV)/base  ## Upload what export-features LAYOUT=neuronpedia wrote (FOLDER=; ARGS=--dry-run shows it)
+	$(PY) -m evaluate publish-neuronpedia $(if $(FOLDER),$(call quoted,$(FOLDER))) $(ARGS)
 
 compare-layers: $(VENV)/base  ## How the features of layers harvested together relate (LAYER=8,17)
 	$(PY) -m evaluate compare-layers $(where) $(run) $(ARGS)

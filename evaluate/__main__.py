@@ -9,7 +9,7 @@ from evaluate.early import check_places
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
-from evaluate.publish.config import ExportFeaturesConfig, PushConfig
+from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConfig, PushConfig
 from store.cli import Commands, run_command
 from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
 
@@ -24,6 +24,7 @@ COMMANDS: Commands = {
     "browse-export": (BrowseExportConfig, "evaluate.browse.export:export"),
     "push": (PushConfig, "evaluate.publish.push:push"),
     "export-features": (ExportFeaturesConfig, "evaluate.publish.command:export_features"),
+    "publish-neuronpedia": (PublishNeuronpediaConfig, "evaluate.publish.upload:upload"),
     "intervene": (InterveneConfig, "evaluate.model.intervene:intervene"),
     "importance": (ImportanceConfig, "evaluate.model.importance:importance"),
     "judge-export": (JudgeExportConfig, "evaluate.judge.questions:export_questions"),

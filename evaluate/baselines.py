@@ -11,8 +11,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from evaluate.config import BaselinesConfig
 from store.errors import Refused
-from store.hub import fetch_transcoder, fetching, files_of, hub_name, is_hub_url
+from store.hub import fetch_transcoder, fetching, files_of
 from store.layout import CONFIG
+from store.names import hub_name, is_hub_url
 from store.shards.reader import Store
 from store.transcoders.files import read_config
 from store.transcoders.gemma_scope import SCOPE2_FOLDER, SCOPE2_KINDS, SCOPE2_WEIGHTS, Scope2Config

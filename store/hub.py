@@ -51,21 +51,14 @@ def files_of(repo: str) -> list[str]:
 HUB_URL = re.compile(r"hf:/{1,2}([^/@?]+/[^/@?]+)/?([^@?]*)(?:(?:@|\?revision=)(.+))?")
 """hf://user/repo/path@revision; `Path` makes one slash of two, and circuit-tracer writes ?revision=."""
 
-SNAPSHOT = re.compile(r".*models--(.+?)--(.+?)/snapshots/([0-9a-f]+)/?(.*)")
-"""Where the hub's library keeps what it fetched."""
+Choice = Callable[[str, Sequence[str]], Sequence[str]]
+"""Those of a repository's files that are wanted, given the path within it and all of its files."""
 
 
-def is_hub_url(place: Path | str) -> bool:
-    return str(place).startswith("hf:/")
+def fetch(url: Path | str, choose: Choice, what: str = "transcoder") -> Path:
+    """The folder or file on this machine of hf://user/repo/path@revision, fetched unless it is cached.
 
-
-def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
-    """The folder or file on this machine with the transcoder at hf://user/repo/path@revision, fetched unless it is cached.
-
-    Only the files that lie directly there are fetched, and of a set of circuit-tracer's only this layer's. A list of
-    `transcoders` in its config.yaml is followed.
-
-    layer: of the model; None for all that is there. Errors as `fetching` explains them.
+    what: what it holds, for messages. Errors as `fetching` explains them, and Refused where `choose` finds nothing.
     """
     match = HUB_URL.fullmatch(str(url))
     if match is None:
@@ -78,15 +71,27 @@ def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
         if cached:
             return cached_snapshot(repo, revision) / path
         info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
-        wanted = files_at(path, [file.rfilename for file in info.siblings or ()], layer)
+        wanted = choose(path, [file.rfilename for file in info.siblings or ()])
         if not wanted:
-            raise Refused(f"{repo} has no transcoder at {path or 'its root'!r}; name the folder that holds its files")
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)) / path
+            raise Refused(f"{repo} has no {what} at {path or 'its root'!r}; name the folder that holds its files")
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted))) / path
 
-    with fetching(f"the transcoder at {url}", "give a folder on this machine"):
+    with fetching(f"the {what} at {url}", "give a folder on this machine"):
         place = from_hub_or_cache(get)
     if not place.exists():
         raise Refused(f"{url} is not among what was fetched before, and the hub was not asked; connect, and try again")
+    return place
+
+
+def fetch_transcoder(url: Path | str, layer: int | None = None) -> Path:
+    """The folder or file on this machine with the transcoder at hf://user/repo/path@revision, as `fetch` gives it.
+
+    Only the files that lie directly there are fetched, and of a set of circuit-tracer's only this layer's. A list of
+    `transcoders` in its config.yaml is followed.
+
+    layer: of the model; None for all that is there.
+    """
+    place = fetch(url, lambda path, files: files_at(path, files, layer))
     config = place / SET_CONFIG
     listed = _listed_in(config) if config.exists() else None
     if listed and layer is not None and layer < len(listed):
@@ -121,15 +126,6 @@ def files_at(path: str, files: Sequence[str], layer: int | None) -> list[str]:
     if any(file.endswith(f"/{SET_CONFIG}") or file == SET_CONFIG for file in beside) and layer is not None:
         return [file for file in beside if not LAYER_WEIGHTS.search(file) or file.endswith(f"layer_{layer}.safetensors")]
     return beside
-
-
-def hub_name(place: Path) -> str | None:
-    """hf://user/repo/path@commit of what lies in the hub's cache; None for other places."""
-    match = SNAPSHOT.fullmatch(str(place))
-    if match is None:
-        return None
-    owner, repo, commit, path = match.groups()
-    return f"hf://{owner}/{repo}/{path}".rstrip("/") + f"@{commit[:12]}"
 
 
 def check_connection() -> None:

@@ -76,6 +76,9 @@ NOTES_LOCK = "notes.lock"
 PUSHED = "hub"
 """Folder of `evaluate push`: what the hub's repository holds."""
 
+UPLOADED = "uploaded.json"
+"""In a folder of `export-features`: the batches that Neuronpedia has taken."""
+
 INTERVENTION = "intervention.json"
 IMPORTANCE = "importance.json"
 

@@ -1,5 +1,7 @@
 """Names that options and files share; nothing heavy is imported here, so that a command's --help starts at once."""
 
+import re
+from pathlib import Path
 from typing import Literal
 
 ViewName = Literal["raw", "rms", "normed"]
@@ -19,3 +21,20 @@ MlpKind = Literal["gated", "plain"]
 
 MlpActivation = Literal["gelu_tanh", "gelu", "silu", "relu"]
 """The function of an MLP's hidden layer; ACTIVATIONS in store/mlp/forward.py has an entry for each."""
+
+SNAPSHOT = re.compile(r".*models--(.+?)--(.+?)/snapshots/([0-9a-f]+)/?(.*)")
+"""Where the hub's library keeps what it fetched."""
+
+
+def is_hub_url(place: Path | str) -> bool:
+    """Whether a place is meant as hf://user/repo; `Path` makes one slash of two."""
+    return str(place).startswith("hf:/")
+
+
+def hub_name(place: Path) -> str | None:
+    """hf://user/repo/path@commit of what lies in the hub's cache; None for other places."""
+    match = SNAPSHOT.fullmatch(str(place))
+    if match is None:
+        return None
+    owner, repo, commit, path = match.groups()
+    return f"hf://{owner}/{repo}/{path}".rstrip("/") + f"@{commit[:12]}"

@@ -10,7 +10,7 @@ from docstring_parser import parse_from_object
 
 from evaluate.judge.config import JudgeConfig, JudgeScoreConfig
 from evaluate.model.config import InterveneConfig
-from evaluate.publish.config import ExportFeaturesConfig, PushConfig
+from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConfig, PushConfig
 from store.cli import Range
 from store.config import ExportSetConfig
 from store.errors import Refused
@@ -24,6 +24,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     JudgeScoreConfig: {"run": Path("run"), "answers": Path("a.jsonl")},
     PushConfig: {"run": Path("run"), "repo": "me/it"},
     ExportFeaturesConfig: {"runs": (Path("run"),), "layout": "neuronpedia", "out": Path("out")},
+    PublishNeuronpediaConfig: {"folder": Path("uploads")},
     ExportSetConfig: {"runs": (Path("run"),), "out": Path("out")},
 }
 COUNTED_FROM_0 = {"layer", "target_layer", "latents", "ablate"}

@@ -5,9 +5,11 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 import torch
 
+from store.layout import null_folder
 from store.loader.batches import Batch, batches
 from store.shards.metric import read_metric
 from store.shards.reader import Store
@@ -15,9 +17,8 @@ from store.transcoders.transcoder import Transcoder
 from train.advice import warnings_of
 from train.checkpoint import candidates
 from train.checks import Prepared, preflight
-from train.config import TrainConfig
+from train.config import NULLS, TrainConfig
 from train.follow import Following
-from train.nulls import with_nulls
 from train.parallel import Ranks
 from train.run import Run
 from train.snapshots import collecting
@@ -228,3 +229,12 @@ def interruptible() -> Iterator:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def with_nulls(config: TrainConfig) -> list[TrainConfig]:
+    """The options, and after them those of the nulls that are to be trained beside."""
+    found = [config]
+    for null in NULLS if config.nulls else ():
+        folder = null_folder(config.run_directory, null)
+        found.append(replace(config, null=null, nulls=False, run=folder, features_every=0))
+    return found

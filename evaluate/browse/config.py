@@ -15,7 +15,7 @@ class BrowseConfig(Options):
     It writes nothing but notes.json beside a run: the stars, names and notes that you give to its features."""
 
     results: Path = Path("results")
-    """Folder of the runs."""
+    """Folder of the runs, one run, a pushed repository or an export; or hf://user/repo/path@revision."""
     host: str = "127.0.0.1"
     """Address to listen on. The default cannot be reached from other machines."""
     port: Annotated[int, Range(0, 65535)] = 0
@@ -34,7 +34,7 @@ class BrowseExportConfig(Options):
     """Write the browser's pages as files that any web host serves."""
 
     results: Path = Path("results")
-    """Folder of the runs."""
+    """The same places as of `browse`."""
     out: Path = Path("results-site")
     """Folder to write to: new, empty or an earlier export."""
     features: Positive = 1000

@@ -13,6 +13,7 @@ from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.folder import find_runs
 from evaluate.browse.links import INDEX, FileLinks
 from evaluate.browse.pages import Pages
+from evaluate.browse.places import open_results
 from evaluate.browse.server import STATIC
 from store.disk.files import write_text
 from store.errors import Damaged, Refused
@@ -26,10 +27,9 @@ def export(config: BrowseExportConfig) -> Path:
     out = config.out
     if out.exists() and any(out.iterdir()) and not (out / "static" / "browse.css").exists():
         raise Refused(f"{out} is not empty and not an earlier export; give another --out")
-    if not config.results.is_dir():
-        raise Refused(f"{config.results} is not a folder; give --results, or make a run with make demo")
+    results = open_results(config.results)
     links = FileLinks(config.features)
-    pages = Pages(config.results, links, notes=config.notes)
+    pages = Pages(results, links, notes=config.notes)
     shutil.copytree(STATIC, out / "static", dirs_exist_ok=True)
 
     def write(file: str, make: Callable[[], str]) -> None:
@@ -42,7 +42,7 @@ def export(config: BrowseExportConfig) -> Path:
         write_text(out / file, page)
 
     write(INDEX, lambda: pages.runs({}))
-    for run in find_runs(config.results).values():
+    for run in find_runs(results).values():
         name = run.name
         write(links.file("run", name), partial(pages.run, name))
         for kind in run.reports:

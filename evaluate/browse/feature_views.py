@@ -82,7 +82,9 @@ def random_latent(features: Features, latent: int) -> int | None:
 
 
 def intervene_command(run: RunFolder, latent: int, control: Control | None) -> str:
-    """The command that ablates a latent, and its control where there is one, to be copied."""
+    """The command that ablates a latent, and its control where there is one, to be copied; empty without weights."""
+    if not run.has_weights:
+        return ""
     beside = "" if control is None else " --control"
     return f"make intervene RUN={run.folder} ARGS='--text \"...\" --ablate {latent}{beside}'"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evaluate.browse.exports import ArrayFigures, Exported, is_exported, read_export
 from evaluate.estimates import read_result
 from evaluate.features.reader import Features, NotFound, open_features
 from evaluate.features.summary import CollectionSummary, read_summary
@@ -14,7 +15,7 @@ from evaluate.metrics.measurement import Measurement
 from evaluate.notes.file import Note, read_notes
 from evaluate.text import Number
 from evaluate.training_log import read_log
-from store.errors import Damaged
+from store.errors import Damaged, Refused
 from store.layout import (
     ANALYSIS,
     COLLECTION_SUMMARY,
@@ -33,6 +34,7 @@ from store.layout import (
     TRAINING_LOG,
     WEIGHTS,
 )
+from store.names import hub_name
 
 T = TypeVar("T")
 
@@ -111,6 +113,10 @@ class RunFolder:
     """Of its features."""
     problems: tuple[str, ...]
     """Messages about damaged files."""
+    layout: str = ""
+    """Of a transcoder in another project's files, which has weights alone; empty for a run."""
+    arrays: tuple[ArrayFigures, ...] = ()
+    """What its weights are like."""
 
     @property
     def title(self) -> str:
@@ -153,6 +159,11 @@ class RunFolder:
         return self.summary is not None and (self.folder / SAMPLES / FEATURES).exists()
 
     @property
+    def has_weights(self) -> bool:
+        """Whether commands can work on it: weights are not there before its training ends, and not fetched from the hub."""
+        return (self.folder / WEIGHTS).exists()
+
+    @property
     def is_compared(self) -> bool:
         return COMPARISON_FOLDER in self.reports
 
@@ -170,15 +181,31 @@ class RunFolder:
 
 
 def run_folders(results: Path) -> dict[str, Path]:
-    """Every folder that holds a run, finished or not, by its name: the only names that a URL can ask for."""
-    folders = {}
+    """Every folder that holds a run, finished or not, by its name: the only names that a URL can ask for.
+
+    Where there is no run at all, every folder with a transcoder in another project's layout.
+    """
+    runs: dict[str, Path] = {}
+    others: list[tuple[str, Path, list[str]]] = []
     for folder, inside, files in os.walk(results):
         inside[:] = sorted(name for name in inside if name not in (*REPORTS, SAMPLES, PUSHED))
+        path = Path(folder).relative_to(results)
+        name = str(path) if path.parts else root_name(results)  # "." is no name in a URL
         if WEIGHTS in files or TRAIN_CONFIG in files:
-            path = Path(folder).relative_to(results)
-            name = str(path) if path.parts else results.resolve().name  # "." is no name in a URL
-            folders[name] = Path(folder)
-    return folders
+            runs[name] = Path(folder)
+        else:
+            others.append((name, Path(folder), files))
+    return runs or {name: folder for name, folder, files in others if is_exported(folder, files)}
+
+
+def root_name(results: Path) -> str:
+    """What a run is called that lies in the results folder itself: the folder's name, or user/repo@commit of the hub's."""
+    return (hub_name(results) or results.resolve().name).removeprefix("hf://")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, finished or not, or one of the hub's without its weights."""
+    return (folder / WEIGHTS).exists() or (folder / TRAIN_CONFIG).exists()
 
 
 def find_runs(results: Path) -> dict[str, RunFolder]:
@@ -200,7 +227,7 @@ _known: dict[tuple[str, Path], tuple[tuple[int, ...], RunFolder]] = {}
 
 def open_folder(name: str, folder: Path) -> RunFolder:
     """The run as it is now; read again only when one of its files has changed."""
-    paths = [folder / file for file in FILES]
+    paths = [folder / file for file in FILES] if is_run(folder) else sorted(folder.iterdir())
     changed = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
     known = _known.get((name, folder))
     if known is None or known[0] != changed:
@@ -209,16 +236,22 @@ def open_folder(name: str, folder: Path) -> RunFolder:
 
 
 def read_run(name: str, folder: Path) -> RunFolder:
-    """The run in a folder."""
+    """The run in a folder, or the transcoder in another project's layout."""
     problems: list[str] = []
 
     def read(what: Callable[[], T], otherwise: T) -> T:
         try:
             return what()
-        except Damaged as damaged:
-            problems.append(str(damaged))
+        except (Damaged, Refused) as error:
+            problems.append(str(error))
             return otherwise
 
+    if not is_run(folder):
+        found = read(lambda: read_export(folder), Exported("unknown", {}, ()))
+        nothing = dict(measured=None, swept={}, origin={}, log=[], summary=None)
+        return RunFolder(
+            name, folder, found.config, **nothing, problems=tuple(problems), layout=found.layout, arrays=found.arrays
+        )
     config = read(lambda: read_config(folder / CONFIG), {}) or read(lambda: read_config(folder / TRAIN_CONFIG), {})
     evaluated = read(lambda: read_metrics(folder, f"{EVALUATION}/{METRICS}", "metrics"), None)
     compared = read(lambda: read_metrics(folder, f"{COMPARISON_FOLDER}/{OURS_METRICS}", "compare"), None)

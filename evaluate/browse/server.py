@@ -22,6 +22,7 @@ from evaluate.browse.config import BrowseConfig
 from evaluate.browse.folder import find_runs
 from evaluate.browse.links import Links
 from evaluate.browse.pages import Pages
+from evaluate.browse.places import open_results
 from evaluate.browse.texts import text_answer
 from evaluate.features.reader import NotFound
 from store.errors import Damaged, Refused
@@ -97,8 +98,7 @@ def _nothing(request: Request) -> str:
 
 def browse(config: BrowseConfig) -> None:
     """Serves the pages until Ctrl-C. Refused when the folder is missing or the port is taken."""
-    if not config.results.is_dir():
-        raise Refused(f"{config.results} is not a folder; give --results, or make a run with make demo")
+    results = open_results(config.results)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -111,8 +111,8 @@ def browse(config: BrowseConfig) -> None:
         if config.open:
             threading.Timer(0.5, webbrowser.open, [url]).start()
         local = config.host in (*LOCAL, "::1")
-        threading.Thread(target=_open_features, args=(config.results,), daemon=True).start()
-        app = make_app(config.results, LOCAL if local else ("*",))
+        threading.Thread(target=_open_features, args=(results,), daemon=True).start()
+        app = make_app(results, LOCAL if local else ("*",))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         server.run(sockets=[listener])
 

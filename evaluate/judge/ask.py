@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +23,9 @@ from evaluate.judge.config import JudgeConfig
 from evaluate.judge.excerpts import CLOSE, OPEN
 from evaluate.judge.questions import write_lines
 from evaluate.judge.score import read_answers, read_lines, write_scores
+from evaluate.judge.waiting import BUSY, asked_to_wait, waits
 from store.errors import Refused
 from store.layout import ANSWERS, EXPLAIN, EXPLANATIONS, ITEMS, JUDGE
-
-BUSY = (408, 409, 429, 500, 502, 503, 504)
-"""HTTP statuses after which the same request may succeed."""
-
-LONGEST_WAIT = 60.0
-"""Seconds."""
 
 EXPLAINER = (
     "You study what makes one unit of a language model active. You are given texts in which it is; the tokens on which it "
@@ -234,7 +229,7 @@ def complete(config: JudgeConfig, body: dict) -> str:
     """
     request = request_of(config, body)
     problem = ""
-    for wait in (*waits(config), None):
+    for wait in (*waits(config.wait, config.retries), None):
         retry_after = 0.0
         try:
             with urlopen(request, timeout=config.timeout) as response:
@@ -249,8 +244,7 @@ def complete(config: JudgeConfig, body: dict) -> str:
                     f"{request.full_url} refuses model {config.model!r}: {problem}; check --endpoint, --model and the key "
                     f"in {config.key_variable}"
                 ) from None
-            seconds = error.headers.get("Retry-After", "")
-            retry_after = min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else 0.0
+            retry_after = asked_to_wait(error.headers.get("Retry-After", ""))
         except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
         if wait is not None:
@@ -268,8 +262,3 @@ def request_of(config: JudgeConfig, body: dict) -> Request:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     return Request(address(config.endpoint), json.dumps(body).encode(), headers)
-
-
-def waits(config: JudgeConfig) -> Iterable[float]:
-    """Seconds to wait before each repetition."""
-    return (min(config.wait * 2**number, LONGEST_WAIT) for number in range(config.retries))

@@ -1,4 +1,4 @@
-"""Options of `evaluate push` and `export-features`."""
+"""Options of `evaluate push`, `export-features` and `publish-neuronpedia`."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from store.cli import Options, Positive, StorePathOption
+from store.cli import NotNegative, Options, Positive, Range, StorePathOption
 from store.errors import Refused
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -57,6 +57,10 @@ class PushConfig(Options):
         return tuple(dict.fromkeys(filter(None, (name.strip() for name in self.layouts.split(",")))))
 
 
+MOST_DESCRIPTION = 128
+MOST_LAYERS = 127
+"""What Neuronpedia takes."""
+
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """What Neuronpedia takes as the name of a set of sources."""
 
@@ -87,3 +91,42 @@ class ExportFeaturesConfig(Options):
             raise Refused(
                 f"source-set is {self.source_set!r}; Neuronpedia takes lower-case letters, digits and single hyphens"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishNeuronpediaConfig(Options):
+    """Upload what `export-features --layout neuronpedia` wrote to Neuronpedia, where it is unlisted at first.
+
+    Each batch is one request. FOLDER/uploaded.json says which batches have arrived. Interrupted, the same command
+    continues, and sends nothing twice.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Folder that `export-features` wrote."""
+    dry_run: bool = False
+    """Show what would be sent, with the beginning of the first batch, and send nothing. No key is needed."""
+    key_variable: str = "NEURONPEDIA_API_KEY"
+    """Environment variable that holds the API key (from the site's account page)."""
+    server: str = "https://neuronpedia.org"
+    """Address of the site, where it is another one."""
+    description: str | None = None
+    """One line about these sources, of at most 128 characters. It is set where the command makes them."""
+    url: str | None = None
+    """Address of the run, such as its repository on the hub. It is set where the command makes the sources."""
+    model_layers: Positive | None = None
+    """Layers of the model, to make the model on Neuronpedia too. Default: Neuronpedia knows it."""
+    retries: NotNegative = 5
+    """Repetitions of a request when the server is busy or fails. 0 for none."""
+    wait: Annotated[float, Range(0)] = 1.0
+    """Seconds before the first repetition, and twice as long before each further one. 0 for none."""
+    timeout: Annotated[float, Range(1)] = 120.0
+    """Seconds to wait for an answer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"https?://\S+", self.server):
+            raise Refused(f"server is {self.server!r}; it must be an address like https://neuronpedia.org")
+        if self.description is not None and len(self.description) > MOST_DESCRIPTION:
+            raise Refused(f"description has {len(self.description)} characters; Neuronpedia takes {MOST_DESCRIPTION}")
+        if self.model_layers is not None and self.model_layers > MOST_LAYERS:
+            raise Refused(f"model-layers is {self.model_layers}; Neuronpedia takes at most {MOST_LAYERS}")

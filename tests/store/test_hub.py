@@ -2,84 +2,23 @@
 
 import json
 import shutil
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 
 from store import hub
 from tests.child import python
+from tests.hub import MODES, serving
 
-MODES = ("401", "gated", "404", "429", "500", "hangs", "refuses", "partial", "cut", "whole")
-"""`whole` comes last: what it serves stays in the cache."""
 COMMITS = {mode: f"{number:040x}" for number, mode in enumerate(MODES, 1)}
-"""A commit a mode: the cache remembers which files a commit lacks."""
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Serves the files of `folder` as org/tiny, unless `mode` says otherwise."""
-
-    folder: Path
-    mode = "whole"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/mode/"):
-            type(self).mode = self.path.removeprefix("/mode/")
-            self.answer(200, b"")
-        else:
-            self.serve()
-
-    do_HEAD = do_GET
-
-    def serve(self) -> None:
-        statuses = {"401": 401, "gated": 403, "404": 404, "429": 429, "500": 500}
-        if self.mode in statuses:
-            extra = {"gated": {"X-Error-Code": "GatedRepo"}, "429": {"Retry-After": "17"}}.get(self.mode, {})
-            self.answer(statuses[self.mode], b"", extra)
-        elif self.mode == "hangs":
-            time.sleep(1.5)
-        elif self.mode == "refuses":
-            self.connection.close()
-        elif self.path.startswith("/org/tiny/resolve/"):
-            self.file(self.path.rpartition("/")[2])
-        else:
-            self.answer(404, b"")
-
-    def file(self, name: str) -> None:
-        path = self.folder / name
-        if not path.exists() or (self.mode == "partial" and name.endswith(".safetensors")):
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMITS[self.mode]})
-            return
-        content = path.read_bytes()
-        headers = {"ETag": f'"{self.mode}{name}"', "X-Repo-Commit": COMMITS[self.mode], "Accept-Ranges": "bytes"}
-        cut = self.mode == "cut" and name.endswith(".safetensors")
-        self.answer(200, content[: len(content) // 2] if cut else content, headers | {"Content-Length": str(len(content))})
-
-    def answer(self, status: int, content: bytes, extra: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in ({"Content-Length": str(len(content))} | (extra or {})).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-        self.close_connection = True
 
 
 @pytest.fixture(scope="module")
 def said(tiny_models) -> dict[tuple[str, str], str]:
     """What each call ended with, by the hub's mode and the thing asked for."""
-    Hub.folder = tiny_models["gpt2"]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    lines = python("-m", "tests.store.hub_calls", f"http://127.0.0.1:{server.server_port}", *MODES).splitlines()
-    server.shutdown()
-    server.server_close()
+    with serving() as (hub, endpoint):
+        hub.add("org/tiny", tiny_models["gpt2"])
+        lines = python("-m", "tests.store.hub_calls", endpoint, *MODES).splitlines()
     rows = [line.split("\t") for line in lines if line.count("\t") == 2]
     return {(mode, name): end for mode, name, end in rows}
 

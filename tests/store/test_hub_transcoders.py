@@ -1,69 +1,20 @@
 """Transcoders on the hub, by hf://user/repo/path@revision: asked of a hub on loopback with the hub's own client."""
 
-import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
-from urllib.parse import urlparse
-
 import pytest
 
 from store.errors import Refused
-from store.hub import fetch_transcoder, files_at, hub_name
+from store.hub import fetch_transcoder, files_at
+from store.names import hub_name
 from tests.child import python
+from tests.hub import serving
 from tests.store.transcoders.making import make_transcoder, write_circuit_tracer, write_scope1
-
-COMMIT = "c" * 40
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Serves the files of `root` as user/repo at one commit, which main and v1 name."""
-
-    root: Path
-    asked: list[str]
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-    def do_GET(self) -> None:
-        path = urlparse(self.path).path
-        self.asked.append(path)
-        files = sorted(each.relative_to(self.root).as_posix() for each in self.root.rglob("*") if each.is_file())
-        if path.startswith("/api/models/user/repo/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": (self.root / name).stat().st_size, "oid": name} for name in files
-            ]
-            self.answer(200, json.dumps(tree).encode())
-        elif path in (
-            "/api/models/user/repo",
-            *(f"/api/models/user/repo/revision/{rev}" for rev in ("main", "v1", COMMIT)),
-        ):
-            siblings = [{"rfilename": name} for name in files]
-            self.answer(200, json.dumps({"id": "user/repo", "sha": COMMIT, "siblings": siblings}).encode())
-        elif path.startswith(f"/user/repo/resolve/{COMMIT}/") and path.split(COMMIT + "/")[1] in files:
-            content = (self.root / path.split(COMMIT + "/")[1]).read_bytes()
-            self.answer(200, content, {"ETag": f'"{path}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
-        elif path.startswith("/api/models/user/repo/revision/"):
-            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, content: bytes, extra: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in ({"Content-Length": str(len(content))} | (extra or {})).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from evaluate.baselines import find_baselines
-from store.hub import fetch_transcoder, hub_name
+from store.hub import fetch_transcoder
+from store.names import hub_name
 from store.transcoders.layouts import load_folder
 from store.transcoders.transcoder import Transcoder
 
@@ -95,26 +46,22 @@ attempt("offline other", lambda: fetch_transcoder("hf://user/repo/elsewhere"))
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict[str, str]:
-    """What each call ended with."""
-    Hub.root = tmp_path_factory.mktemp("hub")
-    Hub.asked = []
-    make_transcoder(name="ours").save(Hub.root / "runs/one")
-    (Hub.root / "runs/one/activation_samples").mkdir()
-    (Hub.root / "runs/one/activation_samples/features.parquet").write_text("many bytes")
-    write_circuit_tracer(Hub.root / "set", layers=(0, 1, 2))
-    write_scope1(Hub.root)
+    """What each call ended with; under `fetched`, the names of all files that were."""
+    root = tmp_path_factory.mktemp("hub")
+    make_transcoder(name="ours").save(root / "runs/one")
+    (root / "runs/one/activation_samples").mkdir()
+    (root / "runs/one/activation_samples/features.parquet").write_text("many bytes")
+    write_circuit_tracer(root / "set", layers=(0, 1, 2))
+    write_scope1(root)
     listed = "hf://user/repo/layer_8/width_16k/average_l0_92/params.npz?revision=v1"
-    (Hub.root / "listed").mkdir()
-    (Hub.root / "listed/config.yaml").write_text(f"model_kind: transcoder_set\ntranscoders:\n- {listed}\n")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
+    (root / "listed").mkdir()
+    (root / "listed/config.yaml").write_text(f"model_kind: transcoder_set\ntranscoders:\n- {listed}\n")
     environment = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("home"))}
-    try:
-        lines = python("-c", SCRIPT, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", **environment).splitlines()
-    finally:
-        server.shutdown()
-        server.server_close()
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+    with serving() as (hub, endpoint):
+        hub.add("user/repo", root)
+        lines = python("-c", SCRIPT, HF_ENDPOINT=endpoint, **environment).splitlines()
+        names = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
+    return dict(line.split("\t", 1) for line in lines if "\t" in line) | {"fetched": " ".join(names)}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +71,7 @@ def said(tmp_path_factory) -> dict[str, str]:
         ("pathlib", "ours"),
         ("set", "2"),
         ("files", "config.yaml layer_2.safetensors"),
-        ("name", f"hf://user/repo/set@{COMMIT[:12]}"),
+        ("name", f"hf://user/repo/set@{0:012x}"),
         ("layer", "1"),
         ("scope", "92"),
         ("listed", "92"),
@@ -141,9 +88,9 @@ def test_a_place_on_the_hub_is_fetched_and_read(said, call, end):
 
 
 def test_nothing_but_the_transcoder_is_fetched(said):
-    fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
-    assert "features.parquet" not in fetched
-    assert "layer_0.safetensors" not in fetched
+    assert "layer_2.safetensors" in said["fetched"]
+    assert "features.parquet" not in said["fetched"]
+    assert "layer_0.safetensors" not in said["fetched"]
 
 
 def test_files_of_one_transcoder_lie_directly_in_its_folder():

@@ -10,7 +10,9 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from starlette.testclient import TestClient
 
+from evaluate.browse.server import make_app
 from evaluate.publish.card import licence_of
 from evaluate.publish.config import PushConfig
 from evaluate.publish.push import push
@@ -18,7 +20,7 @@ from store.errors import Refused
 from store.hub import HubUnreachable
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.evaluate.publish.loopback import TOKEN, serve
+from tests.hub import TOKEN, serving
 
 # The client's own use of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -33,16 +35,16 @@ def run(compared, tmp_path) -> Path:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub on loopback that this process's client talks to."""
-    kind, endpoint = serve()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return kind
+    with serving() as (kind, endpoint):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield kind
 
 
 def test_a_run_goes_to_the_hub_whole_in_one_commit_and_is_private(run, hub, tmp_path):
@@ -125,6 +127,13 @@ def test_a_dry_run_needs_no_hub_and_shows_the_card(run):
 def test_a_name_that_is_no_repository_is_refused(run, repo):
     with pytest.raises(Refused, match="give user/name"):
         PushConfig(run=run, repo=repo)
+
+
+def test_a_pushed_comparison_is_shown_side_by_side_with_its_baseline(run):
+    push(PushConfig(run=run, repo="me/tiny", dry_run=True))
+    theirs = json.loads((run / "comparison" / "other_metrics.json").read_text())
+    page = TestClient(make_app(run / "hub"), base_url="http://127.0.0.1").get("/compare?a=hub&b=hub@baseline").text
+    assert f"{theirs['fvu']:.4f}" in page
 
 
 def test_a_name_that_circuit_tracer_would_misread_is_refused(run):

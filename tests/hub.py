@@ -1,9 +1,16 @@
-"""A hub on loopback that keeps repositories in memory and answers the real client: made, read, written in one commit."""
+"""A hub on loopback that the hub's own client talks to: repositories in memory, made, written in one commit, and read.
+
+It also fails on purpose: GET /mode/MODE makes it answer as MODES says.
+"""
 
 import base64
 import hashlib
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from urllib.parse import urlparse
 
@@ -11,6 +18,12 @@ LARGE = (".safetensors", ".parquet")
 """Files that go to large storage."""
 TOKEN = "hf_loopback"
 """May write to repositories of `me`."""
+
+STATUSES = {"401": 401, "gated": 403, "404": 404, "429": 429, "500": 500}
+MODES = (*STATUSES, "hangs", "refuses", "partial", "cut", "whole")
+"""`partial` lacks the weights, `cut` breaks off within them, `whole` is fine. Each mode that is set is another commit: the
+client's cache remembers which files a commit lacks."""
+HEADERS = {"gated": {"X-Error-Code": "GatedRepo"}, "429": {"Retry-After": "17"}}
 
 
 class LoopbackHub(BaseHTTPRequestHandler):
@@ -21,6 +34,11 @@ class LoopbackHub(BaseHTTPRequestHandler):
     uploads: dict[str, bytes]
     puts: list[str]
     """Digests of what was uploaded, in order."""
+    asked: list[str]
+    """Paths of all GET and HEAD requests."""
+    tags = ("main", "v1")
+    """Names of every repository's only commit."""
+    mode = "whole"
     fail_after: int | None = None
     """Uploads after which the connection breaks."""
     commits = 0
@@ -28,12 +46,34 @@ class LoopbackHub(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
 
+    @classmethod
+    def commit_id(cls) -> str:
+        return f"{cls.commits:040x}"
+
+    @classmethod
+    def add(cls, repo: str, folder: Path) -> None:
+        """A repository with the files of a folder."""
+        found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        cls.repos[repo] = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
     def do_GET(self) -> None:
-        parts = urlparse(self.path).path.strip("/").split("/")
-        if parts[0] == "api" and parts[1] == "whoami-v2":
+        path = urlparse(self.path).path
+        self.asked.append(path)
+        parts = path.strip("/").split("/")
+        if parts[0] == "mode":
+            type(self).mode = parts[1]
+            type(self).commits += 1
+            return self.answer(200, b"")
+        if self.mode in STATUSES:
+            return self.answer(STATUSES[self.mode], b"", HEADERS.get(self.mode))
+        if self.mode == "hangs":
+            return time.sleep(1.5)
+        if self.mode == "refuses":
+            return self.connection.close()
+        if parts[:2] == ["api", "whoami-v2"]:
             return self.json({"name": "me", "type": "user", "orgs": []}, 200 if self.authorized() else 401)
         if parts[:2] == ["api", "models"]:
-            return self.info("/".join(parts[2:4]))
+            return self.info("/".join(parts[2:4]), parts[4:])
         if len(parts) > 4 and parts[2] == "resolve":
             return self.file("/".join(parts[:2]), "/".join(parts[4:]))
         return self.json({}, 404)
@@ -99,28 +139,37 @@ class LoopbackHub(BaseHTTPRequestHandler):
                 self.repos[repo][value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.repos[repo][value["path"]] = self.uploads[value["oid"]]
-        oid = f"{self.commits:040x}"
+        oid = self.commit_id()
         self.json({"success": True, "commitOid": oid, "commitUrl": f"{self.page(repo)}/commit/{oid}"})
 
-    def info(self, repo: str) -> None:
+    def info(self, repo: str, rest: list[str]) -> None:
+        """What a repository holds, as its info or (`tree/REVISION`) as a list of files."""
         if repo not in self.repos:
             return self.json({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        siblings = []
+        if len(rest) > 1 and rest[1] not in (*self.tags, self.commit_id()):
+            return self.json({}, 404, {"X-Error-Code": "RevisionNotFound"})
+        siblings, tree = [], []
         for name, content in self.repos[repo].items():
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             large = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
             one = {"rfilename": name, "size": len(content), "blobId": blob}
             siblings.append(one | ({"lfs": large} if name.endswith(LARGE) else {}))
-        private = self.private[repo]
-        return self.json({"id": repo, "private": private, "sha": f"{self.commits:040x}", "siblings": siblings})
+            tree.append({"type": "file", "path": name, "size": len(content), "oid": blob})
+        if rest[:1] == ["tree"]:
+            return self.json(tree)
+        private = self.private.get(repo, False)
+        return self.json({"id": repo, "private": private, "sha": self.commit_id(), "siblings": siblings})
 
     def file(self, repo: str, name: str) -> None:
         content = self.repos.get(repo, {}).get(name)
-        commit = {"X-Repo-Commit": f"{self.commits:040x}"}
-        if content is None:
+        commit = {"X-Repo-Commit": self.commit_id()}
+        weights = name.endswith(".safetensors")
+        if content is None or (weights and self.mode == "partial"):
             return self.json({}, 404, {"X-Error-Code": "EntryNotFound"} | commit)
-        self.answer(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'} | commit)
-        return None
+        tag = {"ETag": f'"{self.mode}{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        length = {"Content-Length": str(len(content))}
+        sent = content[: len(content) // 2] if weights and self.mode == "cut" else content
+        return self.answer(200, sent, tag | commit | length)
 
     def page(self, repo: str) -> str:
         return f"{self.host()}/{repo}"
@@ -128,21 +177,27 @@ class LoopbackHub(BaseHTTPRequestHandler):
     def host(self) -> str:
         return f"http://{self.headers['Host']}"
 
-    def json(self, content: dict, status: int = 200, extra: dict[str, str] | None = None) -> None:
+    def json(self, content: object, status: int = 200, extra: dict[str, str] | None = None) -> None:
         self.answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"} | (extra or {}))
 
-    def answer(self, status: int, content: bytes, extra: dict[str, str]) -> None:
+    def answer(self, status: int, content: bytes, extra: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for key, value in ({"Content-Length": str(len(content))} | extra).items():
+        for key, value in ({"Content-Length": str(len(content))} | (extra or {})).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+        self.close_connection = True
 
 
-def serve() -> tuple[type[LoopbackHub], str]:
+@contextmanager
+def serving() -> Iterator[tuple[type[LoopbackHub], str]]:
     """A hub of its own, and its address."""
-    kind = type("Hub", (LoopbackHub,), {"repos": {}, "private": {}, "uploads": {}, "puts": []})
+    kind = type("Hub", (LoopbackHub,), {"repos": {}, "private": {}, "uploads": {}, "puts": [], "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     Thread(target=server.serve_forever, daemon=True).start()
-    return kind, f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield kind, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
