@@ -44,6 +44,7 @@ reads_baselines := MODEL LAYER ARGS
 reads_features := $(of_run) BASELINE L0
 reads_analyze := $(of_run)
 reads_compare-layers := $(of_run)
+reads_circuit := $(of_run)
 reads_intervene := $(of_run)
 reads_importance := $(of_run)
 reads_judge-export := $(of_run)
@@ -63,7 +64,7 @@ reads_bench-peers := STORE ARGS
 reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
@@ -158,6 +159,9 @@ publish-neuronpedia: $(VENV)/base  ## Upload what export-features LAYOUT=neuronp
 
 compare-layers: $(VENV)/base  ## How the features of layers harvested together relate (LAYER=8,17)
 	$(PY) -m evaluate compare-layers $(where) $(run) $(ARGS)
+
+circuit: $(VENV)/base  ## What latents of earlier layers add to later ones, as a map (LAYER=8,12,17)
+	$(PY) -m evaluate circuit $(where) $(run) $(ARGS)
 
 intervene: $(VENV)/base  ## Change latents while the model runs: ARGS='--text "..." --ablate 42'
 	$(PY) -m evaluate intervene $(where) $(run) $(ARGS)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evaluate.browse.config import BrowseConfig, BrowseExportConfig
+from evaluate.circuit.config import CircuitConfig
 from evaluate.compare.config import CompareConfig
 from evaluate.config import BaselinesConfig, EvaluateConfig
 from evaluate.early import check_places
@@ -20,6 +21,7 @@ COMMANDS: Commands = {
     "features": (FeaturesConfig, "evaluate.features.samples:collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),
     "compare-layers": (CompareLayersConfig, "evaluate.features.partners:match_features"),
+    "circuit": (CircuitConfig, "evaluate.circuit.map:circuit"),
     "browse": (BrowseConfig, "evaluate.browse.server:browse"),
     "browse-export": (BrowseExportConfig, "evaluate.browse.export:export"),
     "push": (PushConfig, "evaluate.publish.push:push"),

@@ -73,6 +73,16 @@ NOTES = "notes.json"
 NOTES_LOCK = "notes.lock"
 """There while a note is written."""
 
+CIRCUIT = "circuit"
+"""Folder of the maps of `evaluate circuit`, beside the folders of a model's layers; each map has a folder in it."""
+CIRCUIT_SUMMARY = "circuit.json"
+EDGES = "edges.parquet"
+CIRCUIT_LATENTS = "latents.parquet"
+UNFINISHED = "unfinished"
+"""Folder in a map's folder: what an interrupted `evaluate circuit` has finished."""
+GRAPHS = "documents"
+"""Folder in a map's folder: the graphs of single held-out documents."""
+
 PUSHED = "hub"
 """Folder of `evaluate push`: what the hub's repository holds."""
 

@@ -17,9 +17,14 @@ from store.names import NormReads as NormReads
 from store.names import ViewName as ViewName
 
 
+def inverse_root_mean_square(x: Float[Tensor, "rows d"], eps: float) -> Float[Tensor, "rows 1"]:
+    """One over the root mean square of each row."""
+    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
 def root_mean_square(x: Float[Tensor, "rows d"], eps: float) -> Float[Tensor, "rows d"]:
     """Rows divided by their root mean square."""
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    return x * inverse_root_mean_square(x, eps)
 
 
 def standard_deviation(x: Float[Tensor, "rows d"], eps: float) -> Float[Tensor, "rows d"]:
@@ -36,11 +41,13 @@ class NormFormula:
     normalise: Callable[[Tensor, float], Tensor] | None
     """The normalised rows without the gain, from rows in float32 and eps; None where there is no norm, or it is not known:
     only the view raw exists then."""
+    centres: bool = False
+    """Whether each row's mean is subtracted first."""
 
 
 NORMS: dict[NormKind, NormFormula] = {
     "rms": NormFormula(label="RMSNorm", normalise=root_mean_square),
-    "layernorm": NormFormula(label="LayerNorm", normalise=standard_deviation),
+    "layernorm": NormFormula(label="LayerNorm", normalise=standard_deviation, centres=True),
     "none": NormFormula(label="none: the MLP reads resid_mid itself", normalise=None),
 }
 """Every kind of norm before an MLP. A layout says in LAYOUTS which views it holds under each."""
