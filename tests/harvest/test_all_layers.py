@@ -59,12 +59,13 @@ def test_the_depth_of_a_model_on_the_hub_is_asked_for_its_config_alone(tmp_path,
 
     def download(model: str, name: str, revision: str | None) -> None:
         asked.append((model, name, revision))
-        (tmp_path / name).write_text('{"text_config": {"num_hidden_layers": 26}}')
+        (tmp_path / name).write_text(json.dumps({"text_config": {"num_hidden_layers": 26} if revision else {}}))
 
     monkeypatch.setattr(depth, "hf_hub_download", download)
     monkeypatch.setattr(depth, "try_to_load_from_cache", lambda *a, **k: str(tmp_path / "config.json") if asked else None)
     assert every_layer("google/gemma-2-2b", "abc") == range(26)
     assert asked == [("google/gemma-2-2b", "config.json", "abc")]
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").unlink()
+    asked.clear()
     with pytest.raises(Refused, match="google/gemma-2-2b does not say how many it has; write the layers out"):
         every_layer("google/gemma-2-2b", None)
