@@ -32,7 +32,7 @@ reads_harvest := $(of_store) DEVICE DATASET TOKENS SITES
 reads_plan := $(reads_harvest)
 reads_verify := $(of_store)
 reads_export := RUN LAYOUT OUT STORE ARGS
-reads_export-set := RUNS LAYERS OUT STORE ARGS
+reads_export-set := RUNS MODEL LAYER LAYERS OUT STORE ARGS
 reads_repair := $(of_store) DEVICE
 reads_info := $(of_store)
 reads_metric := $(of_store) DEVICE
@@ -125,8 +125,8 @@ info: $(VENV)/base  ## Describe a store: what, how much, statistics, disk, shuff
 export: $(VENV)/base  ## A run in another project's file layout (RUN=FOLDER LAYOUT=saelens OUT=FOLDER)
 	$(PY) -m store export $(if $(RUN),$(call quoted,$(RUN))) $(if $(LAYOUT),--layout $(LAYOUT)) $(call option,out,OUT) $(store) $(ARGS)
 
-export-set: $(VENV)/base  ## Runs of several layers as a set of circuit-tracer's (RUNS="FOLDER FOLDER" LAYERS=26 OUT=FOLDER)
-	$(PY) -m store export-set $(RUNS) $(if $(LAYERS),--layers $(LAYERS)) $(call option,out,OUT) $(store) $(ARGS)
+export-set: $(VENV)/base  ## Runs of several layers as a set of circuit-tracer's (LAYER=all or RUNS="FOLDER FOLDER", LAYERS=26 OUT=FOLDER)
+	$(PY) -m store export-set $(RUNS) $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(if $(LAYERS),--layers $(LAYERS)) $(call option,out,OUT) $(store) $(ARGS)
 
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
 	$(PY) -m train $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)

@@ -1,5 +1,6 @@
 """`python -m evaluate COMMAND`: parses the options, calls the command, prints the paths of what it wrote."""
 
+import json
 from pathlib import Path
 
 from evaluate.browse.config import BrowseConfig, BrowseExportConfig
@@ -8,6 +9,7 @@ from evaluate.compare.config import CompareConfig
 from evaluate.config import BaselinesConfig, EvaluateConfig
 from evaluate.early import check_places
 from evaluate.features.config import AnalyzeConfig, CompareLayersConfig, FeaturesConfig
+from evaluate.features.summary import read_summary
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
 from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConfig, PushConfig
@@ -55,8 +57,23 @@ def written(config: object, result: Path | str | None) -> str:
     return "\n".join(str(folder / file) for file in SHOWN if (folder / file).exists())
 
 
+def brief(config: object, result: Path | str | None) -> str | None:
+    """The figures of one of several layers in a line; None for a command that has none, whose text is printed whole."""
+    if isinstance(config, FeaturesConfig):
+        summary = read_summary(config.folder)
+        assert summary is not None
+        return f"{summary.features_with_samples:,} features fire, {summary.dead_features:,} never do"
+    if isinstance(config, AnalyzeConfig):
+        return "the report is written"
+    if type(config) is not EvaluateConfig or not isinstance(result, Path):
+        return None
+    found = json.loads((result / METRICS).read_text())
+    cost = f"estimated KL {found['estimated_kl']:.4f}, " if "estimated_kl" in found else ""
+    return f"{cost}FVU {found['fvu']:.4f}, L0 {found['l0_mean']:.1f}, dead {found['dead_fraction']:.2%}"
+
+
 def main() -> None:
-    run_command("evaluate", COMMANDS, say=written, check=check_places)
+    run_command("evaluate", COMMANDS, say=written, check=check_places, brief=brief)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from store.cli import Layers, NotNegative, Options, Positive, StorePathOption
+from store.cli import EachLayer, Layers, Options, Positive, StorePathOption
 from store.errors import Refused
+from store.layers.parse import spell_layers
+from store.layers.words import LAYER
 from store.layout import default_run
+
+NAMED_LAYERS = 8
+"""Layers whose numbers all stand in the name of a folder; of more the name has the ranges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +19,9 @@ class EvaluateConfig(Options):
 
     model: str = "google/gemma-2-2b"
     """Model whose MLP is replaced. It names the default run."""
-    layer: NotNegative = 8
-    """Layer whose MLP is replaced, from 0. It also names the default run."""
+    layer: EachLayer = 8
+    """Layer whose MLP is replaced, from 0. It also names the default run. Several (8,12 or 0-25, or all that data/MODEL
+    holds) are taken in turn; write {layer} in --run, and give the folder of their stores as --store."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store. Default: the store that the run records, or
     data/MODEL/layerL of the run's own model and layer."""
@@ -45,12 +51,8 @@ class BaselinesConfig(Options):
 
     model: str = "google/gemma-2-2b"
     """Model whose MLP is replaced."""
-    layer: NotNegative = 8
-    """Layer whose MLP is replaced, from 0."""
-
-
-LAYER = "{layer}"
-"""Stands for the layer's number in a path."""
+    layer: EachLayer = 8
+    """Layer whose MLP is replaced, from 0. Several (8,12 or 0-25, or all that data/MODEL holds) are listed in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,9 @@ class LayersConfig(EvaluateConfig):
     """Options of the commands that take one layer or several."""
 
     layer: Layers = 8  # type: ignore[assignment]  # one, as everywhere, or several
-    """Layer whose MLP is replaced, from 0, or several: 8,12,17. Several give one report over layers, with features matched
-    between neighbours. With several layers, --store is the folder that holds layer8, layer12, ...; write {layer} in --run
-    and --baseline."""
+    """Layer whose MLP is replaced, from 0, or several: 8,12,17 or 0-25, or all that data/MODEL holds. Several give one
+    report over layers, with features matched between neighbours. With several layers, --store is the folder that holds
+    layer8, layer12, ...; write {layer} in --run and --baseline."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +88,8 @@ class LayersConfig(EvaluateConfig):
 
     def beside_layers(self, kind: str) -> Path:
         """The folder of a report over several layers: beside the folders of the layers."""
-        name = f"{kind}-" + "-".join(map(str, self.layers))
+        listed = map(str, self.layers) if len(self.layers) <= NAMED_LAYERS else [spell_layers(self.layers)]
+        name = f"{kind}-" + "-".join(listed)
         if self.run is not None:
             return Path(str(self.run).split(LAYER)[0]).parent / name
         return default_run(self.model, self.layers[0], name).parent.parent / name

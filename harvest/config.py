@@ -70,7 +70,8 @@ class HarvestConfig(Options):
     """Class of transformers to load the model with, such as LlamaForCausalLM, where its config.json names none that
     TransformerLens knows."""
     layer: Layers = 8
-    """Layer whose MLP is cached, from 0. Several (8,12,17) fill one store each in one pass, row for row alike."""
+    """Layer whose MLP is cached, from 0. Several (8,12,17 or 0-25, or all of the model) fill one store each in one pass,
+    row for row alike."""
     sites: Sites = ("resid_mid", "mlp_out")
     """Sites of the layer to cache, with commas: resid_pre, attn_out, resid_mid, mlp_out, resid_post."""
     dataset: str = "HuggingFaceFW/fineweb-edu"

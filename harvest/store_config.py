@@ -31,7 +31,8 @@ class MetricConfig(Options):
     model: str = "google/gemma-2-2b"
     """Model whose activations the store holds. It names the default store."""
     layer: Layers = 8
-    """Layer whose MLP was cached, from 0. Several layers of one harvest (8,12) need one backward pass."""
+    """Layer whose MLP was cached, from 0. Several layers of one harvest (8,12 or 0-25, or all that data/MODEL holds) need
+    one backward pass."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store, or the parent of several. Default: data/MODEL/layerL."""
     sequences: Count | None = None

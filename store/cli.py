@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import select
@@ -19,7 +18,10 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from store.counts import MOST, parse_count
 from store.disk.remote import Remote, StorePath, parse_store_path
-from store.errors import Refused
+from store.errors import Refused, in_words
+from store.layers.each import Told, each_in_turn
+from store.layers.parse import parse_layers
+from store.layers.words import IN_TURN, LayerWords, layers_there
 from store.layout import default_store
 from store.parents import layer_folder
 from store.usage import HELP_FLAGS, CommandLine, choose_command, description, for_tyro, leaves, room_help
@@ -90,14 +92,6 @@ StorePathOption = Annotated[
 """Where a store lies: a folder, or a URL that fsspec knows, such as s3://bucket/folder."""
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """The layers in `8` or `8,12,17`. Refused for anything else."""
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise Refused(f"{text!r} are not layers; write each once, like 8 or 8,12,17")
-    return tuple(map(int, parts))
-
-
 Layers = Annotated[
     int | tuple[int, ...],
     PrimitiveConstructorSpec(
@@ -109,7 +103,21 @@ Layers = Annotated[
     ),
     Range(0),
 ]
-"""A layer, or several, as a command line gives them: 8 or 8,12,17."""
+"""A layer, or several, as a command line gives them: 8, or 8,12,17, or 0-25, or all."""
+
+EachLayer = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="L[,L...]",
+        instance_from_str=lambda args: parse_layers(args[0])[0],
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+    IN_TURN,
+    Range(0),
+]
+"""A layer. Where a command line gives several, the command runs for each of them in turn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,8 +141,9 @@ class StoreOptions(Options):
 
     model: str = "google/gemma-2-2b"
     """Model whose activations the store holds. It names the default store."""
-    layer: NotNegative = 8
-    """Layer whose MLP was cached, from 0. It also names the default store."""
+    layer: EachLayer = 8
+    """Layer whose MLP was cached, from 0. It also names the default store. Several (8,12 or 0-25 or all) are taken in turn;
+    all are those that data/MODEL holds."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store, or its parent. Default: data/MODEL/layerL."""
 
@@ -152,6 +161,8 @@ def run_command(
     other_flags: tuple[str, ...] = (),
     say: Callable[[Any, Any], str | None] = lambda config, result: result,
     check: Callable[[str, Any], None] = lambda command, config: None,
+    brief: Callable[[Any, Any], str | None] = lambda config, result: None,
+    every_layer: Callable[[str, LayerWords], Sequence[int]] = lambda command, line: layers_there(line),
 ) -> None:
     """Runs the command that `python -m ROOM` was given, and prints what it has to say.
 
@@ -159,6 +170,8 @@ def run_command(
     expand: replaces words of the command line by options, as presets do; these words are the `other_flags`.
     say: the text to print, from the command's options and what its function returned.
     check: refuses, by a command's name and options, what is known before its module is imported.
+    brief: one line of it, for one of several layers that are taken in turn; None where the text is printed whole.
+    every_layer: the layers that `--layer all` means, by a command's name and words.
     """
     kinds = {name: kind for name, (kind, _) in commands.items()}
     prog = f"python -m {room}"
@@ -173,12 +186,24 @@ def run_command(
         name, words = choose_command(words, list(commands), default, prog)
         full = prog if name == default else f"{prog} {name}"
         kind, place = commands[name]
-        config = parse(kind, full, expand(words), kinds, other_flags)
-        check(name, config)
         module, _, function = place.partition(":")
-        text = say(config, getattr(import_module(module), function)(config))
-        if text:
-            print(text.rstrip("\n"))
+
+        def run(config: Any) -> Any:
+            check(name, config)
+            return getattr(import_module(module), function)(config)
+
+        line = LayerWords(kind, tuple(expand(words))).spelt_out(lambda line: every_layer(name, line))
+        layers = line.in_turn()
+        if layers:
+            configs = {layer: parse(kind, full, line.for_layer(layer), kinds, other_flags) for layer in layers}
+            told = each_in_turn(configs, run, say, brief)
+        else:
+            config = parse(kind, full, line.words, kinds, other_flags)
+            told = Told(say(config, run(config)) or "", 0)
+        if told.text:
+            print(told.text.rstrip("\n"))
+        if told.exit_code:
+            sys.exit(told.exit_code)
 
 
 def parse(
@@ -243,7 +268,7 @@ def one_line_errors(name: str) -> Iterator[None]:
             sys.exit(PIPE_CLOSED)
         if os.environ.get("MATRYOSHKA_TRACEBACK"):
             raise
-        print(f"{name}: error: {_in_words(error)}", file=sys.stderr)
+        print(f"{name}: error: {in_words(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
 
 
@@ -264,14 +289,3 @@ def _silence_closed_pipes() -> bool:
         os.dup2(nowhere, descriptor)
         os.close(nowhere)
     return bool(closed)
-
-
-def _in_words(error: ValueError | OSError) -> str:
-    """The error without its number; of one that the system raised, also the file and a cure where there is one."""
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    if error.filename is None:
-        return error.strerror
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    cure = "; free some space, then run the same command again" if full else ""
-    return f"{error.filename}: {error.strerror}{cure}"

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from store.cli import Options, Positive, StoreOptions, StorePathOption
+from store.cli import Layers, Options, Positive, StoreOptions, StorePathOption
+from store.errors import Refused
+from store.layout import default_run
 from store.names import ViewName
 
 
@@ -51,9 +53,15 @@ class ExportSetConfig(Options):
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")]
-    """Folders of the runs, one a layer."""
+    """Folders of the runs, one a layer. None with --layer."""
     out: Path
     """Folder to write. It must not hold anything yet."""
+    layer: Layers | None = None
+    """Layers (8,12 or 0-25, or all that data/MODEL holds) whose runs in results/MODEL/layerL make the set."""
+    model: str = "google/gemma-2-2b"
+    """Model whose runs --layer names."""
+    run: str = "matryoshka_batchtopk"
+    """Name of the run's folder in each layer's, for --layer."""
     layers: Positive | None = None
     """Layers of the model. Default: up to the last run's."""
     store: StorePathOption | None = None
@@ -62,3 +70,13 @@ class ExportSetConfig(Options):
     """Dtype of the weights. bfloat16 halves the files; what rounding changes of FVU is measured and printed."""
     view: ViewName | None = None
     """View to write: raw, rms or normed. Default: the runs' own, else the one that it converts to exactly."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of the runs. Refused where both runs and layers are given."""
+        if self.layer is None:
+            return self.runs
+        if self.runs:
+            raise Refused(f"layer is given, and {self.runs[0]} too; give the folders of runs, or their layers")
+        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        return tuple(default_run(self.model, layer, self.run) for layer in layers)

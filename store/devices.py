@@ -1,6 +1,7 @@
 """Devices by name, what they can do, and copies to the host beside their work."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -43,6 +44,23 @@ def why_float32(device: torch.device) -> str | None:
         f"{torch.cuda.get_device_name(device)} does not multiply bfloat16 (compute capability {major}.{minor}, below 8.0): "
         "float32 is taken; float16 would overflow in models that were trained in bfloat16"
     )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device, in bytes; of the host, also within the limit of a container. None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        found += [] if limit == "max" else [int(limit) - int(used)]
+    except (OSError, ValueError):  # another system, or no limit
+        pass
+    return min(found, default=None)
 
 
 def of_kind(sizes: Mapping[str, Size], device: torch.device) -> Size:

@@ -1,23 +1,24 @@
-"""`python -m train` trains one dictionary; `python -m train sweep` many, from one pass over the store."""
+"""`python -m train` trains a dictionary, or one a layer; `python -m train sweep` many, from one pass over the store."""
 
 from store.cli import Commands, run_command
 from store.parents import require_store
 from train.advice import describe
-from train.config import TrainConfig
+from train.layers.config import LayersTrainConfig
 from train.presets import with_defaults
 from train.sweep.config import SweepConfig
 
 COMMANDS: Commands = {
-    "run": (TrainConfig, "train.loop:train"),
+    "run": (LayersTrainConfig, "train.layers.command:train_layers"),
     "sweep": (SweepConfig, "train.sweep.command:sweep"),
 }
 
 
-def check_stores(command: str, config: TrainConfig) -> None:
+def check_stores(command: str, config: LayersTrainConfig | SweepConfig) -> None:
     """Refused where the stores of a training are not there, unless it follows a harvest."""
-    for directory in (config.store_directory, config.target_directory):
-        if directory is not None and not config.follow:
-            require_store(directory)
+    for one in config.configs:
+        for directory in (one.store_directory, one.target_directory):
+            if directory is not None and not one.follow:
+                require_store(directory)
 
 
 def main() -> None:

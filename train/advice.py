@@ -1,5 +1,6 @@
 """What people should know of a run before it starts and at its end: options that do not fit its length, and its figures."""
 
+import logging
 import os
 import shlex
 import sys
@@ -13,16 +14,33 @@ FEW_STEPS = 1000
 SLOW = 5e-4
 """A rate at or below it leaves a dictionary far from trained after fewer than FEW_STEPS steps."""
 
+MANY_EPOCHS = 10
+MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
+log = logging.getLogger(__name__)
+
 
 def describe(config: TrainConfig, result: Any) -> str | None:
     """A sweep's summary as it is; for one run, its folder, the transcoder in it, its last figures and what comes next.
     Under torchrun one process speaks."""
     if isinstance(result, str):
         return result
+    [config] = getattr(config, "configs", [config])
     if os.environ.get("RANK", "0") != "0":
         return None
     first = f"{config.run_directory}: {result.config.name}, d_sae {result.config.d_sae}"
     return "\n".join([first, *summary(config)])
+
+
+def announce(config: TrainConfig, rows: int, store: str, target_view: str) -> None:
+    """Logs how long a training is, of a store with so many training rows, and how it weighs errors if nobody has chosen."""
+    if config.follow:
+        return
+    epochs = config.n_steps * config.batch_rows / rows
+    log.info("%d steps of %d rows are %.2f epochs of %s", config.n_steps, config.batch_rows, epochs, store)
+    if epochs > MANY_EPOCHS:
+        log.warning(MANY, epochs, rows)
+    if target_view == "raw" and config.target_view == "auto":
+        log.info("the store has no metric, so that all errors weigh alike; make metric would add it")
 
 
 def warnings_of(config: TrainConfig) -> list[str]:
@@ -75,6 +93,11 @@ def interpreter() -> str:
         return "python"
     inside = Path(sys.executable).is_relative_to(Path.cwd())
     return str(Path(sys.executable).relative_to(Path.cwd())) if inside else sys.executable
+
+
+def summary_line(config: TrainConfig) -> str:
+    """The last figures in a run's log, for one of several layers; its log begins with them where it has held-out ones."""
+    return "; ".join(_figures(config.run_directory)) or "trained"
 
 
 def _figures(folder: Path) -> list[str]:

@@ -1,11 +1,13 @@
 """The preflight of training: opens the stores, refuses what cannot be trained, and locks the runs, in one visit."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -66,15 +68,22 @@ class Prepared:
 
 
 @contextmanager
-def preflight(configs: Sequence[TrainConfig], heldout: bool = False, checked: bool = False) -> Iterator[Prepared]:
+def preflight(
+    configs: Sequence[TrainConfig],
+    heldout: bool = False,
+    checked: bool = False,
+    ranks: Ranks | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[Prepared]:
     """Everything that training one run or a sweep needs, opened, checked and locked until the end of the block.
 
     With `heldout` the held-out rows have to be there, and sound, too. `checked` says that all checksums are known to be
-    right. Nothing is written before all is known to be right.
+    right. `ranks` are the processes that share these runs, if they are not all. `more` belongs to the runs' identity.
+    Nothing is written before all is known to be right.
     Refused for options and stores that do not fit, ValueError for damaged shards and a run that another process trains.
     """
     first = configs[0]
-    ranks = join(first.device, first.shard_dictionary)
+    ranks = ranks or join(first.device, first.shard_dictionary)
     check_one_stream(configs, ranks)
     following = Following(configs, ranks) if first.follow else None
     store = _open(first, following)
@@ -85,7 +94,7 @@ def preflight(configs: Sequence[TrainConfig], heldout: bool = False, checked: bo
     reason = why_float32(device)
     if reason is not None and first.candidates == "auto" and ranks.rank == 0:
         log.info("%s", reason)
-    identities = [identity(config, store, device) for config in configs]
+    identities = [identity(config, store, device) | more for config in configs]
     finished: dict[int, Transcoder] = {}
     for position, config in enumerate(configs):
         done = already_trained(config.run_directory, identities[position])

@@ -1,4 +1,4 @@
-"""How to train: the options of `python -m train`."""
+"""How to train: the options of one run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +28,7 @@ AboveZero = Annotated[float, Range(0, above=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Options):
-    """Train a transcoder on cached activations.
-
-    The option --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
-    gpt2-small-layer8, demo) or a .toml file before the other options. The defaults are those of gemma-2-2b-layer8.
-
-    Killed or interrupted, the same command continues from the last checkpoint. Once the run is finished, it does nothing.
-    The command `python -m train sweep` trains many dictionaries from one pass over the store.
-    """
+    """The options of one run. `python -m train` reads those of one layer or several (train/layers/config.py)."""
 
     model: str = "google/gemma-2-2b"
     """Model whose activations are trained on. It names the default store and run. Beside --store: that store's."""

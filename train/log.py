@@ -99,7 +99,9 @@ class HeldoutRecord:
 class TrainingLog:
     """Writes each record as a line of JSON, a step at wandb and the text of the bar; a silent log writes nothing."""
 
-    def __init__(self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, first_step: int, position: int = 0, silent: bool = False, bar: bool = True
+    ) -> None:
         self.config = config
         self.path = config.run_directory / TRAINING_LOG
         mode = "disabled" if silent else wandb_mode()
@@ -114,7 +116,7 @@ class TrainingLog:
             unit_scale=True,
             desc=f"train {config.run_directory.name}",
             position=position,
-            disable=silent,
+            disable=silent or not bar,
         )
         self.figures = COMPILING
         self.bar.set_postfix_str(self.figures)

@@ -1,11 +1,11 @@
-"""The loop: one stream of batches -> steps of one dictionary or of many -> checkpoints -> artefacts."""
+"""The loop: a stream of batches from each store -> steps of one dictionary or of many -> checkpoints -> artefacts."""
 
 import logging
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,7 +14,7 @@ from store.loader.batches import Batch, batches
 from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
-from train.advice import warnings_of
+from train.advice import announce, warnings_of
 from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import NULLS, TrainConfig
@@ -44,39 +44,74 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
     ValueError for bad input, before anything is trained.
     """
     with preflight(configs) as prepared:
-        return train_prepared(configs, prepared)
+        return train_prepared([(configs, prepared)])[0]
 
 
-MANY_EPOCHS = 10
-MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
+MOST_BARS = 12
+"""Progress bars that fit a terminal: of more runs only the first has one."""
+
+
+@dataclass(frozen=True)
+class Strand:
+    """The runs that are trained on one store, from one stream of its batches."""
+
+    runs: Sequence[Run]
+    store: Store
+    following: Following | None = None
+
+    @property
+    def first(self) -> int:
+        """The steps that all of its runs have done."""
+        return min(run.done for run in self.runs)
+
+
+class Watcher:
+    """Looks on while strands are trained in step, and may change their runs between steps."""
+
+    def before(self, step: int, strand: Strand, batch: Batch) -> None:
+        """Before the runs of a strand take a step, counted from 0, on the batch."""
+
+    def after(self, step: int) -> None:
+        """After all strands have taken the step; a checkpoint may follow."""
 
 
 @torch.no_grad()
-def train_prepared(configs: Sequence[TrainConfig], prepared: Prepared) -> list[Transcoder]:
-    """The transcoders of all configs: those that the preflight found finished, and the others, trained now."""
-    store = prepared.store
-    following = prepared.following
-    ranks = prepared.ranks
-    transcoders = dict(prepared.finished)
-    if prepared.left:
-        if following is None and ranks.rank == 0:
-            first = configs[0]
-            epochs = first.n_steps * first.batch_rows / store.manifest.n_rows("train")
-            log.info("%d steps of %d rows are %.2f epochs of %s", first.n_steps, first.batch_rows, epochs, store.directory)
-            if epochs > MANY_EPOCHS:
-                log.warning(MANY, epochs, store.manifest.n_rows("train"))
-        if ranks.rank == 0:
-            view = prepared.identities[prepared.left[0]]["target_view"]
-            if view == "raw" and configs[0].target_view == "auto" and following is None:
-                log.info("the store has no metric, so that all errors weigh alike; make metric would add it")
-            for warning in dict.fromkeys(each for n in prepared.left for each in warnings_of(configs[n])):
-                log.warning("%s", warning)
-        runs = [start(configs[n], store, prepared.device, prepared.identities[n], ranks) for n in prepared.left]
-        trained = run_to_the_end(runs, store, ranks, following)
-        transcoders |= dict(zip(prepared.left, trained, strict=True))
-    if following is not None:
-        following.finish()
-    return [transcoders[position] for position in range(len(configs))]
+def train_prepared(
+    parts: Sequence[tuple[Sequence[TrainConfig], Prepared]],
+    watch: Callable[[Sequence[Strand]], Watcher | None] = lambda strands: None,
+) -> list[list[Transcoder]]:
+    """The transcoders of all configs: those that their preflights found finished, and the others, trained now.
+
+    parts: configs with their preflight, of one store each; all take their steps together.
+    watch: makes the watcher, if there is to be one, of the strands that are left to train.
+    """
+    strands = []
+    left = [(configs, prepared) for configs, prepared in parts if prepared.left]
+    if left and left[0][1].ranks.rank == 0:
+        (first, *_), prepared = left[0]
+        view = prepared.identities[prepared.left[0]]["target_view"]
+        store = prepared.store
+        announce(first, store.manifest.n_rows("train"), str(store.directory), view)
+        for warning in dict.fromkeys(each for part, done in left for n in done.left for each in warnings_of(part[n])):
+            log.warning("%s", warning)
+    for configs, prepared in left:
+        runs = [
+            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks)
+            for n in prepared.left
+        ]
+        strands.append(Strand(runs, prepared.store, prepared.following))
+    trained = run_to_the_end(strands, left[0][1].ranks, watch(strands)) if strands else []
+    for _, prepared in parts:
+        if prepared.following is not None:
+            prepared.following.finish()
+    found = []
+    of_strand = iter(trained)
+    for configs, prepared in parts:
+        transcoders = dict(prepared.finished)
+        if prepared.left:
+            transcoders |= dict(zip(prepared.left, next(of_strand), strict=True))
+        found.append([transcoders[position] for position in range(len(configs))])
+    return found
 
 
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
@@ -92,63 +127,86 @@ def start(config: TrainConfig, store: Store, device: torch.device, identity: dic
     return Run(config, store, module.to(device), identity)
 
 
-def run_to_the_end(runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None = None) -> list[Transcoder]:
+def run_to_the_end(strands: Sequence[Strand], ranks: Ranks, watcher: Watcher | None = None) -> list[list[Transcoder]]:
     """Trains from the last checkpoints on, saves the artefacts and waits for the features of snapshots."""
-    if following is not None:
-        following.begin(min(run.done for run in runs) * runs[0].config.batch_rows)
+    for strand in strands:
+        if strand.following is not None:
+            strand.following.begin(strand.first * strand.runs[0].config.batch_rows)
     with collecting() as collector, ExitStack() as logs, CheckpointWriter() as writer:
+        runs = [run for strand in strands for run in strand.runs]
         for position, run in enumerate(runs):
-            run.open(position, collector)
+            run.open(position, collector, bar=position == 0 or len(runs) <= MOST_BARS)
             logs.enter_context(run.log)
-        Session(runs, store, ranks, following, writer).run_steps()
-        if following is None:
-            return [run.finish(store, writer) for run in runs]
-        return [run.finish(following.last_shard(run.done * run.config.batch_rows), writer) for run in runs]
+        Session(strands, ranks, writer, watcher).run_steps()
+        writer.wait()  # all checkpoints know the end before the first of them is removed
+        return [[_finish(run, strand, writer) for run in strand.runs] for strand in strands]
+
+
+def _finish(run: Run, strand: Strand, writer: CheckpointWriter) -> Transcoder:
+    following = strand.following
+    rows = strand.store if following is None else following.last_shard(run.done * run.config.batch_rows)
+    return run.finish(rows, writer)
 
 
 class Session:
-    """The steps that some runs have left, from one stream of batches.
+    """The steps that some runs have left, from one stream of batches for each store.
 
     A run whose checkpoint is later than another's waits for it.
     """
 
     def __init__(
-        self, runs: Sequence[Run], store: Store, ranks: Ranks, following: Following | None, writer: CheckpointWriter
+        self, strands: Sequence[Strand], ranks: Ranks, writer: CheckpointWriter, watcher: Watcher | None = None
     ) -> None:
-        self.runs = runs
-        self.store = store
+        self.strands = strands
         self.ranks = ranks
-        self.following = following
         self.writer = writer
+        self.watcher = watcher
         self.saved = time.monotonic()
-        self.config = runs[0].config
-        self.first = min(run.done for run in runs)
-        self.together = ranks.world > 1 and following is None
+        self.config = strands[0].runs[0].config
+        self.served = [strand.first for strand in strands]
+        """Steps that each strand has had batches for."""
+        self.following = [strand.following for strand in strands if strand.following is not None]
+        self.together = ranks.world > 1 and not self.following
         """Whether the processes have to stop, and to save, at the same step."""
 
     def run_steps(self) -> None:
         """Ctrl-C finishes the step, saves checkpoints and raises KeyboardInterrupt. Text that ends ends the training."""
         config = self.config
-        with interruptible() as interrupted, closing(self.batches(interrupted)) as stream:
-            for step in range(self.first, config.n_steps):
-                before = time.perf_counter()
-                batch = next(stream, None)
-                waited = time.perf_counter() - before
-                if batch is None:
+        with interruptible() as interrupted, ExitStack() as opened:
+            streams = [opened.enter_context(closing(self.batches(n, interrupted))) for n in range(len(self.strands))]
+            for step in range(min(self.served), config.n_steps):
+                if not self.take_step(step, streams):
                     log.warning(
                         "the text ended: training ends at step %d of %d, its learning rate still high", step, config.n_steps
                     )
                     break
-                self.runs[0].log.waits(None)
-                for run in self.runs:
-                    if run.done == step:
-                        run.step(batch, waited)
+                if self.watcher is not None:
+                    self.watcher.after(step)
                 self.writer.poll()
                 stop = self.all_agree(step + 1, interrupted())
                 if stop or self.save_is_due(step + 1):
-                    self.save(step + 1)
+                    self.save()
                 if stop:
                     raise KeyboardInterrupt
+
+    def take_step(self, step: int, streams: Sequence[Iterator[Batch]]) -> bool:
+        """Lets every run that has not done so take the step, counted from 0. False where the text has ended."""
+        for number, (strand, stream) in enumerate(zip(self.strands, streams, strict=True)):
+            if self.served[number] > step:
+                continue
+            before = time.perf_counter()
+            batch = next(stream, None)
+            waited = time.perf_counter() - before
+            if batch is None:
+                return False
+            strand.runs[0].log.waits(None)
+            if self.watcher is not None:
+                self.watcher.before(step, strand, batch)
+            for run in strand.runs:
+                if run.done == step:
+                    run.step(batch, waited)
+            self.served[number] = step + 1
+        return True
 
     def all_agree(self, done: int, wanted: bool) -> bool:
         """Whether something is wanted after this many steps, Ctrl-C or a checkpoint. Processes that have to act together
@@ -165,28 +223,33 @@ class Session:
         limit = self.config.checkpoint_minutes * 60
         if limit and self.all_agree(done, time.monotonic() - self.saved >= limit):
             return True
-        return self.following is not None and self.following.due(done * self.config.batch_rows)
+        due = [following.due(done * self.config.batch_rows) for following in self.following]
+        return any(due)
 
-    def save(self, done: int) -> None:
-        """Begins checkpoints of the runs that have made this many steps; a harvester that waits for them is told."""
+    def save(self) -> None:
+        """Begins checkpoints of the runs that are as far as their strand; a harvester that waits for them is told."""
         self.saved = time.monotonic()
-        for run in self.runs:
-            if run.done == done:
-                run.save(self.writer)
-        if self.following is not None:
+        for strand, done in zip(self.strands, self.served, strict=True):
+            for run in strand.runs:
+                if run.done == done:
+                    run.save(self.writer)
+        if self.following:
             self.writer.wait()  # the harvester deletes what it is told of
-            self.following.publish(done * self.config.batch_rows)
+        for strand, done in zip(self.strands, self.served, strict=True):
+            if strand.following is not None:
+                strand.following.publish(done * self.config.batch_rows)
 
-    def batches(self, interrupted: Callable[[], bool]) -> Generator[Batch, None, None]:
-        """The batches that are left: of the whole store, mixed, or of its shards as they are harvested."""
-        config = self.config
-        device = self.runs[0].module.encoder.device
-        cursor = self.first * config.batch_rows
-        following = self.following
+    def batches(self, number: int, interrupted: Callable[[], bool]) -> Generator[Batch, None, None]:
+        """The batches that a strand has left: of the whole store, mixed, or of its shards as they are harvested."""
+        strand = self.strands[number]
+        config = strand.runs[0].config
+        device = strand.runs[0].module.encoder.device
+        cursor = self.served[number] * config.batch_rows
+        following = strand.following
         if following is None:
-            rows = self.ranks.rows
+            rows = strand.runs[0].ranks.rows
             return batches(
-                self.store,
+                strand.store,
                 "train",
                 config.batch_rows // rows.world,
                 view=config.input_view,
@@ -202,10 +265,10 @@ class Session:
 
         def wait(position: int) -> None:
             if interrupted() or following.starves_both(position):  # without a checkpoint neither side could go on
-                self.save(position // config.batch_rows)
+                self.save()
             if interrupted():
                 raise KeyboardInterrupt
-            self.runs[0].log.waits(following.lacking)
+            strand.runs[0].log.waits(following.lacking)
 
         return following.stream(cursor, device, wait)
 

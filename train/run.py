@@ -76,13 +76,13 @@ class Run:
         if self.done:
             log.info("continuing %s at step %d of %d", self.folder, self.done, config.n_steps)
 
-    def open(self, position: int, collector: Collector) -> None:
-        """Makes the folder and opens the log; `position` places the bar among those of a sweep. Snapshots go to the
-        collector, also those that an interrupted training left without features."""
+    def open(self, position: int, collector: Collector, bar: bool = True) -> None:
+        """Makes the folder and opens the log; `position` places its bar, if it has one, among those of a sweep. Snapshots
+        go to the collector, also those that an interrupted training left without features."""
         if self.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / TRAIN_CONFIG, json.dumps(self.identity, indent=1) + "\n")
-        self.log = TrainingLog(self.config, self.done, position, silent=self.ranks.rank != 0)
+        self.log = TrainingLog(self.config, self.done, position, silent=self.ranks.rank != 0, bar=bar)
         self.collector = collector
         if self.config.features_every and self.ranks.rank == 0:
             for snapshot in uncollected(self.store.directory, self.config, self.done):

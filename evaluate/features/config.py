@@ -21,7 +21,7 @@ class CompareLayersConfig(LayersConfig):
     """
 
     layer: Layers = (8, 17)
-    """Two layers or more, each compared with the next."""
+    """Two layers or more (8,17 or 0-25, or all that data/MODEL holds), each compared with the next."""
     rows: Count = 65_536
     """Held-out rows on which firing is compared."""
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from harvest.model.embedded import folder_of, is_embedded
 from store.errors import Refused
+from store.hub import fetching
 
 KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 
@@ -21,9 +22,38 @@ def check_layer(model: str, layer: int, n_layers: int) -> None:
 
 def layers_of(model: str, revision: str | None) -> int | None:
     """The number of layers; None where the files are not on this machine yet, or do not say."""
-    config = _settings_of(model, revision)
+    return _depth_in(_settings_of(model, revision))
+
+
+def _depth_in(config: dict[str, Any]) -> int | None:
     text = config.get("text_config") or config
     return next((text[key] for key in KEYS if isinstance(text.get(key), int)), None)
+
+
+def every_layer(model: str, revision: str | None) -> range:
+    """All layers of a model, from its config.json alone, which is fetched from the hub where it is not here yet.
+
+    Refused where the file cannot be had, or names no number of layers.
+    """
+    found = layers_of(model, revision)
+    if found is None:
+        found = _depth_in(_fetched(model, revision))
+    if found is None:
+        raise Refused(f"layer is all, but {model} does not say how many it has; write the layers out, like 0-25")
+    return range(found)
+
+
+def _fetched(model: str, revision: str | None) -> dict[str, Any]:
+    """config.json of an embedded model that has to be unpacked, of an adapter's base model, or from the hub."""
+    if Path(model).is_dir() or is_embedded(model):
+        from harvest.model.source import base_of  # imports transformers, which takes seconds
+
+        model = base_of(model)
+        revision = None
+    if not Path(model).is_dir():
+        with fetching(f"model {model!r}", "check the name, or write the layers out, like 0-25"):
+            hf_hub_download(model, "config.json", revision=revision)
+    return _settings_of(model, revision)
 
 
 def architecture_of(model: str, revision: str | None = None) -> str | None:

@@ -48,7 +48,7 @@ def export_set(config: ExportSetConfig) -> str:
     """
     refuse_filled(config.out)
     refuse_misread_name(NAME, config.out)
-    plan = plan_of(config.runs, config.layers)
+    plan = plan_of(config.folders, config.layers)
     gates: dict[int, Gate] = {}
     made: Transcoder | None = None
     with appearing_folder(config.out) as partial:
@@ -87,7 +87,8 @@ def plan_of(runs: Sequence[Path], n_layers: int | None) -> Plan:
     """What a set of these runs is made of. Refused for runs that cannot stand in one set, before anything is read whole."""
     if not runs:
         raise Refused(
-            "no run is given; name the folders of the runs, one a layer: python -m store export-set RUN RUN --out X"
+            "no run is given; name the folders of the runs, one a layer: python -m store export-set RUN RUN --out X, or "
+            "their layers: --layer all --out X"
         )
     configs: dict[int, TranscoderConfig] = {}
     by_layer: dict[int, Path] = {}

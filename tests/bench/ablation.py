@@ -27,7 +27,7 @@ from train.activations.base import Selection
 from train.checkpoint import identity
 from train.config import TrainConfig
 from train.export import export
-from train.loop import run_to_the_end, start
+from train.loop import Strand, run_to_the_end, start
 from train.parallel import Ranks
 from train.presets import expand
 from train.run import Run
@@ -213,7 +213,7 @@ def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Pat
     )
     run = start(config, store, CPU, identity(config, store, CPU), Ranks())
     variant.prepare(run)
-    [transcoder] = run_to_the_end([run], store, Ranks())
+    [[transcoder]] = run_to_the_end([Strand([run], store)], Ranks())
     made = {CALIBRATED: transcoder, AVERAGE: export(run.module, store.fingerprint, "")}
     found = evaluate(list(made.values()), store, "heldout", ROWS, CPU, limit=HELDOUT_ROWS)
     results = {key: one.as_json() for key, one in zip(made, found, strict=True)}

@@ -14,7 +14,6 @@ import torch
 from harvest.config import SITES
 from harvest.loop import harvest
 from harvest.text.corpus import RETRIES, Corpus, resuming
-from store.cli import parse_layers
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
 from tests.child import PATIENCE, TORCHRUN
@@ -142,17 +141,6 @@ def test_a_stream_that_stays_broken_ends_in_one_clear_line_and_keeps_shards(conf
     with pytest.raises(ValueError, match="finished shards are kept"):
         harvest(config)
     assert len(open_store(config.directory).manifest.shards) == 2
-
-
-@pytest.mark.parametrize(("text", "layers"), [("8", (8,)), ("8,12,17", (8, 12, 17))])
-def test_layers_are_written_with_commas(text, layers):
-    assert parse_layers(text) == layers
-
-
-@pytest.mark.parametrize("text", ["9,9", "8,", "a", "-1"])
-def test_what_are_not_layers_is_refused(text):
-    with pytest.raises(ValueError, match=f"'{text}' are not layers; write each once, like 8 or 8,12,17"):
-        parse_layers(text)
 
 
 def test_layers_given_twice_and_unknown_sites_are_refused(config):

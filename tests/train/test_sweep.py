@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.train.making import assert_same_run
 from train import loop
 from train.loop import train
 from train.run import Run
+from train.sweep.command import sweep
 from train.sweep.config import SweepConfig
 
 STEPS = 20
@@ -161,3 +163,22 @@ def test_seeds_beside_a_harvest_are_refused(shared, tmp_path, monkeypatch, capsy
     code, errors = command(monkeypatch, capsys, "train", *options(shared, tmp_path / "sweep", *more))
     assert code == 1
     assert "--follow reads the rows once, in one order; give one seed" in errors
+
+
+def test_a_sweep_over_layers_is_a_sweep_of_each(tmp_path):
+    stores = {layer: make_store(tmp_path / f"layer{layer}", shard_sequences=64, layer=layer) for layer in (1, 2)}
+
+    def sweep_of(folder: str, layer: int | tuple[int, ...], store: Path) -> SweepConfig:
+        base = config_of(stores[1], tmp_path / folder, k=(2, 4), d_sae=(24,), seed=(0, 1))
+        return replace(base, layer=layer, store=store)
+
+    both = sweep_of("both{layer}", (1, 2), tmp_path)
+    said = sweep(both)
+    for layer, store in stores.items():
+        alone = sweep_of(f"alone{layer}", layer, store.directory)
+        sweep(alone)
+        for mine, other in zip(both.configs_of(layer), alone.configs, strict=True):
+            assert_same_run(mine, other)
+        mine, other = ((tmp_path / f"{name}{layer}/summary.txt").read_text() for name in ("both", "alone"))
+        assert mine == other
+        assert mine in said

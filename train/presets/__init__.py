@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from store.disk.remote import parse_store_path
+from store.disk.remote import StorePath, parse_store_path
 from store.errors import Refused
-from store.parents import named_by
+from store.parents import holds_store, layers_in, named_by
 from store.usage import did_you_mean
 from train.config import TrainConfig
 
@@ -61,8 +61,16 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
     """The command line with a preset's options, and with the model and the layer of its store where it names none."""
     words = expand(arguments)
     store = value_of("--store", words)
-    known = {} if store is None else named_by(parse_store_path(store))
+    known = {} if store is None else known_of(parse_store_path(store))
     return [word for name in known if value_of(f"--{name}", words) is None for word in (f"--{name}", known[name])] + words
+
+
+def known_of(store: StorePath) -> dict[str, str]:
+    """The model and the layer of a store, by option; of a folder of several layers' stores the model alone."""
+    there = layers_in(store)
+    if there and not holds_store(store):
+        return {name: value for name, value in named_by(store / f"layer{there[0]}").items() if name == "model"}
+    return named_by(store)
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:

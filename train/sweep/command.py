@@ -15,9 +15,11 @@ from store.errors import Refused
 from store.layout import SUMMARY, SWEEP_RESULTS
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
+from store.transcoders.transcoder import Transcoder
 from train.advice import next_command
 from train.checks import Prepared, check_heldout, preflight
 from train.config import TrainConfig
+from train.layers.config import layers_of
 from train.loop import train_prepared, with_nulls
 from train.sweep.config import SweepConfig
 
@@ -28,26 +30,36 @@ EVALUATION_ROWS = 2048
 
 
 def sweep(config: SweepConfig) -> str:
-    """Trains every combination; returns their comparison on the held-out rows and the files that hold it.
+    """Trains every combination; returns their comparison on the held-out rows and the files that hold it, layer by layer.
 
     ValueError for bad input, before anything is trained. Under torchrun only rank 0 compares; the others return "".
     """
-    folder = config.run_directory
-    passes = passes_of(config)
-    configs = [one for each in passes for one in each]
-    transcoders = []
+    layers = layers_of(config)
+    passes = {layer: passes_of(config, layer) for layer in layers}
     with ExitStack() as opened:
-        ready: list[Prepared] = []
-        for each in passes:
-            checked = any(before.left for before in ready)
-            ready.append(opened.enter_context(preflight(each, heldout=True, checked=checked)))
-        for each, prepared in zip(passes, ready, strict=True):
-            transcoders += train_prepared(each, prepared)
-    first = ready[0]
-    if first.ranks.rank != 0:
+        ready: dict[int, list[Prepared]] = {layer: [] for layer in layers}
+        for layer in layers:
+            for each in passes[layer]:
+                checked = any(before.left for before in ready[layer])
+                ready[layer].append(opened.enter_context(preflight(each, heldout=True, checked=checked)))
+        transcoders: dict[int, list[Transcoder]] = {layer: [] for layer in layers}
+        for number in range(len(passes[layers[0]])):
+            trained = train_prepared([(passes[layer][number], ready[layer][number]) for layer in layers])
+            for layer, found in zip(layers, trained, strict=True):
+                transcoders[layer] += found
+    if ready[layers[0]][0].ranks.rank != 0:
         return ""
-    store = first.store if first.following is None else _harvested(configs[0])
-    found = evaluate(transcoders, store, "heldout", EVALUATION_ROWS, first.device)
+    said = []
+    for layer in layers:
+        configs = [one for each in passes[layer] for one in each]
+        said.append(compare(configs, transcoders[layer], ready[layer][0], config.folder_of(layer)))
+    return "\n".join(said)
+
+
+def compare(configs: Sequence[TrainConfig], transcoders: Sequence[Transcoder], prepared: Prepared, folder: Path) -> str:
+    """The comparison of one layer's runs on the held-out rows, and the files in the folder that hold it."""
+    store = prepared.store if prepared.following is None else _harvested(configs[0])
+    found = evaluate(transcoders, store, "heldout", EVALUATION_ROWS, prepared.device)
     measured = [describe(one, folder) | figures.as_json() for one, figures in zip(configs, found, strict=True)]
     write_text(folder / SWEEP_RESULTS, json.dumps(measured, indent=1) + "\n")
     text = summary(measured, store)
@@ -70,13 +82,13 @@ def _harvested(config: TrainConfig) -> Store:
     return store
 
 
-def passes_of(config: SweepConfig) -> list[list[TrainConfig]]:
-    """The runs and nulls of each seed, which one pass over the store trains. Refused for two seeds beside a harvest, whose
-    rows can be read once."""
+def passes_of(config: SweepConfig, layer: int) -> list[list[TrainConfig]]:
+    """A layer's runs and nulls of each seed, which one pass over the store trains. Refused for two seeds beside a
+    harvest, whose rows can be read once."""
     if config.follow and len(config.seed) > 1:
         raise Refused(f"seed is {config.seed}, but --follow reads the rows once, in one order; give one seed")
     grouped: dict[int, list[TrainConfig]] = {}
-    for one in config.configs:
+    for one in config.configs_of(layer):
         grouped.setdefault(one.seed, []).extend(with_nulls(one))
     return list(grouped.values())
 

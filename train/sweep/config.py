@@ -1,17 +1,19 @@
 """How to train many: the options of `python -m train sweep`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from store.cli import Layers
 from store.errors import Refused
 from store.layout import default_run
 from store.usage import did_you_mean
 from train.config import Activation, TrainConfig
+from train.layers.config import layers_of, options_of_layer
 
 
 def _several(kind: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
@@ -44,6 +46,9 @@ class SweepConfig(TrainConfig):
     only the new ones.
     """
 
+    layer: Layers = 8  # type: ignore[assignment]  # one, or several
+    """Layer whose MLP is replaced, from 0, or several (8,12 or 0-25, or all that data/MODEL holds), whose runs are trained
+    step by step together: --store is then the folder that holds layer8, layer12, ..., and --run has {layer} in it."""
     run: Path | None = None
     """Folder of the sweep, with a folder for each run in it. Default: results/MODEL/layerL/sweep."""
     activation: Annotated[tuple[Activation, ...], _several(_activation, "ACTIVATION")] = ("batchtopk",)  # type: ignore[assignment]
@@ -65,9 +70,14 @@ class SweepConfig(TrainConfig):
 
     @property
     def configs(self) -> list[TrainConfig]:
-        """The options of each run, seed after seed. Its folder bears its architecture, width, k and, where there are
-        several, rate and seed; the first seed is not named, so that more seeds can be added to a sweep of one."""
-        shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        """The options of each run, layer after layer, as `configs_of` has them."""
+        return [one for layer in layers_of(self) for one in self.configs_of(layer)]
+
+    def configs_of(self, layer: int) -> list[TrainConfig]:
+        """The options of each run of a layer, seed after seed. Its folder bears its architecture, width, k and, where there
+        are several, rate and seed; the first seed is not named, so that more seeds can be added to a sweep of one."""
+        shared = options_of_layer(self, layer)
+        folder = self.folder_of(layer)
         found = []
         for seed, activation, d_sae, k, lr in product(self.seed, self.activation, self.d_sae, self.k, self.lr):
             nulls = self.nulls and seed == self.seed[0]
@@ -75,9 +85,9 @@ class SweepConfig(TrainConfig):
             one = TrainConfig(**cast(dict[str, Any], options))
             rate = f"_lr{lr:g}" if len(self.lr) > 1 else ""
             of_seed = "" if seed == self.seed[0] else f"_seed{seed}"
-            found.append(replace(one, run=self.run_directory / f"{one.architecture}_d{d_sae}_k{k}{rate}{of_seed}"))
+            found.append(replace(one, run=folder / f"{one.architecture}_d{d_sae}_k{k}{rate}{of_seed}"))
         return found
 
-    @property
-    def run_directory(self) -> Path:
-        return self.run or default_run(self.model, self.layer, "sweep")
+    def folder_of(self, layer: int) -> Path:
+        """The folder of a layer's runs and their comparison."""
+        return options_of_layer(self, layer)["run"] or default_run(self.model, layer, "sweep")

@@ -1,6 +1,7 @@
 """Runs of several layers as one set of circuit-tracer's."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,15 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
         export_set(ExportSetConfig(runs=(tmp_path / "run3",), out=tmp_path / "gemma-scope-mine"))
     with pytest.raises(Refused, match="holds no transcoder"):
         export_set(options(tmp_path, 4))
+
+
+def test_layers_stand_for_their_default_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for layer in (1, 3):
+        (tmp_path / f"results/tiny/layer{layer}").mkdir(parents=True)
+        run_of_layer(tmp_path, layer)
+        (tmp_path / f"run{layer}").rename(tmp_path / f"results/tiny/layer{layer}/matryoshka_batchtopk")
+    by_layer = ExportSetConfig(runs=(), model="tiny", layer=(1, 3), out=tmp_path / "set")
+    assert export_set(by_layer).startswith(f"{tmp_path / 'set'}: 4 layers of ")
+    with pytest.raises(Refused, match="layer is given, and a too; give the folders of runs, or their layers"):
+        export_set(ExportSetConfig(runs=(Path("a"),), layer=1, out=tmp_path / "other"))

@@ -1,0 +1,66 @@
+"""How to train several layers together: the options of `python -m train`."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from store.cli import Layers, Positive
+from store.errors import Refused
+from store.layers.words import LAYER
+from store.parents import holds_store
+from train.config import TrainConfig
+
+
+def layers_of(config: TrainConfig) -> tuple[int, ...]:
+    """The layers that the options name: one, or several."""
+    return config.layer if isinstance(config.layer, tuple) else (config.layer,)
+
+
+def options_of_layer(config: TrainConfig, layer: int) -> dict[str, Any]:
+    """All options of `TrainConfig` for one of the layers. Refused for a path of several layers that names none."""
+    several = len(layers_of(config)) > 1
+    store = config.store
+    run = config.run
+    if several and run is not None and LAYER not in str(run):
+        raise Refused(f"{run} is one folder for several layers; write {LAYER} where the number stands")
+    if several and store is not None:
+        if holds_store(store):
+            raise Refused(f"{store} is the store of one layer; give the folder that holds layer8, layer12, ...")
+        store = store / f"layer{layer}"
+    if run is not None:
+        run = Path(str(run).replace(LAYER, str(layer)))
+    options = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
+    return options | {"layer": layer, "store": store, "run": run}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersTrainConfig(TrainConfig):
+    """Train a transcoder on cached activations, or one for each of several layers at once.
+
+    The option --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
+    gpt2-small-layer8, demo) or a .toml file before the other options. The defaults are those of gemma-2-2b-layer8.
+
+    Killed or interrupted, the same command continues from the last checkpoint. Once the run is finished, it does nothing.
+    The command `python -m train sweep` trains many dictionaries from one pass over the store.
+    """
+
+    layer: Layers = 8  # type: ignore[assignment]  # one, or several
+    """Layer whose MLP is replaced, from 0. It also names the default store and run. Beside --store: that store's. Several
+    (8,12 or 0-25, or all that data/MODEL holds) are trained step by step together, each as it would be alone: --store is
+    then the folder that holds layer8, layer12, ..., and --run has {layer} in it. Processes of torchrun share layers out."""
+    layers_at_once: Positive | None = None
+    """Train so many of several layers at a time, one group after the other, where memory does not hold them all. Each run
+    is the same. Default: all layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(layers_of(self)) > 1 and self.shard_dictionary:
+            raise Refused(
+                "shard_dictionary shares one layer's latents out, but several layers are shared out whole; leave it out"
+            )
+        self.configs  # noqa: B018  # refuses a bad option at the door
+
+    @property
+    def configs(self) -> list[TrainConfig]:
+        """The options of each layer's run."""
+        return [TrainConfig(**options_of_layer(self, layer)) for layer in layers_of(self)]

@@ -1,0 +1,142 @@
+"""The memory that training several layers at once takes, and how many layers fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from store.devices import free_bytes
+from store.errors import Refused
+from store.loader.schedule import Mix, Schedule
+from store.shards.reader import Store
+from store.sparse.scan import SCORE_BYTES
+from train.checks import Prepared
+from train.config import TrainConfig
+
+COPIES = 4
+"""Numbers of 4 bytes for each weight: itself, its gradient, and Adam's two."""
+SAVED = 3
+"""Numbers of 4 bytes for each weight in a checkpoint: itself and Adam's two. One is copied to the host at a time."""
+WINDOWS = 2
+"""Windows of rows that a loader holds: the one that is served and the one that is read."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that some runs take while they are trained together, and one at a time for one of them."""
+
+    state: int
+    """Weights, gradients, Adam, and what the target is seen through, on the device."""
+    windows: int
+    """Rows, on the host; on another device as much there."""
+    step: int
+    """One step of one run, on the device."""
+    checkpoint: int
+    """The copy of one run, on the host."""
+
+    def plus(self, other: "Need") -> "Need":
+        """The need of both together: their steps and checkpoints come one after the other."""
+        return Need(
+            self.state + other.state,
+            self.windows + other.windows,
+            max(self.step, other.step),
+            max(self.checkpoint, other.checkpoint),
+        )
+
+    def on_device(self) -> int:
+        return self.state + self.windows + self.step
+
+    def on_host(self) -> int:
+        return self.windows + self.checkpoint
+
+
+def need_of(configs: Sequence[TrainConfig], prepared: Prepared) -> Need:
+    """What the runs of one store take."""
+    store = prepared.store
+    found = Need(0, _windows(configs[0], store), 0, 0)
+    for position in prepared.left:
+        config = configs[position]
+        d_in = store.manifest.widths[config.source_site]
+        d_out = store.target_side.manifest.widths[config.target_site]
+        weights = config.d_sae * (d_in + d_out + 2) + d_out + (d_in * d_out if config.skip else 0)
+        root = 12 * d_out**2 if prepared.identities[position]["target_view"] == "fisher" else 0
+        scores = min(SCORE_BYTES, 4 * config.batch_rows * config.d_sae)
+        step = scores + 4 * config.batch_rows * (d_in + d_out * (len(config.prefixes) + 3))
+        found = found.plus(Need(4 * COPIES * weights + root, 0, step, 4 * SAVED * weights))
+    return found
+
+
+def _windows(config: TrainConfig, store: Store) -> int:
+    """Bytes of the loader's windows of rows of both sites, as `store.loader.batches` sizes them."""
+    shards = store.manifest.of_split("train")
+    sides = ((store, config.source_site), (store.target_side, config.target_site))
+    row_bytes = [side.manifest.recipe.torch_dtype.itemsize * side.manifest.widths[site] for side, site in sides]
+    schedule = Schedule([shard.kept for shard in shards], config.seed, Mix.of(len(shards), row_bytes))
+    return WINDOWS * schedule.largest_window * sum(row_bytes)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that are free, None where nobody knows, for one of several processes that share the host."""
+
+    device: torch.device
+    on_device: int | None
+    on_host: int | None
+
+    @classmethod
+    def now(cls, device: torch.device, sharers: int) -> "Room":
+        """What is free now. sharers: processes on this machine that need as much of the host."""
+        host = free_bytes(torch.device("cpu"))
+        host = None if host is None else host // sharers
+        return cls(device, host if device.type == "cpu" else free_bytes(device), host)
+
+    def demands(self, need: Need) -> list[tuple[int, int | None, str]]:
+        """Bytes needed, bytes free and where, of the device and, where that is another memory, of the host."""
+        if self.device.type == "cpu":
+            return [(need.on_device() + need.checkpoint, self.on_device, "cpu")]
+        return [(need.on_device(), self.on_device, str(self.device)), (need.on_host(), self.on_host, "the host")]
+
+    def holds(self, need: Need) -> bool:
+        return all(free is None or needed <= free for needed, free, _ in self.demands(need))
+
+
+def groups_that_fit(needs: Sequence[Need], at_once: int | None, room: Room) -> tuple[list[range], str]:
+    """Positions of the layers trained together, group after group, and a sentence on the memory that the largest takes.
+
+    needs: of each layer.
+    at_once: layers in a group; all when not given.
+
+    Refused where a group does not fit, with the number of layers that does.
+    """
+    size = min(at_once or len(needs), len(needs))
+    largest = largest_of(needs, size)
+    takes = " and ".join(f"{_gb(needed)} of {where}'s memory" for needed, _, where in room.demands(largest))
+    parts = f"{_gb(largest.state)} weights, gradients and Adam, {_gb(largest.windows)} windows of rows"
+    there = " and ".join(_gb(free) for _, free, _ in room.demands(largest) if free is not None)
+    said = f"{size} layer{'s' * (size > 1)} at once take{'s' * (size == 1)} {takes} ({parts}), {there or 'unknown'} free"
+    if not room.holds(largest):
+        fewer = next((n for n in range(size - 1, 0, -1) if room.holds(largest_of(needs, n))), None)
+        cure = "give a smaller --d-sae" if fewer is None else f"give --layers-at-once {fewer}: the runs are the same"
+        raise Refused(f"{said}; {cure}")
+    return groups_of(len(needs), size), said
+
+
+def groups_of(n: int, size: int) -> list[range]:
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def largest_of(needs: Sequence[Need], size: int) -> Need:
+    """What the group that takes most needs, of groups of so many layers."""
+    groups = [_together([needs[n] for n in group]) for group in groups_of(len(needs), size)]
+    return max(groups, key=lambda need: need.on_device() + need.on_host())
+
+
+def _together(needs: Sequence[Need]) -> Need:
+    total = Need(0, 0, 0, 0)
+    for need in needs:
+        total = total.plus(need)
+    return total
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB"
