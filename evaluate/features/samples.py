@@ -92,7 +92,9 @@ def collect_samples(config: FeaturesConfig) -> Path:
         useful=None if found is None else found.by_latent.numpy(),
     )
     write_samples(config.folder, collection, relations, text, transcoder.config.prefix_sizes, config.json)
-    summary = summary_of(transcoder, store, collection, config, shown.lens if shown else None)
+    summary = summary_of(transcoder, store, collection, config)
+    if shown is not None:
+        summary = with_lens(summary, shown.lens)
     if relations.stability is not None:
         summary = replace(summary, other_seeds=len(seeds), recurring_share=float(relations.stability.mean()))
     write_summary(config.folder, summary)
@@ -116,30 +118,25 @@ def add_to(config: FeaturesConfig, done: CollectionSummary, transcoder: Transcod
     shown = promoted_or_why_not(transcoder.W_dec, fires, lens, recipe, tokenizer, device, config.run_directory)
     if shown is not None:
         add_promoted(config.folder, shown, done.json)
-        write_summary(config.folder, replace(done, promoted_tokens=True, **of_lens(lens)))
+        write_summary(config.folder, with_lens(done, lens))
 
 
 def write_summary(folder: Path, summary: CollectionSummary) -> None:
     write_text(folder / COLLECTION_SUMMARY, json.dumps(vars(summary), indent=1) + "\n")
 
 
-def of_lens(lens: Lens | None) -> dict[str, str | None]:
-    """What a summary says of a lens."""
-    if lens is None:
-        return {"lens": None, "lens_source": None, "lens_digest": None}
-    return {"lens": lens.name, "lens_source": lens.source, "lens_digest": lens.digest}
+def with_lens(summary: CollectionSummary, lens: Lens) -> CollectionSummary:
+    """The summary of a collection with promoted tokens, read through a lens."""
+    return replace(summary, promoted_tokens=True, lens=lens.name, lens_source=lens.source, lens_digest=lens.digest)
 
 
-def summary_of(
-    transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig, lens: Lens | None
-) -> CollectionSummary:
-    """The summary of a finished collection.
+def summary_of(transcoder: Transcoder, store: Store, collection: Collection, config: FeaturesConfig) -> CollectionSummary:
+    """The summary of a finished collection, as it is without promoted tokens.
 
     transcoder: whose latents were collected.
     store: the store that holds the rows.
     collection: counts of all latents.
     config: the options.
-    lens: of the promoted tokens; None without them.
     """
     recipe = store.manifest.recipe
     return CollectionSummary(
@@ -162,8 +159,8 @@ def summary_of(
         tokens_either_side=SIDE,
         coactivation_rows=collection.paired_rows,
         token_counts_exact=not collection.pruned,
-        promoted_tokens=lens is not None,
-        **of_lens(lens),
+        promoted_tokens=False,
+        lens=None,
         json=config.json,
         key=collection.key,
     )

@@ -89,8 +89,11 @@ class ModelFiles:
         """A file on this machine, fetched unless it is cached."""
         if Path(self.base).is_dir():
             return Path(self.base) / name
-        options = {"revision": self.revision}
-        return Path(from_hub_or_cache(lambda cached: hf_hub_download(self.base, name, local_files_only=cached, **options)))
+
+        def get(cached: bool) -> str:
+            return hf_hub_download(self.base, name, revision=self.revision, local_files_only=cached)
+
+        return Path(from_hub_or_cache(get))
 
     def places(self) -> dict[str, str]:
         """By name of a weight, the file that holds it."""

@@ -73,5 +73,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[
     """The text that each token adds to what stands before it; spaces in front are kept."""
     anchor = tokenizer.encode(":", add_special_tokens=False)[-1:]
     ahead = len(tokenizer.decode(anchor))
-    options = {"clean_up_tokenization_spaces": False}
-    return [text[ahead:] for text in tokenizer.batch_decode([[*anchor, index] for index in ids], **options)]
+    texts = [[*anchor, index] for index in ids]
+    if not texts:  # decoded as one empty text
+        return []
+    return [text[ahead:] for text in tokenizer.batch_decode(texts, clean_up_tokenization_spaces=False)]

@@ -349,6 +349,7 @@ def test_token_texts_keep_the_spaces_in_front(tiny_models):
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
     ids = tokenizer.encode("a b!", add_special_tokens=False)
     assert token_texts(tokenizer, ids) == ["a", " ", "b", "!"]
+    assert token_texts(tokenizer, []) == []
 
 
 @pytest.fixture
