@@ -70,7 +70,7 @@ def read_export(folder: Path) -> Exported:
     config: dict[str, Any] = {}
     for layer in layers:
         transcoder = load_folder(folder, layer, card.get("model", ""))
-        fields = transcoder.config.model_dump(exclude_none=True, exclude={"units", "source"})
+        fields = transcoder.config.model_dump(mode="json", exclude_none=True, exclude={"format_version", "units", "source"})
         config = config or {key: value for key, value in fields.items() if value not in ("", UNKNOWN)}
         arrays += figures_of(transcoder)
     if len(layers) > 1:
@@ -98,4 +98,4 @@ def _figures(layer: int, name: str, array: "Tensor", of_what: str, values: "Tens
 def _gate(found: dict[str, Any]) -> str:
     from store.exports.gate import Gate
 
-    return str(Gate(**found))
+    return str(Gate(**found)).removeprefix("gate: ")

@@ -1,6 +1,7 @@
 """The model card of a run on the hub, made from the run's own files: nothing in it is written by hand."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ LICENCES = {
 
 VIEWS = {
     "raw": "`{site}` as it is",
-    "rms": "the residual stream over its root mean square, before the norm's gain (`ln2.hook_normalized` of an RMS norm)",
+    "rms": "the residual stream over its root mean square, before the norm's gain (an RMS norm's `ln2.hook_normalized`)",
     "normed": "the residual stream after the whole norm before the MLP, gain included: what the MLP itself reads",
 }
 """What each view of the source is."""
@@ -40,16 +41,16 @@ LOADING = {
     "saelens": """from huggingface_hub import snapshot_download
 from sae_lens import SAE
 
-folder = snapshot_download({repo!r}, allow_patterns="saelens/*")
+folder = snapshot_download("{repo}", allow_patterns="saelens/*")
 transcoder = SAE.load_from_disk(f"{{folder}}/saelens")""",
     "gemma-scope-2": """from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
-arrays = load_file(hf_hub_download({repo!r}, "gemma-scope-2/params.safetensors"))  # w_enc, w_dec, ...""",
+arrays = load_file(hf_hub_download("{repo}", "gemma-scope-2/params.safetensors"))  # w_enc, w_dec, ...""",
     "sparsify": """from huggingface_hub import snapshot_download
 from sparsify import SparseCoder
 
-folder = snapshot_download({repo!r}, allow_patterns="sparsify/*")
+folder = snapshot_download("{repo}", allow_patterns="sparsify/*")
 transcoder = SparseCoder.load_from_disk(f"{{folder}}/sparsify")""",
 }
 """How each project loads its layout, by layout."""
@@ -141,8 +142,12 @@ def _front_matter(facts: Carded) -> str:
 
 
 def _opening(config: TranscoderConfig) -> str:
-    prefixes = ", ".join(f"{size:,}" for size in config.prefix_sizes)
-    nested = f" Its first {prefixes} latents are each a dictionary by themselves." if len(config.prefix_sizes) > 1 else ""
+    *smaller, last = (f"{size:,}" for size in config.prefix_sizes)
+    nested = (
+        f" Its first {', '.join(smaller)} and {last} latents are each a dictionary by themselves."
+        if len(config.prefix_sizes) > 1
+        else ""
+    )
     goal = f" It aims at {config.k} active latents a row." if config.k else ""
     return (
         f"A sparse dictionary of {config.d_sae:,} latents that reads `{config.source_site}` of layer {config.layer} of "
@@ -161,8 +166,9 @@ def _figures(facts: Carded) -> list[str]:
         f"seen. Store `{measured.store_fingerprint}`. Intervals are by bootstrap over documents."
     )
     if len(measured.per_prefix) > 1:
-        by_prefix = [[label, *cells] for label, cells in prefix_rows(measured)]
-        blocks.append("\n".join(markdown_table(by_prefix, ["by prefix", *measured.per_prefix])))
+        by_prefix = [[label, *(text.partition(" [")[0] for text in cells)] for label, cells in prefix_rows(measured)]
+        heads = ["by prefix", *(f"{int(size):,}" for size in measured.per_prefix)]
+        blocks.append("\n".join(markdown_table(by_prefix, heads)))
     return blocks
 
 
@@ -188,7 +194,8 @@ def _sites(facts: Carded) -> str:
     excluded = left_out if recipe.excluded_tokens else "No token was left out"
     view = VIEWS[config.view].format(site=config.source_site)
     return (
-        f"{table}\n\nIts input is {view} (view `{config.view}`). Its output is in the units of `{config.target_site}`.\n\n"
+        f"{table}\n\nIts input, the view `{config.view}`, is {view}. "
+        f"Its output is in the units of `{config.target_site}`.\n\n"
         f"{excluded}. Give the model texts of at most {recipe.context} tokens that begin with its BOS token."
     )
 
@@ -207,10 +214,12 @@ def _recipe(facts: Carded) -> list[str]:
     said["store"] = f"fingerprint `{facts.source.fingerprint}`, activations in {recipe.dtype}"
     said["libraries"] = ", ".join(f"{name} {version}" for name, version in recipe.libraries.items())
     table = markdown_table([[name, value] for name, value in said.items()], ["", ""])
+    where = f"--model {shlex.quote(recipe.model)} --layer {recipe.layer}"
+    shards = f"--shard-tokens {recipe.shard_sequences * recipe.context} --heldout-every {recipe.heldout_every}"
     again = (
-        f"    python -m harvest --model {recipe.model} --layer {recipe.layer} --dataset {recipe.dataset} "
-        f"--context {recipe.context} --seed {recipe.seed}\n"
-        f"    python -m train --model {recipe.model} --layer {recipe.layer}  # with the options in train_config.json"
+        f"    python -m harvest {where} --dataset {shlex.quote(recipe.dataset)} \\\n"
+        f"      --context {recipe.context} {shards} --seed {recipe.seed}\n"
+        f"    python -m train {where}  # with the options in train_config.json"
     )
     return ["\n".join(table), *([f"To make it again:\n\n{again}"] if options else [])]
 
@@ -233,10 +242,10 @@ def _loading(facts: Carded) -> list[str]:
     blocks = [f"```python\n{ours}\n```"]
     for layout in facts.layouts:
         code = LOADING.get(layout, "").format(model=hub_name_of(config.model), repo=facts.repo)
-        gate = facts.gates[layout]
+        gate = facts.gates[layout].removeprefix("gate: ")
         if layout == "circuit-tracer":
             gate += ". It is one layer of a set; `make export-set` makes whole ones"
-        blocks.append(f"`{layout}/`: {gate}" + (f"\n\n```python\n{code}\n```" if code else ""))
+        blocks.append(f"`{layout}/` holds the same for {layout}: {gate}" + (f"\n\n```python\n{code}\n```" if code else ""))
     if any(path.parts[0] == "activation_samples" for path in facts.files):
         blocks.append("`activation_samples/features.parquet` holds what every latent responds to; `index.html` shows it.")
     return blocks
@@ -245,7 +254,8 @@ def _loading(facts: Carded) -> list[str]:
 def _limits(facts: Carded) -> str:
     said = []
     if facts.measured.dead_fraction is not None:
-        said.append(f"{facts.measured.dead_fraction:.1%} of the latents never fire on the held-out rows.")
+        dead = round(facts.measured.dead_fraction * facts.transcoder.config.d_sae)
+        said.append(f"{dead:,} of {facts.transcoder.config.d_sae:,} latents never fire on the held-out rows.")
     if not facts.measured.has("kl"):
         said.append("What it costs the language model was not measured with the model itself.")
     if facts.measured.seeds is None:

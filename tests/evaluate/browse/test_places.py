@@ -162,8 +162,9 @@ def test_an_export_shows_what_it_is_and_statistics_of_its_weights(tmp_path, layo
     assert "10 x 12" in rows["W_dec"]
     for key, value in (("model", "tiny"), ("layer", 1), ("d_sae", 10)):
         assert f'<th scope="row">{key}</th><td>{value}</td>' in text
-    assert "gate: outputs differ by" in text
+    assert '<th scope="row">gate</th><td>outputs differ by' in text
     assert "make features" not in text
+    assert "FVU" not in page(out, "/")
 
 
 def test_a_set_shows_every_layer(tmp_path):

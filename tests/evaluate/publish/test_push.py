@@ -129,6 +129,19 @@ def test_a_name_that_is_no_repository_is_refused(run, repo):
         PushConfig(run=run, repo=repo)
 
 
+def test_a_card_s_commands_give_the_store_s_shards_and_its_tables_are_narrow(run):
+    """A store of other shards, or with other held-out ones, has another fingerprint."""
+    card = push(PushConfig(run=run, repo="me/tiny", dry_run=True))
+    recipe = json.loads((run / "origin.json").read_text())["store"]["recipe"]
+    tokens = recipe["shard_sequences"] * recipe["context"]
+    assert f"--shard-tokens {tokens} --heldout-every {recipe['heldout_every']} --seed {recipe['seed']}" in card
+    metrics = json.loads((run / "comparison" / "ours_metrics.json").read_text())
+    assert f"{round(40 * metrics['dead_fraction'])} of 40 latents never fire" in card
+    by_prefix = card.partition("| by prefix |")[2].partition("\n\n")[0]
+    assert f"| FVU | {metrics['fvu_per_prefix']['5']:.4f} |" in by_prefix
+    assert "[" not in by_prefix
+
+
 def test_a_pushed_comparison_is_shown_side_by_side_with_its_baseline(run):
     push(PushConfig(run=run, repo="me/tiny", dry_run=True))
     theirs = json.loads((run / "comparison" / "other_metrics.json").read_text())
