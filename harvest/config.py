@@ -124,8 +124,8 @@ class HarvestConfig(Options):
     """Neither train on nor measure rows whose norm is above so many medians of their shard, and count them. Evaluation
     calls rows above 5 outliers. Default: off."""
     targets: Literal["stored", "recomputed"] = "stored"
-    """stored writes the rows of mlp_out. recomputed writes the layer's own MLP instead, which halves the disk: readers
-    compute mlp_out by it. Each shard then holds 64 true rows, and is refused if the MLP does not give them back."""
+    """What is kept of the targets. stored writes the rows of mlp_out. recomputed writes the layer's own MLP instead, from
+    which readers compute them: half the disk. Each shard then holds 64 true rows, which the MLP has to give back."""
     keep_mlp: bool = False
     """Keep the layer's MLP beside stored targets, also in a finished store, for what needs the MLP itself."""
     keep_shards: Positive | None = None

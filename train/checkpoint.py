@@ -95,6 +95,7 @@ ADDED: dict[str, Any] = {
     "step_gradients": False,
     "l0_warmup": 0.0,
     "target_dtype": "float32",
+    "decoder_start": "random",
 }
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 

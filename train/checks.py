@@ -160,11 +160,30 @@ def check_store(store: Store, config: TrainConfig) -> None:
     else:
         assert config.target_layer is not None
         _check_side(store.target, config.model, config.target_layer, "target-layer", "target_site", config.target_site)
+    if config.decoder_start == "mlp":
+        _check_mlp(store, config)
     computed = store.target_side.recomputes(config.target_site) or store.recomputes(config.source_site)
     if config.target_dtype != "float32" and not computed:
         raise Refused(
             f"target_dtype is {config.target_dtype}, but {store.target_side.directory} holds its targets, and computes "
             "none; leave it out"
+        )
+
+
+def _check_mlp(store: Store, config: TrainConfig) -> None:
+    """Refused unless the store keeps the MLP that the run stands for, and is finished."""
+    if config.follow:
+        raise Refused("decoder_start mlp needs rows of a finished store, which follow lacks; leave one out")
+    if store.mlp is None:
+        raise Refused(
+            f"decoder_start is mlp, but {store.directory} does not keep it; add it with "
+            "`python -m harvest --keep-mlp` and the options of the harvest, or leave decoder_start out"
+        )
+    sites = (config.source_site, config.target_site)
+    if store.target is not None or sites != (store.mlp.norm.reads, "mlp_out"):
+        raise Refused(
+            f"decoder_start is mlp, which reads {store.mlp.norm.reads} and predicts mlp_out of one layer, but the run goes "
+            f"from {sites[0]} to {sites[1]}{'' if store.target is None else ' of another layer'}; leave decoder_start out"
         )
 
 

@@ -111,8 +111,7 @@ class TrainConfig(Options):
     bandwidth: AboveZero = 0.5
     """Width of jumprelu's straight-through kernel, in units of the normalised pre-activations."""
     threshold_lr: AboveZero = 10.0
-    """Learning rate of jumprelu's thresholds, as a multiple of the weights' rate. Lower ones leave fewer latents dead, but
-    reach an L0 of k later."""
+    """Learning rate of jumprelu's thresholds, times the weights' rate. Lower: fewer dead latents, an L0 of k later."""
     step_gradients: bool = False
     """Let the gradient of jumprelu's step reach the pre-activations too, not the threshold alone: encoder and biases then
     learn when a latent fires (Anthropic's circuits update of January 2025; kernel of arXiv 2407.14435)."""
@@ -122,6 +121,8 @@ class TrainConfig(Options):
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents, whose values and gradients are float32 always. On CUDA bfloat16 also lets
     AuxK multiply in TF32. auto is bfloat16 where the device multiplies it natively, and float32 elsewhere."""
+    decoder_start: Literal["random", "mlp"] = "random"
+    """Start of the decoder: drawn rows, or the MLP's answers to a push along each encoder row (harvest --keep-mlp)."""
     seed: Seed = 0
     """Seed of initialisation, data order and random prefixes."""
     null: Null = "none"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from store.layout import null_folder
+from store.layout import CHECKPOINT, null_folder
 from store.loader.batches import Batch, batches
 from store.shards.metric import read_metric
 from store.shards.reader import Store
@@ -23,6 +23,7 @@ from train.parallel import Ranks
 from train.run import Run
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
+from train.step.start import start_decoder
 from train.step.target import TargetRoot
 from train.writer import CheckpointWriter
 
@@ -124,7 +125,10 @@ def start(config: TrainConfig, store: Store, device: torch.device, identity: dic
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root
     )
-    return Run(config, store, module.to(device), identity)
+    module = module.to(device)
+    if config.decoder_start == "mlp" and not (config.run_directory / CHECKPOINT).exists():
+        start_decoder(module, store, config)
+    return Run(config, store, module, identity)
 
 
 def run_to_the_end(strands: Sequence[Strand], ranks: Ranks, watcher: Watcher | None = None) -> list[list[Transcoder]]:

@@ -66,7 +66,10 @@ class Mlp:
 
     def forward(self, resid: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d_out"]:
         """`__call__` of all rows at once: what torch.func differentiates."""
-        x = resid.float() if NORMS[self.norm.kind].normalise is None else normed(resid, self.norm)
+        return self.inside(resid.float() if NORMS[self.norm.kind].normalise is None else normed(resid, self.norm))
+
+    def inside(self, x: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d_out"]:
+        """The same of rows that have passed the norm before the MLP."""
         x = x.to(self.W_up.dtype)
         act = ACTIVATIONS[self.activation]
         up = functional.linear(x, self.W_up, self.b_up)

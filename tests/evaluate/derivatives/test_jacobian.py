@@ -180,3 +180,10 @@ def test_the_figures_stand_in_a_measurement_by_prefix_and_of_the_whole(store):
     expected = jacobian_agreement(t, store, CPU)
     assert result.jacobian_latents == expected["20"].jacobian_latents
     assert result.per_prefix["4"].jacobian_random_cosine == expected["4"].jacobian_random_cosine
+
+
+def test_an_accelerator_measures_the_same(store, accelerator):
+    t = make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(4, 20), skip=True)
+    found, expected = (jacobian_agreement(t, store, torch.device(device)) for device in (accelerator, "cpu"))
+    for size, agreement in expected.items():
+        assert found[size].figures() == pytest.approx(agreement.figures(), rel=1e-4)

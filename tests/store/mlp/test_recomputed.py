@@ -57,6 +57,14 @@ def test_batches_are_those_of_the_store_that_holds_them(name, twin, tmp_path):
         assert_same_batches(batches(store, "heldout", 32, **options), batches(twin, "heldout", 32, **options))
 
 
+def test_targets_are_computed_on_the_device_that_asks_for_them(accelerator, twin, tmp_path):
+    store = recomputed(tmp_path / "store")
+    expected = batches(twin, "train", 32, stop=320)
+    for one, other in zip(batches(store, "train", 32, stop=320, device=accelerator), expected, strict=True):
+        assert str(one.target.device).startswith(accelerator.partition(":")[0])
+        torch.testing.assert_close(one.target.cpu(), other.target, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "sites", [("resid_mid", "mlp_out"), ("mlp_out", "mlp_out"), ("mlp_out", "resid_mid"), ("resid_mid", "resid_mid")]
 )

@@ -1,0 +1,56 @@
+"""The functional start of the decoder: what the MLP answers when its input is pushed along each latent's encoder row."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from store.loader.batches import batches
+from store.mlp.derivatives import Function, pullback
+from store.mlp.forward import Mlp
+from store.names import ViewName
+from store.shards.reader import Store
+from train.config import TrainConfig
+from train.step.module import TrainingTranscoder
+
+START_ROWS = 64
+"""Training rows over which the MLP's derivative is averaged."""
+
+
+def of_view(mlp: Mlp, view: ViewName) -> Function:
+    """mlp_out as a function of what a transcoder with this view reads."""
+    if view == "raw":
+        return mlp.forward
+    if view == "normed":
+        return mlp.inside
+    norm = mlp.norm
+    return lambda x: mlp.inside(x * norm.gain if norm.bias is None else x * norm.gain + norm.bias)
+
+
+def mean_derivative(function: Function, x: Float[Tensor, "rows d_in"], d_out: int) -> Float[Tensor, "d_in d_out"]:
+    """The mean over rows of the function's derivative; row j is its answer to a push of dimension j."""
+    by_output = []
+    for dimension in range(d_out):
+        u = torch.zeros(len(x), d_out, device=x.device)
+        u[:, dimension] = 1
+        by_output.append(pullback(function, x, u).mean(0))
+    return torch.stack(by_output, dim=1)
+
+
+@torch.no_grad()
+def start_decoder(module: TrainingTranscoder, store: Store, config: TrainConfig) -> None:
+    """Sets the decoder's rows to the MLP's answers, at length 1 as drawn rows have; a latent without an answer keeps its
+    own. The null that has a random decoder keeps all."""
+    if config.null == "random_decoder":
+        return
+    assert store.mlp is not None
+    device = module.encoder.device
+    mlp = store.mlp.to(device, torch.float32)
+    sites = (config.source_site, config.target_site)
+    stream = batches(store, "train", START_ROWS, view=config.input_view, sites=sites, device=device, seed=config.seed)
+    x = next(stream).source
+    stream.close()
+    answers = module.encoder @ mean_derivative(of_view(mlp, config.input_view), x, module.decoder.shape[1])
+    if module.target_root is not None:
+        answers = answers @ module.target_root
+    length = answers.norm(dim=1, keepdim=True)
+    module.decoder.copy_(torch.where(length > 0, answers / length, module.decoder))
