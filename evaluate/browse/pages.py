@@ -9,6 +9,8 @@ import jinja2
 from evaluate.browse.feature_views import SPLIT_COSINE, WITHIN, branch, feature_view, intervene_command, random_latent
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
+from evaluate.browse.map_graph import BOX_HEIGHT, BOX_WIDTH, graph_view
+from evaluate.browse.map_views import latent_map, map_or_problem
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
 from evaluate.browse.sides import int_or, open_side, share_or
 from evaluate.features.reader import SORTS, NotFound
@@ -69,7 +71,15 @@ class Pages:
     def run(self, name: str) -> str:
         """A run's metrics, curves and configuration."""
         run = open_named_run(self.results, name)
-        return self.render("run.html", run=run, curves=training_curves([run]), prefixes=fvu_by_prefix([run]))
+        run_map, problem = map_or_problem(self.results, run)
+        return self.render(
+            "run.html",
+            run=run,
+            curves=training_curves([run]),
+            prefixes=fvu_by_prefix([run]),
+            map=run_map,
+            map_problem=problem,
+        )
 
     def features(self, name: str, query: Mapping[str, str]) -> str:
         """The table of a run's features: searched by `q`, of one `prefix`, sorted by a column. NotFound for no column."""
@@ -115,7 +125,34 @@ class Pages:
         run = open_named_run(self.results, name)
         view = feature_view(run.features(), latent)
         other = None if self.links.is_static else random_latent(run.features(), latent)
-        return self.render("feature.html", run=run, other=other, command=intervene_command(run, latent), **vars(view))
+        run_map, problem = map_or_problem(self.results, run)
+        return self.render(
+            "feature.html",
+            run=run,
+            other=other,
+            command=intervene_command(run, latent),
+            mapped=latent_map(run_map, latent) if run_map else None,
+            map_problem=problem,
+            **vars(view),
+        )
+
+    def graph(self, name: str, latent: int) -> str:
+        """The graph around a latent in the map that holds its run. NotFound without a map, or without such a latent."""
+        run = open_named_run(self.results, name)
+        run_map, problem = map_or_problem(self.results, run)
+        if run_map is None:
+            raise NotFound(problem or f"no map holds {run.name}; make one of several layers with make circuit")
+        if not run_map.circuit.parts((run_map.layer, latent)):
+            raise NotFound(f"there is no latent {latent} in the map {run_map.name}")
+        return self.render(
+            "graph.html",
+            run=run,
+            at=run_map,
+            latent=latent,
+            view=graph_view(run_map, latent),
+            size=(BOX_WIDTH, BOX_HEIGHT),
+            shares=latent_map(run_map, latent).shares,
+        )
 
     def tree(self, name: str, query: Mapping[str, str]) -> str:
         """Coarse latents and, under each, the finer latents that fire within it or split from it."""

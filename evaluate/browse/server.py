@@ -76,6 +76,7 @@ def make_app(results: Path, hosts: tuple[str, ...] = LOCAL) -> Starlette:
         Route("/features/{run:path}", page(lambda r: pages.features(named(r), r.query_params))),
         Route("/tree/{run:path}", page(lambda r: pages.tree(named(r), r.query_params))),
         Route("/feature/{run:path}/{n:int}", page(lambda r: pages.feature(named(r), r.path_params["n"]))),
+        Route("/graph/{run:path}/{n:int}", page(lambda r: pages.graph(named(r), r.path_params["n"]))),
         Route("/report/{run:path}/{kind}", report),
         Mount("/static", StaticFiles(directory=STATIC)),
         Route("/{rest:path}", page(_nothing)),
