@@ -12,6 +12,7 @@ from tqdm import tqdm
 from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.folder import find_runs
 from evaluate.browse.links import INDEX, FileLinks
+from evaluate.browse.map_views import map_or_problem
 from evaluate.browse.pages import Pages
 from evaluate.browse.places import open_results
 from evaluate.browse.server import STATIC
@@ -60,4 +61,7 @@ def export(config: BrowseExportConfig) -> Path:
                     log.warning(words, name, f"{exported:,}", f"{len(run.features()):,}", every, every)
                 for latent in tqdm(range(exported), desc=name, unit="feature"):
                     write(links.file("feature", name, latent), partial(pages.feature, name, latent))
+                if map_or_problem(config.results, run)[0] is not None:
+                    for latent in tqdm(range(exported), desc=f"{name}, graphs", unit="graph"):
+                        write(links.file("graph", name, latent), partial(pages.graph, name, latent))
     return out

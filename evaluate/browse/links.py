@@ -46,7 +46,7 @@ class FileLinks(Links):
 
     def to(self, page: str, run: str = "", number: int | str | None = None, /, **query: object) -> str:
         """The address of a page from the page that is being written; empty for a feature that has no page."""
-        if page == "feature" and int(number or 0) >= self.page_rows:
+        if page in ("feature", "graph") and int(number or 0) >= self.page_rows:
             return ""
         target = self.file(page, run, number)
         return quote(posixpath.relpath(target, posixpath.dirname(self.here) or "."))

@@ -17,6 +17,8 @@ from evaluate.browse.feature_views import (
 )
 from evaluate.browse.folder import RunFolder, find_runs, open_named_run, run_folders
 from evaluate.browse.links import Links
+from evaluate.browse.map_graph import BOX_HEIGHT, BOX_WIDTH, graph_view
+from evaluate.browse.map_views import latent_map, map_or_problem
 from evaluate.browse.run_views import fvu_by_prefix, spark, training_curves
 from evaluate.browse.sides import int_or, open_side, share_or
 from evaluate.browse.texts import TEXT_LENGTH
@@ -98,7 +100,15 @@ class Pages:
     def run(self, name: str) -> str:
         """A run's metrics, curves and configuration."""
         run = self.open_run(name)
-        return self.render("run.html", run=run, curves=training_curves([run]), prefixes=fvu_by_prefix([run]))
+        run_map, problem = map_or_problem(self.results, run)
+        return self.render(
+            "run.html",
+            run=run,
+            curves=training_curves([run]),
+            prefixes=fvu_by_prefix([run]),
+            map=run_map,
+            map_problem=problem,
+        )
 
     def features(self, name: str, query: Mapping[str, str]) -> str:
         """The table of a run's features: searched by `q`, of one `prefix`, sorted by a column. NotFound for no column."""
@@ -158,6 +168,7 @@ class Pages:
         note = self.notes_of(run).get(latent, EMPTY)
         other = None if self.links.is_static else random_latent(run.features(), latent)
         control = control_in(run.features(), latent)
+        run_map, problem = map_or_problem(self.results, run)
         return self.render(
             "feature.html",
             run=run,
@@ -166,7 +177,27 @@ class Pages:
             command=intervene_command(run, latent, control),
             note=note,
             limits=LIMITS,
+            mapped=latent_map(run_map, latent) if run_map else None,
+            map_problem=problem,
             **vars(view),
+        )
+
+    def graph(self, name: str, latent: int) -> str:
+        """The graph around a latent in the map that holds its run. NotFound without a map, or without such a latent."""
+        run = self.open_run(name)
+        run_map, problem = map_or_problem(self.results, run)
+        if run_map is None:
+            raise NotFound(problem or f"no map holds {run.name}; make one of several layers with make circuit")
+        if not run_map.circuit.parts((run_map.layer, latent)):
+            raise NotFound(f"there is no latent {latent} in the map {run_map.name}")
+        return self.render(
+            "graph.html",
+            run=run,
+            at=run_map,
+            latent=latent,
+            view=graph_view(run_map, latent),
+            size=(BOX_WIDTH, BOX_HEIGHT),
+            shares=latent_map(run_map, latent).shares,
         )
 
     def tree(self, name: str, query: Mapping[str, str]) -> str:

@@ -83,6 +83,7 @@ def make_app(results: Path, hosts: tuple[str, ...] = LOCAL) -> Starlette:
         Route("/features/{run:path}", page(lambda r: pages.features(named(r), r.query_params))),
         Route("/tree/{run:path}", page(lambda r: pages.tree(named(r), r.query_params))),
         Route("/feature/{run:path}/{n:int}", page(lambda r: pages.feature(named(r), r.path_params["n"]))),
+        Route("/graph/{run:path}/{n:int}", page(lambda r: pages.graph(named(r), r.path_params["n"]))),
         Route("/report/{run:path}/{kind}", report),
         Route("/note/{run:path}/{n:int}", endpoint(note_changer(results)), methods=["POST"]),
         Route("/text/{run:path}/{n:int}", endpoint(text_answer(pages.open_run, pages.render)), methods=["POST"]),

@@ -76,11 +76,11 @@ def chunk_arrays(layers: Sequence[CircuitLayer], chunk: Chunk, rows: int, bar: t
             found[target].append(HostRows.of(read, done))
             parts = split(layers, batch, target)
             latent = read.entries.latent.cpu().numpy()
-            values = [part.double().cpu().numpy() for part in parts.values()]
+            values = [part.cpu().double().numpy() for part in parts.values()]
             for its_sums, value in zip(sums[target], values, strict=True):
                 its_sums += np.bincount(latent, weights=value, minlength=len(its_sums))
             everywhere[target] += read_everywhere(layers, batch, target).cpu()
-            gap = max(gap, largest_gap(read.entries.value.double().cpu().numpy(), values))
+            gap = max(gap, largest_gap(read.entries.value.cpu().double().numpy(), values))
         done += len(batch[0].scale)
         bar.update(len(batch[0].scale))
     arrays = {"gap": torch.tensor([gap], dtype=torch.float64)}

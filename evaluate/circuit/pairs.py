@@ -87,6 +87,40 @@ def rank_within(groups: np.ndarray) -> np.ndarray:
     return np.arange(len(groups)) - np.repeat(begins, lengths)
 
 
+class StrongestOut:
+    """The strongest edges out of each source, from blocks of targets that are added one after the other."""
+
+    def __init__(self, sources: int, keep: int) -> None:
+        self.keep = keep
+        self.parts: list[PairEdges] = []
+        self.held = 0
+        self.floor = np.zeros(sources)
+        """An edge out of a source must be larger than this to be among the strongest known so far."""
+
+    def candidates(self, size: np.ndarray) -> np.ndarray:
+        """bool: which of the sizes [targets, sources] may be among the strongest of their source."""
+        if self.parts:
+            return size > self.floor
+        largest = torch.from_numpy(size).topk(min(self.keep, len(size)), dim=0).values[-1].numpy()
+        return (size >= largest) & (size > 0)
+
+    def add(self, edges: PairEdges) -> None:
+        self.parts.append(edges)
+        self.held += len(edges.source)
+        if len(self.parts) == 1 or self.held > 3 * self.keep * len(self.floor):
+            self.take()
+
+    def take(self) -> PairEdges:
+        """The strongest so far; all others are forgotten."""
+        joined = PairEdges.joined(self.parts)
+        kept = joined.take(strongest(joined, joined.source, self.keep))
+        last = kept.take(np.flatnonzero(rank_within(kept.source) == self.keep - 1))
+        self.floor[last.source] = np.abs(last.total)
+        self.parts = [kept]
+        self.held = len(kept.source)
+        return kept
+
+
 def pair_edges(
     source: CircuitLayer, target: CircuitLayer, wrote: LayerFirings, read: LayerFirings, keep: int, bar: tqdm
 ) -> tuple[PairEdges, PairEdges, np.ndarray]:
@@ -97,40 +131,75 @@ def pair_edges(
     bar: is advanced by target latents.
     """
     by_target = scipy.sparse.csc_array(read.latents)
+    activity = wrote.latents.T @ read.scale.astype(np.float64)
     d_sae = target.transcoder.config.d_sae
     reads: list[PairEdges] = []
-    writes: list[PairEdges] = []
+    writes = StrongestOut(source.transcoder.config.d_sae, keep)
     total = np.zeros(d_sae)
     for first in range(0, d_sae, BLOCK):
         last = min(first + BLOCK, d_sae)
-        edges, sums = block_edges(source, target, wrote, by_target, read, (first, last), keep)
-        total[first:last] = sums
-        reads.append(edges.take(strongest(edges, edges.target, keep)))
-        writes.append(edges)
-        if len(writes) > 1:
-            joined = PairEdges.joined(writes)
-            writes = [joined.take(strongest(joined, joined.source, keep))]
+        block = block_sums(source, target, wrote, by_target, read, (first, last))
+        total[first:last] = block.total.sum(1)
+        size = np.abs(block.total)
+        least = torch.from_numpy(size).topk(min(keep, size.shape[1]), dim=1).values[:, -1:].numpy()
+        into = block.edges((size >= least) & (size > 0), activity)
+        reads.append(into.take(strongest(into, into.target, keep)))
+        writes.add(block.edges(writes.candidates(size), activity))
         bar.update(last - first)
-    joined = writes[0]
-    return PairEdges.joined(reads), joined.take(strongest(joined, joined.source, keep)), total
+    return PairEdges.joined(reads), writes.take(), total
 
 
-def block_edges(
+@dataclass(frozen=True)
+class BlockSums:
+    """The sums of a block of targets, [targets, sources]."""
+
+    first: int
+    """The first target."""
+    total: np.ndarray
+    weighted: np.ndarray
+    """Without the virtual weight."""
+    count: np.ndarray
+    virtual: np.ndarray
+
+    def edges(self, chosen: np.ndarray, activity: np.ndarray) -> PairEdges:
+        """The chosen ones; a contribution of exactly 0 is no edge.
+
+        chosen: bool [targets, sources].
+        activity: by source, the sum of its activations over all tokens, as the targets' layer scales them.
+        """
+        at = np.nonzero(chosen)
+        place, latent = at
+        return PairEdges(
+            source=latent.astype(np.int32),
+            target=(place + self.first).astype(np.int32),
+            total=self.total[at],
+            weighted=self.weighted[at] * self.virtual[at],
+            count=self.count[at].astype(np.int64),
+            weight=self.virtual[at],
+            everywhere=activity[latent] * self.virtual[at],
+        )
+
+
+def block_sums(
     source: CircuitLayer,
     target: CircuitLayer,
     wrote: LayerFirings,
     by_target: scipy.sparse.csc_array,
     read: LayerFirings,
     block: tuple[int, int],
-    keep: int,
-) -> tuple[PairEdges, np.ndarray]:
-    """Of a block of targets: the edges that are among the strongest of their source or their target, and the sum of all
-    contributions to each target."""
+) -> BlockSums:
+    """The sums of targets `block[0]` to `block[1]`.
+
+    source, target: the two layers.
+    wrote, read: their firings.
+    by_target: those of the target, by latent.
+    block: of targets.
+    """
     first, last = block
     shape = (last - first, source.transcoder.config.d_sae)
     sums = np.zeros(shape)
     weighted = np.zeros(shape)
-    count = np.zeros(shape, np.int64)
+    count = np.zeros(shape, np.int32)
 
     def add(start: int, stop: int) -> None:
         co_activations(
@@ -150,27 +219,5 @@ def block_edges(
         )
 
     in_parallel(add, last - first)
-    activity = wrote.latents.T @ read.scale.astype(np.float64)
     virtual = (target.reader.encoder[first:last] @ source.transcoder.W_dec.T).cpu().numpy()
-    total = sums * virtual
-    chosen = among_strongest(np.where(count > 0, np.abs(total), -1), keep)
-    place, latent = np.nonzero(chosen & (count > 0))
-    at = (place, latent)
-    edges = PairEdges(
-        source=latent.astype(np.int32),
-        target=(place + first).astype(np.int32),
-        total=total[at],
-        weighted=weighted[at] * virtual[at],
-        count=count[at],
-        weight=virtual[at],
-        everywhere=activity[latent] * virtual[at],
-    )
-    return edges, total.sum(1)
-
-
-def among_strongest(size: np.ndarray, keep: int) -> np.ndarray:
-    """bool, by pair: whether it is among the `keep` largest of its row or of its column; of equal ones, all."""
-    sizes = torch.from_numpy(size)
-    rows = sizes.topk(min(keep, size.shape[1]), dim=1).values[:, -1:]
-    columns = sizes.topk(min(keep, size.shape[0]), dim=0).values[-1:]
-    return ((sizes >= rows) | (sizes >= columns)).numpy()
+    return BlockSums(first, sums * virtual, weighted, count, virtual)

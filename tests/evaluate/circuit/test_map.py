@@ -195,6 +195,18 @@ def test_layers_in_any_order_and_batches_of_any_size_give_one_map(tmp_path):
     assert {edge: (row["count"], row["reads"], row["writes"]) for edge, row in edges_in(other).items()} == before
 
 
+def test_a_map_made_on_the_device_is_that_of_the_host(tmp_path, accelerator):
+    config = make_layers(tmp_path, "normed", "layernorm", skip=True)
+    circuit(config)
+    other = replace(config, device=accelerator, name="device")
+    circuit(other)
+    host, device = edges_in(config), edges_in(other)
+    assert host.keys() == device.keys()
+    for edge, row in host.items():
+        for name in ("mean", "everywhere", "expected", "weighted", "count", "weight"):
+            assert device[edge][name] == pytest.approx(row[name], rel=1e-4, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
