@@ -60,11 +60,12 @@ reads_demo-standin := brief MODEL LAYER TOKENS
 reads_test := ARGS
 reads_test-all := ARGS
 reads_gpu-check := DEVICE ARGS
+reads_bench-scale := ARGS
 reads_bench-peers := STORE ARGS
 reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
@@ -241,6 +242,9 @@ bench: $(VENV)/dev  ## Speed, as ratios against a dense step, memcpy or a matmul
 	$(PY) -m tests.bench.loader --cold
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
+
+bench-scale: $(VENV)/dev  ## How costs grow with shards, rows and latents (ARGS=--small for a try)
+	$(PY) -m tests.bench.scale $(ARGS)
 
 gpu-check: $(VENV)/dev  ## What a GPU reaches, part by part, and whether its numbers are right (no network; DEVICE=cpu ARGS=--small anywhere)
 	$(PY) -m tests.bench.gpu $(if $(DEVICE),--device $(DEVICE)) $(ARGS)

@@ -8,12 +8,12 @@ import numpy as np
 
 from harvest.model.tokenizer import load_tokenizer
 from harvest.store_config import InfoConfig
+from store.loader.repeats import document_tokens, find_repeats
 from store.loader.schedule import Mix, Schedule
 from store.mlp.proof import MOST_FVU
 from store.shards.documents import documents_of
 from store.shards.manifest import Manifest, ShardEntry
 from store.shards.reader import Store, open_store
-from store.shards.repeats import document_tokens, find_repeats
 
 SAMPLED_BATCHES = 50
 """Batches in which pairs of rows are counted."""

@@ -24,9 +24,9 @@ from harvest.text.stream import packed_from
 from store.counts import share
 from store.errors import Refused
 from store.layout import METRIC_STATE
+from store.loader.repeats import find_repeats
 from store.shards.manifest import Manifest, load_manifest
 from store.shards.reader import open_store
-from store.shards.repeats import find_repeats
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 

@@ -14,8 +14,8 @@ from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.results import ByDocument
 from store.devices import resolve_device
+from store.loader.repeats import find_repeats
 from store.shards.reader import Store, check_shards
-from store.shards.repeats import find_repeats
 from store.transcoders.transcoder import Transcoder
 
 log = logging.getLogger(__name__)

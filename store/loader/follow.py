@@ -7,7 +7,6 @@ shuffled when written). So a position means the same rows whether earlier shards
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
 
@@ -16,9 +15,9 @@ from store.errors import Refused
 from store.loader.batches import Batch, Reader, Windows
 from store.loader.columns import SitesOf
 from store.loader.schedule import Mix, Schedule
-from store.shards.manifest import ShardEntry, load_manifest
+from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import Store, open_store
-from store.shards.ring import number_of
+from store.shards.ring import number_of, present
 from store.views import VIEWS, Norm, ViewName
 
 WINDOW_BYTES = 1 << 25
@@ -30,14 +29,19 @@ class Ledger:
 
     def __init__(self, source: StorePath, target: StorePath | None = None) -> None:
         self.directories = [source] if target is None else [source, target]
+        self.shards: list[ShardEntry] = []
+        self.ends: list[int] = []
+        self.next_shard = 0
         self.look()
 
     def look(self) -> None:
         """Reads the manifests again."""
-        manifests = [load_manifest(directory) for directory in self.directories]
-        shortest = min(manifests, key=lambda manifest: len(manifest.shards))
-        self.shards: list[ShardEntry] = shortest.of_split("train")
-        self.ends = list(accumulate(shard.kept for shard in self.shards))
+        self.manifests = [load_manifest(directory) for directory in self.directories]
+        shortest = min(self.manifests, key=lambda manifest: len(manifest.shards))
+        for shard in shortest.shards[self.next_shard :]:
+            if shard.split == "train":
+                self.shards.append(shard)
+                self.ends.append(self.rows + shard.kept)
         self.exhausted = shortest.exhausted
         self.next_shard = len(shortest.shards)
 
@@ -67,17 +71,18 @@ class Ledger:
 
     def open(self, shard: int) -> Store:
         """The source's store as if it had this training shard alone, with the target's likewise."""
-        name = self.shards[shard].name
-        source, *target = (only(open_store(directory), name) for directory in self.directories)
+        number = number_of(self.shards[shard])
+        source, *target = (only(*place, number) for place in zip(self.directories, self.manifests, strict=True))
         return replace(source, target=target[0]) if target else source
 
 
-def only(store: Store, name: str) -> Store:
-    """A store as if it had this one shard. Refused when it has not, or has it no longer."""
-    entries = tuple(entry for entry in store.manifest.shards if entry.name == name)
-    if not entries:
-        raise Refused(f"{store.directory} no longer has {name}: it was deleted after another run had trained on it")
-    return replace(store, manifest=store.manifest.model_copy(update={"shards": entries}))
+def only(directory: StorePath, manifest: Manifest, number: int) -> Store:
+    """A store as if it had this one shard of its manifest. Refused when it has it no longer."""
+    alone = manifest.model_copy(update={"shards": manifest.shards[number : number + 1]})
+    if not present(directory, alone).shards:
+        name = manifest.shards[number].name
+        raise Refused(f"{directory} no longer has {name}: it was deleted after another run had trained on it")
+    return open_store(directory, alone)
 
 
 def follow(

@@ -1,8 +1,8 @@
 """The manifest: what a store holds and how it was made. Replaced atomically, and checked against its schema when read."""
 
 import json
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError, model_serializer
 
@@ -13,9 +13,17 @@ from store.layout import MANIFEST as MANIFEST
 from store.mlp.info import MlpInfo
 from store.names import NormKind, NormReads
 from store.parents import require_store
+from store.shards.entries import LENGTH, ChapterInfo, read_chapters, write_chapter
+from store.shards.entries import Rest as Rest
+from store.shards.entries import ShardEntry as ShardEntry
+from store.shards.entries import going_on as going_on
+from store.shards.entries import rests_after as rests_after
 from store.shards.recipe import Recipe, Split, Strict, first_complaint, without_none
 
-FORMAT_VERSION = 4
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 5
 """The newest that this code reads."""
 
 PREVIOUS = "manifest.previous.json"
@@ -52,67 +60,6 @@ class Moments(Strict):
         return sum(self.mean_square)
 
 
-class Rest(Strict):
-    """Where a document that is longer than a shard was cut: the next shard of the same split goes on with it."""
-
-    document: int
-    token: int
-    """The first of its tokens that is not stored yet; its EOS counts as the last one."""
-
-
-class ShardEntry(Strict):
-    name: str
-    split: Split
-    rows: int
-    kept: int
-    """Rows at tokens that are not excluded; they come first."""
-    bytes: int
-    xxh3_128: str
-    first_sequence: int
-    n_sequences: int
-    first_document: int
-    next_document: int
-    """The first document that no shard up to this one holds any of."""
-    rest: Rest | None = None
-    """Of a document that is longer than a shard and that this shard's end cuts."""
-    bad_records: int | None = None
-    """Records among these documents that hold none and were left out, where there are some."""
-    repeats: int | None = None
-    """Those of them that repeat an earlier one and were left out, where there are some."""
-    excluded_by_norm: int | None = None
-    """Rows that are not kept for their norm alone, where the recipe asks for it."""
-    recomputed_fvu: float | None = None
-    """FVU of recomputed targets against the true rows that the shard holds as a proof, where targets are recomputed."""
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
-        """Keys that came later are written where they say something: older stores have none of them."""
-        return without_none(serialize(self), ("rest", "bad_records", "repeats", "excluded_by_norm", "recomputed_fvu"))
-
-
-def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:
-    """By split, the document that the next shard of this split goes on with, after these shards."""
-    rests: dict[Split, Rest] = {}
-    for shard in shards:
-        rests.pop(shard.split, None)
-        if shard.rest is not None:
-            rests[shard.split] = shard.rest
-    return rests
-
-
-def going_on(shards: Iterable[ShardEntry]) -> set[str]:
-    """Names of the shards that begin within a document, which the one before of their split has cut."""
-    names = set()
-    cut: set[Split] = set()
-    for shard in shards:
-        if shard.split in cut:
-            names.add(shard.name)
-        cut.discard(shard.split)
-        if shard.rest is not None:
-            cut.add(shard.split)
-    return names
-
-
 class MetricInfo(Strict):
     """metric.safetensors: what an error at each site costs the language model."""
 
@@ -140,8 +87,8 @@ class LensInfo(MetricInfo):
 
 
 class Manifest(Strict):
-    format_version: Literal[1, 2, 3, 4]
-    """2 where the store has a metric, 3 where it has a lens, 4 where it keeps the layer's MLP."""
+    format_version: Literal[1, 2, 3, 4, 5]
+    """2 where the store has a metric, 3 where it has a lens, 4 where it keeps the layer's MLP, 5 where it has chapters."""
     fingerprint: str
     recipe: Recipe
     norm: NormInfo
@@ -150,16 +97,23 @@ class Manifest(Strict):
     """Keys: each site, and SITE.rms for the normalised view of the site that the norm reads: `resid_mid.rms`, or
     `resid_pre.rms` where attention and MLP run side by side."""
     shards: tuple[ShardEntry, ...]
+    """All of them; the file lists those alone that are in no chapter."""
     exhausted: bool = False
     """True when the text ended before the tokens that were asked for."""
     metric: MetricInfo | None = None
     lens: LensInfo | None = None
     mlp: MlpInfo | None = None
+    chapters: tuple[ChapterInfo, ...] | None = None
+    """Files with the entries of the first shards, where there are many."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["Manifest"], dict]) -> dict:
-        """`metric`, `lens` and `mlp` are written where there is one: earlier formats have no such keys."""
-        return without_none(serialize(self), ("metric", "lens", "mlp"))
+        """Keys that came later are written where they say something: earlier formats have none of them."""
+        return without_none(serialize(self), ("metric", "lens", "mlp", "chapters"))
+
+    @property
+    def n_in_chapters(self) -> int:
+        return sum(chapter.shards for chapter in self.chapters or ())
 
     def with_mlp(self, info: MlpInfo) -> "Manifest":
         """The manifest of the store once mlp.safetensors is there."""
@@ -192,7 +146,21 @@ def save_manifest(directory: StorePath, manifest: Manifest) -> None:
     path = directory / MANIFEST
     if path.exists():
         write_text(directory / PREVIOUS, path.read_text())
-    write_text(path, manifest.model_dump_json(indent=1) + "\n")
+    listed = manifest.model_copy(update={"shards": manifest.shards[manifest.n_in_chapters :]})
+    write_text(path, listed.model_dump_json(indent=1) + "\n")
+
+
+def with_chapter(directory: StorePath, manifest: Manifest, sums: "Mapping[str, Tensor]") -> Manifest:
+    """The manifest with another chapter, which is written, once the shards that it lists are many enough for one.
+
+    sums: over all its training shards.
+    """
+    listed = manifest.shards[manifest.n_in_chapters :]
+    if len(listed) < LENGTH or len(manifest.shards) % LENGTH:
+        return manifest
+    chapters = manifest.chapters or ()
+    made = write_chapter(directory, len(chapters), listed, sums)
+    return manifest.model_copy(update={"chapters": (*chapters, made), "format_version": FORMAT_VERSION})
 
 
 def load_manifest(directory: StorePath) -> Manifest:
@@ -211,7 +179,8 @@ def load_manifest(directory: StorePath) -> Manifest:
             f"{path} was edited: its recipe hashes to {manifest.recipe.fingerprint}, "
             f"its fingerprint says {manifest.fingerprint}; {cure_of_manifest(directory)}"
         )
-    return manifest
+    before = read_chapters(directory, manifest.chapters or ())
+    return manifest.model_copy(update={"shards": (*before, *manifest.shards)})
 
 
 def refuse_newer(content: bytes, path: StorePath, newest: int = FORMAT_VERSION) -> None:

@@ -99,10 +99,13 @@ class Store:
         return self.row_of_token(shard) < shard.kept
 
 
-def open_store(directory: StorePath | str) -> Store:
-    """The store in a directory. Refused where there is none; Damaged when a shard is missing or of another size."""
+def open_store(directory: StorePath | str, manifest: Manifest | None = None) -> Store:
+    """The store in a directory. Refused where there is none; Damaged when a shard is missing or of another size.
+
+    manifest: where it was read already, or is to have some of the shards alone.
+    """
     directory = parse_store_path(directory) if isinstance(directory, str) else directory
-    manifest = present(directory, load_manifest(directory))
+    manifest = present(directory, load_manifest(directory) if manifest is None else manifest)
     if not manifest.shards:
         raise Refused(f"{directory} has no finished shard yet; run `make harvest` until it has")
     check_sizes(directory, manifest)

@@ -15,6 +15,7 @@ from store.mlp.files import save_mlp
 from store.mlp.forward import Mlp
 from store.mlp.proof import PROOF, PROOF_ROWS, check_fvu, recomputed_fvu
 from store.shards.arrays import read_array
+from store.shards.entries import sums_after
 from store.shards.formats import FORMATS, writer_for
 from store.shards.manifest import (
     MANIFEST,
@@ -27,9 +28,10 @@ from store.shards.manifest import (
     cure_of_manifest,
     load_manifest,
     save_manifest,
+    with_chapter,
 )
 from store.shards.reader import Store, check_sizes
-from store.shards.ring import Ring, from_shard, load_ring, number_of, present, save
+from store.shards.ring import Ring, load_ring, present, save
 from store.shards.rows import ShardRows, shard_arrays
 from store.shards.sums import added
 from store.views import Norm
@@ -166,9 +168,12 @@ class StoreWriter:
     def _sums_on_disk(self) -> dict[str, Tensor]:
         """Running sums over the training shards, added up in the order in which they were written."""
         ring = load_ring(self.directory)
-        sums = ring.tensors() if ring else {}
-        for shard in from_shard(self.manifest, ring.deleted if ring else 0).of_split("train"):
-            sums = added(sums, self._sums_of(shard))
+        first, sums = (ring.deleted, ring.tensors()) if ring else (0, {})
+        if (in_chapters := self.manifest.n_in_chapters) > first:
+            first, sums = in_chapters, sums_after(self.directory, self.manifest.chapters or ())
+        for shard in self.manifest.shards[first:]:
+            if shard.split == "train":
+                sums = added(sums, self._sums_of(shard))
         return sums
 
     def finished(self, number: int) -> bool:
@@ -263,34 +268,33 @@ class StoreWriter:
         entry = pending.entry
         if entry.split == "train":
             self.sums = added(self.sums, sums)
-        shards = (*self.manifest.shards, entry)
-        rows = sum(shard.kept for shard in shards if shard.split == "train")
+        rows = max((moments.rows for moments in self.manifest.statistics.values()), default=0)
+        rows += entry.kept if entry.split == "train" else 0
         statistics = {}
         for name in (key.removeprefix("sum.") for key in self.sums if key.startswith("sum.")):
             mean = self.sums[f"sum.{name}"] / rows
             mean_square = self.sums[f"sum_of_squares.{name}"] / rows
             statistics[name] = Moments(rows=rows, mean=tuple(mean.tolist()), mean_square=tuple(mean_square.tolist()))
-        self._replace(widths=pending.widths, statistics=statistics, shards=shards)
+        changes = {"widths": pending.widths, "statistics": statistics, "shards": (*self.manifest.shards, entry)}
+        self.manifest = with_chapter(self.directory, self.manifest.model_copy(update=changes), self.sums)
+        save_manifest(self.directory, self.manifest)
 
     def keep_ring(self, keep: int, trained: int) -> None:
         """Makes this a ring of `keep` training shards, and deletes those numbered below `trained`, their sums kept."""
         before = load_ring(self.directory) or Ring(keep_shards=keep)
         sums = before.tensors()
-        for shard in from_shard(self.manifest, before.deleted).of_split("train"):
-            if number_of(shard) < trained:
+        for shard in self.manifest.shards[before.deleted : trained]:
+            if shard.split == "train":
                 sums = added(sums, self._sums_of(shard))
         deleted = max(trained, before.deleted)
         sums_kept = {name: tuple(values.tolist()) for name, values in sums.items()}
         save(self.directory, Ring(keep_shards=keep, deleted=deleted, sums=sums_kept))
-        for shard in from_shard(self.manifest, self.unlinked).of_split("train"):
-            if number_of(shard) < deleted:
+        for shard in self.manifest.shards[self.unlinked : deleted]:
+            if shard.split == "train":
                 (self.directory / shard.name).unlink(missing_ok=True)
         self.unlinked = deleted
 
     def mark_exhausted(self) -> None:
         """Records that the text ended before the tokens asked for were reached."""
-        self._replace(exhausted=True)
-
-    def _replace(self, **changes: object) -> None:
-        self.manifest = self.manifest.model_copy(update=changes)
+        self.manifest = self.manifest.model_copy(update={"exhausted": True})
         save_manifest(self.directory, self.manifest)

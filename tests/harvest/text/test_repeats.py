@@ -12,8 +12,8 @@ from harvest.loop import harvest
 from harvest.text.corpus import open_corpus
 from harvest.text.records import Repeat
 from harvest.text.repeats import without_repeats
+from store.loader.repeats import find_repeats
 from store.shards.reader import open_store
-from store.shards.repeats import find_repeats
 from tests.command import run
 from tests.harvest.making import REPAIR, store_files
 

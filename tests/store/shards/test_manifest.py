@@ -7,6 +7,7 @@ import pytest
 
 from store.errors import Refused
 from store.mlp.info import MlpInfo, PostNorm
+from store.shards.entries import ChapterInfo
 from store.shards.manifest import MANIFEST, PREVIOUS, LensInfo, Manifest, MetricInfo, NormInfo, ShardEntry, load_manifest
 from store.shards.reader import Store
 from store.shards.recipe import Recipe
@@ -41,7 +42,7 @@ def test_heldout_membership_is_fixed_by_the_shards_number():
 def test_a_manifest_cut_in_half_is_named_and_the_one_before_leads_to_the_same_store(store: Store):
     path, whole = store.directory / MANIFEST, files_of(store.directory)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"manifest\.json does not fit format 4.*copy \S*manifest\.previous\.json over it"):
+    with pytest.raises(ValueError, match=r"manifest\.json does not fit format 5.*copy \S*manifest\.previous\.json over it"):
         make_store(store.directory, 4)
     path.write_bytes((store.directory / PREVIOUS).read_bytes())
     assert len(load_manifest(store.directory).shards) == 3
@@ -52,15 +53,15 @@ def test_a_manifest_cut_in_half_is_named_and_the_one_before_leads_to_the_same_st
 def test_a_store_of_a_later_format_asks_for_later_code(store: Store):
     path = store.directory / MANIFEST
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"format_version": 5, "new_key": 1}))
-    with pytest.raises(Refused, match=r"is of format 5, and this code reads format 4: update the code"):
+    path.write_text(json.dumps(content | {"format_version": 6, "new_key": 1}))
+    with pytest.raises(Refused, match=r"is of format 6, and this code reads format 5: update the code"):
         load_manifest(store.directory)
 
 
 def test_every_key_of_a_manifest_is_described_in_format_md():
     section = (ROOT / "store" / "FORMAT.md").read_text().partition("### manifest.json")[2].partition("\n## ")[0]
     described = set(re.findall(r"`(\w+)`", section))
-    for model in (Manifest, Recipe, NormInfo, ShardEntry, MetricInfo, LensInfo, MlpInfo, PostNorm):
+    for model in (Manifest, Recipe, NormInfo, ShardEntry, ChapterInfo, MetricInfo, LensInfo, MlpInfo, PostNorm):
         assert set(model.model_fields) <= described, model
 
 

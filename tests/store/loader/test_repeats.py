@@ -2,8 +2,8 @@
 
 import torch
 
+from store.loader.repeats import document_tokens, find_repeats
 from store.shards.reader import open_store
-from store.shards.repeats import document_tokens, find_repeats
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 from tests.making import BOS, EOS, make_norm, make_recipe
