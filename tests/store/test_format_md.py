@@ -11,7 +11,7 @@ import xxhash
 from store.shards.reader import open_store
 from store.shards.ring import Trained, save
 from store.shards.writer import StoreWriter
-from tests.making import make_norm, make_recipe, make_store
+from tests.making import make_mlp, make_norm, make_recipe, make_store
 
 DTYPES = {"I32": np.int32, "F64": np.float64, "F32": np.float32, "BF16": np.uint16}
 
@@ -76,6 +76,34 @@ def test_a_store_reads_as_format_md_says(tmp_path, name):
         if entry["split"] == "train":
             total, rows = total + kept.sum(0), rows + len(kept)
     np.testing.assert_allclose(manifest["statistics"]["mlp_out"]["mean"], total / rows, rtol=1e-12)
+
+
+def test_recomputed_targets_read_as_format_md_says(tmp_path):
+    make_store(tmp_path, mlp=make_mlp(), targets="recomputed")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    described = manifest["mlp"]
+    content = (tmp_path / "mlp.safetensors").read_bytes()
+    assert (described["bytes"], described["xxh3_128"]) == (len(content), xxhash.xxh3_128_hexdigest(content))
+    assert (described["kind"], described["activation"], manifest["format_version"]) == ("gated", "gelu_tanh", 4)
+    w = {name: array.astype(np.float64) for name, array in read(tmp_path / "mlp.safetensors").items()}
+    gain = read(tmp_path / "norm.safetensors")["gain"]
+
+    def rms(rows: np.ndarray, eps: float) -> np.ndarray:
+        return rows / np.sqrt(np.square(rows).mean(1, keepdims=True) + eps)
+
+    for entry in manifest["shards"]:
+        arrays = read(tmp_path / entry["name"])
+        true = arrays["proof.mlp_out"].astype(np.float64)
+        x = rms(arrays["resid_mid"][: len(true)].astype(np.float64), manifest["norm"]["eps"]) * gain
+        gate = x @ w["W_gate"].T + w["b_gate"]
+        gelu = gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) / 2
+        out = (gelu * (x @ w["W_up"].T + w["b_up"])) @ w["W_down"].T + w["b_down"]
+        error = rms(out, described["post_norm"]["eps"]) * w["post_gain"] - true
+        fvu = np.square(error).sum() / np.square(true - true.mean(0)).sum()
+        assert "mlp_out" not in arrays
+        assert len(true) == min(64, entry["kept"])
+        np.testing.assert_allclose(entry["recomputed_fvu"], fvu, atol=2e-8)
+        assert 0 < fvu < 3e-4
 
 
 def test_a_ring_reads_as_format_md_says(tmp_path):

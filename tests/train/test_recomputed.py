@@ -74,3 +74,17 @@ def test_a_store_that_holds_its_targets_computes_none_in_bfloat16(config, tmp_pa
     twin = make_store(tmp_path / "twin", 4)
     with pytest.raises(Refused, match=r"target_dtype is bfloat16, but \S*twin holds its targets"):
         train(replace(config, store=twin.directory, target_dtype="bfloat16", run=tmp_path / "other"))
+
+
+def test_a_run_that_follows_the_harvest_is_that_on_a_store_that_holds_its_targets(config, tmp_path):
+    made = {
+        name: make_store(tmp_path / name, 6, mlp=make_mlp(), **SHARED, **options)
+        for name, options in (("stored", {}), ("recomputed", {"targets": "recomputed"}))
+    }
+    weights = []
+    for name, store in made.items():
+        asked = replace(config, follow=True, store=store.directory, run=tmp_path / f"run-{name}")
+        train(asked)
+        weights.append(load_file(asked.run_directory / WEIGHTS))
+    for name, array in weights[0].items():
+        torch.testing.assert_close(weights[1][name], array, rtol=1e-3, atol=1e-4)
