@@ -20,14 +20,14 @@ class CircuitConfig(LayersConfig):
     """Map what latents of earlier layers add to later ones on held-out tokens: the strongest edges, and what the rest adds.
 
     Direct paths only: each contribution goes through the residual stream of one token, and not through attention. The sums
-    are exact. Interrupted, the same command continues: finished shards and finished pairs of layers are kept.
+    are exact. Interrupted, the same command continues: finished parts of shards and finished pairs of layers are kept.
 
-    Disk while it runs: 12 bytes a firing. Memory: the firings of two layers at 8 bytes each, 10 kB for each latent of a
-    layer, 8 bytes x --batch-rows x width x layers for a step, and 200 bytes an edge at the end. Time: one pass of the
-    encoders; then, for each pair of layers, L0 x L0 additions a token and the product of a decoder and an encoder. Measured
-    on two busy cores: a pair of layers of 8,192 latents (L0 64, width 640) takes 7 s and 0.7 GB on 16,384 tokens, one of
-    18,432 (L0 96, width 2,304) 55 s and 1.5 GB on 4,096: five hours for the 325 pairs of 26 layers. --rows limits the
-    tokens.
+    Disk while it runs: 12 bytes a firing. Memory: all transcoders, their encoders three times (18 GB for 26 layers of
+    18,432 latents and width 2,304); the firings of two layers at 8 bytes each; 10 kB for each latent of a layer;
+    8 bytes x --batch-rows x width x layers for a step; 200 bytes an edge at the end. Time: one pass of the encoders; then,
+    for each pair of layers, L0 x L0 additions a token and the product of a decoder and an encoder. Measured on two busy
+    cores: a pair of layers of 8,192 latents (L0 64, width 640) takes 7 s and 0.7 GB on 16,384 tokens, one of 18,432
+    (L0 96, width 2,304) 55 s and 1.5 GB on 4,096: five hours for the 325 pairs of 26 layers. --rows limits the tokens.
     """
 
     layer: Layers = (8, 17)

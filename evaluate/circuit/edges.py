@@ -128,7 +128,7 @@ def write_latents(path: Path, sums: dict[int, LayerSums], parts: dict[int, list[
 
 def by_kind(parts: Sequence[Part], sums: np.ndarray) -> dict[Kind, np.ndarray]:
     """The sums of the parts of each kind, over layers."""
-    added = {kind: np.zeros(sums.shape[1:]) for kind in KINDS}
+    added: dict[Kind, np.ndarray] = {kind: np.zeros(sums.shape[1:]) for kind in KINDS}
     for part, values in zip(parts, sums, strict=True):
         added[part.kind] = added[part.kind] + values
     return added

@@ -91,6 +91,9 @@ def open_layers(config: CircuitConfig, device: torch.device) -> list[CircuitLaye
     runs = [open_run(config.for_layer(layer)) for layer in config.layers]
     for run in runs:
         refuse_unmapped(run)
+    first = runs[0].store
+    if not first.manifest.n_rows("heldout"):
+        raise Refused(f"{first.directory} has no held-out rows yet; harvest more tokens")
     runs.sort(key=lambda run: run.transcoder.config.layer)
     for a, b in pairwise(runs):
         if a.transcoder.config.layer == b.transcoder.config.layer:

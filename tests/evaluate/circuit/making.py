@@ -23,14 +23,16 @@ HELD_OUT = (1, 4)
 D, D_SAE = 12, 20
 
 
-def make_layers(folder: Path, view: str = "rms", kind: str = "rms", skip: bool = False, **changes) -> CircuitConfig:
+def make_layers(
+    folder: Path, view: str = "rms", kind: str = "rms", skip: bool = False, shards: int = 6, **changes
+) -> CircuitConfig:
     """Stores and runs of LAYERS; the options of a map of them. The residual stream holds what the MLPs write."""
     for index, layer in enumerate(LAYERS):
         recipe = make_recipe(**dict(layer=layer, dtype="float32", context=16, shard_sequences=8) | changes)
         bias = torch.linspace(-1, 1, D) if kind == "layernorm" else None
         norm = Norm(kind=kind, eps=1e-6, gain=torch.linspace(0.5, 2, D) + 0.1 * layer, bias=bias)
         with StoreWriter(folder / f"layer{layer}", recipe, norm) as writer:
-            for number in range(6):
+            for number in range(shards):
                 writer.append(rows_of(number, index, recipe))
         made = make_transcoder(D, D_SAE, D, skip=skip, layer=layer, view=view, k=4, prefix_sizes=(8, D_SAE))
         generator = torch.Generator().manual_seed(layer)

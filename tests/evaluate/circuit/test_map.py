@@ -5,12 +5,14 @@ import logging
 import shutil
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from evaluate.circuit import firings, map, pairs
+from evaluate.circuit.config import CircuitConfig
 from evaluate.circuit.layers import open_layers
 from evaluate.circuit.map import circuit
 from evaluate.circuit.summary import read_circuit
@@ -237,6 +239,27 @@ def test_stores_of_two_harvests_and_other_transcoders_are_refused(tmp_path):
     replace(auto, config=changed).save(tmp_path / "a/run1")
     with pytest.raises(Refused, match="predicts mlp_out from mlp_out; give a transcoder from resid_mid to mlp_out"):
         circuit(replace(config, layer=(1, 4)))
+
+
+def test_stores_without_held_out_rows_are_refused(tmp_path):
+    config = make_layers(tmp_path, heldout_every=1000, shards=1)
+    with pytest.raises(Refused, match="has no held-out rows yet; harvest more tokens"):
+        circuit(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ({}, "results/gemma-2-2b/circuit/matryoshka_batchtopk"),
+        ({"name": "mine"}, "results/gemma-2-2b/circuit/mine"),
+        ({"run": Path("r/m/layer{layer}/k32")}, "r/m/circuit/k32"),
+        ({"run": Path("r/m/layer{layer}/sweep/k32"), "name": "x"}, "r/m/circuit/x"),
+        ({"run": Path("r/m/layer{layer}/sweep/k32")}, "r/m/circuit/sweep-k32"),
+        ({"run": Path("r/run{layer}")}, "r/circuit/run"),
+    ],
+)
+def test_a_map_lies_beside_the_layers_folders(options, folder):
+    assert CircuitConfig(layer=(8, 17), **options).folder == Path(folder)
 
 
 def test_two_runs_of_one_layer_are_refused(tmp_path):
