@@ -94,7 +94,7 @@ def preflight(
     reason = why_float32(device)
     if reason is not None and first.candidates == "auto" and ranks.rank == 0:
         log.info("%s", reason)
-    identities = [identity(config, store, device) | more for config in configs]
+    identities = [identity(config, store, device) | dict(more) for config in configs]
     finished: dict[int, Transcoder] = {}
     for position, config in enumerate(configs):
         done = already_trained(config.run_directory, identities[position])

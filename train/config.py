@@ -239,8 +239,12 @@ class TrainConfig(Options):
 
     def k_at(self, step: int) -> float:
         """Mean active latents per row that this step aims at, counted from 0."""
+        return self.k * self.k_factor(step)
+
+    def k_factor(self, step: int) -> float:
+        """The k of a step, as a multiple of k."""
         left = max(0.0, 1 - step / (SETTLES * self.n_steps))
-        return self.k * (1 + (self.k_start - 1) * left)
+        return 1 + (self.k_start - 1) * left
 
     def resamples_at(self, step: int) -> bool:
         """Whether silent latents start anew after this step, counted from 0."""

@@ -1,13 +1,26 @@
 """The artefact of a training module: means and scales folded into weights that take rows in raw units."""
 
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from store.loader.batches import batches
+from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from train.activations import ACTIVATIONS
 from train.config import TrainConfig
 from train.parallel import Latents
 from train.step.module import TrainingTranscoder
+
+CALIBRATION_ROWS = 32_768
+"""Training rows on which the finished weights are calibrated, at most."""
+
+FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -65,7 +78,7 @@ def _describe(module: TrainingTranscoder, d_sae: int, store_fingerprint: str, so
     if d_sae != config.d_sae:
         prefixes = tuple(module.ranks.latents.count(size) for size in prefixes)
     return TranscoderConfig(
-        name=name(config),
+        name=name(config, module.activation.k),
         architecture=config.architecture,
         model=config.model,
         layer=config.layer,
@@ -76,14 +89,14 @@ def _describe(module: TrainingTranscoder, d_sae: int, store_fingerprint: str, so
         d_in=module.encoder.shape[1],
         d_sae=d_sae,
         d_out=module.decoder.shape[1],
-        k=min(config.k, d_sae),
+        k=min(module.activation.k, d_sae),
         store_fingerprint=store_fingerprint,
         source=source,
         prefix_sizes=prefixes,
     )
 
 
-def name(config: TrainConfig) -> str:
+def name(config: TrainConfig, k: int) -> str:
     """For people: `Matryoshka BatchTopK, k 64`."""
     parts = ["Matryoshka"] if len(config.prefixes) > 1 else []
     parts.append(ACTIVATIONS[config.activation].label)
@@ -92,4 +105,46 @@ def name(config: TrainConfig) -> str:
     if config.skip:
         parts.append("with skip")
     null = "" if config.null == "none" else f", {config.null.replace('_', ' ')} (chance)"
-    return f"{' '.join(parts)}, k {config.k}{null}"
+    return f"{' '.join(parts)}, k {k}{null}"
+
+
+def calibrate(module: TrainingTranscoder, store: Store, done: int, folder: Path) -> Tensor | None:
+    """The threshold of each latent held here that the activation calibrates on a store's training rows, in normalised
+    units; None where it calibrates none. Logs a warning when L0 stays below k.
+
+    done: steps that the module was trained for. folder: of the run, for people.
+    """
+    k = module.activation.k
+    found = module.activation.calibrate(_rows_to_come(module, store, done), module.encoder, module.b_enc)
+    if found is None:
+        return None
+    if found.l0 < k:
+        log.warning(FEW, folder, found.l0, k)
+    return found.threshold
+
+
+def _rows_to_come(module: TrainingTranscoder, store: Store, done: int) -> Iterator[Tensor]:
+    """CALIBRATION_ROWS normalised rows, in batches: those that would be trained on next.
+
+    In the first epoch these rows are new to the run. That matters: on rows just trained on more latents pass a threshold
+    than on others, so that a threshold set there gives too high an L0 elsewhere.
+    """
+    config = module.config
+    cursor = done * config.batch_rows
+    n_rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
+    stream = batches(
+        store,
+        "train",
+        config.batch_rows,
+        view=config.input_view,
+        sites=(config.source_site, config.target_site),
+        device=module.encoder.device,
+        seed=config.seed,
+        cursor=cursor,
+        stop=cursor + n_rows,
+    )
+    with tqdm(total=n_rows, unit="row", unit_scale=True, desc="threshold", disable=module.ranks.rank != 0) as bar:
+        for batch in stream:
+            x, _ = module.normalise(batch.source, batch.target)
+            yield x
+            bar.update(len(x))

@@ -3,13 +3,14 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
-from store.layout import CHECKPOINT, null_folder
+from store.layout import CHECKPOINT
 from store.loader.batches import Batch, batches
 from store.shards.metric import read_metric
 from store.shards.reader import Store
@@ -17,10 +18,10 @@ from store.transcoders.transcoder import Transcoder
 from train.advice import announce, warnings_of
 from train.checkpoint import candidates
 from train.checks import Prepared, preflight
-from train.config import NULLS, TrainConfig
-from train.follow import Following
+from train.config import TrainConfig
+from train.nulls import with_nulls
 from train.parallel import Ranks
-from train.run import Run
+from train.run import Run, Strand, Watcher
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
 from train.step.start import start_decoder
@@ -52,39 +53,21 @@ MOST_BARS = 12
 """Progress bars that fit a terminal: of more runs only the first has one."""
 
 
-@dataclass(frozen=True)
-class Strand:
-    """The runs that are trained on one store, from one stream of its batches."""
-
-    runs: Sequence[Run]
-    store: Store
-    following: Following | None = None
-
-    @property
-    def first(self) -> int:
-        """The steps that all of its runs have done."""
-        return min(run.done for run in self.runs)
-
-
-class Watcher:
-    """Looks on while strands are trained in step, and may change their runs between steps."""
-
-    def before(self, step: int, strand: Strand, batch: Batch) -> None:
-        """Before the runs of a strand take a step, counted from 0, on the batch."""
-
-    def after(self, step: int) -> None:
-        """After all strands have taken the step; a checkpoint may follow."""
+def nobody(strands: Sequence[Strand]) -> None:
+    """No watcher."""
 
 
 @torch.no_grad()
 def train_prepared(
     parts: Sequence[tuple[Sequence[TrainConfig], Prepared]],
-    watch: Callable[[Sequence[Strand]], Watcher | None] = lambda strands: None,
+    watch: Callable[[Sequence[Strand]], Watcher | None] = nobody,
+    buffers: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[list[Transcoder]]:
     """The transcoders of all configs: those that their preflights found finished, and the others, trained now.
 
     parts: configs with their preflight, of one store each; all take their steps together.
     watch: makes the watcher, if there is to be one, of the strands that are left to train.
+    buffers: state of every run that the watcher keeps in its checkpoint, as it begins.
     """
     strands = []
     left = [(configs, prepared) for configs, prepared in parts if prepared.left]
@@ -97,7 +80,7 @@ def train_prepared(
             log.warning("%s", warning)
     for configs, prepared in left:
         runs = [
-            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks)
+            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks, buffers)
             for n in prepared.left
         ]
         strands.append(Strand(runs, prepared.store, prepared.following))
@@ -115,8 +98,15 @@ def train_prepared(
     return found
 
 
-def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
-    """The run from its last checkpoint, or from the start, on the device."""
+def start(
+    config: TrainConfig,
+    store: Store,
+    device: torch.device,
+    identity: dict,
+    ranks: Ranks,
+    buffers: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Run:
+    """The run from its last checkpoint, or from the start, on the device; with buffers that others keep in its state."""
     root = None
     if identity["target_view"] == "fisher":
         metric = read_metric(store.target_side, config.target_site)
@@ -125,6 +115,8 @@ def start(config: TrainConfig, store: Store, device: torch.device, identity: dic
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root
     )
+    for name, buffer in buffers.items():
+        module.register_buffer(name, buffer.clone())
     module = module.to(device)
     if config.decoder_start == "mlp" and not (config.run_directory / CHECKPOINT).exists():
         start_decoder(module, store, config)
@@ -296,12 +288,3 @@ def interruptible() -> Iterator:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def with_nulls(config: TrainConfig) -> list[TrainConfig]:
-    """The options, and after them those of the nulls that are to be trained beside."""
-    found = [config]
-    for null in NULLS if config.nulls else ():
-        folder = null_folder(config.run_directory, null)
-        found.append(replace(config, null=null, nulls=False, run=folder, features_every=0))
-    return found

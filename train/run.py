@@ -3,32 +3,32 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.results import sums_of
 from store.disk.files import write_text
 from store.errors import Refused
 from store.layout import CHECKPOINT, CONFIG, TRAIN_CONFIG, WEIGHTS, snapshot_folder
-from store.loader.batches import Batch, batches
+from store.loader.batches import Batch
 from store.shards.origin import write_origin
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from train import checkpoint
 from train.config import TrainConfig
-from train.export import export
-from train.log import HeldoutRecord, Record, TrainingLog
-from train.sharded import ShardedForward
+from train.export import calibrate, export
+from train.follow import Following
+from train.log import BudgetRecord, HeldoutRecord, Record, TrainingLog
 from train.snapshots import Collector, snapshot_of, uncollected
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.optimizer import learning_rate, make_optimizer, train_step
+from train.step.sharded import ShardedForward
 from train.step.watch import SPIKE
 from train.writer import CheckpointWriter
 
@@ -37,10 +37,6 @@ NONFINITE = "nonfinite.safetensors"
 MISSED = (
     "because the threshold moved too far in one step to find the k * rows largest latents; try a lower --lr or a warm-up"
 )
-CALIBRATION_ROWS = 32_768
-"""Training rows on which the finished weights are calibrated, at most."""
-
-FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +67,8 @@ class Run:
         self.ranks = module.ranks
         self.path = self.folder / CHECKPOINT
         self.stepped = False
+        self.budget: BudgetRecord | None = None
+        """What the log says of its share of one budget over layers."""
         self.optimizer = make_optimizer(module, config.lr)
         self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
         if self.done:
@@ -106,7 +104,7 @@ class Run:
             figures, per_prefix = self._figures(result)
             if figures["stopped"]:
                 self._stop()
-            self.log.write(self._record(figures, per_prefix), self._heldout() if measure else None)
+            self.log.write(self._record(figures, per_prefix), self._heldout() if measure else None, self.budget)
             if measure:
                 self.log.histograms(self._by_latent(), self.done)
         elif batch.source.device.type == "cpu" and self.module.watch.stopped:
@@ -121,7 +119,7 @@ class Run:
 
     def finish(self, rows: Store, writer: CheckpointWriter) -> Transcoder:
         """Calibrates on the training rows of a store, writes the artefact, and removes the checkpoint."""
-        threshold = calibrate(self, rows)
+        threshold = calibrate(self.module, rows, self.done, self.folder)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
             write_origin(self.folder, self.store)
@@ -223,7 +221,7 @@ class Run:
         """The same figures as `evaluate metrics`, on the first held-out rows; training state is only read."""
         now = self._export("", gather=False)
         limit = self.config.heldout_rows
-        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.config.k, sizes=self.config.prefixes)
+        forward = partial(ShardedForward, shared=self.ranks.latents, k=self.module.activation.k, sizes=self.config.prefixes)
         [measured], facts = measure_rows(
             [now],
             self.store,
@@ -259,42 +257,25 @@ class Run:
         return {name: self.ranks.latents.whole(values, self.config.d_sae) for name, values in own.items()}
 
 
-def calibrate(run: Run, store: Store) -> Tensor | None:
-    """The threshold of each latent held here that the activation calibrates on a store's training rows, in normalised
-    units; None where it calibrates none. Logs a warning when L0 stays below k."""
-    module = run.module
-    k = run.config.k
-    found = module.activation.calibrate(_rows_to_come(run, store), module.encoder, module.b_enc)
-    if found is None:
-        return None
-    if found.l0 < k:
-        log.warning(FEW, run.folder, found.l0, k)
-    return found.threshold
+@dataclass(frozen=True)
+class Strand:
+    """The runs that are trained on one store, from one stream of its batches."""
+
+    runs: Sequence[Run]
+    store: Store
+    following: Following | None = None
+
+    @property
+    def first(self) -> int:
+        """The steps that all of its runs have done."""
+        return min(run.done for run in self.runs)
 
 
-def _rows_to_come(run: Run, store: Store) -> Iterator[Tensor]:
-    """CALIBRATION_ROWS normalised rows, in batches: those that would be trained on next.
+class Watcher:
+    """Looks on while strands are trained in step, and may change their runs between steps."""
 
-    In the first epoch these rows are new to the run. That matters: on rows just trained on more latents pass a threshold
-    than on others, so that a threshold set there gives too high an L0 elsewhere.
-    """
-    config = run.config
-    module = run.module
-    cursor = run.done * config.batch_rows
-    n_rows = min(CALIBRATION_ROWS, store.manifest.n_rows("train"))
-    stream = batches(
-        store,
-        "train",
-        config.batch_rows,
-        view=config.input_view,
-        sites=(config.source_site, config.target_site),
-        device=module.encoder.device,
-        seed=config.seed,
-        cursor=cursor,
-        stop=cursor + n_rows,
-    )
-    with tqdm(total=n_rows, unit="row", unit_scale=True, desc="threshold", disable=run.ranks.rank != 0) as bar:
-        for batch in stream:
-            x, _ = module.normalise(batch.source, batch.target)
-            yield x
-            bar.update(len(x))
+    def before(self, step: int, strand: Strand, batch: Batch) -> None:
+        """Before the runs of a strand take a step, counted from 0, on the batch."""
+
+    def after(self, step: int) -> None:
+        """After all strands have taken the step; a checkpoint may follow."""

@@ -27,10 +27,10 @@ from train.activations.base import Selection
 from train.checkpoint import identity
 from train.config import TrainConfig
 from train.export import export
-from train.loop import Strand, run_to_the_end, start
+from train.loop import run_to_the_end, start
 from train.parallel import Ranks
 from train.presets import expand
-from train.run import Run
+from train.run import Run, Strand
 
 CLOSE = 0.005
 """Held-out FVU: seeds differ by up to 0.002."""

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from store.disk.lock import WriterLock
 from store.layout import TRAIN_LOCK
 from store.loader.batches import batches
-from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from tests.making import hash_of, make_store
 from tests.train.making import assert_same_run, results_of
-from train import checkpoint, checks, loop, run
+from train import checkpoint, checks, export, loop, run
 from train.config import TrainConfig
 from train.log import TrainingLog, wandb_mode
 from train.loop import train
+from train.step.module import TrainingTranscoder
 from train.step.optimizer import learning_rate
 
 
@@ -272,7 +272,7 @@ def test_measuring_changes_no_buffer(config, monkeypatch):
 
 
 def test_calibrated_threshold_gives_l0_k_on_the_rows_that_would_come_next(config, store, monkeypatch):
-    monkeypatch.setattr(run, "CALIBRATION_ROWS", 100)
+    monkeypatch.setattr(export, "CALIBRATION_ROWS", 100)
     transcoder = train(config)
     next_rows = loop.batches(store, "train", 50, cursor=config.tokens, stop=config.tokens + 100, seed=config.seed)
     active = sum((transcoder.encode(b.source) > 0).sum().item() for b in next_rows)
@@ -282,10 +282,10 @@ def test_calibrated_threshold_gives_l0_k_on_the_rows_that_would_come_next(config
 def test_too_few_preactivations_to_calibrate_on_are_told(config, monkeypatch, caplog):
     real = run.calibrate
 
-    def silenced(trained: run.Run, rows: Store) -> torch.Tensor:
-        trained.module.encoder.zero_()
-        trained.module.activation.threshold.fill_(3.0)
-        return real(trained, rows)
+    def silenced(module: TrainingTranscoder, *rest) -> torch.Tensor:
+        module.encoder.zero_()
+        module.activation.threshold.fill_(3.0)
+        return real(module, *rest)
 
     monkeypatch.setattr(run, "calibrate", silenced)
     assert (train(config).threshold == 1.5).all()

@@ -90,10 +90,15 @@ class Activation(torch.nn.Module):
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__()
         self.k = config.k
-        self.k_at = config.k_at
+        """Mean active latents per row at the end; a budget over layers moves it."""
+        self.k_factor = config.k_factor
         self.ranks = ranks
         self.candidates: Candidates = candidates
         self.n_latents = ranks.latents.count(config.d_sae)
+
+    def k_at(self, step: int) -> float:
+        """Mean active latents per row that a step aims at, counted from 0."""
+        return self.k * self.k_factor(step)
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
         """The latents of a batch.

@@ -9,6 +9,7 @@ from store.errors import Refused
 from store.layers.words import LAYER
 from store.parents import holds_store
 from train.config import TrainConfig
+from train.layers.shares import whole
 
 
 def layers_of(config: TrainConfig) -> tuple[int, ...]:
@@ -16,8 +17,9 @@ def layers_of(config: TrainConfig) -> tuple[int, ...]:
     return config.layer if isinstance(config.layer, tuple) else (config.layer,)
 
 
-def options_of_layer(config: TrainConfig, layer: int) -> dict[str, Any]:
-    """All options of `TrainConfig` for one of the layers. Refused for a path of several layers that names none."""
+def options_of_layer(config: TrainConfig, layer: int, **changes: Any) -> dict[str, Any]:
+    """All options of `TrainConfig` for one of the layers, with changes. Refused for a path of several layers that names
+    none."""
     several = len(layers_of(config)) > 1
     store = config.store
     run = config.run
@@ -30,7 +32,7 @@ def options_of_layer(config: TrainConfig, layer: int) -> dict[str, Any]:
     if run is not None:
         run = Path(str(run).replace(LAYER, str(layer)))
     options = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
-    return options | {"layer": layer, "store": store, "run": run}
+    return options | {"layer": layer, "store": store, "run": run} | changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,10 @@ class LayersTrainConfig(TrainConfig):
     layers_at_once: Positive | None = None
     """Train so many of several layers at a time, one group after the other, where memory does not hold them all. Each run
     is the same. Default: all layers."""
+    total_l0: Positive | None = None
+    """Active latents a row of all layers together. Each layer gets its share of them while it is trained: the k at which
+    one more active latent would save the same estimated KL in every layer, by the stores' metrics. For batchtopk, in place
+    of --k. Default: every layer has --k."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,9 +64,45 @@ class LayersTrainConfig(TrainConfig):
             raise Refused(
                 "shard_dictionary shares one layer's latents out, but several layers are shared out whole; leave it out"
             )
+        self._check_budget()
         self.configs  # noqa: B018  # refuses a bad option at the door
+
+    def _check_budget(self) -> None:
+        total = self.total_l0
+        n_layers = len(layers_of(self))
+        if total is None:
+            return
+        if self.activation != "batchtopk":
+            raise Refused(
+                f"total_l0 needs batchtopk, whose one threshold can be moved while it is trained, but activation is "
+                f"{self.activation}; leave one out"
+            )
+        if n_layers == 1:
+            raise Refused(f"total_l0 is {total}, but for one layer; give several, or --k {total}")
+        if not n_layers <= total <= n_layers * self.d_sae / self.k_start:
+            most = int(n_layers * self.d_sae / self.k_start)
+            raise Refused(
+                f"total_l0 is {total}, but {n_layers} layers can have {n_layers} to {most} active latents; change it"
+            )
+        if self.follow:
+            raise Refused("total_l0 needs the metrics of finished stores, which follow lacks; leave one out")
+        if self.layers_at_once is not None and self.layers_at_once < n_layers:
+            raise Refused(
+                f"total_l0 trains all {n_layers} layers at once, but layers_at_once is {self.layers_at_once}; leave one out"
+            )
 
     @property
     def configs(self) -> list[TrainConfig]:
         """The options of each layer's run."""
-        return [TrainConfig(**options_of_layer(self, layer)) for layer in layers_of(self)]
+        layers = layers_of(self)
+        ks = [self.k] * len(layers)
+        if self.total_l0 is not None:
+            ks = whole([self.total_l0 / len(layers)] * len(layers), self.total_l0)
+        return [TrainConfig(**options_of_layer(self, layer, k=k)) for layer, k in zip(layers, ks, strict=True)]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What belongs to the identity of each run beside its own options: which others its k depends on."""
+        if self.total_l0 is None:
+            return {}
+        return {"k": None, "total_l0": self.total_l0, "budget_layers": list(layers_of(self))}

@@ -20,7 +20,8 @@ from train.advice import next_command
 from train.checks import Prepared, check_heldout, preflight
 from train.config import TrainConfig
 from train.layers.config import layers_of
-from train.loop import train_prepared, with_nulls
+from train.loop import train_prepared
+from train.nulls import with_nulls
 from train.sweep.config import SweepConfig
 
 COST = "estimated_kl"
