@@ -109,13 +109,13 @@ def write_chapter(
 
 def read_chapters(directory: StorePath, chapters: Iterable[ChapterInfo]) -> tuple[ShardEntry, ...]:
     """The entries of all chapters, in order. Damaged naming the first that is missing or was changed."""
-    parts = (_entries(_path(directory, number), info) for number, info in enumerate(chapters))
+    parts = (_entries(_path(directory, number), info.xxh3_128) for number, info in enumerate(chapters))
     return tuple(entry for part in parts for entry in part)
 
 
 @cache
-def _entries(path: StorePath, info: ChapterInfo) -> tuple[ShardEntry, ...]:
-    content = _content(path, info)
+def _entries(path: StorePath, checksum: str) -> tuple[ShardEntry, ...]:
+    content = _content(path, checksum)
     length = int.from_bytes(content[:8], "little")
     return _ENTRIES.validate_json(json.loads(content[8 : 8 + length])["__metadata__"]["shards"])
 
@@ -124,12 +124,12 @@ def sums_after(directory: StorePath, chapters: tuple[ChapterInfo, ...]) -> "dict
     """The sums over all training shards of the chapters."""
     from safetensors.torch import load
 
-    return load(_content(_path(directory, len(chapters) - 1), chapters[-1])) if chapters else {}
+    return load(_content(_path(directory, len(chapters) - 1), chapters[-1].xxh3_128)) if chapters else {}
 
 
-def _content(path: StorePath, info: ChapterInfo) -> bytes:
+def _content(path: StorePath, checksum: str) -> bytes:
     content = path.read_bytes() if path.exists() else b""
-    if xxhash.xxh3_128_hexdigest(content) != info.xxh3_128:
+    if xxhash.xxh3_128_hexdigest(content) != checksum:
         what = "was changed on disk" if content else "is missing"
         raise Damaged(f"{path} {what}; restore it from a copy, or delete the store and harvest again")
     return content
