@@ -248,9 +248,18 @@ def read_run(name: str, folder: Path) -> RunFolder:
 
     if not is_run(folder):
         found = read(lambda: read_export(folder), Exported("unknown", {}, ()))
-        nothing = dict(measured=None, swept={}, origin={}, log=[], summary=None)
         return RunFolder(
-            name, folder, found.config, **nothing, problems=tuple(problems), layout=found.layout, arrays=found.arrays
+            name=name,
+            folder=folder,
+            config=found.config,
+            measured=None,
+            swept={},
+            origin={},
+            log=[],
+            summary=None,
+            problems=tuple(problems),
+            layout=found.layout,
+            arrays=found.arrays,
         )
     config = read(lambda: read_config(folder / CONFIG), {}) or read(lambda: read_config(folder / TRAIN_CONFIG), {})
     evaluated = read(lambda: read_metrics(folder, f"{EVALUATION}/{METRICS}", "metrics"), None)

