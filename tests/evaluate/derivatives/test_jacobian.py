@@ -66,7 +66,7 @@ def test_the_figure_is_what_hand_sums_are():
     assert (left_out.error.tolist(), left_out.size.tolist(), left_out.rows.tolist()) == ([0.0, 0.0], [0.0, 1.0], [0.0, 1.0])
 
 
-def test_a_direction_is_that_of_a_drawn_active_latent_and_none_where_nothing_is_active():
+def test_a_direction_is_a_drawn_active_latent_s_and_none_where_nothing_is_active():
     t = by_hand()
     resid = torch.tensor([[3.0, 4.0], [3.0, 4.0], [-1.0, 4.0], [-1.0, -1.0]])
     v = along_latents(t, NO_NORM, resid, active(t, NO_NORM, resid), torch.tensor([0.1, 0.9, 0.99, 0.5]))
