@@ -1,4 +1,4 @@
-"""The contracts on disk: activation shards, the loader that reads them, the transcoder artefact (FORMAT.md)."""
+"""The contracts on disk: shards, loader, transcoder artefact (FORMAT.md)."""
 
 import ctypes
 import os

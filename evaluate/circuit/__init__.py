@@ -1,1 +1,1 @@
-"""The map: what each latent adds to the pre-activations of latents in later layers."""
+"""What each latent adds to latents of later layers"""

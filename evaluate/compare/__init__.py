@@ -1,1 +1,1 @@
-"""Compares transcoders at equal L0, checked, with a winner where the data supports one."""
+"""Compares transcoders at equal L0"""

@@ -1,1 +1,1 @@
-"""Derivatives of a transcoder and of the MLP that it stands for, compared"""
+"""Derivatives of a transcoder beside those of its MLP"""

@@ -1,1 +1,1 @@
-"""What every latent responds to: collect, write, read, analyse, partners across layers."""
+"""What every latent responds to"""

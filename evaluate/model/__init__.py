@@ -1,1 +1,1 @@
-"""What needs the language model: splice, spelling, intervene, importance."""
+"""What needs the language model"""

@@ -1,1 +1,1 @@
-"""Stars, names and notes that people give to latents."""
+"""Stars, names and notes that people give to latents"""

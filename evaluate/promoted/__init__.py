@@ -1,1 +1,1 @@
-"""The tokens whose logits a latent raises and lowers most."""
+"""The tokens whose logits a latent raises and lowers"""

@@ -1,1 +1,1 @@
-"""The language model: its families, their norms and sites, the embedded model, tokenizers."""
+"""The language model: families, norms, sites, tokenizers."""

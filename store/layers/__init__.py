@@ -1,1 +1,1 @@
-"""Several layers on one command line: how they are written, which ones `all` means, and a command run for each in turn."""
+"""Options that name several layers"""

@@ -1,1 +1,1 @@
-"""Shards to batches on the device: schedule, batches, follow."""
+"""Shards to batches on the device."""

@@ -1,1 +1,1 @@
-"""The MLP of a layer, kept in a store: its weights on disk, and its forward pass"""
+"""The MLP of a layer, kept in a store"""

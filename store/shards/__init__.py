@@ -1,1 +1,1 @@
-"""Activation shards on disk: manifest, formats, reader, writer, pairs, ring."""
+"""Activation shards on disk"""

@@ -1,1 +1,1 @@
-"""The transcoder artefact, run densely and sparsely, and other projects' layouts."""
+"""The transcoder artefact, and other projects' layouts"""

@@ -1,4 +1,4 @@
-"""Activation functions in training, one file a kind; ACTIVATIONS names them all."""
+"""Activation functions in training, one file a kind"""
 
 from train.activations.base import Activation
 from train.activations.batchtopk import BatchTopK

@@ -1,4 +1,4 @@
-"""Recipes as files: `--preset NAME` stands for the options in train/presets/NAME.toml; options given beside it win."""
+"""Recipes as files, by the name that `--preset` gives"""
 
 import tomllib
 from collections.abc import Sequence

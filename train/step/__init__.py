@@ -1,1 +1,1 @@
-"""One training step: the module, its losses, sparse passes and optimizer."""
+"""One training step"""

@@ -1,1 +1,1 @@
-"""Many dictionaries from one pass over the store: options and comparison."""
+"""Many dictionaries from one pass"""
