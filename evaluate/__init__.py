@@ -1,1 +1,1 @@
-"""Judging transcoders on the held-out shards: metrics, comparison, report."""
+"""Judging transcoders on held-out shards."""

@@ -1,1 +1,1 @@
-"""Text -> tokens -> activations -> shards: the only room that runs the language model over a corpus."""
+"""Text -> tokens -> activations -> shards: the only room that runs the model over a corpus."""

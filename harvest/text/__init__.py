@@ -1,1 +1,1 @@
-"""Text -> documents -> rows of tokens, in an order that never changes."""
+"""Text -> documents -> rows of tokens."""
