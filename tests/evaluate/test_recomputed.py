@@ -54,7 +54,11 @@ def measured(store: Store, folder) -> Measurement:
 
 def test_metrics_are_those_of_the_store_that_holds_its_targets(stores, tmp_path):
     expected, found = (measured(store, tmp_path / str(number)) for number, store in enumerate(stores))
-    assert_alike(found.figures(), expected.figures(), rel=0.02, abs=0.02)
+    figures = found.figures()
+    more = figures.keys() - expected.figures().keys()
+    assert more
+    assert all("jacobian" in key for key in more)  # they need the MLP, which the other store does not keep
+    assert_alike({key: figures[key] for key in figures.keys() - more}, expected.figures(), rel=0.02, abs=0.02)
     assert found.estimated_kl == pytest.approx(expected.estimated_kl, rel=0.02)
 
 

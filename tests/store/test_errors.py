@@ -35,7 +35,7 @@ def test_a_changed_or_cut_file_of_a_store_is_damaged(store: Store):
     with pytest.raises(Damaged, match="cannot be read"):
         next(batches(store, "train", 8))
     (store.directory / "manifest.json").write_text("{}")
-    with pytest.raises(Damaged, match="does not fit format 4"):
+    with pytest.raises(Damaged, match="does not fit format 5"):
         open_store(store.directory)
 
 

@@ -60,7 +60,8 @@ def train_layers(config: LayersTrainConfig) -> Transcoder | str:
         left = [number for number, each in enumerate(prepared) if each.left]
         if left:
             needs = [need_of(own[number], prepared[number]) for number in left]
-            groups, said = groups_that_fit(needs, config.layers_at_once, Room.now(prepared[0].device, _sharers()))
+            room = Room.now(prepared[0].device, _sharers())
+            groups, said = groups_that_fit(needs, config.layers_at_once, room, all_at_once=total is not None)
             log.info("%s", said)
             for group in groups:
                 numbers = [left[position] for position in group]

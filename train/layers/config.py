@@ -59,6 +59,8 @@ class LayersTrainConfig(TrainConfig):
     of --k. Default: every layer has --k."""
 
     def __post_init__(self) -> None:
+        if self.total_l0 is not None:  # --k stands for nothing then, and may not fit
+            object.__setattr__(self, "k", max(1, self.total_l0 // len(layers_of(self))))
         super().__post_init__()
         if len(layers_of(self)) > 1 and self.shard_dictionary:
             raise Refused(

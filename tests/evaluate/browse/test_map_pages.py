@@ -37,11 +37,10 @@ def mapped(tmp_path_factory, tiny_models) -> Path:
         (results / RUN.format(layer)).parent.mkdir(parents=True)
         shutil.copytree(folder / f"run{layer}", results / RUN.format(layer))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (samples, split_text):
-            patch.setattr(module, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
+        patch.setattr(split_text, "token_texts", lambda tokenizer, ids: [WORDS[index % 4] for index in ids])
         for layer in LAYERS[:2]:
             where = {"store": folder, "run": results / RUN.format(layer), "layer": layer, "device": "cpu"}
-            samples.collect_samples(FeaturesConfig(**where, tokenizer=tokenizer, json=False))
+            samples.collect_samples(FeaturesConfig(**where, tokenizer=tokenizer, json=False, promoted_tokens=False))
     circuit(replace(config, run=results / RUN.format("{layer}")))
     assert (results / "tiny/circuit/ours" / EDGES).exists()
     return results

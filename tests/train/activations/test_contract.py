@@ -49,7 +49,7 @@ def test_their_labels_differ_and_name_the_artefact(store):
         config = make_config(activation=kind, prefix_sizes="none", skip=True)
         assert name(config, 4) == f"{label} with skip, k 4"
         assert export(make_module(store, config), "fingerprint", "source").config.name == name(config, 4)
-    assert name(make_config(source_site="mlp_out", target_site="mlp_out")) == "Matryoshka BatchTopK SAE, k 4"
+    assert name(make_config(source_site="mlp_out", target_site="mlp_out"), 4) == "Matryoshka BatchTopK SAE, k 4"
 
 
 @every_kind

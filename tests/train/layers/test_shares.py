@@ -24,7 +24,7 @@ def test_shares_sum_to_the_budget_within_their_bounds(shares, savings):
         assert all(abs(number - share) < 1 + 1e-6 for number, share in zip(numbers, found, strict=True))
 
 
-def test_an_update_moves_a_share_by_a_twentieth_at_most_and_towards_the_larger_saving():
+def test_an_update_moves_a_share_by_a_twentieth_at_most_to_the_larger_saving():
     up, down = moved([50.0, 50.0], [2e-3, 1e-3], 100, (1.0, 100.0))
     assert 50 < up <= 50 * MOST_STEP**2
     assert up + down == pytest.approx(100)

@@ -182,10 +182,12 @@ def test_stores_of_two_harvests_are_refused(stores, tmp_path):
 def test_the_memory_that_state_takes_is_what_is_allocated(stores, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        of_layers, "groups_that_fit", lambda needs, *rest: (seen.extend(needs), groups_that_fit(needs, *rest))[1]
+        of_layers,
+        "groups_that_fit",
+        lambda needs, *rest, **options: (seen.extend(needs), groups_that_fit(needs, *rest, **options))[1],
     )
     kept = []
-    monkeypatch.setattr(of_layers, "train_prepared", lambda parts: kept.extend(parts))
+    monkeypatch.setattr(of_layers, "train_prepared", lambda parts, *rest: kept.extend(parts))
     train_layers(options(stores, tmp_path))
     for need, ([config, *_], prepared) in zip(seen, kept, strict=True):
         begun = start(config, prepared.store, prepared.device, prepared.identities[0], prepared.ranks)
@@ -211,4 +213,6 @@ def test_what_does_not_fit_is_refused_with_the_layers_that_do():
     gpu = Room(torch.device("cuda"), on_device=100 * gb, on_host=3 * gb)  # the host's windows are what does not fit
     with pytest.raises(Refused, match=r"take 24.50 GB of cuda's memory and 6.50 GB of the host's memory .*-at-once 2: the"):
         groups_that_fit(needs, None, gpu)
+    with pytest.raises(Refused, match="cpu's memory .*; give a smaller --d-sae"):
+        groups_that_fit(needs, None, cpu, all_at_once=True)
     assert groups_that_fit(needs, None, Room(torch.device("meta"), None, None))[0] == [range(6)]
