@@ -70,23 +70,14 @@ def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context
 
 
 def hidden_states(
-    model: LanguageModel,
-    tokens: Int[Tensor, "sequences context"],
-    resid_post: Tensor | None = None,
-    layer: int | None = None,
+    model: LanguageModel, tokens: Int[Tensor, "sequences context"], resid_post: Tensor | None = None
 ) -> Float[Tensor, "sequences context d"]:
-    """The hidden states that the model unembeds.
-
-    model: runs.
-    tokens: the sequences.
-    resid_post: the output of the block `layer`; given, the blocks up to it are skipped.
-    layer: the model's own layer where None.
-    """
+    """The hidden states that the model unembeds; blocks up to its layer are skipped when resid_post is given."""
     tokens = tokens.to(model.device)
     body = model.whole.base_model
     if resid_post is None:
         return body(input_ids=tokens, use_cache=False).last_hidden_state
-    with restarted(model, resid_post.to(tokens.device), model.layer if layer is None else layer):
+    with restarted(model, resid_post.to(tokens.device), model.layer):
         return body(input_ids=tokens, use_cache=False).last_hidden_state
 
 
