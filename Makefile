@@ -40,6 +40,7 @@ reads_train := $(of_run) PRESET TOKENS K D_SAE
 reads_sweep := $(reads_train) SEEDS
 reads_evaluate := $(of_run)
 reads_compare := $(of_run) BASELINE L0
+reads_compare-set := $(of_run) BASELINE
 reads_baselines := MODEL LAYER ARGS
 reads_features := $(of_run) BASELINE L0
 reads_analyze := $(of_run)
@@ -65,7 +66,7 @@ reads_bench-peers := STORE ARGS
 reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare compare-set baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
@@ -142,6 +143,9 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
+
+compare-set: $(VENV)/base  ## Several MLPs replaced at once, attention recomputed and frozen (LAYER=all, BASELINE='FOLDER/layer{layer}')
+	$(PY) -m evaluate compare-set $(where) $(run) $(call option,baseline,BASELINE) $(ARGS)
 
 baselines: $(VENV)/base  ## What the hub has to compare with, for a model's layer
 	$(PY) -m evaluate baselines $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(ARGS)

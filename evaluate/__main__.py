@@ -13,12 +13,25 @@ from evaluate.features.summary import read_summary
 from evaluate.judge.config import JudgeConfig, JudgeExportConfig, JudgeScoreConfig
 from evaluate.model.config import ImportanceConfig, InterveneConfig
 from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConfig, PushConfig
+from evaluate.sets.config import CompareSetConfig
 from store.cli import Commands, run_command
-from store.layout import COLLECTION_SUMMARY, COMPARISON, FEATURES, ITEMS, METRICS, REPORT, REPORT_MARKDOWN, SCORES, SUMMARY
+from store.layout import (
+    COLLECTION_SUMMARY,
+    COMPARISON,
+    FEATURES,
+    ITEMS,
+    METRICS,
+    REPORT,
+    REPORT_MARKDOWN,
+    SCORES,
+    SET_RESULT,
+    SUMMARY,
+)
 
 COMMANDS: Commands = {
     "metrics": (EvaluateConfig, "evaluate.compare.one_run:evaluate_run"),
     "compare": (CompareConfig, "evaluate.compare.layers:compare"),
+    "compare-set": (CompareSetConfig, "evaluate.sets.command:compare_set"),
     "baselines": (BaselinesConfig, "evaluate.baselines:list_baselines"),
     "features": (FeaturesConfig, "evaluate.features.samples:collect_samples"),
     "analyze": (AnalyzeConfig, "evaluate.features.analyze:analyze"),
@@ -42,6 +55,7 @@ SHOWN = (
     REPORT_MARKDOWN,
     METRICS,
     COMPARISON,
+    SET_RESULT,
     FEATURES,
     COLLECTION_SUMMARY,
     ITEMS,

@@ -12,6 +12,9 @@ from store.layout import default_run
 NAMED_LAYERS = 8
 """Layers whose numbers all stand in the name of a folder; of more the name has the ranges."""
 
+NO_NAMES = (".", "..", "/", "")
+"""Names that no folder of a result can have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Options):
@@ -93,6 +96,24 @@ class LayersConfig(EvaluateConfig):
         if self.run is not None:
             return Path(str(self.run).split(LAYER)[0]).parent / name
         return default_run(self.model, self.layers[0], name).parent.parent / name
+
+    def named_folder(self, kind: str, name: str | None) -> Path:
+        """The folder of a named result over several layers: `kind` beside the folders of the layers, in it the name.
+
+        name: None for that of the runs' folders.
+        """
+        run = self.for_layer(self.layers[0]).run_directory
+        if self.run is None:
+            return run.parent.parent / kind / (name or run.name)
+        before, _, after = str(self.run).partition(LAYER)
+        own = "-".join(part for part in Path(after).parts if part != "/") or run.name.replace(str(self.layers[0]), "")
+        return Path(before).parent / kind / (name or own)
+
+
+def check_name(name: str | None, example: str) -> None:
+    """Refused unless the name of a result is one folder's; None is."""
+    if name is not None and (name in NO_NAMES or Path(name).name != name):
+        raise Refused(f"name is {name!r}; give one folder name, like {example}")
 
 
 def at_layer(path: Path | None, layer: int) -> Path | None:

@@ -2,7 +2,7 @@
 
 from evaluate.config import EvaluateConfig, LayersConfig
 
-NEED_ROWS = ("metrics", "compare", "features", "compare-layers", "circuit", "importance", "judge-export")
+NEED_ROWS = ("metrics", "compare", "compare-set", "features", "compare-layers", "circuit", "importance", "judge-export")
 """Commands that read a store."""
 
 

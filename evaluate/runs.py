@@ -1,15 +1,17 @@
 """Opens a run together with its store, and checks that they fit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from evaluate.config import EvaluateConfig
+from evaluate.config import EvaluateConfig, LayersConfig
 from store.disk.remote import StorePath
 from store.errors import Refused
 from store.layout import CONFIG, default_store
 from store.parents import holds_store, layer_folder
 from store.shards.origin import find_store, read_origin, store_without_rows
-from store.shards.pair import open_pair
+from store.shards.pair import check_same_rows, open_pair
 from store.shards.reader import Store
 from store.transcoders.layouts import load_run, read_run_config
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
@@ -35,6 +37,36 @@ def open_run(config: EvaluateConfig) -> OpenRun:
     target = None if across is None else _target_of(config, trained, across)
     store = open_pair(store_of(config), target)
     return _fitting(folder, load_run(folder), store)
+
+
+def open_runs(config: LayersConfig, refuse: Callable[[OpenRun], None], purpose: str) -> list[OpenRun]:
+    """The runs of several layers of one model, the lowest layer first.
+
+    Refused for fewer than two layers, two runs of one layer, and stores that were not harvested together.
+
+    config: the options that name them.
+    refuse: refuses a run that is of no use.
+    purpose: what needs them, for people (`a map`).
+    """
+    if len(config.layers) < 2:
+        raise Refused(f"layer is {config.layer}; {purpose} needs two or more, like 8,17")
+    runs = [open_run(config.for_layer(layer)) for layer in config.layers]
+    for run in runs:
+        refuse(run)
+    first = runs[0].store
+    if not first.manifest.n_rows("heldout"):
+        raise Refused(f"{first.directory} has no held-out rows yet; harvest more tokens")
+    runs.sort(key=lambda run: run.transcoder.config.layer)
+    for a, b in pairwise(runs):
+        if a.transcoder.config.layer == b.transcoder.config.layer:
+            raise Refused(f"{a.folder} and {b.folder} are both of layer {a.transcoder.config.layer}; give one run a layer")
+        check_same_rows(a.store, b.store, "heldout")
+        if a.transcoder.config.d_out != b.transcoder.config.d_out:
+            raise Refused(
+                f"{a.folder} writes {a.transcoder.config.d_out} dimensions and {b.folder} {b.transcoder.config.d_out}; "
+                "give runs of one model"
+            )
+    return runs
 
 
 def open_without_rows(config: EvaluateConfig) -> OpenRun:

@@ -1,1 +1,1 @@
-"""The local browser, and the same pages as files."""
+"""The local browser, also as files."""

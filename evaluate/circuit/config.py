@@ -4,15 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from evaluate.config import LAYER, LayersConfig
+from evaluate.config import LayersConfig, check_name
 from store.cli import Count, Layers, NotNegative, Positive, Range
-from store.errors import Refused
 from store.layout import CIRCUIT
 
 Share = Annotated[float, Range(0, 1, above=True)]
-
-PARTS = (".", "..", "/", "")
-"""Names that are no part of a map's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +47,9 @@ class CircuitConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name is not None and (self.name in PARTS or Path(self.name).name != self.name):
-            raise Refused(f"name is {self.name!r}; give one folder name, like my-map")
+        check_name(self.name, "my-map")
 
     @property
     def folder(self) -> Path:
         """The folder of the map: beside the folders of the layers."""
-        runs = self.for_layer(self.layers[0]).run_directory
-        if self.run is None:
-            return runs.parent.parent / CIRCUIT / (self.name or runs.name)
-        before, _, after = str(self.run).partition(LAYER)
-        own = "-".join(part for part in Path(after).parts if part != "/") or runs.name.replace(str(self.layers[0]), "")
-        return Path(before).parent / CIRCUIT / (self.name or own)
+        return self.named_folder(CIRCUIT, self.name)

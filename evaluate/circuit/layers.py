@@ -1,7 +1,6 @@
 """The layers of a map, opened and checked: runs, their stores, and how pre-activations read the residual stream."""
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -9,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluate.circuit.config import CircuitConfig
-from evaluate.runs import OpenRun, open_run
+from evaluate.runs import OpenRun, open_runs
 from store.errors import Refused
 from store.shards.manifest import ShardEntry
-from store.shards.pair import check_same_rows
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
@@ -86,24 +84,7 @@ def open_layers(config: CircuitConfig, device: torch.device) -> list[CircuitLaye
     Refused for fewer than two layers, for runs that are no transcoders from the residual stream to mlp_out, and for stores
     that were not harvested together.
     """
-    if len(config.layers) < 2:
-        raise Refused(f"layer is {config.layer}; a map needs two or more, like 8,17")
-    runs = [open_run(config.for_layer(layer)) for layer in config.layers]
-    for run in runs:
-        refuse_unmapped(run)
-    first = runs[0].store
-    if not first.manifest.n_rows("heldout"):
-        raise Refused(f"{first.directory} has no held-out rows yet; harvest more tokens")
-    runs.sort(key=lambda run: run.transcoder.config.layer)
-    for a, b in pairwise(runs):
-        if a.transcoder.config.layer == b.transcoder.config.layer:
-            raise Refused(f"{a.folder} and {b.folder} are both of layer {a.transcoder.config.layer}; give one run a layer")
-        check_same_rows(a.store, b.store, "heldout")
-        if a.transcoder.config.d_out != b.transcoder.config.d_out:
-            raise Refused(
-                f"{a.folder} writes {a.transcoder.config.d_out} dimensions and {b.folder} {b.transcoder.config.d_out}; "
-                "give runs of one model"
-            )
+    runs = open_runs(config, refuse_unmapped, "a map")
     return [on_device(run, device) for run in runs]
 
 

@@ -1,7 +1,6 @@
 """`python -m evaluate circuit`: maps the layers of a model, or draws the graph of one held-out document."""
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,10 +22,9 @@ from evaluate.circuit.summary import DEFINITIONS, FORMAT_VERSION, CircuitSummary
 from evaluate.text import text_table
 from store.devices import resolve_device
 from store.disk.files import write_tensors, write_text
+from store.disk.unfinished import unfinished_folder
 from store.layout import CIRCUIT_LATENTS, CIRCUIT_SUMMARY, EDGES, UNFINISHED
 from store.shards.reader import check_shards
-
-log = logging.getLogger(__name__)
 
 DEFINED = 1
 """Counts the changes of what a figure of the map means. Maps of earlier definitions are made again."""
@@ -53,7 +51,7 @@ def make_map(config: CircuitConfig, layers: Sequence[CircuitLayer]) -> str:
     if config.check:
         for layer in layers:
             check_shards(layer.store, "heldout")
-    work = working_folder(folder, key, config.force)
+    work = unfinished_folder(folder / UNFINISHED, key, config.force)
     chunks = chunks_of(layers[0].store.manifest.of_split("heldout"), config.rows)
     read_chunks(layers, chunks, work, config.batch_rows)
     gap = max(gap_in(chunks, work), relate_layers(layers, chunks, work, config.edges))
@@ -70,18 +68,6 @@ def key_of(config: CircuitConfig, layers: Sequence[CircuitLayer]) -> str:
         for shard in layer.store.manifest.of_split("heldout"):
             digest.update(shard.xxh3_128.encode())
     return digest.hexdigest()
-
-
-def working_folder(folder: Path, key: str, force: bool) -> Path:
-    """The folder of what is finished so far; emptied when it belongs to another map."""
-    work = folder / UNFINISHED
-    named = work / "key.txt"
-    if work.exists() and (force or not named.exists() or named.read_text() != key):
-        log.info("%s is of other runs, shards or options: it is begun anew", work)
-        shutil.rmtree(work)
-    if not work.exists():
-        write_text(named, key)
-    return work
 
 
 def relate_layers(layers: Sequence[CircuitLayer], chunks: Sequence[Chunk], work: Path, keep: int) -> float:

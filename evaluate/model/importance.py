@@ -11,17 +11,8 @@ from tqdm import tqdm
 from evaluate.intervals import MIN_DOCUMENTS, by_document, estimate, ratio, resample
 from evaluate.model.config import ImportanceConfig
 from evaluate.model.edits import Edit, SplicedRows, check_latents
-from evaluate.model.splice import (
-    SequencePlace,
-    Sequences,
-    beside_mlp,
-    check_restart,
-    hidden_states,
-    open_model,
-    places_of,
-    sample,
-    sequences_of,
-)
+from evaluate.model.sequences import SequencePlace, Sequences, places_of, sample, sequences_of
+from evaluate.model.splice import beside_mlp, check_restart, hidden_states, open_model
 from evaluate.model.unembed import ce_and_kl
 from evaluate.runs import check_in_model, open_run
 from harvest.model.language_model import LanguageModel
@@ -106,7 +97,7 @@ def rank(
             fired += fires.sum(0).cpu()
             firing = fires.any(0).nonzero().flatten().tolist()
             ablated = [spliced.edited(transcoder, [Edit(latents[index], "ablate")]) for index in firing]
-            counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
+            counted = part.counted
             ce = cross_entropy(model, unembedding, part, [spliced.output, *ablated], counted)
             delta = torch.zeros(ce.shape[1], len(latents), dtype=torch.float64)
             delta[:, firing] = (ce[1:] - ce[0]).T

@@ -9,15 +9,15 @@ attn_out where attention and MLP run side by side.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.intervals import by_document, resample
 from evaluate.metrics.accumulate import sites_of
+from evaluate.model.sequences import Sequences, places_of, sequences_of
 from evaluate.model.splice_table import SpliceTable
 from evaluate.model.unembed import ce_and_kl
 from harvest.model.language_model import LanguageModel
@@ -26,8 +26,6 @@ from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.devices import of_kind
 from store.errors import Refused
-from store.shards.documents import documents_of
-from store.shards.manifest import ShardEntry, going_on
 from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
@@ -43,45 +41,6 @@ RESTART_TOLERANCE = 0.05
 """Nats per token by which a restart from the cache may differ from the whole model (the cache is rounded to bfloat16)."""
 
 
-@dataclass(frozen=True)
-class Sequences:
-    """Some sequences of one shard, in token order."""
-
-    tokens: Int[Tensor, "sequences context"]
-    excluded: Bool[Tensor, "sequences context"]
-    """Tokens that are no rows for a transcoder: BOS, EOS, padding, and others that the store leaves out."""
-    document: Int[Tensor, "sequences context"]
-    """Number of the document in the store."""
-    source: Float[Tensor, "sequences context d_in"]
-    """The transcoder's source site as cached."""
-    target: Float[Tensor, "sequences context d_out"]
-    """mlp_out as cached."""
-    resid_mid: Float[Tensor, "sequences context d_out"] | None
-    """As cached; None where the store does not have it."""
-
-
-def sequences_of(
-    store: Store, shard: ShardEntry, wanted: Int[Tensor, " sequences"], source_site: str = "resid_mid"
-) -> Sequences:
-    """Sequences of a shard with their cached rows, kept and excluded alike, in token order."""
-    tokens = store.array(shard, "tokens").long()
-    first_document = shard.first_document - (shard.name in going_on(store.manifest.shards))
-    document = torch.from_numpy(documents_of(tokens.numpy(), store.manifest.recipe.excluded_tokens))
-    row_of_token = store.row_of_token(shard)
-    excluded = row_of_token >= shard.kept
-    rows = row_of_token[wanted]
-    sites = {source_site, "mlp_out", "resid_mid"} & set(store.manifest.recipe.sites)
-    cached = {site: store.rows(shard, site, rows).float() for site in sorted(sites)}
-    return Sequences(
-        tokens=tokens[wanted],
-        excluded=excluded[wanted],
-        document=document[wanted] + first_document,
-        source=cached[source_site],
-        target=cached["mlp_out"],
-        resid_mid=cached.get("resid_mid"),
-    )
-
-
 def beside_mlp(part: Sequences, model: LanguageModel) -> Float[Tensor, "sequences context d_out"]:
     """What the model's block adds to mlp_out: resid_mid as cached, else from a run of the model up to its layer."""
     if part.resid_mid is not None:
@@ -95,30 +54,10 @@ def sum_of_sites(sites: Mapping[str, Tensor], model: LanguageModel) -> Float[Ten
     return sum(others, start=first)
 
 
-def sample(store: Store, n_sequences: int, at_once: int = 1, source_site: str = "resid_mid") -> Iterator[Sequences]:
-    """About n_sequences held-out sequences, spread evenly over the held-out shards, a few at a time."""
-    return (sequences_of(store, *place, source_site) for place in places_of(store, n_sequences, at_once))
-
-
-SequencePlace = tuple[ShardEntry, Int[Tensor, " sequences"]]
-"""A shard, and the numbers of some sequences in it."""
-
-
-def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[SequencePlace]:
-    """The places of the sequences of `sample`, at most `at_once` sequences each."""
-    shards = store.manifest.of_split("heldout")
-    for number, shard in enumerate(shards):
-        share = (number + 1) * n_sequences // len(shards) - number * n_sequences // len(shards)
-        count = min(share, shard.n_sequences)
-        wanted = torch.linspace(0, shard.n_sequences - 1, count).long().unique()
-        for start in range(0, len(wanted), at_once):
-            yield shard, wanted[start : start + at_once]
-
-
 @contextmanager
-def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context d"]) -> Iterator[None]:
-    """Within the context, the model's blocks up to its layer only hand on resid_post."""
-    blocks = [model.bridge.blocks[index] for index in range(model.layer + 1)]
+def restarted(model: LanguageModel, resid_post: Float[Tensor, "sequences context d"], layer: int) -> Iterator[None]:
+    """Within the context, the model's blocks up to a layer only hand on resid_post."""
+    blocks = [model.bridge.blocks[index] for index in range(layer + 1)]
     resid_post = resid_post.to(next(model.bridge.parameters()).dtype)
     value = (resid_post, None) if model.blocks_return_tuples else resid_post  # None: attention weights
     for block in blocks:
@@ -138,7 +77,7 @@ def hidden_states(
     body = model.whole.base_model
     if resid_post is None:
         return body(input_ids=tokens, use_cache=False).last_hidden_state
-    with restarted(model, resid_post.to(tokens.device)):
+    with restarted(model, resid_post.to(tokens.device), model.layer):
         return body(input_ids=tokens, use_cache=False).last_hidden_state
 
 
@@ -216,7 +155,7 @@ def splice(
     def measure(lane: LanguageModel, number: int) -> tuple[Tensor, Tensor]:
         part = sequences_of(store, *places[number], source_site)
         beside = beside_mlp(part, lane).to(device)
-        counted = ~(part.excluded[:, :-1] | part.excluded[:, 1:])
+        counted = part.counted
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
         estimated = []
         if fisher is not None:

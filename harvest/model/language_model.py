@@ -55,6 +55,11 @@ class LanguageModel:
         return recognise_mlp(block, type(self.whole).__name__, self.norm_of(layer))
 
     @property
+    def n_layers(self) -> int:
+        """Blocks of the whole model."""
+        return len(self.bridge.blocks)
+
+    @property
     def is_sequential(self) -> bool:
         """Whether attention comes first and the MLP after it; elsewhere both read the block's input side by side."""
         return f"blocks.{self.layer}.hook_resid_mid" in self.bridge.hook_dict

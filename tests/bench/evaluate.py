@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from evaluate.metrics.accumulate import measure_rows
-from evaluate.model.splice import hidden_states, sample
+from evaluate.model.sequences import sample
+from evaluate.model.splice import hidden_states
 from evaluate.model.unembed import ce_and_kl
 from evaluate.rows import rows_in_order
 from harvest.model.language_model import LanguageModel

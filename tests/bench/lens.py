@@ -22,7 +22,8 @@ from tqdm import tqdm
 from evaluate.config import EvaluateConfig
 from evaluate.lens import LOGIT, Lens, choose_lens
 from evaluate.model.edits import Edit, SplicedRows
-from evaluate.model.splice import Sequences, beside_mlp, hidden_states, open_model, sample
+from evaluate.model.sequences import Sequences, sample
+from evaluate.model.splice import beside_mlp, hidden_states, open_model
 from evaluate.runs import OpenRun, open_run
 from harvest.model.language_model import LanguageModel
 from harvest.model.output_weights import read_output_weights

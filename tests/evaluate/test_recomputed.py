@@ -10,7 +10,7 @@ from evaluate.config import EvaluateConfig
 from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.tasks import examples
-from evaluate.model.splice import sample
+from evaluate.model.sequences import sample
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from store.layout import METRICS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.model.splice import sequences_of
+from evaluate.model.sequences import sequences_of
 from harvest.config import HarvestConfig
 from harvest.info import describe
 from harvest.loop import harvest

@@ -11,7 +11,7 @@ import torch
 from evaluate.model.config import ImportanceConfig, InterveneConfig
 from evaluate.model.importance import importance
 from evaluate.model.intervene import intervene
-from evaluate.model.splice import sample
+from evaluate.model.sequences import sample
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
 from harvest.model.language_model import LanguageModel

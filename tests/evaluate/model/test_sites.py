@@ -14,8 +14,9 @@ from evaluate.metrics.tasks import examples
 from evaluate.model.config import ImportanceConfig, InterveneConfig
 from evaluate.model.importance import importance
 from evaluate.model.intervene import intervene, rows_of
+from evaluate.model.sequences import sample
 from evaluate.model.spelling import letter_gradients, read
-from evaluate.model.splice import hidden_states, sample, splice
+from evaluate.model.splice import hidden_states, splice
 from evaluate.rows import places
 from harvest.config import HarvestConfig
 from harvest.loop import harvest

@@ -9,7 +9,8 @@ from evaluate.compare.config import CompareConfig
 from evaluate.compare.measure import measure
 from evaluate.compare.trivial import fit, least_squares, low_rank, predict_mean
 from evaluate.model import splice as splicing
-from evaluate.model.splice import hidden_states, sample, splice
+from evaluate.model.sequences import sample
+from evaluate.model.splice import hidden_states, splice
 from evaluate.model.unembed import ce_and_kl
 from harvest.config import HarvestConfig
 from harvest.loop import harvest

@@ -1,0 +1,1 @@
+"""Every MLP replaced at once"""

@@ -1,0 +1,52 @@
+"""Options of `evaluate compare-set`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluate.config import LayersConfig, at_layer, check_name
+from store.cli import Layers, Positive
+from store.layout import SET
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSetConfig(LayersConfig):
+    """Measure the runs of several layers as one set: every MLP replaced at once, on held-out text. Loads the model.
+
+    0, 1, 2, ... all layers are replaced, from the lowest up, from the highest down, and each alone: CE, KL and top-1
+    agreement, by your runs, by the best linear map of each layer, and by --baseline. Each replaced layer reads the residual
+    stream that the layers before it have left, so errors compound. Interrupted, the same command continues.
+
+    Time: with L layers, 3 L - 3 choices of layers, each run for every kind of replacement, with attention recomputed and
+    frozen. Memory: all dictionaries, the model, and 8 bytes x width x layers of the model for each token of a step.
+    """
+
+    layer: Layers = (8, 17)
+    """Two layers or more, harvested together (8,12,17, or 0-25, or all)."""
+    name: str | None = None
+    """Name of the set: results/MODEL/set/NAME. Default: the name of the runs' folders."""
+    baseline: Path | None = None
+    """Folder or hf://user/repo/path@revision of each layer's transcoder to compare with, with {layer} where its number
+    stands; or one folder that holds all layers: a set of circuit-tracer's, or a copy of a Gemma Scope repository, of which
+    the transcoder of the nearest L0 is taken."""
+    baseline_name: str | None = None
+    """Name of the baseline in the report."""
+    sequences: Positive = 64
+    """Held-out sequences, spread over the held-out shards."""
+    linear: bool = True
+    """Also replace each MLP by its best linear map, fitted on training rows."""
+    frozen: bool = True
+    """Also measure with attention frozen: every layer adds the attention output of the model itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.name, "my-set")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the result: beside the folders of the layers."""
+        return self.named_folder(SET, self.name)
+
+    def for_layer(self, layer: int) -> "CompareSetConfig":
+        one = super().for_layer(layer)
+        assert isinstance(one, CompareSetConfig)
+        return replace(one, baseline=at_layer(self.baseline, layer))

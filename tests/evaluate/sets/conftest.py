@@ -1,0 +1,18 @@
+"""One case of each architecture for all tests of sets."""
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tests.evaluate.sets.making import PARTS, Case, make_case
+
+
+@pytest.fixture(scope="package", params=PARTS)
+def case(request, tiny_models, text_file, tmp_path_factory) -> Case:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_models["gpt2"])
+    return make_case(tmp_path_factory.mktemp("sets"), request.param, tokenizer, text_file)
+
+
+@pytest.fixture(scope="package")
+def gemma(tiny_models, text_file, tmp_path_factory) -> Case:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_models["gpt2"])
+    return make_case(tmp_path_factory.mktemp("sets"), "Gemma2ForCausalLM", tokenizer, text_file)

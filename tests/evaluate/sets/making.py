@@ -1,0 +1,186 @@
+"""A store of two layers of a tiny model, transcoders of both, and plain transformers with hooks: the oracle of a set."""
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from evaluate.model.sequences import TokenRows, places_of, tokens_of
+from evaluate.sets.config import CompareSetConfig
+from harvest.config import HarvestConfig
+from harvest.loop import harvest
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import load_model
+from store.shards.reader import Store, open_store
+from store.transcoders.transcoder import Transcoder
+from tests.harvest.model.making import TINY, TINY_PARALLEL, save_tiny
+from tests.store.transcoders.making import make_transcoder
+
+LAYERS = (0, 2)
+"""Of three: one that is not replaced lies between."""
+SEQUENCES = 6
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules of an architecture in transformers."""
+
+    blocks: str
+    source_site: str
+    reads: str | None
+    """Its input is resid_mid; None where the MLP's source is the block's input."""
+    attention: str
+    """Its output is added to the residual stream."""
+    mlp_out: str
+    tiny: Mapping
+
+
+PARTS = {
+    "Gemma2ForCausalLM": Parts(
+        "model.layers",
+        "resid_mid",
+        "pre_feedforward_layernorm",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        TINY,
+    ),
+    "GPT2LMHeadModel": Parts("transformer.h", "resid_mid", "ln_2", "attn", "mlp", TINY),
+    "GPTNeoXForCausalLM": Parts("gpt_neox.layers", "resid_pre", None, "attention", "mlp", TINY_PARALLEL),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Stores and transcoders of LAYERS, and the model as it is harvested and as transformers has it."""
+
+    folder: Path
+    model: LanguageModel
+    plain: torch.nn.Module
+    parts: Parts
+    stores: Mapping[int, Store]
+    transcoders: Mapping[int, Transcoder]
+
+    def config(self, **changes) -> CompareSetConfig:
+        options = dict(
+            model=self.model.name,
+            layer=LAYERS,
+            store=self.folder / "stores",
+            run=self.folder / "layer{layer}" / "run",
+            device="cpu",
+            sequences=SEQUENCES,
+        )
+        return CompareSetConfig(**(options | changes))
+
+    def texts(self) -> list[TokenRows]:
+        store = self.stores[LAYERS[0]]
+        return [tokens_of(store, *place) for place in places_of(store, SEQUENCES, 1)]
+
+    def predict(self, layer: int, transcoder: Transcoder | None = None) -> Callable[[Tensor], Tensor]:
+        """A layer's output by its transcoder, run densely."""
+        each = transcoder or self.transcoders[layer]
+        return lambda rows: each(each.view(rows, self.stores[layer].norm))
+
+    def own_mlp(self, layer: int) -> Callable[[Tensor], Tensor]:
+        """A layer's output by its own MLP with the norms around it (Gemma 2)."""
+        block = operator.attrgetter(self.parts.blocks)(self.plain)[layer]
+        return lambda rows: block.post_feedforward_layernorm(block.mlp(block.pre_feedforward_layernorm(rows)))
+
+    @torch.no_grad()
+    def run(
+        self,
+        text: TokenRows,
+        replace: Mapping[int, Callable[[Tensor], Tensor]],
+        frozen: Mapping[int, Tensor] | None = None,
+    ) -> "PlainRun":
+        """Plain transformers with some MLPs replaced, and the given attention outputs put in."""
+        blocks = operator.attrgetter(self.parts.blocks)(self.plain)
+        seen = PlainRun(torch.empty(0), {}, {})
+        excluded = text.excluded[..., None]
+        with contextlib.ExitStack() as stack:
+            for layer, block in enumerate(blocks):
+                stack.enter_context(self.hooked(block, layer, replace.get(layer), frozen, seen, excluded))
+            logits = self.plain(text.tokens, use_cache=False).logits
+        return PlainRun(logits.double().log_softmax(-1), seen.attention, seen.output)
+
+    @contextlib.contextmanager
+    def hooked(self, block, layer: int, predict, frozen, seen: "PlainRun", excluded: Tensor) -> Iterator[None]:
+        """One block with its hooks."""
+        source: list[Tensor] = []
+
+        def read(module, args, kwargs=None):
+            source[:] = [args[0] if args else kwargs["hidden_states"]]
+
+        def attend(module, args, output):
+            whole = output if isinstance(output, tuple) else (output,)
+            if frozen is not None:
+                whole = (frozen[layer], *whole[1:])
+            seen.attention[layer] = whole[0]
+            return whole if isinstance(output, tuple) else whole[0]
+
+        def write(module, args, output):
+            if predict is None:
+                return output
+            return torch.where(excluded, output, predict(source[0].flatten(0, 1)).view_as(output))
+
+        def leave(module, args, output):
+            seen.output[layer] = output[0] if isinstance(output, tuple) else output
+
+        if self.parts.reads is None:
+            handles = [block.register_forward_pre_hook(read, with_kwargs=True)]
+        else:
+            handles = [getattr(block, self.parts.reads).register_forward_pre_hook(read)]
+        handles.append(getattr(block, self.parts.attention).register_forward_hook(attend))
+        handles.append(getattr(block, self.parts.mlp_out).register_forward_hook(write))
+        handles.append(block.register_forward_hook(leave))
+        yield
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    log_p: Tensor
+    attention: dict[int, Tensor]
+    output: dict[int, Tensor]
+
+
+def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast, text_file: Path) -> Case:
+    parts = PARTS[architecture]
+    name = save_tiny(folder / "model", architecture, parts.tiny[architecture], tokenizer)
+    harvest(
+        HarvestConfig(
+            model=name,
+            layer=LAYERS,
+            dataset=str(text_file),
+            tokens=4096,
+            shard_tokens=512,
+            context=32,
+            heldout_every=2,
+            sites=(parts.source_site, "mlp_out"),
+            store=folder / "stores",
+            device="cpu",
+            dtype="float32",
+            compute_dtype="float32",
+        )
+    )
+    transcoders = {}
+    for layer in LAYERS:
+        made = make_transcoder(
+            16, 20, 16, model=name, layer=layer, view="normed", source_site=parts.source_site, prefix_sizes=(8, 20)
+        )
+        generator = torch.Generator().manual_seed(layer)
+        arrays = {key: 0.3 * torch.randn(each.shape, generator=generator) for key, each in made.arrays().items()}
+        arrays["threshold"] = arrays["threshold"].abs()
+        transcoders[layer] = Transcoder(made.config, **arrays)
+        transcoders[layer].save(folder / f"layer{layer}" / "run")
+    kind = getattr(transformers, architecture)
+    plain = kind.from_pretrained(name, dtype=torch.float32, attn_implementation="eager").eval()
+    stores = {layer: open_store(folder / "stores" / f"layer{layer}") for layer in LAYERS}
+    return Case(folder, load_model(name, LAYERS[-1], CPU, torch.float32), plain, parts, stores, transcoders)

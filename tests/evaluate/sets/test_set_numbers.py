@@ -1,0 +1,111 @@
+"""Every figure of a set against plain transformers with hooks; MLPs replaced by themselves; one layer against splice."""
+
+import pytest
+import torch
+
+from evaluate.model.splice import splice
+from evaluate.sets.choices import Variant, choices_of, variants_of
+from evaluate.sets.command import compare_set
+from evaluate.sets.measure import SetRun, measure
+from evaluate.sets.replaced import Replacement
+from evaluate.sets.result import read_set
+from evaluate.sets.table import Column
+from harvest.model.loading import load_model
+from tests.evaluate.sets.making import CPU, LAYERS, SEQUENCES, Case
+
+WAYS = {"recomputed": False, "frozen": True}
+
+
+def test_every_choice_of_layers_is_run_once():
+    assert choices_of((3, 4, 6)) == [(3,), (3, 4), (3, 4, 6), (6,), (4, 6), (4,)]
+    assert choices_of((0, 2)) == [(0,), (0, 2), (2,)]
+    assert len(choices_of(range(26))) == 3 * 26 - 3
+
+
+def figures_by_hand(case: Case, layers: tuple[int, ...], frozen: bool) -> dict[str, float]:
+    """What a choice of layers costs, and the error of each block's output, by plain transformers."""
+    ce, kl, top1 = [], [], []
+    outputs: dict[int, list] = {layer: [] for layer in range(3)}
+    for text in case.texts():
+        clean = case.run(text, {})
+        after = case.run(text, {layer: case.predict(layer) for layer in layers}, clean.attention if frozen else None)
+        counted = ~(text.excluded[:, :-1] | text.excluded[:, 1:])
+        p, q = (each.log_p[:, :-1][counted] for each in (clean, after))
+        following = text.tokens[:, 1:][counted][:, None]
+        ce.append(p.gather(1, following) - q.gather(1, following))
+        kl.append((p.exp() * (p - q)).sum(1))
+        top1.append((p.argmax(1) == q.argmax(1)).double())
+        for layer, pairs in outputs.items():
+            pairs.append([each.output[layer][:, :-1][counted].double() for each in (clean, after)])
+    found = {"delta_ce": float(torch.cat(ce).mean()), "kl": float(torch.cat(kl).mean())}
+    found["top1"] = float(torch.cat(top1).mean())
+    for layer, pairs in outputs.items():
+        own, made = (torch.cat(each) for each in zip(*pairs, strict=True))
+        found[f"growth {layer}"] = float((made - own).square().sum() / (own - own.mean(0)).square().sum())
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_figures_equal_plain_transformers_with_hooks(case, way, tmp_path_factory):
+    config = case.config(linear=False, name=f"plain-{way}")
+    compare_set(config)
+    result = read_set(config.folder)
+    assert result is not None
+    [ours] = result.sides
+    found = ours.attention[way]
+    for cost in (*found.from_bottom[1:], *found.from_top[1:], *found.alone):
+        expected = figures_by_hand(case, cost.layers, WAYS[way])
+        assert expected["kl"] > 1e-4  # something is replaced
+        for name in ("delta_ce", "kl", "top1"):
+            assert getattr(cost, name).value == pytest.approx(expected[name], abs=1e-5), (cost.layers, name)
+    whole = figures_by_hand(case, LAYERS, WAYS[way])
+    assert [point.layer for point in found.growth] == [0, 1, 2]
+    for point in found.growth:
+        assert point.error.value == pytest.approx(whole[f"growth {point.layer}"], rel=1e-4)
+
+
+def test_frozen_and_recomputed_attention_differ_above_the_first_replaced_layer(case):
+    compare_set(case.config(linear=False, name="differ"))
+    result = read_set(case.config(name="differ").folder)
+    recomputed, frozen = (result.sides[0].attention[way] for way in WAYS)
+    assert recomputed.alone[0].kl.value != pytest.approx(frozen.alone[0].kl.value, rel=1e-5)
+    assert recomputed.alone[1].kl.value == frozen.alone[1].kl.value  # the last block: nothing attends to it
+    assert recomputed.from_bottom[0].kl.value == 0
+    assert recomputed.from_bottom[0].layers == ()
+    assert recomputed.from_bottom[-1] == recomputed.from_top[-1] == recomputed.whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mlps_replaced_by_themselves_change_nothing_at_all(gemma, tmp_path, dtype):
+    model = load_model(gemma.model.name, LAYERS[-1], CPU, dtype)
+    gemma.plain.to(dtype)
+    try:
+        own = {layer: Replacement("resid_mid", gemma.own_mlp(layer)) for layer in LAYERS}
+        variants = variants_of(LAYERS, 1, [False, True])
+        table, n = measure(SetRun(gemma.stores[0], [own], LAYERS, variants, SEQUENCES, tmp_path), model)
+    finally:
+        gemma.plain.to(torch.float32)
+    assert n == SEQUENCES
+    for variant in variants:
+        cost = table.cost(variant)
+        assert (cost.kl.value, cost.delta_ce.value, cost.top1.value) == (0, 0, 1)
+    for frozen in (False, True):
+        for layer in range(3):
+            assert table.growth(Variant(0, LAYERS, frozen), layer).error.value == 0
+    kl = table.sums[:, [table.place[Column("kl", variant)] for variant in variants]]
+    assert kl.abs().max() == 0  # exactly, of every document
+
+
+def test_one_layer_alone_costs_what_splice_reports(case):
+    compare_set(case.config(linear=False, name="alone"))
+    result = read_set(case.config(name="alone").folder)
+    for layer, cost in zip(LAYERS, result.sides[0].attention["recomputed"].alone, strict=True):
+        model = load_model(case.model.name, layer, CPU, torch.float32)
+        spliced = splice([case.transcoders[layer]], case.stores[layer], model, SEQUENCES, all_prefixes=False).figures(0)
+        assert cost.layers == (layer,)
+        assert cost.kl.value == pytest.approx(spliced.kl.value, rel=1e-4)
+        assert cost.delta_ce.value == pytest.approx(spliced.delta_ce.value, rel=1e-4, abs=1e-7)
+        assert (cost.kl.ci95 is None) == (spliced.kl.ci95 is None)  # too few documents for intervals
+        assert result.n_predictions == spliced.n_predictions
+        assert result.n_documents == spliced.n_prediction_documents
+        assert result.ce_clean.value == pytest.approx(spliced.ce_clean.value, rel=1e-5)
