@@ -104,5 +104,5 @@ def digest_of(transcoder: Transcoder) -> bytes:
     digest = xxhash.xxh3_128(transcoder.config.model_dump_json(exclude={"source", "name"}).encode())
     for name, array in transcoder.arrays().items():
         digest.update(name.encode())
-        digest.update(array.detach().cpu().contiguous().numpy())
+        digest.update(array.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -81,7 +82,7 @@ class SetTable:
     def cost(self, variant: Variant) -> Cost:
         """What a variant costs, and how much more than ours."""
         statistics = self.statistics(variant)
-        figures = {name: self.estimate(statistic) for name, statistic in statistics.items()}
+        figures: dict[str, Any] = {name: self.estimate(statistic) for name, statistic in statistics.items()}
         figures["ce"] = self.estimate(self.mean(Column("ce", variant)))
         if variant.side == OURS:
             return Cost(layers=variant.layers, **figures)
