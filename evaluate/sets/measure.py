@@ -22,6 +22,7 @@ from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.devices import of_kind
 from store.disk.files import write_tensors
+from store.shards.manifest import ShardEntry
 from store.shards.reader import Store
 
 VARIANTS_AT_ONCE = 8
@@ -53,7 +54,8 @@ def measure(run: SetRun, model: LanguageModel) -> tuple[SetTable, int]:
     texts = [tokens_of(run.store, *place) for place in places]
     lanes = Lanes(model)
     means = mean_outputs(run, texts, lanes)
-    missing = [number for number in range(len(texts)) if not part_file(run.work, number).exists()]
+    parts = [part_file(run.work, *place) for place in places]
+    missing = [number for number, part in enumerate(parts) if not part.exists()]
     n_sequences = sum(len(text.tokens) for text in texts)
     total = n_sequences * len(run.variants)
     done = total - sum(len(texts[number].tokens) for number in missing) * len(run.variants)
@@ -68,16 +70,17 @@ def measure(run: SetRun, model: LanguageModel) -> tuple[SetTable, int]:
 
         def keep(measured: tuple[int, Tensor, Tensor]) -> None:
             number, document, sums = measured
-            write_tensors(part_file(run.work, number), {"document": document, "sums": sums})
+            write_tensors(parts[number], {"document": document, "sums": sums})
 
         lanes.run(work, missing, keep)
-    parts = [load_file(part_file(run.work, number)) for number in range(len(texts))]
-    index = torch.unique(torch.cat([part["document"] for part in parts]), return_inverse=True)[1]
-    return SetTable(run.columns(model), by_document(index, torch.cat([part["sums"] for part in parts]))), n_sequences
+    read = [load_file(part) for part in parts]
+    index = torch.unique(torch.cat([part["document"] for part in read]), return_inverse=True)[1]
+    return SetTable(run.columns(model), by_document(index, torch.cat([part["sums"] for part in read]))), n_sequences
 
 
-def part_file(work: Path, number: int) -> Path:
-    return work / f"sequences-{number:05d}.safetensors"
+def part_file(work: Path, shard: ShardEntry, wanted: Tensor) -> Path:
+    """Named by the sequences that it has: how many run at once depends on the device, which may be another one later."""
+    return work / f"sequences-{shard.first_sequence + int(wanted[0]):07d}-{len(wanted)}.safetensors"
 
 
 def mean_outputs(run: SetRun, texts: Sequence[TokenRows], lanes: Lanes) -> dict[int, Float[Tensor, " d"]]:

@@ -25,6 +25,7 @@ from tests.store.transcoders.making import make_transcoder
 LAYERS = (0, 2)
 """Of three: one that is not replaced lies between."""
 SEQUENCES = 6
+STRONGER = 8
 CPU = torch.device("cpu")
 
 
@@ -151,9 +152,19 @@ class PlainRun:
     output: dict[int, Tensor]
 
 
+def strengthen_attention(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with attention that moves much from token to token: frozen, it is then far from recomputed."""
+    for name, parameter in model.named_parameters():
+        if "attn." in name or "attention." in name:
+            parameter.data.mul_(STRONGER)
+    return model
+
+
 def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFast, text_file: Path) -> Case:
     parts = PARTS[architecture]
     name = save_tiny(folder / "model", architecture, parts.tiny[architecture], tokenizer)
+    kind = getattr(transformers, architecture)
+    strengthen_attention(kind.from_pretrained(name, dtype=torch.float32)).save_pretrained(name)
     harvest(
         HarvestConfig(
             model=name,
@@ -180,7 +191,6 @@ def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFas
         arrays["threshold"] = arrays["threshold"].abs()
         transcoders[layer] = Transcoder(made.config, **arrays)
         transcoders[layer].save(folder / f"layer{layer}" / "run")
-    kind = getattr(transformers, architecture)
     plain = kind.from_pretrained(name, dtype=torch.float32, attn_implementation="eager").eval()
     stores = {layer: open_store(folder / "stores" / f"layer{layer}") for layer in LAYERS}
     return Case(folder, load_model(name, LAYERS[-1], CPU, torch.float32), plain, parts, stores, transcoders)

@@ -68,7 +68,7 @@ def test_frozen_and_recomputed_attention_differ_above_the_first_replaced_layer(c
     compare_set(case.config(linear=False, name="differ"))
     result = read_set(case.config(name="differ").folder)
     recomputed, frozen = (result.sides[0].attention[way] for way in WAYS)
-    assert recomputed.alone[0].kl.value != pytest.approx(frozen.alone[0].kl.value, rel=1e-5)
+    assert recomputed.alone[0].kl.value != pytest.approx(frozen.alone[0].kl.value, rel=1e-2)
     assert recomputed.alone[1].kl.value == frozen.alone[1].kl.value  # the last block: nothing attends to it
     assert recomputed.from_bottom[0].kl.value == 0
     assert recomputed.from_bottom[0].layers == ()
@@ -97,15 +97,33 @@ def test_mlps_replaced_by_themselves_change_nothing_at_all(gemma, tmp_path, dtyp
 
 
 def test_one_layer_alone_costs_what_splice_reports(case):
-    compare_set(case.config(linear=False, name="alone"))
+    many = 24  # enough documents for intervals
+    compare_set(case.config(linear=False, name="alone", sequences=many))
     result = read_set(case.config(name="alone").folder)
     for layer, cost in zip(LAYERS, result.sides[0].attention["recomputed"].alone, strict=True):
         model = load_model(case.model.name, layer, CPU, torch.float32)
-        spliced = splice([case.transcoders[layer]], case.stores[layer], model, SEQUENCES, all_prefixes=False).figures(0)
+        spliced = splice([case.transcoders[layer]], case.stores[layer], model, many, all_prefixes=False).figures(0)
         assert cost.layers == (layer,)
         assert cost.kl.value == pytest.approx(spliced.kl.value, rel=1e-4)
         assert cost.delta_ce.value == pytest.approx(spliced.delta_ce.value, rel=1e-4, abs=1e-7)
-        assert (cost.kl.ci95 is None) == (spliced.kl.ci95 is None)  # too few documents for intervals
+        assert cost.kl.ci95 == pytest.approx(spliced.kl.ci95, rel=1e-4)
         assert result.n_predictions == spliced.n_predictions
         assert result.n_documents == spliced.n_prediction_documents
         assert result.ce_clean.value == pytest.approx(spliced.ce_clean.value, rel=1e-5)
+
+
+def test_parts_of_a_run_with_other_batches_are_not_taken_for_its_own(gemma, tmp_path, monkeypatch):
+    """As when a comparison is interrupted on a CPU and goes on on a GPU, where more sequences are run at once."""
+    norms = {layer: store.norm for layer, store in gemma.stores.items()}
+    sides = [{layer: Replacement.of(gemma.transcoders[layer], norms[layer]) for layer in LAYERS}]
+    variants = variants_of(LAYERS, 1, [False])
+
+    def sums(folder):
+        return measure(SetRun(gemma.stores[0], sides, LAYERS, variants, SEQUENCES, folder), gemma.model)[0].sums
+
+    expected = sums(tmp_path / "whole")
+    sums(tmp_path / "interrupted")
+    for part in sorted((tmp_path / "interrupted").glob("sequences-*"))[3:]:
+        part.unlink()
+    monkeypatch.setattr("evaluate.sets.measure.of_kind", lambda *args: 2)
+    torch.testing.assert_close(sums(tmp_path / "interrupted"), expected, rtol=1e-4, atol=1e-7)
