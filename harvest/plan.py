@@ -17,10 +17,10 @@ from harvest.pool import Lanes
 from harvest.preflight import visit
 from harvest.ranks import Rank
 from harvest.shard import run_shard
-from harvest.space import disk_of, disk_shortage, gigabytes, memory_of_shard, shard_bytes, shards_on_disk
+from harvest.space import disk_of, disk_shortage, memory_of_shard, shard_bytes, shards_on_disk
 from harvest.text.stream import documents_from
 from harvest.text.tokens import PackedShard, SpecialTokens, pack
-from store.counts import duration
+from store.counts import duration, gigabytes
 from store.devices import of_kind
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused

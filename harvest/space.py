@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from harvest.config import HarvestConfig
+from store.counts import gigabytes
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
@@ -97,7 +98,3 @@ def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapp
             f"what is still to be written takes {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
             f"{gigabytes(needed - free)} too little; free some, choose another STORE, or fewer TOKENS, layers or sites"
         )
-
-
-def gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB"

@@ -23,6 +23,10 @@ def parse_count(text: str) -> int:
     return round(count)
 
 
+def gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB"
+
+
 def ceil_div(count: int, size: int) -> int:
     """How many groups of `size` hold `count`: count / size, rounded up."""
     return -(-count // size)

@@ -18,7 +18,7 @@ from torch import Tensor
 from store.disk.files import allow_open_files
 from store.disk.remote import Remote, RemoteFile, StorePath
 from store.errors import Damaged, Refused
-from store.loader.columns import Column, Columns
+from store.loader.columns import Column, Columns, columns_of
 from store.loader.schedule import Mix, Schedule, Window
 from store.shards.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
 from store.shards.manifest import Split
@@ -110,6 +110,15 @@ class Reader:
 def _row_bytes(store: Store, site: str) -> int:
     """Bytes of a row of a site, in the dtype of the store."""
     return store.manifest.recipe.torch_dtype.itemsize * store.manifest.widths[site]
+
+
+def window_bytes(store: Store, split: Split, sites: tuple[str, str], seed: int) -> int:
+    """Bytes of the largest window that `batches` holds, of which there are two."""
+    stores = (store, store.target_side)
+    kept = [shard.kept for shard in store.manifest.of_split(split)]
+    row_bytes = [_row_bytes(*side) for side in zip(stores, sites, strict=True)]
+    schedule = Schedule(kept, seed, Mix.of(len(kept), row_bytes))
+    return schedule.largest_window * sum(_row_bytes(stores[each.side], each.site) for each in {*columns_of(stores, sites)})
 
 
 def batches(

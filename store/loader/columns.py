@@ -22,28 +22,29 @@ class Column:
     site: str
 
 
-class Columns:
-    """The columns that two sites are read from: their own, or that which the MLP reads, where a site is recomputed.
+def columns_of(stores: tuple[Store, Store], sites: tuple[str, str]) -> tuple[Column, Column]:
+    """The column that each of two sites is read from: its own, or that which the MLP reads, where it is recomputed."""
+    one_store = stores[0].directory == stores[1].directory
+    source, target = (
+        Column(0 if one_store else side, store.norm.reads if store.recomputes(site) else site)
+        for side, (store, site) in enumerate(zip(stores, sites, strict=True))
+    )
+    return source, target
 
-    A column that is read anyway serves the MLP too.
+
+class Columns:
+    """The columns that two sites are read from.
+
+    A column that serves both sites, or one of them and the other's MLP, is read once.
     """
 
     def __init__(self, stores: tuple[Store, Store], sites: tuple[str, str]) -> None:
-        self.read: list[Column] = []
-        self.of_site: list[int] = []
+        of_sites = columns_of(stores, sites)
+        self.read = list(dict.fromkeys(of_sites))
+        self.of_site = [self.read.index(column) for column in of_sites]
         """For the source and the target, the number of its column."""
-        self.mlps: list[Mlp | None] = []
+        self.mlps = [store.mlp if store.recomputes(site) else None for store, site in zip(stores, sites, strict=True)]
         """For the source and the target, the MLP that makes its rows of the column's; None where they are the column's."""
-        one_store = stores[0].directory == stores[1].directory
-        for side, (store, site) in enumerate(zip(stores, sites, strict=True)):
-            mlp = store.mlp if store.recomputes(site) else None
-            column = Column(0 if one_store else side, site if mlp is None else mlp.norm.reads)
-            if mlp is None or column not in self.read:
-                self.read.append(column)
-                self.of_site.append(len(self.read) - 1)
-            else:
-                self.of_site.append(self.read.index(column))
-            self.mlps.append(mlp)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> "SitesOf":
         """How sites are made on a device; MLPs multiply in `dtype`."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
+from store.counts import gigabytes
 from store.devices import free_bytes
 from store.errors import Refused
-from store.loader.schedule import Mix, Schedule
-from store.shards.reader import Store
+from store.loader.batches import window_bytes
 from store.sparse.scan import SCORE_BYTES
 from train.checks import Prepared
 from train.config import TrainConfig
@@ -20,13 +21,16 @@ SAVED = 3
 WINDOWS = 2
 """Windows of rows that a loader holds: the one that is served and the one that is read."""
 
+MLP_COPY = 2
+"""Bytes on the device for each of mlp.safetensors, where targets are recomputed: float32, of weights kept in bfloat16."""
+
 
 @dataclass(frozen=True)
 class Need:
     """Bytes that some runs take while they are trained together, and one at a time for one of them."""
 
     state: int
-    """Weights, gradients, Adam, and what the target is seen through, on the device."""
+    """Weights, gradients, Adam, and what the target is seen through and recomputed by, on the device."""
     windows: int
     """Rows, on the host; on another device as much there."""
     step: int
@@ -53,7 +57,10 @@ class Need:
 def need_of(configs: Sequence[TrainConfig], prepared: Prepared) -> Need:
     """What the runs of one store take."""
     store = prepared.store
-    found = Need(0, _windows(configs[0], store), 0, 0)
+    sites = (configs[0].source_site, configs[0].target_site)
+    windows = WINDOWS * window_bytes(store, "train", sites, configs[0].seed)
+    mlp = store.target_side.manifest.mlp if store.target_side.recomputes(sites[1]) else None
+    found = Need(0 if mlp is None else MLP_COPY * mlp.bytes, windows, 0, 0)
     for position in prepared.left:
         config = configs[position]
         d_in = store.manifest.widths[config.source_site]
@@ -64,15 +71,6 @@ def need_of(configs: Sequence[TrainConfig], prepared: Prepared) -> Need:
         step = scores + 4 * config.batch_rows * (d_in + d_out * (len(config.prefixes) + 3))
         found = found.plus(Need(4 * COPIES * weights + root, 0, step, 4 * SAVED * weights))
     return found
-
-
-def _windows(config: TrainConfig, store: Store) -> int:
-    """Bytes of the loader's windows of rows of both sites, as `store.loader.batches` sizes them."""
-    shards = store.manifest.of_split("train")
-    sides = ((store, config.source_site), (store.target_side, config.target_site))
-    row_bytes = [side.manifest.recipe.torch_dtype.itemsize * side.manifest.widths[site] for side, site in sides]
-    schedule = Schedule([shard.kept for shard in shards], config.seed, Mix.of(len(shards), row_bytes))
-    return WINDOWS * schedule.largest_window * sum(row_bytes)
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,9 @@ def groups_that_fit(
     """
     size = min(at_once or len(needs), len(needs))
     largest = largest_of(needs, size)
-    takes = " and ".join(f"{_gb(needed)} of {where}'s memory" for needed, _, where in room.demands(largest))
-    parts = f"{_gb(largest.state)} weights, gradients and Adam, {_gb(largest.windows)} windows of rows"
-    there = " and ".join(_gb(free) for _, free, _ in room.demands(largest) if free is not None)
+    takes = " and ".join(f"{gigabytes(needed)} of {where}'s memory" for needed, _, where in room.demands(largest))
+    parts = f"{gigabytes(largest.state)} weights, gradients and Adam, {gigabytes(largest.windows)} windows of rows"
+    there = " and ".join(gigabytes(free) for _, free, _ in room.demands(largest) if free is not None)
     said = f"{size} layer{'s' * (size > 1)} at once take{'s' * (size == 1)} {takes} ({parts}), {there or 'unknown'} free"
     if not room.holds(largest):
         fewer = next((n for n in range(size - 1, 0, -1) if room.holds(largest_of(needs, n))), None)
@@ -132,16 +130,5 @@ def groups_of(n: int, size: int) -> list[range]:
 
 def largest_of(needs: Sequence[Need], size: int) -> Need:
     """What the group that takes most needs, of groups of so many layers."""
-    groups = [_together([needs[n] for n in group]) for group in groups_of(len(needs), size)]
+    groups = [reduce(Need.plus, (needs[n] for n in group)) for group in groups_of(len(needs), size)]
     return max(groups, key=lambda need: need.on_device() + need.on_host())
-
-
-def _together(needs: Sequence[Need]) -> Need:
-    total = Need(0, 0, 0, 0)
-    for need in needs:
-        total = total.plus(need)
-    return total
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB"

@@ -11,6 +11,7 @@ import torch
 from store.config import VerifyConfig
 from store.errors import Damaged, Refused
 from store.layout import MLP_FILE
+from store.loader import batches as loader
 from store.loader.batches import batches
 from store.loader.follow import Ledger, follow
 from store.mlp.forward import ACTIVATIONS
@@ -55,6 +56,27 @@ def test_batches_are_those_of_the_store_that_holds_them(name, twin, tmp_path):
     for rank in (0, 1):
         options = {"stop": 640, "rank": rank, "world": 2}
         assert_same_batches(batches(store, "heldout", 32, **options), batches(twin, "heldout", 32, **options))
+
+
+@pytest.mark.parametrize("sites", [("resid_mid", "mlp_out"), ("mlp_out", "mlp_out")])
+def test_the_bytes_of_a_window_are_those_of_the_arrays_that_are_read(twin, tmp_path, monkeypatch, sites):
+    """Of both sites where both are stored, and of one array where the other is recomputed from it, or is the same."""
+    found = []
+    for store in (twin, recomputed(tmp_path / "store")):
+        held = []
+        real = loader._Slot.__init__
+
+        def counting(self, *args, held=held, real=real):
+            real(self, *args)
+            held.append(sum(array.nbytes for array in self.host))
+
+        monkeypatch.setattr(loader._Slot, "__init__", counting)
+        next(batches(store, "train", 32, sites=sites))
+        monkeypatch.setattr(loader._Slot, "__init__", real)
+        found.append(loader.window_bytes(store, "train", sites, 0))
+        assert held == found[-1:] * 2
+    d_in, d_out = 12, 10
+    assert found[1] * (d_out if sites[0] == "mlp_out" else d_in + d_out) == found[0] * d_in
 
 
 def test_targets_are_computed_on_the_device_that_asks_for_them(accelerator, twin, tmp_path):
