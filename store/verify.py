@@ -6,7 +6,7 @@ from store.errors import Damaged
 from store.lens.site_lens import damage_of_lens
 from store.mlp.files import CURE as MLP_CURE
 from store.mlp.proof import check_fvu
-from store.shards.manifest import load_manifest
+from store.shards.manifest import Manifest, load_manifest
 from store.shards.metric import CURE, damage_of_metric
 from store.shards.reader import damage_of_mlp, find_damage, open_store
 from store.shards.ring import present
@@ -28,18 +28,18 @@ def verify(config: VerifyConfig) -> str:
     for found in estimates:
         if found is not None:
             raise Damaged(f"{found}; {CURE}")
-    proof = proven(directory)
+    proof = proven(directory, manifest)
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     return f"{directory}: all {len(manifest.shards)} shards ({megabytes:,.0f} MB) are as they were written{proof}"
 
 
-def proven(directory: StorePath) -> str:
+def proven(directory: StorePath, manifest: Manifest) -> str:
     """How near the MLP of a store comes to the true rows of its shards, for people; empty where the store keeps none.
 
     Refused where a shard's rows cannot be recomputed."""
-    if load_manifest(directory).mlp is None:
+    if manifest.mlp is None:
         return ""
-    store = open_store(directory)
+    store = open_store(directory, manifest)
     worst = 0.0
     for shard in store.manifest.shards:
         found = store.proven_fvu(shard)

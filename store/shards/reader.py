@@ -52,6 +52,11 @@ class Store:
         info = self.manifest.mlp
         return None if info is None else load_mlp(self.directory, info, self.norm)
 
+    @cached_property
+    def _mlp_in_float32(self) -> Mlp:
+        assert self.mlp is not None
+        return self.mlp.to("cpu", torch.float32)
+
     def recomputes(self, site: str) -> bool:
         """Whether a site's rows are not in the shards, but computed by the MLP from those of the site that it reads."""
         return site in self.manifest.recipe.sites and site not in self.manifest.recipe.stored_sites
@@ -73,9 +78,7 @@ class Store:
         """
         if not self.recomputes(site):
             return self.array(shard, site)[index]
-        assert self.mlp is not None
-        mlp = self.mlp.to("cpu", torch.float32)
-        return mlp(self.array(shard, mlp.norm.reads)[index])
+        return self._mlp_in_float32(self.array(shard, self.norm.reads)[index])
 
     def proof(self, shard: ShardEntry) -> tuple[Tensor, Tensor]:
         """Some kept rows of the site that the MLP reads, and the true rows of mlp_out beside them."""
@@ -87,8 +90,7 @@ class Store:
 
     def proven_fvu(self, shard: ShardEntry) -> float:
         """FVU of the MLP's rows against the true ones of `proof`, measured here."""
-        assert self.mlp is not None
-        return recomputed_fvu(self.mlp, *self.proof(shard))
+        return recomputed_fvu(self._mlp_in_float32, *self.proof(shard))
 
     def row_of_token(self, shard: ShardEntry) -> Tensor:
         """int64 [sequences, context]: where the rows of a shard hold each of its tokens."""

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from store.loader.batches import batches
-from store.mlp.derivatives import Function, pullback
+from store.mlp.derivatives import Function
 from store.mlp.forward import Mlp
 from store.names import ViewName
 from store.shards.reader import Store
@@ -28,11 +28,15 @@ def of_view(mlp: Mlp, view: ViewName) -> Function:
 
 def mean_derivative(function: Function, x: Float[Tensor, "rows d_in"], d_out: int) -> Float[Tensor, "d_in d_out"]:
     """The mean over rows of the function's derivative; row j is its answer to a push of dimension j."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        y = function(x)
     by_output = []
     for dimension in range(d_out):
-        u = torch.zeros(len(x), d_out, device=x.device)
+        u = torch.zeros_like(y)
         u[:, dimension] = 1
-        by_output.append(pullback(function, x, u).mean(0))
+        [direction] = torch.autograd.grad(y, x, u, retain_graph=True)
+        by_output.append(direction.mean(0))
     return torch.stack(by_output, dim=1)
 
 
@@ -46,10 +50,17 @@ def start_decoder(module: TrainingTranscoder, store: Store, config: TrainConfig)
     device = module.encoder.device
     mlp = store.mlp.to(device, torch.float32)
     sites = (config.source_site, config.target_site)
-    stream = batches(store, "train", START_ROWS, view=config.input_view, sites=sites, device=device, seed=config.seed)
-    x = next(stream).source
-    stream.close()
-    answers = module.encoder @ mean_derivative(of_view(mlp, config.input_view), x, module.decoder.shape[1])
+    [batch] = batches(
+        store,
+        "train",
+        START_ROWS,
+        view=config.input_view,
+        sites=sites,
+        device=device,
+        seed=config.seed,
+        stop=START_ROWS,
+    )
+    answers = module.encoder @ mean_derivative(of_view(mlp, config.input_view), batch.source, module.decoder.shape[1])
     if module.target_root is not None:
         answers = answers @ module.target_root
     length = answers.norm(dim=1, keepdim=True)
