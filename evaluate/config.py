@@ -5,7 +5,7 @@ from pathlib import Path
 
 from store.cli import EachLayer, Layers, Options, Positive, StorePathOption
 from store.errors import Refused
-from store.layers.parse import spell_layers
+from store.layers.parse import as_layers, spell_layers
 from store.layers.words import LAYER
 from store.layout import default_run
 
@@ -80,7 +80,7 @@ class LayersConfig(EvaluateConfig):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        return as_layers(self.layer)
 
     def for_layer(self, layer: int) -> "LayersConfig":
         """The options for one of the layers."""

@@ -9,6 +9,7 @@ from store.cli import Count, Layers, NotNegative, Options, Positive, Range, Stor
 from store.counts import ceil_div
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
+from store.layers.parse import as_layers
 from store.layout import default_store
 from store.parents import holds_store, layer_folder, layers_in
 from store.usage import did_you_mean
@@ -266,7 +267,7 @@ class HarvestConfig(Options):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        return as_layers(self.layer)
 
     @property
     def directory(self) -> StorePath:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from store.cli import Count, Layers, Options, Positive, Range, Seed, StoreOptions, StorePathOption
 from store.disk.remote import StorePath
+from store.layers.parse import as_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,10 @@ class MetricConfig(Options):
     @property
     def directories(self) -> dict[int, StorePath]:
         """The store of each layer."""
-        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
-        return {layer: StoreOptions(model=self.model, layer=layer, store=self.store).store_directory for layer in layers}
+        return {
+            layer: StoreOptions(model=self.model, layer=layer, store=self.store).store_directory
+            for layer in as_layers(self.layer)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from store.cli import Layers, Options, Positive, StoreOptions, StorePathOption
 from store.errors import Refused
+from store.layers.parse import as_layers
 from store.layout import default_run
 from store.names import ViewName
 
@@ -78,5 +79,4 @@ class ExportSetConfig(Options):
             return self.runs
         if self.runs:
             raise Refused(f"layer is given, and {self.runs[0]} too; give the folders of runs, or their layers")
-        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
-        return tuple(default_run(self.model, layer, self.run) for layer in layers)
+        return tuple(default_run(self.model, layer, self.run) for layer in as_layers(self.layer))

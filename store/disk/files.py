@@ -29,6 +29,13 @@ def hash_file(digest: xxhash.xxh3_128, path: StorePath) -> None:
             digest.update(block)
 
 
+def size_and_checksum(path: StorePath) -> tuple[int, str]:
+    """Bytes of a file and its XXH3-128, as a manifest records them."""
+    digest = xxhash.xxh3_128()
+    hash_file(digest, path)
+    return path.stat().st_size, digest.hexdigest()
+
+
 def allow_open_files(n_files: int) -> None:
     """Raises this process's limit of open files, where it is too low. Refused when the system does not allow that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

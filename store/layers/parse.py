@@ -30,6 +30,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def as_layers(layer: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The layers of an option that names one or several."""
+    return layer if isinstance(layer, tuple) else (layer,)
+
+
 def spell_layers(layers: Sequence[int]) -> str:
     """The shortest text for layers, as `parse_layers` reads it: 0-4,8,12,13."""
     parts: list[str] = []

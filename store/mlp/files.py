@@ -6,7 +6,7 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from store.disk.files import write_tensors
+from store.disk.files import size_and_checksum, write_tensors
 from store.disk.remote import StorePath
 from store.errors import Damaged
 from store.layout import MLP_FILE
@@ -31,10 +31,10 @@ def save_mlp(directory: StorePath, mlp: Mlp) -> MlpInfo:
             arrays = arrays | {"post_bias": mlp.post_norm.bias}
     path = directory / MLP_FILE
     write_tensors(path, arrays)
-    content = path.read_bytes()
+    n_bytes, checksum = size_and_checksum(path)
     return MlpInfo(
-        bytes=len(content),
-        xxh3_128=xxhash.xxh3_128_hexdigest(content),
+        bytes=n_bytes,
+        xxh3_128=checksum,
         kind=mlp.kind,
         activation=mlp.activation,
         post_norm=post_norm,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from pydantic import TypeAdapter, model_serializer
 
-from store.disk.files import write_tensors
+from store.disk.files import size_and_checksum, write_tensors
 from store.disk.remote import StorePath
 from store.errors import Damaged
 from store.shards.recipe import Split, Strict, without_none
@@ -103,8 +103,8 @@ def write_chapter(
     """Writes a chapter: the entries, and the sums over all training shards up to its last. It is never changed again."""
     path = _path(directory, number)
     write_tensors(path, sums, {"shards": _ENTRIES.dump_json(entries).decode()})
-    content = path.read_bytes()
-    return ChapterInfo(shards=len(entries), bytes=len(content), xxh3_128=xxhash.xxh3_128_hexdigest(content))
+    n_bytes, checksum = size_and_checksum(path)
+    return ChapterInfo(shards=len(entries), bytes=n_bytes, xxh3_128=checksum)
 
 
 def read_chapters(directory: StorePath, chapters: Iterable[ChapterInfo]) -> tuple[ShardEntry, ...]:

@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
-import xxhash
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from store.disk.files import hash_file, write_tensors
+from store.disk.files import size_and_checksum, write_tensors
 from store.disk.remote import StorePath
 from store.errors import Damaged, Refused
 from store.layout import METRIC_FILE
@@ -135,10 +134,9 @@ def write_sums(path: StorePath, manifest: Manifest, sites: Mapping[str, SiteSums
     """Writes the sums of all sites to a file; what the manifest says of it: bytes, checksum, agreement of the halves."""
     arrays = {f"{name}.{site}": array.to(dtype) for site, sums in sites.items() for name, array in sums.arrays().items()}
     write_tensors(path, arrays, {"store_fingerprint": manifest.fingerprint})
-    digest = xxhash.xxh3_128()
-    hash_file(digest, path)
+    n_bytes, checksum = size_and_checksum(path)
     agreement = {site: sums.agreement for site, sums in sites.items()}
-    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest(), "agreement": agreement}
+    return {"bytes": n_bytes, "xxh3_128": checksum, "agreement": agreement}
 
 
 def read_sums(store: Store, path: StorePath, info: MetricInfo | None, kind: type[S], site: str) -> S | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from store.cli import Layers, Positive
 from store.errors import Refused
+from store.layers.parse import as_layers
 from store.layers.words import LAYER
 from store.parents import holds_store
 from train.config import TrainConfig
@@ -14,7 +15,7 @@ from train.layers.shares import whole
 
 def layers_of(config: TrainConfig) -> tuple[int, ...]:
     """The layers that the options name: one, or several."""
-    return config.layer if isinstance(config.layer, tuple) else (config.layer,)
+    return as_layers(config.layer)
 
 
 def options_of_layer(config: TrainConfig, layer: int, **changes: Any) -> dict[str, Any]:
