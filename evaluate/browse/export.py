@@ -61,7 +61,7 @@ def export(config: BrowseExportConfig) -> Path:
                     log.warning(words, name, f"{exported:,}", f"{len(run.features()):,}", every, every)
                 for latent in tqdm(range(exported), desc=name, unit="feature"):
                     write(links.file("feature", name, latent), partial(pages.feature, name, latent))
-                if map_or_problem(config.results, run)[0] is not None:
+                if map_or_problem(results, run)[0] is not None:
                     for latent in tqdm(range(exported), desc=f"{name}, graphs", unit="graph"):
                         write(links.file("graph", name, latent), partial(pages.graph, name, latent))
     return out

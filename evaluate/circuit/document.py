@@ -5,16 +5,18 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from evaluate.circuit.config import CircuitConfig
 from evaluate.circuit.graph import GraphNode, TokenGraph, pruned, token_graph
 from evaluate.circuit.layers import CircuitLayer
-from evaluate.circuit.parts import rows_in_step
-from evaluate.features.reader import open_features
+from evaluate.circuit.parts import in_step
+from evaluate.features.reader import Features, open_features
 from evaluate.rows import places
 from evaluate.text import visible
 from harvest.model.tokenizer import load_tokenizer, token_texts
@@ -58,15 +60,15 @@ def write_graph(config: CircuitConfig, layers: Sequence[CircuitLayer]) -> str:
     tokenizer = load_tokenizer(recipe, config.tokenizer)
     rows = rows_of_document(store, config.document, config.tokens)
     words = token_texts(tokenizer, [row.token for row in rows])
-    labels = {layer.layer: labels_of(layer.run) for layer in layers}
+    features = {layer.layer: features_of(layer.run) for layer in layers}
     nodes: list[dict[str, Any]] = []
     links: list[dict[str, Any]] = []
-    for position, graph in enumerate(graphs_of(layers, rows, config.batch_rows)):
+    for position, graph in enumerate(graphs_of(layers, rows)):
         kept = pruned(graph, config.node_threshold, config.edge_threshold)
         names = [node_id(node, position, rows[position].token) for node in graph.nodes]
         for index in np.flatnonzero(kept.nodes).tolist():
             node = graph.nodes[index]
-            label = label_of(node, labels, words[position])
+            label = label_of(node, features, words[position])
             nodes.append(node_json(node, names[index], position, float(kept.influence[index]), label))
         for target, source in np.argwhere(kept.links).tolist():
             weight = float(graph.weights[target, source])
@@ -102,22 +104,20 @@ def rows_of_document(store: Store, number: int, most: int) -> list[DocumentRow]:
     return rows[:most]
 
 
-def graphs_of(layers: Sequence[CircuitLayer], rows: Sequence[DocumentRow], batch_rows: int) -> list[TokenGraph]:
+@torch.no_grad()
+def graphs_of(layers: Sequence[CircuitLayer], rows: Sequence[DocumentRow]) -> list[TokenGraph]:
     """The graph of each row, in their order."""
-    wanted: dict[str, dict[int, int]] = {}
-    for position, row in enumerate(rows):
-        wanted.setdefault(row.shard.name, {})[row.row] = position
-    graphs: dict[int, TokenGraph] = {}
+    graphs: list[TokenGraph] = []
     device = layers[0].reader.encoder.device
-    for shard in layers[0].store.manifest.of_split("heldout"):
-        positions = wanted.get(shard.name, {})
-        start = 0
-        for batch in rows_in_step(layers, shard, 0, max(positions, default=-1) + 1, batch_rows, device):
-            stop = start + len(batch[0].scale)
-            for row in sorted(row for row in positions if start <= row < stop):
-                graphs[positions[row]] = token_graph(layers, batch, row - start)
-            start = stop
-    return [graphs[position] for position in range(len(rows))]
+    for shard, of_shard in groupby(rows, key=lambda row: row.shard):
+        index = torch.tensor([row.row for row in of_shard])
+        read = []
+        for layer in layers:
+            resid, mlp_out = (layer.store.rows(shard, site, index).float().to(device) for site in layer.sites)
+            read.append((resid, mlp_out))
+        step = in_step(layers, read)
+        graphs += (token_graph(layers, step, number) for number in range(len(index)))
+    return graphs
 
 
 QUERY = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
@@ -158,27 +158,28 @@ def pairing(a: int, b: int) -> int:
     return (a + b) * (a + b + 1) // 2 + b
 
 
-def labels_of(run: Path) -> dict[int, str]:
-    """By latent, a few words about its strongest firing; empty before `make features`."""
+def features_of(run: Path) -> Features | None:
+    """What the run's latents respond to; None before `make features`."""
     path = run / SAMPLES / FEATURES
-    if not path.exists():
-        return {}
-    examples = open_features(path, path.stat().st_mtime_ns).example.to_pylist()
-    return {latent: example_text(example) for latent, example in enumerate(examples) if example is not None}
+    return open_features(path, path.stat().st_mtime_ns) if path.exists() else None
 
 
-def example_text(example: dict[str, str]) -> str:
+def example_text(features: Features | None, latent: int) -> str:
+    """A few words about a latent's strongest firing; empty where nothing is known of it."""
+    example = None if features is None else features.example[latent].as_py()
+    if example is None:
+        return ""
     before, token, after = (visible(example[part]) for part in ("before", "token", "after"))
     return f"{before[-30:]}[{token}]{after[:20]}"
 
 
-def label_of(node: GraphNode, labels: dict[int, dict[int, str]], word: str) -> str:
+def label_of(node: GraphNode, features: dict[int, Features | None], word: str) -> str:
     """What a viewer calls a node; empty for a feature that nothing is known of."""
     if node.kind == "rest":
         return f"{visible(word)}: embedding, attention, other MLPs"
     if node.kind == "error":
         return f"error of layer {node.layer}"
-    return labels[node.layer].get(node.latent, "")
+    return example_text(features[node.layer], node.latent)
 
 
 def metadata_of(config: CircuitConfig, layers: Sequence[CircuitLayer], words: Sequence[str]) -> dict[str, Any]:

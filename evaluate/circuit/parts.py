@@ -62,12 +62,19 @@ def rows_in_step(
         for layer in layers
     ]
     for batch in zip(*readers, strict=True):
-        written = torch.zeros_like(batch[0].target)
-        found = []
-        for layer, rows_of_layer in zip(layers, batch, strict=True):
-            found.append(layer_rows(layer, rows_of_layer.source, rows_of_layer.target, written))
-            written = written + rows_of_layer.target
-        yield found
+        yield in_step(layers, [(each.source, each.target) for each in batch])
+
+
+def in_step(
+    layers: Sequence[CircuitLayer], rows: Sequence[tuple[Float[Tensor, "rows d"], Float[Tensor, "rows d"]]]
+) -> list[LayerRows]:
+    """Every layer at the same rows, from what each reads, as stored, and what its MLP adds."""
+    written = torch.zeros_like(rows[0][1])
+    found = []
+    for layer, (resid, mlp_out) in zip(layers, rows, strict=True):
+        found.append(layer_rows(layer, resid, mlp_out, written))
+        written = written + mlp_out
+    return found
 
 
 def layer_rows(

@@ -5,6 +5,7 @@ from pathlib import Path
 import xxhash
 
 from evaluate.estimates import Result, read_result
+from store.disk.files import hash_file
 from store.layout import CIRCUIT_SUMMARY, WEIGHTS
 
 FORMAT_VERSION = 1
@@ -115,7 +116,5 @@ def read_circuit(folder: Path) -> CircuitSummary | None:
 def weights_hash(run: Path) -> str:
     """32 hex digits of XXH3-128 of a run's weights."""
     digest = xxhash.xxh3_128()
-    with (run / WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    hash_file(digest, run / WEIGHTS)
     return digest.hexdigest()
