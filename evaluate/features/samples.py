@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from evaluate.baselines import find_baselines
 from evaluate.features.collect import Collection, collect, key_of
 from evaluate.features.config import FeaturesConfig
@@ -68,12 +70,12 @@ def collect_samples(config: FeaturesConfig) -> Path:
     key = key_of(config.run_directory, store, shards, config, seeds)
     done = read_summary(config.folder)
     if done and not config.force and (config.json <= done.json):
-        if lens is not None and done.key == key_of(config.run_directory, store, shards, config, seeds, lens):
-            return config.folder  # of an earlier version, with these promoted tokens
         if done.key == key:
             if lens is not None and not (done.promoted_tokens and done.lens_digest == lens.digest):
-                add_to(config, done, transcoder, lens, store)
+                add_to(config, done, transcoder, lens, store, device)
             return config.folder
+        if lens is not None and done.key == key_of(config.run_directory, store, shards, config, seeds, lens):
+            return config.folder  # of an earlier version, with these promoted tokens
     tokenizer = load_tokenizer(store.manifest.recipe, config.tokenizer)
     if config.check:
         check_shards(store, config.split)
@@ -102,7 +104,9 @@ def collect_samples(config: FeaturesConfig) -> Path:
     return config.folder
 
 
-def add_to(config: FeaturesConfig, done: CollectionSummary, transcoder: Transcoder, lens: Lens, store: Store) -> None:
+def add_to(
+    config: FeaturesConfig, done: CollectionSummary, transcoder: Transcoder, lens: Lens, store: Store, device: torch.device
+) -> None:
     """Adds the tokens that a lens promotes to a finished collection; says why not, where the model cannot be had.
 
     config: the options.
@@ -110,10 +114,10 @@ def add_to(config: FeaturesConfig, done: CollectionSummary, transcoder: Transcod
     transcoder: whose latents were collected.
     lens: through which the tokens are read.
     store: names the model.
+    device: on which they are searched.
     """
     recipe = store.manifest.recipe
     tokenizer = load_tokenizer(recipe, config.tokenizer)
-    device = resolve_device(config.device)
     fires = firing(config.folder)
     shown = promoted_or_why_not(transcoder.W_dec, fires, lens, recipe, tokenizer, device, config.run_directory)
     if shown is not None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from store.disk.files import write_text
 from store.disk.lock import WriterLock
 from store.errors import Damaged, Refused
 from store.layout import UPLOADED
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,17 @@ def upload(config: PublishNeuronpediaConfig) -> str:
     with Service(config) as service, WriterLock(folder / "upload.lock"):
         uploaded = uploaded_in(folder, config.server)
         # All are read before the first is sent: a batch that the server would refuse is found now.
-        rest = [name for name in names if is_due(read_batch(folder, name), uploaded)]
-        if not rest:
+        first = None
+        rest: list[str] = []
+        sources: set[str] = set()
+        for name in names:
+            batch = read_batch(folder, name)
+            if is_due(batch, uploaded):
+                first = first or batch
+                rest.append(name)
+                sources.add(batch.source)
+        if first is None:
             return f"all {len(names)} batches of {folder} have arrived before; nothing was sent"
-        first = read_batch(folder, rest[0])
-        sources = {read_batch(folder, name).source for name in rest}
         made = prepare(service, first, sources)
         n_sent = 0
         for name in tqdm(rest, desc="batches", unit="batch"):
