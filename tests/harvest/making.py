@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 import harvest.opening
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
+from tests.command import words
 from tests.harvest.kills import Model, corpus_of
 
 TEXTS = [f"document {number} " * (number * 7 % 11 + 1) for number in range(200)]
@@ -42,6 +43,24 @@ def instant_harvest(tokenizer: Path, store: Path, monkeypatch: pytest.MonkeyPatc
         device="cpu",
         compute_dtype="float32",
         store=store,
+    )
+
+
+def options_of(config: HarvestConfig, layer: str) -> list[str]:
+    """The command line of a test's harvest, of layers as people write them."""
+    return words(
+        model=config.model,
+        layer=layer,
+        dataset=config.dataset,
+        tokens=config.tokens,
+        shard_tokens=512,
+        context=32,
+        heldout_every=2,
+        batch_sequences=5,
+        store=config.store,
+        device="cpu",
+        compute_dtype="float32",
+        metric_sequences=config.metric_sequences,
     )
 
 

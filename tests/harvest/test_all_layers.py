@@ -11,31 +11,14 @@ from harvest.model.depth import every_layer
 from store.errors import Refused
 from store.layers.parse import spell_layers
 from store.shards.reader import open_store
-from tests.command import run, words
-
-
-def options_of(config, **changes) -> list[str]:
-    fields = dict(
-        model=config.model,
-        layer="all",
-        dataset=config.dataset,
-        tokens=config.tokens,
-        shard_tokens=512,
-        context=32,
-        heldout_every=2,
-        batch_sequences=5,
-        store=config.store,
-        device="cpu",
-        compute_dtype="float32",
-        metric_sequences=0,
-    )
-    return words(**(fields | changes))
+from tests.command import run
+from tests.harvest.making import options_of
 
 
 def test_all_is_every_layer_of_the_model_in_one_pass(config, monkeypatch, capsys, caplog):
     n_layers = json.loads((Path(config.model) / "config.json").read_text())["num_hidden_layers"]
     caplog.set_level(logging.INFO)
-    assert run(monkeypatch, capsys, "harvest", *options_of(config))[0] == 0
+    assert run(monkeypatch, capsys, "harvest", *options_of(config, "all"))[0] == 0
     stores = [open_store(config.store / f"layer{layer}") for layer in range(n_layers)]
     assert not (config.store / f"layer{n_layers}").exists()
     assert len({store.manifest.recipe.stream for store in stores}) == 1
@@ -46,7 +29,7 @@ def test_all_is_every_layer_of_the_model_in_one_pass(config, monkeypatch, capsys
 
 def test_a_range_beyond_the_depth_is_one_line_before_the_model_is_loaded(config, monkeypatch, capsys):
     for command in ((), ("plan",)):
-        code, errors = run(monkeypatch, capsys, "harvest", *command, *options_of(config, layer="0-9"))
+        code, errors = run(monkeypatch, capsys, "harvest", *command, *options_of(config, "0-9"))
         assert code == 1
         assert errors.startswith("harvest: error: layer ")
         assert "is out of range" in errors

@@ -17,7 +17,6 @@ from harvest.text.corpus import RETRIES, Corpus, resuming
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
 from tests.child import PATIENCE, TORCHRUN
-from tests.command import words
 from tests.harvest.making import store_files
 
 
@@ -55,25 +54,8 @@ def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, t
         assert store_files(cut.directories[layer]) == store_files(whole.directories[layer])
 
 
-def options_of(config) -> list[str]:
-    return words(
-        model=config.model,
-        layer="0,1",
-        dataset=config.dataset,
-        tokens=config.tokens,
-        shard_tokens=512,
-        context=32,
-        heldout_every=2,
-        batch_sequences=5,
-        store=config.store,
-        device="cpu",
-        compute_dtype="float32",
-        metric_sequences=config.metric_sequences,
-    )
-
-
 def torchrun(config) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", *TORCHRUN, "-m", "harvest", *options_of(config)]
+    command = [sys.executable, "-W", "ignore", *TORCHRUN, "-m", "harvest", *options_of(config, "0,1")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

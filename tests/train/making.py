@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,26 +17,45 @@ from train.checkpoint import candidates
 from train.config import TrainConfig
 from train.step.module import TrainingTranscoder
 
+FORTY_STEPS: dict[str, Any] = dict(
+    model="tiny",
+    d_sae=40,
+    k=4,
+    tokens=32 * 40,
+    batch_rows=32,
+    lr=5e-3,
+    warmup_steps=5,
+    checkpoint_every=10,
+    log_every=5,
+    dead_after=200,
+    aux_k=4,
+    device="cpu",
+)
+"""Options of a run on stores of `make_store`, or of `store_of`."""
+
+FOLLOWED: dict[str, Any] = dict(
+    model="m",
+    view="raw",
+    d_sae=16,
+    k=2,
+    tokens=16 * 36,
+    batch_rows=16,
+    warmup_steps=3,
+    checkpoint_every=10,
+    log_every=1,
+    heldout_every=0,
+    dead_after=100,
+    aux_k=2,
+    lr=1e-2,
+    device="cpu",
+    follow=True,
+)
+"""Options of a run beside `instant_harvest`."""
+
 
 def run_config(store: Path, run: Path) -> TrainConfig:
     """40 steps on a store of `make_store`."""
-    return TrainConfig(
-        model="tiny",
-        layer=1,
-        store=store,
-        run=run,
-        d_sae=40,
-        k=4,
-        tokens=32 * 40,
-        batch_rows=32,
-        lr=5e-3,
-        warmup_steps=5,
-        checkpoint_every=10,
-        log_every=5,
-        dead_after=200,
-        aux_k=4,
-        device="cpu",
-    )
+    return TrainConfig(**FORTY_STEPS, layer=1, store=store, run=run)
 
 
 def results_of(config: TrainConfig) -> tuple[dict, list[dict]]:

@@ -24,7 +24,7 @@ from store.shards.writer import StoreWriter
 from tests.child import python
 from tests.harvest.kills import Killed, Life, corpus_of
 from tests.harvest.making import TEXTS, instant_harvest
-from tests.train.making import assert_same_run
+from tests.train.making import FOLLOWED, assert_same_run
 from train import follow
 from train.config import TrainConfig
 from train.loop import train
@@ -37,26 +37,7 @@ def asked(tiny_models, tmp_path, monkeypatch) -> HarvestConfig:
 
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
-    return TrainConfig(
-        model="m",
-        layer=1,
-        store=tmp_path / "whole",
-        run=tmp_path / "run",
-        view="raw",
-        d_sae=16,
-        k=2,
-        tokens=16 * 36,
-        batch_rows=16,
-        warmup_steps=3,
-        checkpoint_every=10,
-        log_every=1,
-        heldout_every=0,
-        dead_after=100,
-        aux_k=2,
-        lr=1e-2,
-        device="cpu",
-        follow=True,
-    )
+    return TrainConfig(**FOLLOWED, layer=1, store=tmp_path / "whole", run=tmp_path / "run")
 
 
 def test_followed_rows_are_the_shards_rows_in_the_order_of_the_harvest(asked, config, tmp_path, monkeypatch):

@@ -46,8 +46,8 @@ def figures_by_hand(case: Case, layers: tuple[int, ...], frozen: bool) -> dict[s
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_figures_equal_plain_transformers_with_hooks(case, way, tmp_path_factory):
-    config = case.config(linear=False, name=f"plain-{way}")
+def test_figures_equal_plain_transformers_with_hooks(case, way):
+    config = case.config(linear=False, name="both")
     compare_set(config)
     result = read_set(config.folder)
     assert result is not None
@@ -65,8 +65,9 @@ def test_figures_equal_plain_transformers_with_hooks(case, way, tmp_path_factory
 
 
 def test_frozen_and_recomputed_attention_differ_above_the_first_replaced_layer(case):
-    compare_set(case.config(linear=False, name="differ"))
-    result = read_set(case.config(name="differ").folder)
+    config = case.config(linear=False, name="both")
+    compare_set(config)
+    result = read_set(config.folder)
     recomputed, frozen = (result.sides[0].attention[way] for way in WAYS)
     assert recomputed.alone[0].kl.value != pytest.approx(frozen.alone[0].kl.value, rel=1e-2)
     assert recomputed.alone[1].kl.value == frozen.alone[1].kl.value  # the last block: nothing attends to it

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from harvest.model.families import FAMILIES, PARALLEL, families_table, recognise_norm
 from harvest.model.loading import load_model
@@ -15,21 +14,8 @@ from store.errors import Refused
 from store.views import normed, rms
 from tests.child import ROOT
 from tests.harvest.model.making import N_LAYERS, NEOX, TINY, TINY_PARALLEL, plain_sites, save_tiny
-from tests.making import BOS
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_models) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(tiny_models["gpt2"])
-
-
-@pytest.fixture(scope="module")
-def tokens() -> torch.Tensor:
-    ids = torch.randint(3, 95, (3, 24), generator=torch.Generator().manual_seed(0))
-    ids[:, 0] = BOS
-    return ids
 
 
 def test_each_family_has_its_tiny_model():

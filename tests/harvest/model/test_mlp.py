@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from harvest.model.families import FAMILIES, PARALLEL, Family
 from harvest.model.loading import load_model
@@ -12,7 +11,6 @@ from store.errors import Refused
 from store.mlp.files import load_mlp, save_mlp
 from store.views import Norm
 from tests.harvest.model.making import N_LAYERS, TINY, TINY_PARALLEL, plain_sites, save_tiny
-from tests.making import BOS
 
 CPU = torch.device("cpu")
 EXPERTS = [name for name, family in FAMILIES.items() if family.mlp is None]
@@ -26,18 +24,6 @@ PLAIN = {
     "GPTNeoXForCausalLM",
     "PhiForCausalLM",
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_models) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(tiny_models["gpt2"])
-
-
-@pytest.fixture(scope="module")
-def tokens() -> torch.Tensor:
-    ids = torch.randint(3, 95, (3, 24), generator=torch.Generator().manual_seed(0))
-    ids[:, 0] = BOS
-    return ids
 
 
 def check_every_layer(folder: str, architecture: str, family: Family, tokens: torch.Tensor, store) -> None:

@@ -9,7 +9,7 @@ from store.shards.reader import Store, open_store
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 from tests.making import make_norm, make_recipe, make_rows, with_metric
-from tests.train.making import store_of
+from tests.train.making import FORTY_STEPS, store_of
 from train.config import TrainConfig
 from train.layers.config import LayersTrainConfig
 
@@ -25,26 +25,8 @@ def stores_in(folder: Path, n_shards: int = 6) -> Path:
 
 def options(stores: Path, runs: Path, **changes: Any) -> LayersTrainConfig:
     """40 steps on each layer, with a checkpoint every ten."""
-    fields = dict(
-        model="tiny",
-        layer=LAYERS,
-        store=stores,
-        run=runs / "layer{layer}",
-        d_sae=40,
-        k=4,
-        tokens=32 * 40,
-        batch_rows=32,
-        lr=5e-3,
-        warmup_steps=5,
-        checkpoint_every=10,
-        log_every=5,
-        heldout_every=20,
-        heldout_rows=100,
-        dead_after=200,
-        aux_k=4,
-        device="cpu",
-    )
-    return LayersTrainConfig(**(fields | changes))
+    fields = dict(layer=LAYERS, store=stores, run=runs / "layer{layer}", heldout_every=20, heldout_rows=100)
+    return LayersTrainConfig(**(FORTY_STEPS | fields | changes))
 
 
 def alone(stores: Path, runs: Path, **changes: Any) -> list[TrainConfig]:

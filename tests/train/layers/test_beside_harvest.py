@@ -10,7 +10,7 @@ import harvest.loop
 from store.shards.ring import load_ring, load_trained
 from tests.harvest.kills import Killed
 from tests.harvest.making import instant_harvest
-from tests.train.making import assert_same_run
+from tests.train.making import FOLLOWED, assert_same_run
 from train import follow, run
 from train.layers.command import train_layers
 from train.layers.config import LayersTrainConfig
@@ -20,26 +20,7 @@ LAYERS = (1, 2)
 
 
 def options(folder: Path, runs: Path) -> LayersTrainConfig:
-    return LayersTrainConfig(
-        model="m",
-        layer=LAYERS,
-        store=folder,
-        run=runs / "layer{layer}",
-        view="raw",
-        d_sae=16,
-        k=2,
-        tokens=16 * 36,
-        batch_rows=16,
-        warmup_steps=3,
-        checkpoint_every=10,
-        log_every=1,
-        heldout_every=0,
-        dead_after=100,
-        aux_k=2,
-        lr=1e-2,
-        device="cpu",
-        follow=True,
-    )
+    return LayersTrainConfig(**FOLLOWED, layer=LAYERS, store=folder, run=runs / "layer{layer}")
 
 
 @pytest.mark.parametrize("dies_at", [None, 17])
