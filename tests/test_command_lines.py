@@ -108,8 +108,11 @@ def test_usage_and_errors_call_an_unnamed_option_alike(monkeypatch, capsys):
         ("evaluate analyse", "unknown command 'analyse'; did you mean analyze?"),
         ("evaluate xyz", "unknown command 'xyz'; there are metrics, compare, "),
         ("evaluate", "name a command first: metrics, compare"),
-        ("evaluate --sequences 3", "--sequences is an option of compare and importance (python -m evaluate compare --help"),
-        ("evaluate metrics --sequences 3", "--sequences is an option of compare and importance"),
+        (
+            "evaluate --sequences 3",
+            "--sequences is an option of compare, compare-set and importance (python -m evaluate compare --help",
+        ),
+        ("evaluate metrics --sequences 3", "--sequences is an option of compare, compare-set and importance"),
         ("evaluate --sequnces 3", "unknown option --sequnces; did you mean --sequences of "),
         ("evaluate judge", "--run, --endpoint and --model are missing (python -m evaluate judge --help explains"),
         ("evaluate judge --endpiont x", "unknown option --endpiont; did you mean --endpoint?"),

@@ -12,9 +12,9 @@ from store.layout import SET
 class CompareSetConfig(LayersConfig):
     """Measure the runs of several layers as one set: every MLP replaced at once, on held-out text. Loads the model.
 
-    0, 1, 2, ... all layers are replaced, from the lowest up, from the highest down, and each alone: CE, KL and top-1
-    agreement, by your runs, by the best linear map of each layer, and by --baseline. Each replaced layer reads the residual
-    stream that the layers before it have left, so errors compound. Interrupted, the same command continues.
+    None, one, two, up to all layers are replaced, from the lowest up, from the highest down, and each alone: CE, KL and
+    top-1 agreement, by your runs, by the best linear map of each layer, and by --baseline. Each replaced layer reads the
+    residual stream that the layers before it have left, so errors compound. Interrupted, the same command continues.
 
     Time: with L layers, 3 L - 3 choices of layers, each run for every kind of replacement, with attention recomputed and
     frozen. Memory: all dictionaries, the model, and 8 bytes x width x layers of the model for each token of a step.
