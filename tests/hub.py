@@ -67,7 +67,7 @@ class LoopbackHub(BaseHTTPRequestHandler):
         if self.mode in STATUSES:
             return self.answer(STATUSES[self.mode], b"", HEADERS.get(self.mode))
         if self.mode == "hangs":
-            return time.sleep(1.5)
+            return time.sleep(0.6)
         if self.mode == "refuses":
             return self.connection.close()
         if parts[:2] == ["api", "whoami-v2"]:

@@ -77,6 +77,11 @@ class Pages:
         """By latent, its star, name and note, where pages show them."""
         return run.notes if self.shows_notes else {}
 
+    def told(self, run: RunFolder, words: str) -> list[int]:
+        """Latents whose name or note holds the words; none without words."""
+        features = len(run.features())
+        return [n for n, note in self.notes_of(run).items() if words and n < features and note.holds(words)]
+
     def runs(self, query: Mapping[str, str]) -> str:
         """Every run whose name holds the words of `q`, sorted by name or by a metric."""
         words = query.get("q", "").lower()
@@ -127,7 +132,7 @@ class Pages:
         noted = [latent for latent, note in notes.items() if latent < len(features)]
         marked = query.get("marked", "") if noted else ""
         among = [latent for latent in noted if notes[latent].star or marked != STAR] if marked in MARKED else None
-        told = [latent for latent in noted if words and notes[latent].holds(words)]
+        told = self.told(run, words)
         found = features.select(words, prefix, by, descending, stable, also=told, among=among)
         firing = found
         if words:
@@ -207,7 +212,8 @@ class Pages:
         sizes = sorted({int(size) for size in features.columns["prefix"]})
         prefix = int_or(query.get("prefix", ""), 0) or sizes[0]
         by = "density" if query.get("sort") == "density" else "feature"
-        coarse = features.select(query.get("q", "").strip(), prefix, by, by == "density")
+        words = query.get("q", "").strip()
+        coarse = features.select(words, prefix, by, by == "density", also=self.told(run, words))
         size = EXPORTED_TREE_ROWS if self.links.is_static else TREE_ROWS
         page, pages = page_of(query, len(coarse), size)
         latents = [int(latent) for latent in coarse[(page - 1) * size : page * size]]
@@ -223,7 +229,7 @@ class Pages:
             page=page,
             pages=pages,
             n=len(coarse),
-            q=query.get("q", ""),
+            q=words,
             by=by,
         )
 

@@ -15,9 +15,10 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from evaluate.features.config import AnalyzeConfig
-from evaluate.features.dots import common_tokens, direction_map, firing_map, named
+from evaluate.features.dots import common_tokens, direction_map, firing_map, named, numbered
 from evaluate.features.maps import coactive, communities
 from evaluate.features.summary import read_summary
+from evaluate.notes.file import read_notes
 from evaluate.report.figure import Figure
 from evaluate.report.page import write_page
 from evaluate.text import share, visible
@@ -62,6 +63,9 @@ def analyze(config: AnalyzeConfig) -> Path:
         raise Refused(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
     transcoder = load_run(config.run_directory)
     rows = read_rows(samples / FEATURES)
+    for latent, note in read_notes(config.run_directory).items():
+        if latent < len(rows):
+            rows[latent]["name"] = note.name
     with tqdm(total=3, desc="communities and two maps", unit="part") as bar:
         graph = coactive(rows)
         found, modularity = communities(graph)
@@ -159,7 +163,7 @@ def frequency(rows: Sequence[dict]) -> Section:
     dense = np.flatnonzero(density > DENSE)
     table = [
         ["dead (never fired on these rows)", f"{(density == 0).sum():,}", ""],
-        [f"dense (on more than {DENSE:.0%})", f"{len(dense):,}", ", ".join(f"#{i}" for i in dense[:SHOWN])],
+        [f"dense (on more than {DENSE:.0%})", f"{len(dense):,}", ", ".join(numbered(rows[i]) for i in dense[:SHOWN])],
         [
             "between",
             f"{len(rows) - (density == 0).sum() - len(dense):,}",
@@ -207,7 +211,10 @@ def alignment(transcoder: Transcoder) -> np.ndarray | None:
 def groups(rows: Sequence[dict], relation: str, least: float, what: str) -> Section:
     """Latents joined by scores of at least `least` with one of their nearest ones."""
     found = components(rows, relation, least)
-    table = [[str(len(group)), ", ".join(f"#{i}" for i in group[:SHOWN]), named(rows[group[0]])] for group in found[:SHOWN]]
+    table = [
+        [str(len(group)), ", ".join(numbered(rows[i]) for i in group[:SHOWN]), named(rows[group[0]])]
+        for group in found[:SHOWN]
+    ]
     joined = sum(map(len, found))
     note = f"{len(found):,} groups hold {joined:,} of {len(rows):,} features; joined where the cosine is at least {least}."
     return f"Groups by {what}", note, ("size", "features", "for example"), table
@@ -230,7 +237,7 @@ def firing_communities(found: Sequence[Sequence[int]], modularity: float, rows: 
     for group in found[: 2 * SHOWN]:
         common = ", ".join(f"{token} ({n})" for token, n in common_tokens(group, rows))
         most = sorted(group, key=lambda i: -rows[i]["density"])[:6]
-        table.append([f"{len(group):,}", common, ", ".join(f"#{i}" for i in most)])
+        table.append([f"{len(group):,}", common, ", ".join(numbered(rows[i]) for i in most)])
     note = f"Leiden's, of each feature's nearest by firing: {len(found):,} hold {sum(map(len, found)):,} of {len(rows):,} "
     note += f"features; modularity {modularity:.2f} (0 is chance). Numbers count the features with that top token."
     heads = ("size", "top tokens", "most frequent features")

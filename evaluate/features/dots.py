@@ -21,15 +21,21 @@ PLACE = Axis(label="place", numbered=False)
 
 
 def named(row: dict) -> str:
-    """What a feature is called in a table: its number, and its strongest token in context."""
+    """What a feature is called in a table: its number, the name that people gave it, and its strongest token in context."""
     before, token, after = (visible(row["example"][part]) for part in ("before", "token", "after"))
-    return f"#{row['feature']} {before[-30:]}[{token}]{after[:20]}"
+    return f"{numbered(row)} {before[-30:]}[{token}]{after[:20]}"
 
 
 def label_of(row: dict) -> str:
     """What a dot is called: shorter than in a table, there are thousands of them."""
     before, token, after = (visible(row["example"][part]) for part in ("before", "token", "after"))
-    return f"#{row['feature']} {before[-16:]}[{token}]{after[:8]}"
+    return f"{numbered(row)} {before[-16:]}[{token}]{after[:8]}"
+
+
+def numbered(row: dict) -> str:
+    """A feature's number, and its name where `name` holds one."""
+    name = row.get("name")
+    return f"#{row['feature']} {visible(name)}:" if name else f"#{row['feature']}"
 
 
 def common_tokens(group: Sequence[int], rows: Sequence[dict]) -> list[tuple[str, int]]:

@@ -37,6 +37,11 @@ def shown(browser: TestClient, query: str) -> list[int]:
     return [int(n) for n in re.findall(r'class="number">#(\d+)<', browser.get(f"/features/{RUN}?{query}").text)]
 
 
+def roots(browser: TestClient, query: str) -> list[int]:
+    """Coarse latents of the coarse-to-fine page."""
+    return [int(n) for n in re.findall(r'class="root"><a [^>]*>#(\d+)<', browser.get(f"/tree/{RUN}?{query}").text)]
+
+
 def test_what_a_page_sends_is_kept_shown_and_found(browser, own):
     assert post(browser, 33, {"star": True}).json() == {"star": True, "name": "", "note": ""}
     assert post(browser, 71, {"name": "Plural nouns"}).json()["name"] == "Plural nouns"
@@ -47,6 +52,8 @@ def test_what_a_page_sends_is_kept_shown_and_found(browser, own):
     assert shown(browser, "q=PLURAL") == [71]
     assert shown(browser, "q=zebra") == [12]
     assert shown(browser, "q=alpha&sort=match") != []
+    assert roots(browser, "q=plural&prefix=80") == [71]
+    assert roots(browser, "q=plural&prefix=10") == []
     page = browser.get(f"/feature/{RUN}/71").text
     assert '<bdi class="name" id="name">Plural nouns</bdi>' in page
     assert "<title>#71 Plural nouns" in page

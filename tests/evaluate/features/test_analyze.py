@@ -1,5 +1,6 @@
 """The interpretability report: groups, consistency and alignment on cases checked by hand, and the files as a whole."""
 
+import re
 from pathlib import Path
 
 import networkx
@@ -21,6 +22,7 @@ from evaluate.features.analyze import (
 from evaluate.features.config import AnalyzeConfig, FeaturesConfig
 from evaluate.features.maps import by_directions, by_firing, coactive, communities
 from evaluate.features.samples import collect_samples
+from evaluate.notes.file import change_note
 from tests.evaluate.dense import dense
 from tests.making import hash_of, make_store
 from tests.store.transcoders.making import make_transcoder
@@ -206,6 +208,21 @@ def test_the_report_counts_what_the_raw_shards_hold(run):
     assert "<script" not in html
     assert "Groups by decoder rows" in html
     assert "http" not in html
+
+
+def test_the_report_calls_features_by_the_names_that_people_gave(run):
+    folder, _, _ = run
+    for latent in range(20):
+        change_note(folder, latent, {"name": f"<b>name|{latent}"})
+    out = analyze(AnalyzeConfig(run=folder))
+    markdown, html = (out / "report.md").read_text(), (out / "report.html").read_text()
+    dense = next(line for line in markdown.splitlines() if line.startswith("| dense (on more than"))
+    assert re.findall(r"#(\d+) <b>name\\\|(\d+):", dense)
+    assert all(number == name for number, name in re.findall(r"#(\d+) <b>name\\?\|(\d+):", markdown))
+    for part in html.split("<figure id=")[1:]:
+        dots = re.findall(r"#(\d+) &lt;b&gt;name\|(\d+):", part)
+        assert dots
+        assert all(number == name for number, name in dots)
 
 
 def test_a_run_without_features_is_refused_before_anything_is_written(tmp_path):
