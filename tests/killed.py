@@ -1,4 +1,4 @@
-"""For scripts whose children are really killed, in the middle of a function chosen by the test."""
+"""Death in the middle of a function chosen by the test: really, of a child of a script, or by an exception."""
 
 import os
 import signal
@@ -8,6 +8,23 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 tqdm.set_lock(threading.RLock())  # its own lock is shared by all children: one killed while drawing would hang the next
+
+Point = tuple[object, str, int]
+"""An owner, the name of its function, and the call that is the last."""
+
+
+class Killed(BaseException):
+    """Death without a process: nothing catches it but the test."""
+
+
+def ending_of(go: Callable[[], object], *points: Point) -> int:
+    """How a forked child ends that calls `go` and is killed at one of the points: SIGKILL, or 0 where it ends well."""
+    if (pid := os.fork()) == 0:
+        for owner, name, n in points:
+            setattr(owner, name, dies_at(getattr(owner, name), n))
+        go()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
 
 
 def dies_at(function: Callable, n: int) -> Callable:

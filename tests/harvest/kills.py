@@ -21,10 +21,7 @@ from harvest.config import SITES, HarvestConfig
 from harvest.text.corpus import Corpus
 from store.mlp.forward import Mlp
 from store.views import Norm
-
-
-class Killed(BaseException):
-    pass
+from tests.killed import Killed
 
 
 class Life:

@@ -170,7 +170,7 @@ from harvest.config import HarvestConfig
 from harvest.store_config import RepairConfig
 import harvest.text.corpus, harvest.loop, harvest.model.language_model, harvest.model.loading, harvest.repair
 from tests.harvest.making import damage, shards_of
-from tests.killed import dies_at
+from tests.killed import ending_of
 
 config = HarvestConfig(
     model=sys.argv[1], layer=(0, 1), dataset=sys.argv[2], tokens=3 * 512, shard_tokens=512, context=32, heldout_every=2,
@@ -183,32 +183,27 @@ corpus = harvest.text.corpus.Corpus(corpus.name, corpus.revision, lambda start: 
 for room in (harvest.opening, harvest.repair):
     room.load_model, room.open_corpus = lambda *args, **options: model, lambda config: corpus
 
-def child(store, patches, repairs=False):
-    if (pid := os.fork()) == 0:
-        for owner, name, n in patches:
-            setattr(owner, name, dies_at(getattr(owner, name), n))
-        if repairs:
-            harvest.repair.repair(RepairConfig(store=Path(store), device="cpu", batch_sequences=5))
-        else:
-            harvest.loop.harvest(replace(config, store=Path(store)))
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
+def harvests(store):
+    return lambda: harvest.loop.harvest(replace(config, store=Path(store)))
 
-assert child(sys.argv[3] + "/whole", []) == 0
+def repairs(store):
+    return lambda: harvest.repair.repair(RepairConfig(store=Path(store), device="cpu", batch_sequences=5))
+
+assert ending_of(harvests(sys.argv[3] + "/whole")) == 0
 points = [(harvest.model.language_model.LanguageModel, "run_layers", n) for n in (1, 6)]
 points += [(os, "fsync", n) for n in range(1, 32, 3)]
 points += [(Path, "replace", n) for n in (2, 3, 5, 8, 11, 14, 16)]
 points = points[:: int(sys.argv[4])]
 for number, point in enumerate(points):
-    store = f"{sys.argv[3]}/killed{number}"
-    assert (first := child(store, [point])) == signal.SIGKILL, (point, first)
-    assert (again := child(store, [point])) in (signal.SIGKILL, 0), (point, again)
-    assert (last := child(store, [])) == 0, (point, last)
+    go = harvests(f"{sys.argv[3]}/killed{number}")
+    assert (first := ending_of(go, point)) == signal.SIGKILL, (point, first)
+    assert (again := ending_of(go, point)) in (signal.SIGKILL, 0), (point, again)
+    assert (last := ending_of(go)) == 0, (point, last)
 for n in (1, 2, 3):
     store = f"{sys.argv[3]}/repaired{n}"
     damage(*shards_of(Path(shutil.copytree(sys.argv[3] + "/whole/layer1", store))))
-    assert (first := child(store, [(os, "fsync", n)], repairs=True)) == signal.SIGKILL, (n, first)
-    assert (last := child(store, [], repairs=True)) == 0, (n, last)
+    assert (first := ending_of(repairs(store), (os, "fsync", n))) == signal.SIGKILL, (n, first)
+    assert (last := ending_of(repairs(store))) == 0, (n, last)
 """
 
 

@@ -12,7 +12,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from tqdm import tqdm
-from tests.killed import dies_at
+from tests.killed import ending_of
 from tests.train.making import run_config
 from train import run
 from train.loop import train
@@ -20,25 +20,16 @@ from train.loop import train
 store, folder, every = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 base = replace(run_config(store, folder / "whole"), heldout_every=20, heldout_rows=100)
 
-
-def child(config, owner, name, n):
-    if (pid := os.fork()) == 0:
-        setattr(owner, name, dies_at(getattr(owner, name), n))
-        train(config)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
-
 tqdm.monitor_interval = 0
 train(base)  # not in a child: what it compiles, all children have
 points = [(run, "train_step", n) for n in (1, 10, 11, 24, 40)]
 points += [(os, "fsync", n) for n in (1, 3, 4, 7, 11, 12)] + [(Path, "replace", n) for n in (2, 3, 5, 6, 7)]
 points = points[::every]
 for number, point in enumerate(points):
-    killed = replace(base, run=folder / f"killed{number}")
-    assert (first := child(killed, *point)) == signal.SIGKILL, (point, first)
-    assert (again := child(killed, *point)) in (signal.SIGKILL, 0), (point, again)
-    assert (last := child(killed, run, "train_step", 10**9)) == 0, (point, last)
+    go = lambda: train(replace(base, run=folder / f"killed{number}"))
+    assert (first := ending_of(go, point)) == signal.SIGKILL, (point, first)
+    assert (again := ending_of(go, point)) in (signal.SIGKILL, 0), (point, again)
+    assert (last := ending_of(go)) == 0, (point, last)
 print(len(points))
 """
 

@@ -14,6 +14,7 @@ from store.disk.lock import WriterLock
 from store.layout import TRAIN_LOCK
 from store.loader.batches import batches
 from store.transcoders.transcoder import Transcoder
+from tests.killed import Killed
 from tests.making import hash_of, make_store
 from tests.train.making import assert_same_run, results_of
 from train import checkpoint, checks, export, loop, run
@@ -22,10 +23,6 @@ from train.log import TrainingLog, wandb_mode
 from train.loop import train
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import learning_rate
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_the_log_carries_the_share_of_time_that_steps_waited_for_data(config, monkeypatch):

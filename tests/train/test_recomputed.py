@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from store.errors import Refused
 from store.layout import TRAIN_CONFIG, WEIGHTS
+from tests.killed import Killed
 from tests.making import make_mlp, make_store
 from tests.train.making import assert_same_run, results_of, run_config
 from train.loop import train
@@ -36,9 +37,6 @@ def test_the_run_is_that_on_a_store_that_holds_its_targets(config, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(config, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
     original = CheckpointWriter.submit
 
     def die(writer, *words, **options):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from store.shards.reader import open_store
+from tests.killed import Killed
 from train import run
 from train.checkpoint import identity
 from train.config import Activation, TrainConfig
@@ -46,10 +47,6 @@ KINDS += [f"{activation}-{nesting}" for activation, nesting in product(("batchto
 STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
 SAVED, STEPS, FEW = 10, 15, 8
 CPU = torch.device("cpu")
-
-
-class Killed(BaseException):
-    pass
 
 
 def configs(folder: Path) -> dict[str, TrainConfig]:

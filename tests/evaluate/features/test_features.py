@@ -288,19 +288,10 @@ from evaluate.features import collect as features, samples, write
 from evaluate.browse.folder import find_runs
 from evaluate.features.config import FeaturesConfig
 from store.transcoders.transcoder import Transcoder
-from tests.killed import dies_at
+from tests.killed import ending_of
 
 store, run, tokenizer, folder = map(Path, sys.argv[1:])
 tqdm.monitor_interval, features.SAVE_SECONDS = 0, -1.0
-
-
-def child(config, owner, name, n):
-    if (pid := os.fork()) == 0:
-        setattr(owner, name, dies_at(getattr(owner, name), n))
-        samples.collect_samples(config)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
 
 points = [(features, "firings_of", n) for n in (1, 3)] + [(write, "write_json", 1), (samples, "write_text", 1)]
 points += [(os, "fsync", n) for n in (2, 4)] + [(Path, "replace", n) for n in (1, 4)]
@@ -308,9 +299,10 @@ for number, point in enumerate(points):
     killed = folder / f"killed{number}"
     Transcoder.load(run).save(killed)
     config = FeaturesConfig(store=store, run=killed, tokenizer=tokenizer, device="cpu")
-    assert (first := child(config, *point)) == signal.SIGKILL, (point, first)
+    go = lambda: samples.collect_samples(config)
+    assert (first := ending_of(go, point)) == signal.SIGKILL, (point, first)
     assert not (killed / "activation_samples" / "collection_summary.json").exists(), point
-    assert (last := child(config, features, "firings_of", 10**9)) == 0, (point, last)
+    assert (last := ending_of(go)) == 0, (point, last)
 print(len(points))
 """
 

@@ -14,6 +14,7 @@ from store.shards.rows import shard_order
 from store.shards.sums import BLOCK, shard_sums
 from store.shards.writer import StoreWriter
 from store.views import rms
+from tests.killed import Killed
 from tests.making import BOS, EOS, PAD, files_of, make_norm, make_recipe, make_rows, make_store
 
 
@@ -72,9 +73,6 @@ def test_killed_between_any_two_operations_the_store_stays_valid(die_at, tmp_pat
     make_store(tmp_path / "whole", 3)
     make_store(tmp_path / "cut", 2)
     writer = StoreWriter(tmp_path / "cut", make_recipe(), make_norm())
-
-    class Killed(BaseException):
-        pass
 
     def die(*args, **kwargs):
         raise Killed

@@ -15,6 +15,7 @@ from store.shards.metric import read_metric
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.child import python
+from tests.killed import Killed
 from tests.making import with_metric
 from tests.train.layers.making import ACTIVE, sparse_store, stores_in
 from tests.train.layers.making import budget_options as options
@@ -49,7 +50,7 @@ def total_cost(stores: Path, config: LayersTrainConfig) -> float:
     return total
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_layer_that_needs_more_latents_gets_them_and_the_total_cost_falls(stores, tmp_path, seed):
     shared = options(stores, tmp_path / "shared", total_l0=16, seed=seed)
     said = train_layers(shared)
@@ -109,47 +110,36 @@ def test_the_saving_is_the_difference_of_two_dense_reconstructions(stores, tmp_p
 
 
 KILLER = """
-import os, signal, sys
+import signal, sys
 from pathlib import Path
 from tqdm import tqdm
-from tests.killed import dies_at
+from tests.killed import ending_of
 from tests.train.layers.making import budget_options as options
 from train import run
 from train.layers.command import train_layers
 
-stores, folder = Path(sys.argv[1]), Path(sys.argv[2])
-
-
-def child(config, owner, name, n):
-    if (pid := os.fork()) == 0:
-        setattr(owner, name, dies_at(getattr(owner, name), n))
-        train_layers(config)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
+stores, folder, every = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 tqdm.monitor_interval = 0
 train_layers(options(stores, folder / "whole", total_l0=12, tokens=128 * 40))
 points = [(run, "train_step", n) for n in (41, 59)] + [(Path, "replace", n) for n in (5, 8, 11)]
+points = points[::every]
 for number, point in enumerate(points):
-    killed = options(stores, folder / f"killed{number}", total_l0=12, tokens=128 * 40)
-    assert (first := child(killed, *point)) == signal.SIGKILL, (point, first)
-    assert (last := child(killed, run, "train_step", 10**9)) == 0, (point, last)
+    go = lambda: train_layers(options(stores, folder / f"killed{number}", total_l0=12, tokens=128 * 40))
+    assert (first := ending_of(go, point)) == signal.SIGKILL, (point, first)
+    assert (last := ending_of(go)) == 0, (point, last)
 print(len(points))
 """
 
 
-def test_killed_anywhere_and_resumed_every_layer_has_the_same_bits(stores, tmp_path):
-    for number in range(int(python("-c", KILLER, str(stores), str(tmp_path)))):
+@pytest.mark.parametrize("every", ["2", pytest.param("1", marks=pytest.mark.slow)])
+def test_killed_anywhere_and_resumed_every_layer_has_the_same_bits(stores, tmp_path, every):
+    for number in range(int(python("-c", KILLER, str(stores), str(tmp_path), every))):
         changes = dict(total_l0=12, tokens=128 * 40)
         whole = options(stores, tmp_path / "whole", **changes).configs
         killed = options(stores, tmp_path / f"killed{number}", **changes).configs
         for one, other in zip(whole, killed, strict=True):
             assert_same_run(one, other)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_layer_that_ran_ahead_keeps_the_decisions_for_the_others(stores, tmp_path, monkeypatch):

@@ -87,38 +87,31 @@ def test_a_finished_layer_and_one_with_a_later_checkpoint_wait_for_the_others(st
 
 
 KILLER = """
-import os, signal, sys
+import signal, sys
 from pathlib import Path
 from tqdm import tqdm
-from tests.killed import dies_at
+from tests.killed import ending_of
 from tests.train.layers.making import options
 from train import run
 from train.layers.command import train_layers
 
-stores, folder = Path(sys.argv[1]), Path(sys.argv[2])
-
-
-def child(config, owner, name, n):
-    if (pid := os.fork()) == 0:
-        setattr(owner, name, dies_at(getattr(owner, name), n))
-        train_layers(config)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
+stores, folder, every = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 tqdm.monitor_interval = 0
 train_layers(options(stores, folder / "whole"))  # not in a child: what it compiles, all children have
 points = [(run, "train_step", n) for n in (2, 32, 71, 119)] + [(Path, "replace", n) for n in (5, 9, 17, 19)]
+points = points[::every]
 for number, point in enumerate(points):
-    killed = options(stores, folder / f"killed{number}")
-    assert (first := child(killed, *point)) == signal.SIGKILL, (point, first)
-    assert (last := child(killed, run, "train_step", 10**9)) == 0, (point, last)
+    go = lambda: train_layers(options(stores, folder / f"killed{number}"))
+    assert (first := ending_of(go, point)) == signal.SIGKILL, (point, first)
+    assert (last := ending_of(go)) == 0, (point, last)
 print(len(points))
 """
 
 
-def test_killed_anywhere_and_resumed_all_layers_have_the_same_bits(stores, solo, tmp_path):
-    for number in range(int(python("-c", KILLER, str(stores), str(tmp_path)))):
+@pytest.mark.parametrize("every", ["3", pytest.param("1", marks=pytest.mark.slow)])
+def test_killed_anywhere_and_resumed_all_layers_have_the_same_bits(stores, solo, tmp_path, every):
+    for number in range(int(python("-c", KILLER, str(stores), str(tmp_path), every))):
         assert_same(stores, tmp_path / f"killed{number}", solo, "batchtopk")
 
 
