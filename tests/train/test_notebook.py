@@ -79,13 +79,13 @@ def test_every_command_in_it_exists_with_these_options(asked, monkeypatch, model
     assert done == [*expected, "evaluate features", "evaluate browse-export"]
 
 
-def test_outside_a_checkout_it_clones_and_installs_or_asks_for_an_address(asked, monkeypatch, tmp_path):
+def test_outside_a_checkout_it_clones_the_repository_of_the_badge_and_installs(asked, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RuntimeError, match="set REPOSITORY to the project's address"):
-        run_cells()
-    run_cells(('REPOSITORY = ""', 'REPOSITORY = "https://example.org/it"'), until="places")
-    assert asked[0][:2] == ["git", "clone"]
-    assert "https://example.org/it" in asked[0]
+    run_cells(until="places")
+    badge = re.search(r"colab.research.google.com/github/(\S+)/blob/main/(\S+)\)", (ROOT / "README.md").read_text())
+    assert badge
+    assert ROOT / badge[2] == NOTEBOOK
+    assert asked[0] == ["git", "clone", "--depth", "1", f"https://github.com/{badge[1]}.git", "matryoshka-transcoders"]
     assert asked[-1] == ["make", "setup"]
     assert Path.cwd() == tmp_path / "matryoshka-transcoders"
 
