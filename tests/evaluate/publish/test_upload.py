@@ -19,9 +19,12 @@ from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConf
 from evaluate.publish.upload import upload
 from store.errors import Busy, Damaged, Refused
 from store.hub import HubUnreachable
+from tests.child import PATIENCE
 
 KEY = "np-secret-key"
 SOURCE = "1-matryoshka-transcoder"
+IMPATIENT = 2.0
+"""Seconds that a client waits which is to give up."""
 
 
 class Strict(BaseModel):
@@ -147,7 +150,7 @@ class Site(BaseHTTPRequestHandler):
         for feature in sent.features:
             self.stored[sent.modelId, sent.source, feature.index] += 1
         if fault == "hangs":
-            time.sleep(1.3)
+            time.sleep(IMPATIENT + 0.3)
         if fault in ("hangs", "stored, then cut"):
             return self.connection.close()
         return self.answer({"message": "ok"})
@@ -187,7 +190,7 @@ def folder(on_tiny_model, tmp_path, monkeypatch) -> Path:
 
 
 def options(folder: Path, site: type[Site], **changes) -> PublishNeuronpediaConfig:
-    return PublishNeuronpediaConfig(**(dict(folder=folder, server=site.address, wait=0.0, timeout=1.0) | changes))
+    return PublishNeuronpediaConfig(**(dict(folder=folder, server=site.address, wait=0.0, timeout=PATIENCE) | changes))
 
 
 def written(folder: Path) -> dict[tuple[str, str, int], int]:
@@ -214,7 +217,7 @@ def test_every_latent_arrives_once_in_a_set_that_the_command_makes(folder, site)
 @pytest.mark.parametrize("fault", ["429", "500", "503", "cut", "stored, then cut", "hangs"])
 def test_a_server_that_fails_now_and_then_stores_every_latent_once(folder, site, fault):
     site.faults = ["", fault, "", fault]
-    upload(options(folder, site))
+    upload(options(folder, site, timeout=IMPATIENT if fault == "hangs" else PATIENCE))
     assert site.stored == written(folder)
 
 
