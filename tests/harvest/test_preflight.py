@@ -99,7 +99,7 @@ def test_a_second_store_that_is_busy_frees_the_first(config):
     assert store_files(second) == {}
 
 
-@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("command", ["run", pytest.param("plan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
