@@ -17,7 +17,7 @@ from harvest.text.corpus import RETRIES, Corpus, resuming
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
 from tests.child import PATIENCE, TORCHRUN
-from tests.harvest.making import store_files
+from tests.harvest.making import options_of, store_files
 
 
 def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, tmp_path):
