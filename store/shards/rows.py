@@ -75,7 +75,7 @@ def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tu
     dropped, far = also_excluded(rows, recipe)
     order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number, dropped)
     dtype = recipe.torch_dtype
-    sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
+    sites = {site: values.to(dtype).index_select(0, order) for site, values in rows.sites.items()}
     also = {} if rows.template is None else {"template": rows.template}
     if recipe.targets is not None:
         also = also | {PROOF: sites["mlp_out"][: min(PROOF_ROWS, kept)]}
