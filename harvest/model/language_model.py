@@ -104,6 +104,11 @@ class LanguageModel:
         return cast(torch.device, self.whole.get_input_embeddings().weight.device)
 
     @property
+    def devices(self) -> set[torch.device]:
+        """Where its weights lie."""
+        return {weights.device for weights in self.whole.parameters()}
+
+    @property
     def d_model(self) -> int:
         """Width of every site."""
         return self.bridge.cfg.d_model

@@ -63,6 +63,7 @@ class Model:
 
     revision, tokenizer_hash, d_model, tokenizer, device = "r", "t", 4, Tokenizer(), torch.device("cpu")
     sites = tuple(SITES)
+    devices = {device}  # noqa: RUF012
 
     def check_sites(self, sites) -> None:
         """It has them all."""
