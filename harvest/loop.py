@@ -92,7 +92,7 @@ def _fill(
         _note_a_slow_size(config, first)
     stream = packed_from(config, corpus, model, shortest.shards)
     number = first - 1
-    lanes = Lanes(model)
+    lanes: Lanes | None = None
     on_device = rows_fit_on_device(config, model.d_model, model.devices)
     on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
     with _progress(config, first, rank) as bar, Writing(at_once=on_cpu) as writing:
@@ -103,6 +103,7 @@ def _fill(
                     return number
             lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
             if rank.takes(number) and lacking:
+                lanes = lanes or Lanes(model.without_bridge(packed.tokens[: config.batch_sequences], config.layers))
                 rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update, on_device)
                 writing.submit(lacking, rows, number)
         writing.wait()

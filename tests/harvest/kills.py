@@ -68,6 +68,10 @@ class Model:
     def check_sites(self, sites) -> None:
         """It has them all."""
 
+    def without_bridge(self, tokens, layers) -> "Model":
+        """There is none."""
+        return self
+
     def norm_of(self, layer: int) -> Norm:
         return Norm(kind="rms", eps=1e-6, gain=torch.ones(4))
 
