@@ -18,7 +18,7 @@ from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
-from harvest.space import refuse_what_does_not_fit
+from harvest.space import refuse_what_does_not_fit, rows_fit_on_device
 from harvest.text.corpus import Corpus
 from harvest.text.stream import packed_from
 from store.counts import share
@@ -92,7 +92,8 @@ def _fill(
         _note_a_slow_size(config, first)
     stream = packed_from(config, corpus, model, shortest.shards)
     number = first - 1
-    lanes = Lanes(model)
+    lanes: Lanes | None = None
+    on_device = rows_fit_on_device(config, model.d_model, model.devices)
     on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
     with _progress(config, first, rank) as bar, Writing(at_once=on_cpu) as writing:
         for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
@@ -102,7 +103,8 @@ def _fill(
                     return number
             lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
             if rank.takes(number) and lacking:
-                rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update)
+                lanes = lanes or Lanes(model.without_bridge(packed.tokens[: config.batch_sequences], config.layers))
+                rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update, on_device)
                 writing.submit(lacking, rows, number)
         writing.wait()
     return number + 1

@@ -142,7 +142,8 @@ def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus
     model = lanes.models[0]
     packed = next(packed_from(harvest, corpus, model, manifest.shards[:number]))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
-        rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update)[recipe.layer]
+        on_device = shard.summed_on is not None and model.device.type != "cpu"
+        rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update, on_device)[recipe.layer]
     arrays, _, _ = shard_arrays(rows, number, recipe, model.norm)
     path = harvest.directory / shard.name
     with appearing_whole(path) as partial:

@@ -22,12 +22,14 @@ PARALLEL_IDENTITIES = (("resid_post", "resid_pre", "attn_out", "mlp_out"),)
 """The same where attention and MLP run side by side."""
 
 
-class HostRows:
-    """The rows of a shard on the host: in pinned memory, filled on a side stream, where the device is a GPU."""
+class CollectedRows:
+    """The rows of a shard, collected from batches: on the device, or on the host, where they lie in pinned memory and are
+    filled on a side stream if the device is a GPU."""
 
-    def __init__(self, rows: int, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, dtype: torch.dtype, on_device: bool) -> None:
         self.rows = rows
         self.dtype = dtype
+        self.on_device = on_device
         self.buffers: dict[int, dict[str, Tensor]] = {}
         self.streams: dict[torch.device, SideStream] = {}
         self.lock = Lock()
@@ -40,15 +42,20 @@ class HostRows:
                 self.streams[values.device] = SideStream(values.device)
             stream = self.streams[values.device]
             sites = self.buffers.setdefault(layer, {})
-            if site not in sites:
+            if site not in sites and self.on_device:
+                sites[site] = values.new_empty(self.rows, values.shape[1], dtype=self.dtype)
+            elif site not in sites:
                 sites[site] = torch.empty(self.rows, values.shape[1], dtype=self.dtype, pin_memory=stream.pins)
         place = sites[site][start : start + len(values)]
+        if self.on_device:
+            place.copy_(values)
+            return
         if values.device.type != "cpu":
             values = values.to(self.dtype)  # half the bytes cross the bus
         stream.copy(values, place)
 
     def finish(self) -> dict[int, dict[str, Tensor]]:
-        """The rows by layer and site, when all copies are done."""
+        """The rows by layer and site, when all copies to the host are done; those on the device follow in its own order."""
         for stream in self.streams.values():
             stream.finish()
         return self.buffers
@@ -61,12 +68,14 @@ def run_shard(
     layers: tuple[int, ...],
     number: int,
     progress: Callable[[int], object] = lambda tokens: None,
+    on_device: bool = False,
 ) -> dict[int, ShardRows]:
     """The rows of every token of a shard, by layer. Refused when the first batch's sites do not add up.
 
     progress: is told the number of tokens of each finished batch.
+    on_device: whether the rows stay on the model's device, so that nobody waits for them; they are on the host otherwise.
     """
-    host = HostRows(packed.tokens.numel(), getattr(torch, config.dtype))
+    collected = CollectedRows(packed.tokens.numel(), getattr(torch, config.dtype), on_device)
 
     def run_batch(model: LanguageModel, start: int) -> int:
         tokens = packed.tokens[start : start + config.batch_sequences]
@@ -76,9 +85,9 @@ def run_shard(
             if first:
                 check_identity(sites)
                 if config.keeps_mlp:
-                    check_recomputed(sites, model.mlp_of(layer), host.dtype)
+                    check_recomputed(sites, model.mlp_of(layer), collected.dtype)
             for site in config.sites:
-                host.take(layer, site, sites[site], start * packed.tokens.shape[1])
+                collected.take(layer, site, sites[site], start * packed.tokens.shape[1])
         return tokens.numel()
 
     lanes.run(run_batch, range(0, len(packed.tokens), config.batch_sequences), progress)
@@ -93,22 +102,21 @@ def run_shard(
             repeats=packed.repeats,
             template=packed.template,
         )
-        for layer, sites in host.finish().items()
+        for layer, sites in collected.finish().items()
     }
 
 
 def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> None:
     """Refused naming site, sequence and token of the first value that is NaN or infinite."""
     for site, values in sites.items():
-        if values.sum(dtype=torch.float32).isfinite():
-            continue  # no sum with a NaN or an infinity in it is finite; one that overflows says nothing
+        if torch.stack(values.aminmax()).isfinite().all():
+            continue  # of values with a NaN among them both are NaN
         bad = ~torch.isfinite(values).all(-1)
-        if bad.any():
-            sequence, position = bad.nonzero()[0].tolist()
-            raise Refused(
-                f"{site} is not finite in {where}, sequence {first_sequence + sequence}, token {position}; "
-                "finished shards are kept. Try --compute-dtype float32 (or bfloat16 for models trained in it)"
-            )
+        sequence, position = bad.nonzero()[0].tolist()
+        raise Refused(
+            f"{site} is not finite in {where}, sequence {first_sequence + sequence}, token {position}; "
+            "finished shards are kept. Try --compute-dtype float32 (or bfloat16 for models trained in it)"
+        )
 
 
 def check_recomputed(sites: dict[str, Tensor], mlp: Mlp, dtype: torch.dtype) -> None:

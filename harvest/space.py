@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from harvest.config import HarvestConfig
 from store.counts import gigabytes
+from store.devices import free_bytes
 from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
@@ -31,6 +32,14 @@ def shard_bytes(config: HarvestConfig, d_model: int) -> int:
 def memory_of_shard(config: HarvestConfig, d_model: int) -> int:
     """Bytes of the rows of one shard of one layer while they are made: all sites, whether they are stored or not."""
     return shard_bytes(replace(config, targets="stored"), d_model)
+
+
+def rows_fit_on_device(config: HarvestConfig, d_model: int, devices: Iterable[torch.device]) -> bool:
+    """Whether shards can stay on the model's devices until they are written: one being filled and one being written of
+    every layer, and its shuffled copy, within a quarter of what is free. Never on a CPU, nor where nobody knows."""
+    needed = (2 * len(config.layers) + 1) * memory_of_shard(config, d_model)
+    free = [0 if device.type == "cpu" else free_bytes(device) or 0 for device in devices]
+    return needed <= min(free) / 4
 
 
 def metric_bytes(config: HarvestConfig, d_model: int) -> int:

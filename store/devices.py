@@ -99,6 +99,23 @@ class SideStream:
             self.stream.synchronize()
 
 
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the host, those of a GPU copied while it goes on computing; only the thread that asks waits."""
+    found = {}
+    streams: dict[torch.device, SideStream] = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor
+        if tensor.device.type != "cpu":
+            if tensor.device not in streams:
+                streams[tensor.device] = SideStream(tensor.device)
+            stream = streams[tensor.device]
+            found[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=stream.pins)
+            stream.copy(tensor, found[name])
+    for stream in streams.values():
+        stream.finish()
+    return found
+
+
 class HostCopy:
     """Copies of tensors on the host, as they are at this point of the current stream: what the device does later cannot
     change them. On CUDA the host does not wait for them: the copies lie in pinned memory, and are made in their turn."""

@@ -202,8 +202,14 @@ def accelerator() -> Iterator[None]:
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter's data cannot become a Ghost
-        stack.enter_context(_Operators())
-        stack.enter_context(_Functions())
+        stack.enter_context(computing())
+        yield
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Within the block a thread that began before or beside `accelerator()` can compute on DEVICE too."""
+    with _Operators(), _Functions():
         yield
 
 

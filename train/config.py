@@ -20,7 +20,7 @@ WARMUP_STEPS = 1024
 DEAD_AFTER = 1_000_000
 """What is taken for warmup_steps and dead_after in a run that is long enough."""
 HELDOUT_EVERY = 1000
-"""What is taken for heldout_every."""
+"""What is taken for heldout_every, as long as the measurements take little time."""
 SETTLES = 0.8
 """Share of the steps after which k stays what it is, no latent is resampled, and lr_decay last-fifth begins."""
 AboveZero = Annotated[float, Range(0, above=True)]
@@ -141,8 +141,8 @@ class TrainConfig(Options):
     log_every: Positive = 10
     """Steps between lines of training_log.jsonl. On a GPU each line waits for the steps before it."""
     heldout_every: NotNegative | None = None
-    """Steps between measurements on held-out rows (heldout_fvu and others in the log). 0 for none. Default: 1000, and none
-    in a run of fewer steps."""
+    """Steps between measurements on held-out rows (heldout_fvu and others in the log). 0 for none. Default: 1000, but only
+    while they take at most a hundredth of the time, and none in a run of fewer steps. No weight depends on it."""
     heldout_rows: Count = 8192
     """Held-out rows in each of these measurements."""
     features_every: NotNegative = 0
@@ -215,7 +215,7 @@ class TrainConfig(Options):
         return "raw" if self.is_sae or self.source_site != "resid_mid" else "rms"
 
     def is_measured(self, done: int) -> bool:
-        """Whether held-out rows are measured after so many steps."""
+        """Whether held-out rows are measured after so many steps; by default only where time allows it, too."""
         every = HELDOUT_EVERY if self.heldout_every is None else self.heldout_every
         return bool(every) and done % every == 0
 

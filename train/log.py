@@ -5,7 +5,8 @@ import logging
 import netrc
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,43 @@ def _netrc_has_wandb() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+MOST_MEASURING = 0.01
+"""Share of the time that measurements on held-out rows may take where nobody chose their steps."""
+
+
+class MeasuringTime:
+    """How long a training has measured dictionaries on held-out rows, and whether it may do so again."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.began = clock()
+        self.total = 0.0
+        self.last: float | None = None
+        """What all dictionaries took when they were last measured."""
+
+    def allows(self, heldout_rows: int, trained_rows: int) -> bool:
+        """Whether so many held-out rows may be measured now: a share of MOST_MEASURING would not be exceeded if it takes
+        as long as the last time. The first time a row is taken to cost as much as training on two does.
+
+        trained_rows: since this began.
+        """
+        elapsed = self.clock() - self.began
+        expected = elapsed * 2 * heldout_rows / trained_rows if self.last is None else self.last
+        allowed = self.total + expected <= MOST_MEASURING * elapsed
+        if allowed:
+            self.last = 0.0
+        return allowed
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """Counts the time of the block: one dictionary is measured."""
+        start = self.clock()
+        yield
+        seconds = self.clock() - start
+        self.total += seconds
+        self.last = seconds + (self.last or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from train.advice import announce, warnings_of
 from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import TrainConfig
+from train.log import MeasuringTime
 from train.nulls import with_nulls
 from train.parallel import Ranks
 from train.run import Run, Strand, Watcher
@@ -74,8 +75,7 @@ def train_prepared(
     if left and left[0][1].ranks.rank == 0:
         (first, *_), prepared = left[0]
         view = prepared.identities[prepared.left[0]]["target_view"]
-        store = prepared.store
-        announce(first, store.manifest.n_rows("train"), str(store.directory), view)
+        announce(first, prepared.store.manifest.n_rows("train"), str(prepared.store.directory), view)
         for warning in dict.fromkeys(each for part, done in left for n in done.left for each in warnings_of(part[n])):
             log.warning("%s", warning)
     for configs, prepared in left:
@@ -158,9 +158,11 @@ class Session:
         self.writer = writer
         self.watcher = watcher
         self.saved = time.monotonic()
+        self.measuring = MeasuringTime()
         self.config = strands[0].runs[0].config
         self.served = [strand.first for strand in strands]
         """Steps that each strand has had batches for."""
+        self.first = min(self.served)
         self.following = [strand.following for strand in strands if strand.following is not None]
         self.together = ranks.world > 1 and not self.following
         """Whether the processes have to stop, and to save, at the same step."""
@@ -187,6 +189,7 @@ class Session:
 
     def take_step(self, step: int, streams: Sequence[Iterator[Batch]]) -> bool:
         """Lets every run that has not done so take the step, counted from 0. False where the text has ended."""
+        in_time = self.measuring_is_in_time(step + 1)
         for number, (strand, stream) in enumerate(zip(self.strands, streams, strict=True)):
             if self.served[number] > step:
                 continue
@@ -200,9 +203,16 @@ class Session:
                 self.watcher.before(step, strand, batch)
             for run in strand.runs:
                 if run.done == step:
-                    run.step(batch, waited)
+                    run.step(batch, waited, self.measuring, in_time)
             self.served[number] = step + 1
         return True
+
+    def measuring_is_in_time(self, done: int) -> bool:
+        """Whether time allows a measurement after so many steps; where processes act together, for any of them."""
+        if self.config.heldout_every is not None or not self.config.is_measured(done):
+            return False
+        allowed = self.measuring.allows(self.config.heldout_rows, (done - self.first) * self.config.batch_rows)
+        return self.ranks.total(allowed) > 0 if self.together else allowed
 
     def all_agree(self, done: int, wanted: bool) -> bool:
         """Whether something is wanted after this many steps, Ctrl-C or a checkpoint. Processes that have to act together

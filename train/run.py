@@ -24,7 +24,7 @@ from train import checkpoint
 from train.config import TrainConfig
 from train.export import calibrate, export
 from train.follow import Following
-from train.log import BudgetRecord, HeldoutRecord, Record, TrainingLog
+from train.log import BudgetRecord, HeldoutRecord, MeasuringTime, Record, TrainingLog
 from train.snapshots import Collector, snapshot_of, uncollected
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.optimizer import learning_rate, make_optimizer, train_step
@@ -89,8 +89,11 @@ class Run:
         self.last_step = self.done
         self.waited = 0.0
 
-    def step(self, batch: Batch, waited: float) -> None:
-        """One step on the batch. Refused, with the state saved, when the loss is not finite."""
+    def step(self, batch: Batch, waited: float, measuring: MeasuringTime, in_time: bool) -> None:
+        """One step on the batch. Refused, with the state saved, when the loss is not finite.
+
+        in_time: whether time allows a measurement on held-out rows, which counts where nobody chose the steps.
+        """
         lr = learning_rate(self.done, self.config)
         result = train_step(self.module, self.optimizer, batch.source, batch.target, lr, self.done)
         if not self.stepped:
@@ -99,12 +102,17 @@ class Run:
         self.done += 1
         self.waited += waited
         self.log.bar.update(self.config.batch_rows)
-        measure = self.config.is_measured(self.done)
+        measure = self.config.is_measured(self.done) and (in_time or self.config.heldout_every is not None)
         if self.config.is_logged(self.done):
             figures, per_prefix = self._figures(result)
             if figures["stopped"]:
                 self._stop()
-            self.log.write(self._record(figures, per_prefix), self._heldout() if measure else None, self.budget)
+            record = self._record(figures, per_prefix)
+            heldout = None
+            if measure:
+                with measuring.spent():
+                    heldout = self._heldout()
+            self.log.write(record, heldout, self.budget)
             if measure:
                 self.log.histograms(self._by_latent(), self.done)
         elif batch.source.device.type == "cpu" and self.module.watch.stopped:

@@ -1,5 +1,6 @@
 """The language model: tokens -> the sites of one layer, nothing above that layer run."""
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -15,9 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harvest.config import SITES
 from harvest.model.families import no_norm, recognise_norm
 from harvest.model.mlp import recognise_mlp
+from harvest.model.plain import SITES as PLAIN_SITES
+from harvest.model.plain import PlainModel, same_bits
 from store.errors import Refused
 from store.mlp.forward import Mlp
 from store.views import Norm
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class LanguageModel:
     tokenizer_hash: str
     layer: int
     """The last layer that `run` needs."""
+    plain: PlainModel | None = None
+    """Runs the blocks without the bridge, for the sites that it gives; None where the bridge runs them."""
 
     @property
     def norm(self) -> Norm:
@@ -104,6 +111,11 @@ class LanguageModel:
         return cast(torch.device, self.whole.get_input_embeddings().weight.device)
 
     @property
+    def devices(self) -> set[torch.device]:
+        """Where its weights lie."""
+        return {weights.device for weights in self.whole.parameters()}
+
+    @property
     def d_model(self) -> int:
         """Width of every site."""
         return self.bridge.cfg.d_model
@@ -117,14 +129,28 @@ class LanguageModel:
         self, tokens: Int[Tensor, "batch context"], layers: Sequence[int], sites: Sequence[str]
     ) -> dict[int, dict[str, Float[Tensor, "batch context d"]]]:
         """The sites of each layer from one run, which stops after the highest of them."""
+        if self.plain is not None and set(sites) <= set(PLAIN_SITES):
+            return self.plain.run_layers(tokens.to(self.device).long(), layers)
         names = {(layer, site): SITES[site].format(layer=layer) for layer in layers for site in sites}
         _, cache = self.bridge.run_with_cache(
             tokens.to(self.device).long(), names_filter=list(names.values()), stop_at_layer=max(layers) + 1
         )
         return {layer: {site: cache[names[layer, site]] for site in sites} for layer in layers}
 
+    def without_bridge(self, tokens: Int[Tensor, "batch context"], layers: Sequence[int]) -> "LanguageModel":
+        """The model, run without the bridge where that gives the same bits on these tokens; otherwise itself."""
+        plain = PlainModel.of(self)
+        if plain is None:
+            return self
+        faster = replace(self, plain=plain)
+        if same_bits(self.run_layers(tokens, layers, PLAIN_SITES), faster.run_layers(tokens, layers, PLAIN_SITES)):
+            return faster
+        log.info("%s runs through TransformerLens's bridge: without it the first batch has other bits", self.name)
+        return self
+
     def twin(self) -> "LanguageModel":
         """Another over the same weights, with hooks of its own: two threads can run one each."""
         whole = self.whole
         shared = [*whole.parameters(), *whole.buffers(), self.tokenizer]
-        return replace(self, bridge=deepcopy(self.bridge, {id(each): each for each in shared}))
+        twin = replace(self, bridge=deepcopy(self.bridge, {id(each): each for each in shared}), plain=None)
+        return twin if self.plain is None else replace(twin, plain=PlainModel.of(twin))

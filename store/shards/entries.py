@@ -51,11 +51,14 @@ class ShardEntry(Strict):
     """Rows that are not kept for their norm alone, where the recipe asks for it."""
     recomputed_fvu: float | None = None
     """FVU of recomputed targets against the true rows that the shard holds as a proof, where targets are recomputed."""
+    summed_on: str | None = None
+    """The kind of device that added the rows up, if it was not the host: the last bits of sums depend on it."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
         """Keys that came later are written where they say something: older stores have none of them."""
-        return without_none(serialize(self), ("rest", "bad_records", "repeats", "excluded_by_norm", "recomputed_fvu"))
+        later = ("rest", "bad_records", "repeats", "excluded_by_norm", "recomputed_fvu", "summed_on")
+        return without_none(serialize(self), later)
 
 
 def rests_after(shards: Iterable[ShardEntry]) -> dict[Split, Rest]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from store.devices import on_host
 from store.mlp.proof import PROOF, PROOF_ROWS
 from store.shards.manifest import Recipe, Rest
 from store.shards.sums import shard_sums
@@ -19,7 +20,7 @@ class ShardRows:
     tokens: Tensor
     """int32 [n_sequences, context]."""
     sites: dict[str, Tensor]
-    """Each [n_sequences * context, width]."""
+    """Each [n_sequences * context, width], on the host or on the model's device."""
     first_document: int
     next_document: int
     rest: Rest | None = None
@@ -30,6 +31,12 @@ class ShardRows:
     """Those of them that repeat an earlier one and were left out."""
     template: Tensor | None = None
     """int32 [n_sequences, context]: 1 at tokens that a chat template put around the messages; None where there is none."""
+
+    @property
+    def device(self) -> str | None:
+        """The kind of device that the rows lie on, such as cuda; None for the host."""
+        kinds = {values.device.type for values in self.sites.values()} - {"cpu"}
+        return min(kinds, default=None)
 
 
 def shard_order(tokens: Tensor, excluded: Sequence[int], seed: int, also: Tensor | None = None) -> tuple[Tensor, int]:
@@ -61,7 +68,7 @@ def also_excluded(rows: ShardRows, recipe: Recipe) -> tuple[Tensor, int]:
     dropped = dropped.flatten()
     if recipe.exclude_norm is None:
         return dropped, 0
-    norms = rows.sites[recipe.norm_site].to(recipe.torch_dtype).float().norm(dim=1)
+    norms = rows.sites[recipe.norm_site].to(recipe.torch_dtype).float().norm(dim=1).cpu()
     counted = ~(dropped | excluded_ids(rows.tokens, recipe.excluded_tokens))
     far = counted & (norms > recipe.exclude_norm * norms[counted].median())
     return dropped | far, int(far.sum())
@@ -70,15 +77,15 @@ def also_excluded(rows: ShardRows, recipe: Recipe) -> tuple[Tensor, int]:
 def shard_arrays(rows: ShardRows, number: int, recipe: Recipe, norm: Norm) -> tuple[dict[str, Tensor], int, int]:
     """The arrays of a shard's file, in their order, and the numbers of rows kept and of rows left out for their norm.
 
-    They depend on nothing else.
+    They depend on nothing else. Rows on a device are shuffled and added up there; the arrays lie on the host.
     """
     dropped, far = also_excluded(rows, recipe)
     order, kept = shard_order(rows.tokens, recipe.excluded_tokens, recipe.seed * 1_000_003 + number, dropped)
     dtype = recipe.torch_dtype
-    sites = {site: values.to(dtype)[order] for site, values in rows.sites.items()}
+    sites = {site: values.to(dtype).index_select(0, order.to(values.device)) for site, values in rows.sites.items()}
     also = {} if rows.template is None else {"template": rows.template}
     if recipe.targets is not None:
         also = also | {PROOF: sites["mlp_out"][: min(PROOF_ROWS, kept)]}
     stored = {site: values for site, values in sites.items() if site in recipe.stored_sites}
     arrays = {"tokens": rows.tokens, "token_index": order.int()} | stored | shard_sums(sites, kept, norm) | also
-    return arrays, kept, far
+    return on_host(arrays), kept, far

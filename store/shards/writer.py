@@ -207,6 +207,7 @@ class StoreWriter:
             repeats=rows.repeats or None,
             excluded_by_norm=None if recipe.exclude_norm is None else far,
             recomputed_fvu=proven,
+            summed_on=rows.device,
         )
         pending = Pending(
             fingerprint=recipe.fingerprint,

@@ -25,6 +25,11 @@ def compiled(function: Callable) -> Callable:
     return numba.njit(inspect.unwrap(function), nogil=True, cache=True, error_model="numpy", fastmath=FLOAT_RULES)
 
 
+def compiled_in_order(function: Callable) -> Callable:
+    """The function in machine code that adds in the order written, and rounds each product."""
+    return numba.njit(inspect.unwrap(function), nogil=True, cache=True, error_model="numpy")
+
+
 def in_parallel(function: Callable, n: int, *arguments: object) -> list:
     """What function(first, last, *arguments) gives for each part of range(n), in order, on as many threads as PyTorch uses.
 

@@ -60,9 +60,14 @@ class Model:
 
     revision, tokenizer_hash, d_model, tokenizer, device = "r", "t", 4, Tokenizer(), torch.device("cpu")
     sites = tuple(SITES)
+    devices = {device}  # noqa: RUF012
 
     def check_sites(self, sites) -> None:
         """It has them all."""
+
+    def without_bridge(self, tokens, layers) -> "Model":
+        """There is none."""
+        return self
 
     def norm_of(self, layer: int) -> Norm:
         return Norm(kind="rms", eps=1e-6, gain=torch.ones(4))

@@ -128,9 +128,9 @@ def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait
     harvest(asked)  # on a CPU one is written, then the next computed
     computed, written, append, compute = [Event() for _ in range(16)], [], StoreWriter.append, loop.run_shard
 
-    def run(lanes, packed, config, layers, number, progress):
+    def run(lanes, packed, config, layers, number, *others):
         assert len(written) >= number - 1
-        rows = compute(lanes, packed, config, layers, number, progress)
+        rows = compute(lanes, packed, config, layers, number, *others)
         computed[number].set()
         return rows
 

@@ -50,15 +50,35 @@ def test_statistics_are_the_moments_of_the_kept_training_rows(store: Store):
     torch.testing.assert_close(found, normalised.mean(0), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_sums_have_the_bits_of_whole_blocks_however_they_are_cut_for_the_cache(dtype):
-    values = (torch.randn(5000, 300) * 10 ** torch.randn(300)).to(dtype)
-    norm = make_norm(300)
-    found = shard_sums({"resid_mid": values}, 4500, norm)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "width", "kept"),
+    [
+        (torch.bfloat16, 300, 4500),
+        (torch.float32, 300, 4500),
+        (torch.float16, 144, 4096 + 272),
+        (torch.float16, 136, 4096 + 272),
+        (torch.bfloat16, 301, 4400),
+        (torch.float32, 10, 4096 + 16),
+        (torch.bfloat16, 3, 100),
+        (torch.bfloat16, 32, 7),
+        (torch.float32, 32, 0),
+    ],
+)
+def test_sums_have_the_bits_of_pytorchs_over_whole_blocks(dtype, width, kept, threads):
+    values = (torch.randn(5000, width) * 10 ** torch.randn(width)).to(dtype)
+    values[0] = -0.0
+    norm = make_norm(width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = shard_sums({"resid_mid": values}, kept, norm)
+    torch.set_num_threads(before)
     for name, view in (("resid_mid", values), ("resid_mid.rms", rms(values, norm))):
-        blocks = [view[first : min(first + BLOCK, 4500)].double() for first in range(0, 4500, BLOCK)]
-        assert found[f"sum.{name}"].equal(blocks[0].sum(0) + blocks[1].sum(0))
-        assert found[f"sum_of_squares.{name}"].equal(blocks[0].square().sum(0) + blocks[1].square().sum(0))
+        blocks = view[:kept].double().split(BLOCK)
+        expected = sum((block.sum(0) for block in blocks), torch.zeros(width, dtype=torch.float64))
+        squares = sum((block.square().sum(0) for block in blocks), torch.zeros(width, dtype=torch.float64))
+        assert found[f"sum.{name}"].equal(expected)
+        assert found[f"sum_of_squares.{name}"].equal(squares)
 
 
 def test_a_store_continued_by_a_new_writer_is_the_same_bytes(tmp_path):
