@@ -70,9 +70,12 @@ class RunOnText:
     def top_tokens(self, latent: int, n: int = 5) -> list[str]:
         """The tokens that a latent fires on most, by the sum of its activations; empty for a latent that never fired.
 
-        Refused unless `make features` has collected them.
+        Refused unless `make features` has collected them, and for a number that no latent has.
         """
-        [record] = self.features.records([latent], ["top_tokens"])
+        features = self.features
+        if not 0 <= latent < len(features):
+            raise Refused(f"there is no latent {latent}: the run has latents 0 to {len(features) - 1}")
+        [record] = features.records([latent], ["top_tokens"])
         return [top["token"] for top in record["top_tokens"][:n]]
 
     def label(self, latent: int) -> str:

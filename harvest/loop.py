@@ -12,7 +12,7 @@ from tqdm import tqdm
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.metric.add import estimate, lacks_lens, lacks_metric
 from harvest.model.language_model import LanguageModel
-from harvest.opening import fitted, mlp_bytes, open_all, recipe_of
+from harvest.opening import bounded, fitted, mlp_bytes, open_all, recipe_of
 from harvest.pool import Lanes
 from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
@@ -52,6 +52,8 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
     with stores.locked(rank) as locks, ExitStack() as stack:
         corpus, model, dtype = open_all(config, rank)
         config = fitted(stores, corpus, model)
+        within = bounded(stores, config, corpus, model)
+        refuse_what_does_not_fit(within, model.d_model, stores.finished_shards, mlp_bytes(config, model))
         writers = {}
         for layer, directory in config.directories.items():
             recipe = recipe_of(config, layer, corpus, model, dtype)
@@ -59,8 +61,6 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
             mlp = model.mlp_of(layer) if config.keeps_mlp else None
             writer = StoreWriter(directory, recipe, norm, rank.index, rank.world, locks.pop(layer), mlp)
             writers[layer] = stack.enter_context(writer)
-        finished = {layer: len(writer.manifest.shards) for layer, writer in writers.items()}
-        refuse_what_does_not_fit(config, model.d_model, finished, mlp_bytes(config, model))
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
         if rank.index == 0:
             announce_metric(config, writers)

@@ -10,9 +10,10 @@ from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model, resolve_compute_dtype
 from harvest.preflight import Visit
 from harvest.ranks import Rank
+from harvest.space import disk_shortage
 from harvest.text.corpus import Corpus, open_corpus
 from harvest.text.encode import template_hash
-from harvest.text.fit import fit_shards
+from harvest.text.fit import fit_shards, within_text
 from harvest.text.repeats import without_repeats
 from harvest.text.stream import check_tokenizer, documents_from
 from harvest.text.tokens import PACKING, SpecialTokens
@@ -78,6 +79,15 @@ def fitted(stores: Visit, corpus: Corpus, model: LanguageModel) -> HarvestConfig
     if any(stores.finished_shards.values()):
         return stores.config
     return fit_shards(stores.config, documents_from(corpus, model, 0), SpecialTokens.of(model.tokenizer), corpus.described)
+
+
+def bounded(stores: Visit, config: HarvestConfig, corpus: Corpus, model: LanguageModel) -> HarvestConfig:
+    """The options with no more tokens than the text has, where it was seen to be short, or the disk is too small for all
+    tokens asked for."""
+    shrunk = config.tokens_a_shard != stores.config.tokens_a_shard
+    if shrunk or disk_shortage(config, model.d_model, stores.finished_shards, mlp_bytes(config, model)):
+        return within_text(config, documents_from(corpus, model, 0), SpecialTokens.of(model.tokenizer))
+    return config
 
 
 def recipe_of(

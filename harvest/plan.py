@@ -12,7 +12,7 @@ from harvest.config import HarvestConfig
 from harvest.metric.estimate import SEQUENCES
 from harvest.metric.gradients import seconds_a_sequence
 from harvest.model.language_model import LanguageModel
-from harvest.opening import fitted, mlp_bytes, open_all, recipe_of
+from harvest.opening import bounded, fitted, mlp_bytes, open_all, recipe_of
 from harvest.pool import Lanes
 from harvest.preflight import visit
 from harvest.ranks import Rank
@@ -41,7 +41,7 @@ def plan(config: HarvestConfig, started: float | None = None) -> str:
     started = time.perf_counter() if started is None else started
     stores = visit(config)
     corpus, model, dtype = open_all(stores.config, Rank())
-    config = fitted(stores, corpus, model)
+    config = bounded(stores, fitted(stores, corpus, model), corpus, model)
     sequences = config.batch_sequences * PROBE_BATCHES
     special = SpecialTokens.of(model.tokenizer)
     stream = pack(documents_from(corpus, model, 0), 0, special, sequences, config.context)

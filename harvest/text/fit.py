@@ -12,6 +12,9 @@ from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.errors import Refused
 from store.shards.recipe import Split, split_of
 
+COUNTED = 1_000_000
+"""Tokens that are read at most to find out whether a text is short."""
+
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +54,16 @@ def fit_shards(
         f"{some_documents(held)}, {n_tokens:,} tokens, and no document lies on both sides of the split; give more text or "
         "more documents, or a smaller --context"
     )
+
+
+def within_text(
+    config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad | Repeat], special: SpecialTokens
+) -> HarvestConfig:
+    """The options with no more tokens than the text has: for what a harvest will take. Reads COUNTED tokens at most, and
+    leaves the options as they are where the text goes on."""
+    most = COUNTED // config.tokens_a_shard + 1
+    shards = sum(1 for _ in islice(_packed(config, documents, special, config.shard_sequences), min(most, config.n_shards)))
+    return config if shards == most else replace(config, tokens=max(1, shards) * config.tokens_a_shard)
 
 
 def _packed(

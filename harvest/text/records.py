@@ -31,7 +31,10 @@ class Repeat:
 
 def lacking(column: str, columns: Iterable[Any]) -> Bad:
     """A record without the column; it names those that it has."""
-    return Bad(f"it has no text column {column!r}; it has {sorted(map(str, columns))}", "choose with --text-column")
+    found = sorted(map(str, columns))
+    chats = [name for name in found if name in ("messages", "conversations", "conversation")]
+    cure = f"for chats give --chat {chats[0]}, else choose with --text-column" if chats else "choose with --text-column"
+    return Bad(f"it has no text column {column!r}; it has {found}", cure)
 
 
 def document_in(value: Any, column: str, kind: Kind) -> Document | Bad:

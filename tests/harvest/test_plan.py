@@ -42,12 +42,30 @@ def test_a_plan_counts_the_metric_that_the_harvest_will_estimate(config):
 def test_what_cannot_fit_is_refused_by_how_much(config, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("harvest.space.shutil.disk_usage", lambda folder: usage(10**9, 0, 5 * 10**6))
+    monkeypatch.setattr("harvest.text.fit.COUNTED", 10 * 512)  # the text is taken to go on
     asked = replace(config, tokens=3000 * 512)
     needed = 3000 * shard_bytes(config, 16) + metric_bytes(config, 16)
     with pytest.raises(ValueError, match=f"{(needed - 5e6) / 1e9:.2f} GB too little"):
         harvest(asked)
-    assert not list(config.directory.glob("shard-*"))
+    assert not config.store.exists()
     assert "will refuse to start" in plan(asked)
+
+
+@pytest.mark.parametrize("size", [512, None])
+def test_a_short_text_needs_no_more_room_than_it_fills(config, monkeypatch, size):
+    """The text has 62 shards of 512 tokens; 3,000 do not fit, before the first and after it."""
+    usage = namedtuple("usage", "total used free")
+    room = 63 * shard_bytes(replace(config, shard_tokens=512), 16) + metric_bytes(config, 16)
+    monkeypatch.setattr("harvest.space.shutil.disk_usage", lambda folder: usage(10**9, 0, room))
+    asked = replace(config, tokens=3000 * 512, shard_tokens=size)
+    begun = 0
+    if size is not None:
+        begun = len(harvest(replace(asked, tokens=512))[0].shards)
+    told = plan(asked)
+    [manifest] = harvest(asked)
+    assert manifest.exhausted
+    assert f"shards       {len(manifest.shards) - begun:,} to write" in told
+    assert "will refuse to start" not in told
 
 
 def test_a_ring_needs_room_for_its_shards_and_the_held_out_ones(config):

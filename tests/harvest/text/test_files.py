@@ -100,6 +100,7 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path, caplog):
     ("suffix", "content", "message"),
     [
         ("jsonl", b'{"id": 1, "body": "b"}', r"no text column 'text'; it has \['body', 'id'\]: choose with --text-column"),
+        ("jsonl", b'{"messages": []}', r"it has \['messages'\]: for chats give --chat messages, else choose with --text"),
         ("csv", b"id,body\n1,b\n", r"no text column 'text'; it has \['body', 'id'\]"),
         ("parquet", None, r"no text column 'text'; it has \['body'\]"),
         ("json", b'[{"text": [1, 2]}]', r"column 'text' holds a list of token ids where text is wanted"),
