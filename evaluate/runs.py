@@ -126,12 +126,18 @@ def _config_of(folder: Path) -> TranscoderConfig | None:
 
 
 def check_fits(transcoder: Transcoder, store: Store) -> None:
-    """Refused unless the transcoder is for the store's layer (its pair's layers) and widths."""
+    """Refused unless the transcoder is for the store's layer (its pair's layers), sites and widths."""
     config = transcoder.config
-    source = store.manifest
-    target = store.target_side.manifest
-    widths = (source.widths[config.source_site], target.widths[config.target_site])
-    transcoder.check_fits((source.recipe.layer, target.recipe.layer), widths, str(store.directory))
+    sides = ((store, config.source_site), (store.target_side, config.target_site))
+    for side, site in sides:
+        if site not in side.manifest.widths:
+            raise Refused(
+                f"{config.name} is of {site}, but {side.directory} holds {', '.join(side.manifest.widths)}; harvest with "
+                f"--sites {site}, or give another transcoder"
+            )
+    layers = [side.manifest.recipe.layer for side, _ in sides]
+    widths = [side.manifest.widths[site] for side, site in sides]
+    transcoder.check_fits((layers[0], layers[1]), (widths[0], widths[1]), str(store.directory))
 
 
 def check_in_model(config: TranscoderConfig, cure: str) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from evaluate.circuit.layers import CircuitLayer
-from evaluate.circuit.parts import LayerRows, parts_into, read_everywhere, rows_in_step, split
+from evaluate.circuit.parts import LayerRows, biases_into, parts_into, read_everywhere, rows_in_step, split
 from store.disk.files import write_tensors
 from store.shards.manifest import ShardEntry
 
@@ -69,12 +69,13 @@ def chunk_arrays(layers: Sequence[CircuitLayer], chunk: Chunk, rows: int, bar: t
     everywhere = [
         torch.zeros(len(its_sums) - 1, layers[0].transcoder.config.d_out, dtype=torch.float64) for its_sums in sums
     ]
+    biases = [biases_into(layers, target) for target in range(len(layers))]
     gap = 0.0
     done = 0
     for batch in rows_in_step(layers, chunk.shard, chunk.start, chunk.stop, rows, device):
         for target, read in enumerate(batch):
             found[target].append(HostRows.of(read, done))
-            parts = split(layers, batch, target)
+            parts = split(layers, batch, target, biases[target])
             latent = read.entries.latent.cpu().numpy()
             values = [part.cpu().double().numpy() for part in parts.values()]
             for its_sums, value in zip(sums[target], values, strict=True):

@@ -1,6 +1,6 @@
 """Rows of all layers of a map, in step, and the parts that the pre-activations of their active latents are made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -127,8 +127,26 @@ def vectors_into(
     return vectors | {Part("rest"): rows[target].rest}
 
 
-def split(layers: Sequence[CircuitLayer], rows: Sequence[LayerRows], target: int) -> dict[Part, Float[Tensor, " n"]]:
-    """Each part of the pre-activation of each entry of layers[target]; together they are its activation."""
+def biases_into(layers: Sequence[CircuitLayer], target: int) -> dict[Part, Float[Tensor, " d_sae"]]:
+    """What the decoder's bias of each earlier layer adds to the pre-activations of layers[target], before the scale of a
+    row: the same for all rows."""
+    encoder = layers[target].reader.encoder
+    return {Part("decoder_bias", layer.layer): encoder @ layer.transcoder.b_dec for layer in layers[:target]}
+
+
+def split(
+    layers: Sequence[CircuitLayer],
+    rows: Sequence[LayerRows],
+    target: int,
+    biases: Mapping[Part, Float[Tensor, " d_sae"]],
+) -> dict[Part, Float[Tensor, " n"]]:
+    """Each part of the pre-activation of each entry of layers[target]; together they are its activation.
+
+    layers: of the map.
+    rows: each layer at some rows.
+    target: the index of the layer that is read.
+    biases: its `biases_into`.
+    """
     reader = layers[target].reader
     read = rows[target]
     row = read.entries.row
@@ -136,8 +154,8 @@ def split(layers: Sequence[CircuitLayer], rows: Sequence[LayerRows], target: int
     no_bias = torch.zeros_like(reader.bias)
     parts: dict[Part, Tensor] = {}
     for part, vectors in vectors_into(layers, rows, target).items():
-        if vectors.dim() == 1:
-            parts[part] = (reader.encoder @ vectors)[latent] * read.scale[row]
+        if part in biases:
+            parts[part] = biases[part][latent] * read.scale[row]
         else:
             scaled = vectors * read.scale[:, None]
             parts[part] = pre_activations(scaled, reader.encoder, no_bias, row, latent)

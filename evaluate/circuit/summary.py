@@ -1,5 +1,6 @@
 """circuit.json: what a map was made of, what its figures mean, and what each layer's activations are made of. No torch."""
 
+import functools
 from pathlib import Path
 
 import xxhash
@@ -106,10 +107,18 @@ class CircuitSummary(Result):
 
 
 def read_circuit(folder: Path) -> CircuitSummary | None:
-    """The summary in a map's folder; None where there is none. Damaged when it cannot be read."""
+    """The summary in a map's folder, read again only when it has changed; None where there is none. Damaged when it cannot
+    be read."""
     path = folder / CIRCUIT_SUMMARY
-    if not path.exists():
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
         return None
+    return _read(path, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, _changed: tuple[int, int, int]) -> CircuitSummary:
     return read_result(CircuitSummary, path, "make circuit ARGS=--force")
 
 

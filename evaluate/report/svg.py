@@ -30,6 +30,8 @@ def for_page(svg: str, title: str, name: str, hovers: Mapping[str, list[str]]) -
     _prune(document)
     for element in document.iter():
         _set_style(element)
+    for element in document.iter("g"):
+        _join_strokes(element)
     _set_ids(document, name)
     root = Element(
         "svg",
@@ -105,6 +107,24 @@ def _set_style(element: Element) -> None:
         said = [part.replace("font: ", "font-size: ").partition(" 'DejaVu")[0] for part in said]
     if said:
         element.attrib["style"] = "; ".join(said)
+
+
+def _join_strokes(element: Element) -> None:
+    """Makes one path of strokes that follow each other and look alike, as the error bars of a series do."""
+    before: Element | None = None
+    for child in list(element):
+        if before is not None and _stroke(child) is not None and _stroke(child) == _stroke(before):
+            before.attrib["d"] += f" {child.attrib['d']}"
+            element.remove(child)
+        else:
+            before = child
+
+
+def _stroke(element: Element) -> dict[str, str] | None:
+    """How a stroke looks; None of what is filled, and of what is no path."""
+    if element.tag != "path" or "fill: none" not in element.get("style", ""):
+        return None
+    return {key: text for key, text in element.attrib.items() if key != "d"}
 
 
 def _set_ids(document: Element, name: str) -> None:

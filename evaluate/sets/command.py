@@ -11,7 +11,15 @@ from evaluate.compare.files import show, write_json
 from evaluate.runs import OpenRun
 from evaluate.sets.choices import variants_of
 from evaluate.sets.config import CompareSetConfig
-from evaluate.sets.layers import Side, digest_of, linear_maps, open_baseline, open_set, replacements_of
+from evaluate.sets.layers import (
+    Side,
+    digest_of,
+    linear_maps,
+    open_baseline,
+    open_set,
+    refuse_without_training_rows,
+    replacements_of,
+)
 from evaluate.sets.measure import SetRun, measure
 from evaluate.sets.report import publish
 from evaluate.sets.result import DEFINITIONS, FORMAT_VERSION, FROZEN, RECOMPUTED, SetResult, SetSide, read_set
@@ -45,9 +53,11 @@ def compare_set(config: CompareSetConfig) -> Path:
     if before is not None and before.key == key and (folder / REPORT).exists():
         return show(folder)
     first = runs[0].store
+    if config.linear:
+        refuse_without_training_rows(runs)
+    model = model_that_made(first.manifest.recipe, device, "harvest the layers and train them again")
     if config.check:
         check_shards(first, "heldout")
-    model = model_that_made(first.manifest.recipe, device, "harvest the layers and train them again")
     work = unfinished_folder(folder / UNFINISHED, key, config.force)
     sides = [ours]
     if config.linear:
@@ -56,14 +66,14 @@ def compare_set(config: CompareSetConfig) -> Path:
         sides.append(baseline)
     layers = list(ours.transcoders)
     ways = [False, True] if config.frozen else [False]
-    replacements = [replacements_of(side, runs, device) for side in sides]
+    replacements = [replacements_of(side, runs, device, config.batch_rows) for side in sides]
     variants = variants_of(layers, len(sides), ways)
     log.info("layers %s: the model runs %d times on each sequence", ", ".join(map(str, layers)), len(variants) + 2)
     run = SetRun(first, replacements, layers, variants, config.sequences, work)
     table, n_sequences = measure(run, model)
     result = result_of(runs, sides, table, ways, n_sequences, model.n_layers).plus(key=key)
-    write_json(folder / SET_RESULT, result)
     publish(folder, result)
+    write_json(folder / SET_RESULT, result)  # last: it says that the others are its own
     shutil.rmtree(work)
     return show(folder)
 

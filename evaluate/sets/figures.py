@@ -29,7 +29,7 @@ def figures_of(result: SetResult) -> list[Figure]:
     ]
 
 
-UNITS = {"kl": "KL from the model itself, nats", "delta_ce": "delta CE, nats", "top1": "share of predictions"}
+UNITS = {"kl": "KL, nats", "delta_ce": "delta CE, nats", "top1": "share of predictions"}
 
 
 def by_count(result: SetResult, way: str, key: str, title: str) -> Figure:
@@ -44,7 +44,7 @@ def by_count(result: SetResult, way: str, key: str, title: str) -> Figure:
     return Figure(
         name=f"{key}_{way}",
         title=f"{title} by layers replaced, attention {way}",
-        caption=f"Layers {spell_layers(result.layers)}, one more at each step; bars: 95% intervals.",
+        caption=f"Layers {spell_layers(result.layers)}, one more at each step.{bars(result)}",
         x=Axis(label="layers replaced", ticks=range(len(result.layers) + 1)),
         y=Axis(label=UNITS[key], from_zero=key != "top1"),
         series=tuple(series),
@@ -61,7 +61,7 @@ def alone(result: SetResult) -> Figure:
     return Figure(
         name="kl_alone",
         title="KL of each layer alone",
-        caption="One MLP replaced, the others as they are; attention recomputed or frozen.",
+        caption=f"One MLP replaced, the others as they are; attention recomputed or frozen.{bars(result)}",
         x=Axis(label="layer", ticks=result.layers),
         y=Axis(label=UNITS["kl"], from_zero=True),
         series=tuple(series),
@@ -76,11 +76,13 @@ def growth(result: SetResult) -> Figure:
         layers = [point.layer for point in points]
         series.append(line(f"{side.name}, {way}", layers, [point.error for point in points], colour, DASHES[way]))
     outside = sorted(set(range(result.layers[0], result.n_layers)) - set(result.layers))
-    beyond = " Layers of the set are replaced, the others run as they are." if outside else ""
+    said = "Squared error of resid_post over its variance, all layers of the set up to it replaced."
+    if outside:
+        said += " The others run as they are."
     return Figure(
         name="error_growth",
         title="How the error grows",
-        caption=f"Squared error of resid_post over its variance, all layers of the set up to it replaced.{beyond}",
+        caption=said + bars(result),
         x=Axis(label="layer", ticks=range(result.layers[0], result.n_layers)),
         y=Axis(label="relative squared error", from_zero=True),
         series=tuple(series),
@@ -92,12 +94,19 @@ def sides_and_ways(result: SetResult) -> list[tuple[int, SetSide, str]]:
     return [(number, side, way) for number, side in enumerate(result.sides) for way in side.attention]
 
 
+def bars(result: SetResult) -> str:
+    """What the bars of a figure are, as the end of its caption."""
+    return " Bars: 95% intervals." if result.has_intervals else ""
+
+
 def line(name: str, x: Sequence[Number], estimates: Sequence[Estimate], colour: int, dash: Dash) -> Series:
+    """A line with its intervals, where every point has one."""
+    intervals = [each.ci95 for each in estimates if each.ci95 is not None]
     return Series(
         name=name,
         x=list(x),
         y=[each.value for each in estimates],
-        intervals=[each.ci95 or (each.value, each.value) for each in estimates],
+        intervals=intervals if len(intervals) == len(estimates) else None,
         colour=colour,
         dash=dash,
     )

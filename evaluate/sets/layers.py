@@ -14,6 +14,7 @@ from evaluate.sets.config import CompareSetConfig
 from evaluate.sets.replaced import READABLE, Replacement
 from evaluate.sets.result import SetMember
 from store.errors import Refused
+from store.layers.words import LAYER
 from store.layout import WEIGHTS, model_slug
 from store.transcoders.layouts import load_run
 from store.transcoders.transcoder import Transcoder
@@ -77,7 +78,23 @@ def open_baseline(config: CompareSetConfig, runs: Sequence[OpenRun]) -> Side | N
         check_fits(other, run.store)
         refuse_transcoder(other, str(place))
         found[layer] = other
-    return Side("baseline", config.baseline_name or next(iter(found.values())).config.name, found)
+    return Side("baseline", config.baseline_name or name_of_set(config.baseline, list(found.values())), found)
+
+
+def name_of_set(place: Path, transcoders: Sequence[Transcoder]) -> str:
+    """What a baseline is called: its place, without the layer's part, and the architectures of its transcoders."""
+    own = [part for part in place.parts if LAYER not in part]
+    kinds = sorted({each.config.architecture for each in transcoders})
+    return f"{own[-1] if own else place.name} ({', '.join(kinds)})"
+
+
+def refuse_without_training_rows(runs: Sequence[OpenRun]) -> None:
+    """Refused where linear maps have nothing to be fitted on: a bounded cache lets go of its training rows."""
+    for run in runs:
+        if not run.store.manifest.n_rows("train"):
+            raise Refused(
+                f"{run.store.directory} holds no training rows for the best linear map; leave it out with --no-linear"
+            )
 
 
 def linear_maps(runs: Sequence[OpenRun], work: Path, device: torch.device) -> Side:
@@ -93,10 +110,16 @@ def linear_maps(runs: Sequence[OpenRun], work: Path, device: torch.device) -> Si
     return Side("linear", "the best linear maps", found)
 
 
-def replacements_of(side: Side, runs: Sequence[OpenRun], device: torch.device) -> dict[int, Replacement]:
-    """By layer, what is put in the MLP's place."""
+def replacements_of(side: Side, runs: Sequence[OpenRun], device: torch.device, at_once: int) -> dict[int, Replacement]:
+    """By layer, what is put in the MLP's place.
+
+    side: whose transcoders they are.
+    runs: of the layers; their stores have the norms.
+    device: where they run.
+    at_once: rows in a step.
+    """
     norms = {run.transcoder.config.layer: run.store.norm.to(device) for run in runs}
-    return {layer: Replacement.of(each.to(device), norms[layer]) for layer, each in side.transcoders.items()}
+    return {layer: Replacement.of(each.to(device), norms[layer], at_once) for layer, each in side.transcoders.items()}
 
 
 def digest_of(transcoder: Transcoder) -> bytes:

@@ -31,16 +31,20 @@ class Replacement:
     predict: Predict
 
     @classmethod
-    def of(cls, transcoder: Transcoder, norm: Norm) -> "Replacement":
+    def of(cls, transcoder: Transcoder, norm: Norm, at_once: int) -> "Replacement":
         """A transcoder, on the device of its weights.
 
         norm: the norm before the layer's MLP, on the same device.
+        at_once: rows in a step.
         """
         forward = Forward(transcoder.whole())
 
-        def predict(rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+        def some(rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
             x = transcoder.view(rows.float(), norm)
             return forward.prefixes(forward.entries(x), x).recon[-1]
+
+        def predict(rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+            return torch.cat([some(part) for part in rows.split(at_once)])
 
         return cls(transcoder.config.source_site, predict)
 

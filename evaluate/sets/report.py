@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evaluate.estimates import Estimate
+from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.report.page import write_page
 from evaluate.sets.figures import figures_of
 from evaluate.sets.result import FROZEN, RECOMPUTED, Attention, Cost, SetResult
@@ -15,6 +16,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 FIGURES = (("kl", "KL"), ("delta_ce", "delta CE"), ("top1", "top-1"))
 
+GROWTH = "Relative squared error of each layer's output, all layers of the set up to it replaced"
+
 WAYS = {
     RECOMPUTED: "Attention recomputed from the residual stream of the replaced model",
     FROZEN: "Attention frozen: its outputs are those of the model itself",
@@ -24,9 +27,8 @@ WAYS = {
 def publish(folder: Path, result: SetResult) -> None:
     """Writes summary.txt and report.html with its figures."""
     lines = [*verdict(result), provenance(result)]
-    for way in result.sides[0].attention:
-        heads, rows = table_of(result, way, with_intervals=False)
-        lines += ["", WAYS[way], *text_table(rows, heads)]
+    for caption, heads, rows in tables_of(result, with_intervals=False):
+        lines += ["", caption, *text_table(rows, heads)]
     write_text(folder / SUMMARY, "\n".join(lines) + "\n")
     write_page(
         folder / REPORT,
@@ -36,7 +38,7 @@ def publish(folder: Path, result: SetResult) -> None:
         title=f"Layers {spell_layers(result.layers)} of {result.model} as a set",
         verdict=verdict(result),
         provenance=provenance(result),
-        tables=[(WAYS[way], *table_of(result, way, with_intervals=True)) for way in result.sides[0].attention],
+        tables=tables_of(result, with_intervals=True),
         sides=result.sides,
         definitions=result.definitions,
     )
@@ -58,8 +60,22 @@ def provenance(result: SetResult) -> str:
     return (
         f"{result.model}, layers {spell_layers(result.layers)} of {result.n_layers}; {result.n_predictions:,} predictions "
         f"in {result.n_documents:,} documents of {result.sequences:,} held-out sequences of {result.dataset}; CE of "
-        f"the model itself {estimate(result.ce_clean)}. In brackets: 95% intervals by bootstrap over documents."
+        f"the model itself {estimate(result.ce_clean)}. {of_intervals(result)}."
     )
+
+
+def of_intervals(result: SetResult) -> str:
+    """What the brackets hold, or why there are none."""
+    if result.has_intervals:
+        return "In brackets: 95% intervals by bootstrap over documents"
+    return f"Intervals need {MIN_DOCUMENTS} documents: give more --sequences"
+
+
+def tables_of(result: SetResult, with_intervals: bool) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Caption, heads and rows of each table: the costs with each kind of attention, then the error of each layer."""
+    ways = list(result.sides[0].attention)
+    costs = [(WAYS[way], *table_of(result, way, with_intervals)) for way in ways]
+    return [*costs, (GROWTH, *growth_of(result, with_intervals))]
 
 
 def table_of(result: SetResult, way: str, with_intervals: bool) -> tuple[list[str], list[list[str]]]:
@@ -70,10 +86,20 @@ def table_of(result: SetResult, way: str, with_intervals: bool) -> tuple[list[st
     for layers in by_side[0]:
         cells = [spell_layers(layers) or "none"]
         for costs in by_side:
-            for key, _ in FIGURES:
-                found: Estimate = getattr(costs[layers], key)
-                cells.append(estimate(found) if with_intervals else f"{found.value:.4f}")
+            cells += [estimate(getattr(costs[layers], key), with_intervals) for key, _ in FIGURES]
         rows.append(cells)
+    return heads, rows
+
+
+def growth_of(result: SetResult, with_intervals: bool) -> tuple[list[str], list[list[str]]]:
+    """The heads and the rows of a table: the relative error of each layer's output, of every side."""
+    columns = [(side, way) for side in result.sides for way in side.attention]
+    heads = ["layer", *(f"{side.name}, {way}" for side, way in columns)]
+    points = [side.attention[way].growth for side, way in columns]
+    rows = [
+        [str(each[0].layer), *(estimate(point.error, with_intervals) for point in each)]
+        for each in zip(*points, strict=True)
+    ]
     return heads, rows
 
 
@@ -82,8 +108,8 @@ def costs_of(attention: Attention) -> dict[tuple[int, ...], Cost]:
     return {cost.layers: cost for cost in (*attention.from_bottom, *attention.from_top, *attention.alone)}
 
 
-def estimate(found: Estimate) -> str:
-    """A figure with its interval, as text."""
-    if found.ci95 is None:
+def estimate(found: Estimate, with_interval: bool = True) -> str:
+    """A figure, and its interval, as text."""
+    if found.ci95 is None or not with_interval:
         return f"{found.value:.4f}"
     return f"{found.value:.4f} [{found.ci95[0]:.4f}, {found.ci95[1]:.4f}]"

@@ -111,6 +111,11 @@ class SetResult(Result):
     key: str
     """Changes with the weights, the shards and the options: another key is measured anew."""
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there were enough documents for them."""
+        return self.ce_clean.ci95 is not None
+
 
 def read_set(folder: Path) -> SetResult | None:
     """The result in a folder; None where there is none. Damaged when it cannot be read."""

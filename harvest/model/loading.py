@@ -42,6 +42,7 @@ def load_model(
     device_map: str | None = None,
     context: int = 1,
     model_class: str | None = None,
+    source: ModelSource | None = None,
 ) -> LanguageModel:
     """The model, ready to run.
 
@@ -52,12 +53,13 @@ def load_model(
     device_map: spreads the model over devices, as accelerate does; `device` is not used then.
     context: the longest sequence that will be run.
     model_class: of transformers, where config.json names none that TransformerLens knows.
+    source: that of name and revision, where it was looked up already: weights of a folder are hashed for it.
 
     Raises:
         Refused: an unknown model, a layer out of range, too long a context, weights that the files lack.
         Damaged: weights that cannot be read.
     """
-    source = source_of(name, revision)
+    source = source_of(name, revision) if source is None else source
     config = _config(name, source)
     text = config.get_text_config()
     n_layers = text.num_hidden_layers
@@ -109,32 +111,45 @@ def load_model(
     )
 
 
-def model_of(recipe: Recipe, device: torch.device) -> LanguageModel:
-    """The model that made a store, from the commit that its recipe records."""
+def source_that_made(recipe: Recipe) -> ModelSource:
+    """Where the model that made a store lies; on the hub, at the commit that the recipe records."""
     local = embedded.is_embedded(recipe.model) or Path(recipe.model).is_dir()
+    return source_of(recipe.model, None if local else recipe.model_revision)
+
+
+def model_of(recipe: Recipe, device: torch.device, source: ModelSource | None = None) -> LanguageModel:
+    """The model that made a store, from the commit that its recipe records.
+
+    source: where it lies, where that was looked up already.
+    """
     return load_model(
         recipe.model,
         recipe.layer,
         device,
         recipe.torch_compute_dtype,
-        revision=None if local else recipe.model_revision,
         model_class=recipe.model_class,
+        source=source_that_made(recipe) if source is None else source,
     )
 
 
 def model_that_made(recipe: Recipe, device: torch.device, instead: str) -> LanguageModel:
-    """The model that made a store. Refused when its weights or its tokenizer are not those of the store any more.
+    """The model that made a store. Refused when its tokenizer is not that of the store any more, or, before they are
+    loaded, its weights.
 
     instead: what to do without it, for people.
     """
-    model = model_of(recipe, device)
-    loaded = (model.revision, model.tokenizer_hash)
-    harvested = (recipe.model_revision, recipe.tokenizer_hash)
-    if loaded != harvested:
-        raise Refused(
-            f"{recipe.model} is now {loaded}, the store was made with {harvested}; restore that model, or {instead}"
-        )
+    source = source_that_made(recipe)
+    _refuse_another(recipe.model, "weights", source.revision, recipe.model_revision, instead)
+    model = model_of(recipe, device, source)
+    _refuse_another(recipe.model, "tokenizer", model.tokenizer_hash, recipe.tokenizer_hash, instead)
     return model
+
+
+def _refuse_another(model: str, part: str, now: str, harvested: str, instead: str) -> None:
+    if now != harvested:
+        raise Refused(
+            f"{model} has {part} {now} now, but the store was made with {harvested}; restore that model, or {instead}"
+        )
 
 
 def _config(name: str, source: ModelSource) -> PretrainedConfig:

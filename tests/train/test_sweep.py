@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from store.errors import Refused
 from store.shards.reader import Store
 from tests.command import run as command
+from tests.harvest.kills import Killed
 from tests.making import make_store
 from tests.train.making import assert_same_run
 from train import loop
@@ -182,3 +184,48 @@ def test_a_sweep_over_layers_is_a_sweep_of_each(tmp_path):
         mine, other = ((tmp_path / f"{name}{layer}/summary.txt").read_text() for name in ("both", "alone"))
         assert mine == other
         assert mine in said
+
+
+def test_a_killed_sweep_over_layers_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    stores = {layer: make_store(tmp_path / f"layer{layer}", shard_sequences=64, layer=layer) for layer in (1, 2)}
+
+    def both(folder: str) -> SweepConfig:
+        base = config_of(stores[1], tmp_path / folder / "layer{layer}", k=(2, 4), d_sae=(24,), checkpoint_every=5)
+        return replace(base, layer=(1, 2), store=tmp_path)
+
+    whole = sweep(both("whole"))
+    stepped: list[str] = []
+
+    def step(run, batch, waited, real=Run.step):
+        stepped.append(run.folder.name)
+        if len(stepped) == 2 * 2 * 12:
+            raise Killed
+        real(run, batch, waited)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", step)
+        with pytest.raises(Killed):
+            sweep(both("killed"))
+    stepped.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", lambda *args, real=Run.step: (stepped.append(""), real(*args))[1])
+        said = sweep(both("killed"))
+    assert len(stepped) == 2 * 2 * (STEPS - 10)
+    assert said.replace(str(tmp_path / "killed"), "") == whole.replace(str(tmp_path / "whole"), "")
+    for mine, other in zip(both("killed").configs, both("whole").configs, strict=True):
+        assert_same_run(mine, other)
+
+
+@pytest.mark.parametrize(
+    ("run", "store", "message"),
+    [
+        ("one", "", "one is one folder for several layers; write {layer} where the number stands"),
+        ("layer{layer}", "layer1", "layer1 is the store of one layer; give the folder that holds layer8, layer12, ..."),
+    ],
+)
+def test_a_sweep_over_layers_with_the_paths_of_one_is_refused(shared, tmp_path, run, store, message):
+    for layer in (1, 2):
+        make_store(tmp_path / f"layer{layer}", shard_sequences=64, layer=layer)
+    with pytest.raises(Refused, match=message):
+        replace(config_of(shared, tmp_path / run, k=(2, 4), d_sae=(24,)), layer=(1, 2), store=tmp_path / store)
+    assert not (tmp_path / "one").exists()

@@ -13,10 +13,11 @@ from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
 from evaluate.browse.map_graph import ordered
 from evaluate.browse.server import make_app
+from evaluate.circuit import summary
 from evaluate.circuit.map import circuit
 from evaluate.features import samples, split_text
 from evaluate.features.config import FeaturesConfig
-from store.layout import EDGES
+from store.layout import CIRCUIT_SUMMARY, EDGES
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.browse.making import SCRIPT, WORDS
 from tests.evaluate.circuit.making import LAYERS, Loop, loop_over, make_layers
@@ -182,6 +183,21 @@ def test_a_map_of_other_weights_or_a_damaged_one_is_refused(mapped, tmp_path):
         text = client.get(page).text
         assert "was made from other weights of layer 4" in text, page
         assert "Reads from" not in text
+
+
+def test_a_map_is_read_once_for_many_pages_and_again_when_it_has_changed(mapped, tmp_path, monkeypatch):
+    results = shutil.copytree(mapped, tmp_path / "results")
+    read: list[Path] = []
+    real = summary.read_result
+    monkeypatch.setattr(summary, "read_result", lambda kind, path, cure: (read.append(path), real(kind, path, cure))[1])
+    client = TestClient(make_app(results), base_url="http://127.0.0.1")
+    path = results / "tiny/circuit/ours" / CIRCUIT_SUMMARY
+    for number in range(3):
+        assert "Reads from" in client.get(f"/feature/{RUN.format(2)}/{number}").text
+    assert read == [path]
+    path.write_text(path.read_text().replace('"dataset": "', '"dataset": "another '))
+    assert "Reads from" in client.get(f"/feature/{RUN.format(2)}/0").text
+    assert read == [path, path]
 
 
 def test_links_of_a_static_site_lead_to_files(mapped, tmp_path):

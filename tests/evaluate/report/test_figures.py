@@ -334,3 +334,16 @@ def test_no_report_needs_plotly():
     root = Path(__file__).parents[3]
     for path in (*root.glob("evaluate/**/*.py"), root / "pyproject.toml", root / "constraints.txt"):
         assert "plotly" not in path.read_text(), path
+
+
+def test_the_error_bars_of_a_series_are_one_path_with_a_stroke_for_each_interval():
+    intervals = [(0.1, 0.3), (0.3, 0.5), (0.2, 0.6)]
+    series = Series(name="a", x=[1, 2, 3], y=[0.2, 0.4, 0.5], intervals=intervals)
+    figure = Figure(name="bars", title="t", caption="c", x=Axis(label="x"), y=Axis(label="y"), series=(series,))
+    svg = draw(figure).svg()
+    [path] = re.findall(r'<path d="([^"]+)"[^>]*stroke-width: 1.2"', svg)
+    strokes = re.findall(r"M (\S+) (\S+) L (\S+) (\S+)", path)
+    assert len(strokes) == 3
+    lengths = [float(bottom) - float(top) for _, bottom, _, top in strokes]
+    assert lengths[1] == pytest.approx(lengths[0], abs=0.2)
+    assert lengths[2] == pytest.approx(2 * lengths[0], abs=0.2)

@@ -194,3 +194,32 @@ def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFas
     plain = kind.from_pretrained(name, dtype=torch.float32, attn_implementation="eager").eval()
     stores = {layer: open_store(folder / "stores" / f"layer{layer}") for layer in LAYERS}
     return Case(folder, load_model(name, LAYERS[-1], CPU, torch.float32), plain, parts, stores, transcoders)
+
+
+def figures_by_hand(
+    case: Case, layers: tuple[int, ...], frozen: bool, predict: Callable[[int], Callable[[Tensor], Tensor]] | None = None
+) -> dict[str, float]:
+    """What a choice of layers costs, and the error of each block's output, by plain transformers.
+
+    predict: by layer, what takes the MLP's place; the case's own transcoders for None.
+    """
+    by_layer = case.predict if predict is None else predict
+    ce, kl, top1 = [], [], []
+    outputs: dict[int, list] = {layer: [] for layer in range(3)}
+    for text in case.texts():
+        clean = case.run(text, {})
+        after = case.run(text, {layer: by_layer(layer) for layer in layers}, clean.attention if frozen else None)
+        counted = ~(text.excluded[:, :-1] | text.excluded[:, 1:])
+        p, q = (each.log_p[:, :-1][counted] for each in (clean, after))
+        following = text.tokens[:, 1:][counted][:, None]
+        ce.append(p.gather(1, following) - q.gather(1, following))
+        kl.append((p.exp() * (p - q)).sum(1))
+        top1.append((p.argmax(1) == q.argmax(1)).double())
+        for layer, pairs in outputs.items():
+            pairs.append([each.output[layer][:, :-1][counted].double() for each in (clean, after)])
+    found = {"delta_ce": float(torch.cat(ce).mean()), "kl": float(torch.cat(kl).mean())}
+    found["top1"] = float(torch.cat(top1).mean())
+    for layer, pairs in outputs.items():
+        own, made = (torch.cat(each) for each in zip(*pairs, strict=True))
+        found[f"growth {layer}"] = float((made - own).square().sum() / (own - own.mean(0)).square().sum())
+    return found

@@ -11,7 +11,7 @@ from evaluate.sets.replaced import Replacement
 from evaluate.sets.result import read_set
 from evaluate.sets.table import Column
 from harvest.model.loading import load_model
-from tests.evaluate.sets.making import CPU, LAYERS, SEQUENCES, Case
+from tests.evaluate.sets.making import CPU, LAYERS, SEQUENCES, figures_by_hand
 
 WAYS = {"recomputed": False, "frozen": True}
 
@@ -20,29 +20,6 @@ def test_every_choice_of_layers_is_run_once():
     assert choices_of((3, 4, 6)) == [(3,), (3, 4), (3, 4, 6), (6,), (4, 6), (4,)]
     assert choices_of((0, 2)) == [(0,), (0, 2), (2,)]
     assert len(choices_of(range(26))) == 3 * 26 - 3
-
-
-def figures_by_hand(case: Case, layers: tuple[int, ...], frozen: bool) -> dict[str, float]:
-    """What a choice of layers costs, and the error of each block's output, by plain transformers."""
-    ce, kl, top1 = [], [], []
-    outputs: dict[int, list] = {layer: [] for layer in range(3)}
-    for text in case.texts():
-        clean = case.run(text, {})
-        after = case.run(text, {layer: case.predict(layer) for layer in layers}, clean.attention if frozen else None)
-        counted = ~(text.excluded[:, :-1] | text.excluded[:, 1:])
-        p, q = (each.log_p[:, :-1][counted] for each in (clean, after))
-        following = text.tokens[:, 1:][counted][:, None]
-        ce.append(p.gather(1, following) - q.gather(1, following))
-        kl.append((p.exp() * (p - q)).sum(1))
-        top1.append((p.argmax(1) == q.argmax(1)).double())
-        for layer, pairs in outputs.items():
-            pairs.append([each.output[layer][:, :-1][counted].double() for each in (clean, after)])
-    found = {"delta_ce": float(torch.cat(ce).mean()), "kl": float(torch.cat(kl).mean())}
-    found["top1"] = float(torch.cat(top1).mean())
-    for layer, pairs in outputs.items():
-        own, made = (torch.cat(each) for each in zip(*pairs, strict=True))
-        found[f"growth {layer}"] = float((made - own).square().sum() / (own - own.mean(0)).square().sum())
-    return found
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -116,7 +93,7 @@ def test_one_layer_alone_costs_what_splice_reports(case):
 def test_parts_of_a_run_with_other_batches_are_not_taken_for_its_own(gemma, tmp_path, monkeypatch):
     """As when a comparison is interrupted on a CPU and goes on on a GPU, where more sequences are run at once."""
     norms = {layer: store.norm for layer, store in gemma.stores.items()}
-    sides = [{layer: Replacement.of(gemma.transcoders[layer], norms[layer]) for layer in LAYERS}]
+    sides = [{layer: Replacement.of(gemma.transcoders[layer], norms[layer], 2048) for layer in LAYERS}]
     variants = variants_of(LAYERS, 1, [False])
 
     def sums(folder):
