@@ -30,6 +30,7 @@ of_store := MODEL LAYER STORE ARGS
 of_run := $(of_store) DEVICE RUN
 reads_harvest := $(of_store) DEVICE DATASET TOKENS SITES
 reads_plan := $(reads_harvest)
+reads_plan-size := TOKENS D_SAE ARGS
 reads_verify := $(of_store)
 reads_export := RUN LAYOUT OUT STORE ARGS
 reads_export-set := RUNS MODEL LAYER LAYERS OUT STORE ARGS
@@ -67,7 +68,7 @@ reads_bench-peers := STORE ARGS
 reads_interop := RUN STORE ARGS
 reads_ablation := STORE ARGS
 
-targets := help setup demo demo-more demo-standin demo-all test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan verify repair info export export-set train sweep evaluate compare compare-set baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
+targets := help setup demo demo-more demo-standin demo-all test test-all lint bench bench-scale gpu-check bench-peers interop ablation harvest metric plan plan-size verify repair info export export-set train sweep evaluate compare compare-set baselines features analyze compare-layers circuit export-features publish-neuronpedia browse browse-export push judge judge-export intervene importance clean
 .PHONY: $(targets)
 files := $(addprefix $(VENV)/,base dev smollm2) $(PEERS)/done $(INTEROP)/done
 
@@ -112,6 +113,9 @@ harvest: $(VENV)/base  ## Run the language model once: (resid_mid, mlp_out) pair
 
 plan: $(VENV)/base  ## What a harvest would take: disk, memory and time, from a measured probe
 	$(PY) -m harvest plan $(where) $(what) $(ARGS)
+
+plan-size: $(VENV)/base  ## What harvest and training take at any size, by formula (ARGS="--d-model 4608 --layers 46 --gpus 54")
+	$(PY) -m train plan $(if $(TOKENS),--tokens $(TOKENS)) $(if $(D_SAE),--d-sae $(D_SAE)) $(ARGS)
 
 verify: $(VENV)/base  ## Compare the checksum of every shard of a store; names the damaged ones
 	$(PY) -m store verify $(where_store) $(ARGS)

@@ -37,7 +37,9 @@ def results_of(
 ) -> list[Measurement]:
     """The figures of each with intervals, and the rows that it reconstructs worst."""
     return [
-        measurement_of(a, facts, store, "heldout", table, index).plus(worst_rows=worst_rows(a, facts, store))
+        measurement_of(a, facts, store, "heldout", table, index).plus(
+            worst_rows=worst_rows(a.worst, float(a.whole("sse").sum()), store)
+        )
         for index, a in enumerate(accumulators)
     ]
 

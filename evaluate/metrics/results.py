@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from evaluate.estimates import Estimate, Interval
-from evaluate.intervals import Statistic, by_document, difference, estimate, ratio, resample
+from evaluate.intervals import Statistic, difference, estimate, ratio, resample
 from evaluate.labels import judged
-from evaluate.metrics.accumulate import Accumulator, Ratio, _entries, _ones, measure_rows
+from evaluate.metrics.accumulate import Accumulator, Ratio, _entries, _rows, measure_rows
 from evaluate.metrics.measurement import (
     Band,
     CosineHistogram,
@@ -20,7 +20,7 @@ from evaluate.metrics.measurement import (
     RowSums,
 )
 from evaluate.metrics.redundancy import Redundancy, redundancy_by_prefix
-from evaluate.rows import POSITION_EDGES, RANK_EDGES, RowStatistics, bands, token_rank
+from evaluate.rows import RowStatistics
 from store.counts import ceil_div
 from store.shards.manifest import Split
 from store.shards.reader import Store
@@ -54,15 +54,15 @@ def cosine_histogram(max_cosine: Tensor) -> CosineHistogram:
 
 
 ROW_METRICS = {
-    "fvu": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation),
-    "fvu_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: f.variation_inliers),
-    "mse": Ratio(lambda a, f: a.sse[:, -1], _entries),
-    "mse_without_outliers": Ratio(lambda a, f: a.sse[:, -1] * f.inlier, lambda a, f: _entries(a, f) * f.inlier),
-    "cosine_similarity": Ratio(lambda a, f: a.cosine[:, -1], _ones),
-    "cosine_similarity_without_outliers": Ratio(lambda a, f: a.cosine[:, -1] * f.inlier, lambda a, f: f.inlier.double()),
-    "l0_mean": Ratio(lambda a, f: a.l0[:, -1].double(), _ones),
-    "best_scale": Ratio(lambda a, f: a.along[:, -1], lambda a, f: a.spread[:, -1]),
-    "fvu_scalar_variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation),
+    "fvu": Ratio(lambda a, f: a.whole("sse"), lambda a, f: f.variation),
+    "fvu_without_outliers": Ratio(lambda a, f: a.whole("sse_inliers"), lambda a, f: f.variation_inliers),
+    "mse": Ratio(lambda a, f: a.whole("sse"), _entries),
+    "mse_without_outliers": Ratio(lambda a, f: a.whole("sse_inliers"), lambda a, f: f.inliers * a.transcoder.config.d_out),
+    "cosine_similarity": Ratio(lambda a, f: a.whole("cosine"), _rows),
+    "cosine_similarity_without_outliers": Ratio(lambda a, f: a.whole("cosine_inliers"), lambda a, f: f.inliers),
+    "l0_mean": Ratio(lambda a, f: a.whole("l0"), _rows),
+    "best_scale": Ratio(lambda a, f: a.whole("along"), lambda a, f: a.whole("spread")),
+    "fvu_scalar_variance": Ratio(lambda a, f: a.whole("sse"), lambda a, f: f.scalar_variation),
 }
 """Metrics by row, each with an interval by bootstrap over documents (ybar held fixed).
 
@@ -70,7 +70,7 @@ ROW_METRICS = {
 """
 
 
-WITH_METRIC = {"estimated_kl": Ratio(lambda a, f: a.cost[:, -1], _ones)}
+WITH_METRIC = {"estimated_kl": Ratio(lambda a, f: a.whole("cost"), _rows)}
 """Metrics by row on a store that has a metric."""
 
 
@@ -88,8 +88,8 @@ def by_prefix_of(a: Accumulator, facts: RowStatistics) -> dict[str, Any]:
     """FVU and L0 by prefix."""
     sizes = [str(size) for size in a.transcoder.config.prefix_sizes]
     return {
-        "fvu_per_prefix": dict(zip(sizes, (a.sse.sum(0) / facts.variation.sum()).tolist(), strict=True)),
-        "l0_per_prefix": dict(zip(sizes, a.l0.double().mean(0).tolist(), strict=True)),
+        "fvu_per_prefix": dict(zip(sizes, (a.by_document("sse").sum(0) / facts.variation.sum()).tolist(), strict=True)),
+        "l0_per_prefix": dict(zip(sizes, (a.by_document("l0").sum(0) / a.filled).tolist(), strict=True)),
     }
 
 
@@ -141,7 +141,7 @@ def measurement_of(
     by_prefix = redundancy_by_prefix(a.transcoder.W_dec, config.prefix_sizes)
     alike = by_prefix[-1]
     dead = int((fired == 0).sum())
-    l0 = percentiles(torch.bincount(a.l0[:, -1]), PERCENTILES)
+    l0 = percentiles(a.l0_counts, PERCENTILES)
     of_latents: dict[str, Any] = {
         **by_prefix_of(a, facts),
         "per_prefix": per_prefix(a, facts, by_prefix),
@@ -179,15 +179,15 @@ def _of_rows(
     explained = 1 - a.by_dimension.cpu() / facts.by_dimension.clamp_min(torch.finfo(torch.float64).tiny)
     found: dict[str, Any] = {
         **values_of(a, facts),
-        "fvu_by_position": _by_band(a, facts, bands(facts.places.position, POSITION_EDGES)),
-        "fvu_by_token_rank": _by_band(a, facts, bands(token_rank(facts.places.token), RANK_EDGES)),
+        "fvu_by_position": _by_band(a, facts, "position"),
+        "fvu_by_token_rank": _by_band(a, facts, "token_rank"),
         "explained_variance_by_dimension": tuple(round(value, 5) for value in explained.tolist()),
-        "explained_variance_saelens_legacy": float((1 - a.sse[:, -1] / facts.variation).mean()),
+        "explained_variance_saelens_legacy": 1 - a.share_of_row / a.filled,
         "explained_variance_saebench": saebench_explained_variance(a, facts),
         "n_rows": a.filled,
-        "rows_digest": facts.places.digest,
-        "n_documents": int(facts.places.document.max()) + 1,
-        "n_outliers": int((~facts.inlier).sum()),
+        "rows_digest": facts.groups.digest,
+        "n_documents": facts.groups.n_documents,
+        "n_outliers": a.filled - int(facts.inliers.sum()),
         "store_fingerprint": store.fingerprint,
         "target_store_fingerprint": None if store.target is None else store.target.fingerprint,
         "split": split,
@@ -205,19 +205,28 @@ def saebench_explained_variance(a: Accumulator, facts: RowStatistics) -> float:
     it changes with the units and can be negative: 1 - mean |y - yhat|^2 / (mean |y|^2 - (mean y_i^2)^2).
     """
     mean_square = facts.squares / a.filled
-    return float(1 - a.sse[:, -1].mean() / (mean_square - (mean_square / a.transcoder.config.d_out) ** 2))
+    return float(1 - a.whole("sse").sum() / a.filled / (mean_square - (mean_square / a.transcoder.config.d_out) ** 2))
 
 
-def _by_band(a: Accumulator, facts: RowStatistics, found: dict[str, Tensor]) -> dict[str, Band]:
-    return {
-        name: Band(
-            rows=int(inside.sum()),
-            fvu=float(a.sse[inside, -1].sum() / facts.variation[inside].sum()),
-            l0=float(a.l0[inside, -1].double().mean()),
-            estimated_kl=None if a.fisher is None else float(a.cost[inside, -1].mean()),
-        )
-        for name, inside in found.items()
-    }
+def _by_band(a: Accumulator, facts: RowStatistics, kind: str) -> dict[str, Band]:
+    """Figures by band of position or of token rank; bands without rows are left out."""
+    bands = facts.groups.bands
+    first = 0
+    for each, names in bands.items():
+        if each == kind:
+            break
+        first += len(names)
+    found = {}
+    for place, name in enumerate(bands[kind], start=first):
+        rows = int(facts.band_rows[place])
+        if name and rows:
+            found[name] = Band(
+                rows=rows,
+                fvu=float(a.by_band("sse")[place] / facts.band_variation[place]),
+                l0=float(a.by_band("l0")[place] / rows),
+                estimated_kl=None if a.fisher is None else float(a.by_band("cost")[place] / rows),
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,7 @@ class ByDocument:
     def of(cls, accumulators: Sequence[Accumulator], facts: RowStatistics) -> "ByDocument":
         metrics = row_metrics(accumulators[0])
         columns = [side(a, facts) for a in accumulators for m in metrics.values() for side in (m.over, m.under)]
-        sums = by_document(facts.places.document, torch.stack(columns, dim=1))
+        sums = torch.stack(columns, dim=1)
         return cls(tuple(metrics), sums, resample(sums))
 
     def statistic(self, index: int, name: str) -> Statistic:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evaluate.rows import places
+from evaluate.rows import places_by_shard
 from store.errors import Refused
 from store.shards.manifest import Split
 from store.shards.reader import Store
@@ -32,6 +32,8 @@ PROPERTIES = {
 """Properties of a token's text, for sparse probing and targeted perturbation."""
 
 MAX_ROWS = 6000
+PROBED_ROWS = 2**24
+"""Rows of a split among which examples are drawn, the first ones: more than a default store has."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ def examples(
 ) -> Examples:
     """One row of each kind of token in a split, drawn at random (seeded), of those kinds where `kinds` is true.
 
+    Drawn among the first PROBED_ROWS.
+
     Rows come in the order of the store, whose shards are shuffled. Refused when no row is of those kinds.
     """
-    token = places(store, split).token
+    token = tokens_of(store, split)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(token), generator=generator)
     order = order[kinds[token[order]]]
@@ -98,6 +102,11 @@ def examples(
     return Examples(torch.cat(source), torch.cat(target), token[rows], [str(part) for part in text])
 
 
+def tokens_of(store: Store, split: Split) -> Tensor:
+    """The tokens of the first PROBED_ROWS kept rows of a split."""
+    return torch.cat([part.token for part in places_by_shard(store, split, PROBED_ROWS)])
+
+
 def fit_and_test(
     store: Store, name_of: Callable, sites: tuple[str, str] = ("resid_mid", "mlp_out")
 ) -> tuple[Examples, Examples]:
@@ -105,6 +114,6 @@ def fit_and_test(
 
     `name_of` gives tokens their text, as a tokenizer's `convert_ids_to_tokens` does.
     """
-    kinds = int(max(places(store, split).token.max() for split in ("train", "heldout"))) + 1
+    kinds = int(max(tokens_of(store, split).max() for split in ("train", "heldout"))) + 1
     for_fit = torch.rand(kinds, generator=torch.Generator().manual_seed(1)) < 2 / 3
     return examples(store, name_of, "train", for_fit, sites), examples(store, name_of, "heldout", ~for_fit, sites)

@@ -16,6 +16,8 @@ from store.shards.recipe import Split, Strict, without_none
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from store.shards.manifest import Manifest
+
 LENGTH = 1000
 """Shards that the manifest lists before they become a chapter."""
 
@@ -123,11 +125,15 @@ def _entries(path: StorePath, checksum: str) -> tuple[ShardEntry, ...]:
     return _ENTRIES.validate_json(json.loads(content[8 : 8 + length])["__metadata__"]["shards"])
 
 
-def sums_after(directory: StorePath, chapters: tuple[ChapterInfo, ...]) -> "dict[str, Tensor]":
-    """The sums over all training shards of the chapters."""
+def sums_after(directory: StorePath, manifest: "Manifest") -> "dict[str, Tensor]":
+    """The sums over all training shards of the chapters, in the order of the manifest's statistics: files are read in any
+    order, which the keys of the next manifest would follow."""
     from safetensors.torch import load
 
-    return load(_content(_path(directory, len(chapters) - 1), chapters[-1].xxh3_128)) if chapters else {}
+    chapters = manifest.chapters or ()
+    sums = load(_content(_path(directory, len(chapters) - 1), chapters[-1].xxh3_128)) if chapters else {}
+    names = [f"{kind}.{name}" for name in manifest.statistics for kind in ("sum", "sum_of_squares")]
+    return {name: sums[name] for name in names if name in sums}
 
 
 def _content(path: StorePath, checksum: str) -> bytes:

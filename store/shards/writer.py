@@ -170,7 +170,7 @@ class StoreWriter:
         ring = load_ring(self.directory)
         first, sums = (ring.deleted, ring.tensors()) if ring else (0, {})
         if (in_chapters := self.manifest.n_in_chapters) > first:
-            first, sums = in_chapters, sums_after(self.directory, self.manifest.chapters or ())
+            first, sums = in_chapters, sums_after(self.directory, self.manifest)
         for shard in self.manifest.shards[first:]:
             if shard.split == "train":
                 sums = added(sums, self._sums_of(shard))

@@ -12,16 +12,20 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.redundancy import redundancy_by_prefix
+from store.counts import ceil_div
 from store.loader.follow import Ledger
 from store.loader.schedule import Mix, Schedule, Window
 from store.shards.manifest import load_manifest
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
 from tests.making import make_norm, make_recipe, make_rows
+from tests.store.transcoders.making import make_transcoder
 
 LAST = 20
 """Appends of which the mean is taken."""
@@ -105,6 +109,29 @@ def of_latents(d_sae: int) -> float:
     return cpu(lambda: redundancy_by_prefix(W_dec, (d_sae,)))
 
 
+def of_heldout(rows: int, folder: Path) -> float:
+    """MB that measuring two transcoders on so many held-out rows takes at its peak, above what was there before."""
+    recipe = make_recipe(context=128, shard_sequences=64, heldout_every=2)
+    with StoreWriter(folder, recipe, make_norm()) as writer:
+        for number in range(2 * ceil_div(rows, 128 * 64)):
+            writer.append(make_rows(number, recipe))
+    store = open_store(folder)
+    transcoders = [make_transcoder(d_in=12, d_out=10, d_sae=256, prefix_sizes=(32, 64, 128, 192, 256)) for _ in range(2)]
+    with mock.patch("store.loader.schedule.WINDOW_BYTES", 2**20):  # or windows hold all of so small a store
+        measure_rows(transcoders, store, "heldout", 1024, torch.device("cpu"), limit=1024, quiet=True)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = memory("VmHWM")
+        measure_rows(transcoders, store, "heldout", 1024, torch.device("cpu"), quiet=True)
+        found = memory("VmHWM") - before
+    shutil.rmtree(folder)
+    return max(found, 0.1)
+
+
+def memory(kind: str) -> float:
+    """MB of this process, as /proc names them."""
+    return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) / 1e3
+
+
 def table(heading: str, sizes: list[int], found: dict[str, list[float]]) -> bool:
     """Prints the costs with the exponent from the last two sizes; whether none is above LIMIT."""
     print(f"\n| {heading} | {' | '.join(f'{size:,}' for size in sizes)} | exponent |\n|{'---|' * (len(sizes) + 2)}")
@@ -123,12 +150,14 @@ def main() -> None:
     shards = [100, 300] if small else [1000, 5000, 20_000]
     rings = [200, 400] if small else [1000, 4000]
     rows = [10**7, 10**8] if small else [10**8, 10**9, 10**10]
+    heldout = [8192, 16_384] if small else [32_768, 131_072, 524_288]
     widths = [1024, 2048] if small else [16_384, 32_768, 65_536]
     with tempfile.TemporaryDirectory() as folder:
         linear = [
             table("shards", shards, of_stores(shards, Path(folder) / "store")),
             table("shards", rings, {"ring deletes all, CPU s": [of_ring(size, Path(folder) / "ring") for size in rings]}),
             table("rows", rows, {"order of an epoch, CPU s": list(map(of_schedule, rows))}),
+            table("held-out rows", heldout, {"measured, peak MB": [of_heldout(n, Path(folder) / "rows") for n in heldout]}),
             table("latents", widths, {"cosines of decoder rows, CPU s": list(map(of_latents, widths))}),
         ]
     print(f"\n{'none is above' if all(linear) else 'at least one is above'} {LIMIT}")

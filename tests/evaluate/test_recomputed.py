@@ -62,15 +62,15 @@ def test_metrics_are_those_of_the_store_that_holds_its_targets(stores, tmp_path)
     assert found.estimated_kl == pytest.approx(expected.estimated_kl, rel=0.02)
 
 
-def test_one_transcoder_on_both_stores_has_the_same_figures_by_row(stores, tmp_path):
+def test_one_transcoder_on_both_stores_has_the_same_figures_by_document(stores, tmp_path):
     measured(stores[0], tmp_path / "run")
     transcoder = Transcoder.load(tmp_path / "run")
     (one,), facts = measure_rows([transcoder], stores[0], "heldout", 512, CPU)
     (other,), other_facts = measure_rows([transcoder], stores[1], "heldout", 512, CPU)
-    torch.testing.assert_close(other.sse, one.sse, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(other.cost, one.cost, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(other.by_document("sse"), one.by_document("sse"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(other.by_document("cost"), one.by_document("cost"), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(other_facts.variation, facts.variation, rtol=1e-4, atol=1e-6)
-    assert torch.equal(other.l0, one.l0)
+    assert torch.equal(other.by_document("l0"), one.by_document("l0"))
 
 
 def test_spliced_sequences_and_probed_rows_have_the_same_targets(stores):

@@ -65,12 +65,22 @@ def need_of(configs: Sequence[TrainConfig], prepared: Prepared) -> Need:
         config = configs[position]
         d_in = store.manifest.widths[config.source_site]
         d_out = store.target_side.manifest.widths[config.target_site]
-        weights = config.d_sae * (d_in + d_out + 2) + d_out + (d_in * d_out if config.skip else 0)
-        root = 12 * d_out**2 if prepared.identities[position]["target_view"] == "fisher" else 0
-        scores = min(SCORE_BYTES, 4 * config.batch_rows * config.d_sae)
-        step = scores + 4 * config.batch_rows * (d_in + d_out * (len(config.prefixes) + 3))
-        found = found.plus(Need(4 * COPIES * weights + root, 0, step, 4 * SAVED * weights))
+        root = prepared.identities[position]["target_view"] == "fisher"
+        found = found.plus(need_of_run(config, d_in, d_out, root))
     return found
+
+
+def n_weights(config: TrainConfig, d_in: int, d_out: int) -> int:
+    """Numbers that Adam trains, and one more a latent."""
+    return config.d_sae * (d_in + d_out + 2) + d_out + (d_in * d_out if config.skip else 0)
+
+
+def need_of_run(config: TrainConfig, d_in: int, d_out: int, root: bool) -> Need:
+    """What one run takes, without windows. root: whether errors are weighed by the store's metric."""
+    weights = n_weights(config, d_in, d_out)
+    scores = min(SCORE_BYTES, 4 * config.batch_rows * config.d_sae)
+    step = scores + 4 * config.batch_rows * (d_in + d_out * (len(config.prefixes) + 3))
+    return Need(4 * COPIES * weights + root * 12 * d_out**2, 0, step, 4 * SAVED * weights)
 
 
 @dataclass(frozen=True)

@@ -176,12 +176,12 @@ def test_a_run_of_another_store_may_have_seen_the_heldout_rows_in_training(train
 
 
 IMPOSTORS = {
-    "scalar variance": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.scalar_variation),
-    "uncentred": Ratio(lambda a, f: a.sse[:, -1], lambda a, f: f.variation + f.squares / len(f.variation)),
-    "mean of ratios by row": Ratio(lambda a, f: a.sse[:, -1] / f.variation, lambda a, f: a.cosine[:, -1] * 0 + 1),
-    "the first prefix only": Ratio(lambda a, f: a.sse[:, 0], lambda a, f: f.variation),
-    "in bfloat16": Ratio(lambda a, f: a.sse[:, -1].bfloat16().double(), lambda a, f: f.variation),
-    "scaled by the batch": Ratio(lambda a, f: a.sse[:, -1] / 64, lambda a, f: f.variation),
+    "scalar variance": Ratio(lambda a, f: a.whole("sse"), lambda a, f: f.scalar_variation),
+    "uncentred": Ratio(lambda a, f: a.whole("sse"), lambda a, f: f.variation + f.squares / len(f.rows)),
+    "mean of ratios by document": Ratio(lambda a, f: a.whole("sse") / f.variation, lambda a, f: f.rows * 0 + 1),
+    "the first prefix only": Ratio(lambda a, f: a.by_document("sse")[:, 0], lambda a, f: f.variation),
+    "in bfloat16": Ratio(lambda a, f: a.whole("sse").bfloat16().double(), lambda a, f: f.variation),
+    "scaled by the batch": Ratio(lambda a, f: a.whole("sse") / 64, lambda a, f: f.variation),
 }
 
 

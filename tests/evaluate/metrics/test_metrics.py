@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluate.metrics.accumulate import measure_rows
 from evaluate.metrics.redundancy import redundancy, redundancy_by_prefix
 from evaluate.metrics.results import ROW_METRICS, density_histogram, evaluate, percentiles
 from evaluate.rows import places, rows_in_order
@@ -162,13 +161,31 @@ def test_a_document_that_goes_on_in_the_next_shard_of_its_split_is_one(tmp_path)
 
 
 def test_figures_by_band_add_up_to_the_whole(store, transcoders):
-    [accumulator, _], facts = measure_rows(transcoders, store, "heldout", 64, CPU)
     found = evaluate(transcoders, store, "heldout", 64, CPU)[0]
     for key in ("fvu_by_position", "fvu_by_token_rank"):
         assert sum(band.rows for band in getattr(found, key).values()) == found.n_rows
-    early = facts.places.position < 4
-    share = accumulator.sse[early, -1].sum() / facts.variation[early].sum()
-    assert found.fvu_by_position["1-3"].fvu == pytest.approx(float(share))
+    where = places(store, "heldout")
+    y, error = errors_of(transcoders[0], store)
+    variation = (y - y.mean(0)).square().sum(1)
+    early = where.position < 4
+    assert found.fvu_by_position["1-3"].fvu == pytest.approx(float(error[early].sum() / variation[early].sum()))
+    assert found.fvu_by_position["1-3"].rows == int(early.sum())
+    counts = torch.bincount(where.token)
+    common = torch.isin(where.token, counts.argsort(descending=True, stable=True)[:10])
+    assert found.fvu_by_token_rank["1-10"].fvu == pytest.approx(float(error[common].sum() / variation[common].sum()))
+    each = 1 - error / variation
+    assert found.explained_variance_saelens_legacy == pytest.approx(float(each.mean()))
+
+
+def errors_of(t, store):
+    """Targets and squared errors of all held-out rows, in the order on disk."""
+    targets = []
+    errors = []
+    for shard in store.manifest.of_split("heldout"):
+        y = store.array(shard, "mlp_out")[: shard.kept].double()
+        targets.append(y)
+        errors.append((t(t.view(store.array(shard, "resid_mid")[: shard.kept], store.norm)) - y).square().sum(1))
+    return torch.cat(targets), torch.cat(errors)
 
 
 def test_outlier_rows_are_counted_and_left_out(tmp_path, transcoders):

@@ -1,0 +1,51 @@
+"""The options of `python -m train plan`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from store.cli import Count, Options, Positive, Range
+from train.config import TrainConfig
+
+Rate = Annotated[float, Range(0, above=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(Options):
+    """What harvest and training of some layers take: bytes, memory and hours, by formula. The model is not needed.
+
+    Rates are those that you give: `make plan` measures the harvest's, `make bench` and a run's log the training's.
+    """
+
+    d_model: Positive = 2304
+    """Width of the model's residual stream."""
+    layers: Positive = 1
+    """Layers that get a dictionary, all from one pass of the model."""
+    tokens: Count = 16_384_000
+    """Tokens to harvest, and rows to train on."""
+    d_sae: Positive = 18_432
+    """Width of each dictionary."""
+    batch_rows: Positive = 4096
+    """Rows of a training step."""
+    targets: Literal["stored", "recomputed"] = "stored"
+    """As in harvest: recomputed stores no mlp_out."""
+    keep_shards: Positive | None = None
+    """As in harvest: a bounded cache, trained on with --follow while the model runs."""
+    shard_tokens: Positive = 65_536
+    """Tokens of a shard, as in harvest."""
+    heldout_every: Annotated[int, Range(2)] = 20
+    """As in harvest: of so many shards one is held out. They are kept for ever, in a bounded cache too."""
+    gpus: Positive = 1
+    """GPUs of the same kind. In a bounded cache, those that train are as many as there are layers; the others harvest."""
+    gpu_gigabytes: Rate = 80.0
+    """Memory of a GPU. Of it 0.8 GB are taken to be PyTorch's own."""
+    harvest_rate: Rate | None = None
+    """Tokens a second that one GPU harvests, for all layers at once."""
+    train_rate: Rate | None = None
+    """Rows a second that one GPU trains on, of one layer."""
+    disk_rate: Rate | None = None
+    """MB a second to and from the place of the stores, all processes together."""
+
+    @property
+    def training(self) -> TrainConfig:
+        """The options of one layer's training."""
+        return TrainConfig(d_sae=self.d_sae, batch_rows=self.batch_rows, tokens=self.tokens)

@@ -1,0 +1,151 @@
+"""The bytes, memory and hours of a harvest and its trainings, by formula."""
+
+from dataclasses import dataclass
+
+from evaluate.metrics.accumulate import COLUMNS
+from evaluate.rows import DOCUMENT_SUMS
+from store.counts import ceil_div, duration, gigabytes
+from store.errors import Refused
+from store.loader.schedule import WINDOW_BYTES
+from train.layers.memory import WINDOWS, Need, n_weights, need_of_run
+from train.plan.config import PlanConfig
+
+ROW_BYTES = 8
+"""Bytes of a token and of the place of its row."""
+DTYPE_BYTES = 2
+"""Of a stored number, in bfloat16."""
+OWN = 0.8e9
+"""Bytes of a GPU that PyTorch and its libraries take: a guess, to be measured."""
+
+SUMS = 8 * len(COLUMNS) * DOCUMENT_SUMS
+"""Bytes of the sums by document that compare keeps of a prefix."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known from the shapes alone."""
+
+    row: int
+    """Bytes of a token of one layer on disk."""
+    disk: int
+    """Bytes on disk at one time, all layers."""
+    heldout: int
+    """Those of them that are held out."""
+    moved: int
+    """Bytes that are written in all, and read once more by training."""
+    need: Need
+    """Memory of one layer's training."""
+    gradients: int
+    """Bytes that several GPUs add up in each step of data parallel training."""
+
+
+def sizes_of(config: PlanConfig) -> Sizes:
+    """Bytes on disk and in memory."""
+    stored = 1 if config.targets == "recomputed" else 2
+    row = stored * DTYPE_BYTES * config.d_model + ROW_BYTES
+    shards = ceil_div(config.tokens, config.shard_tokens)
+    heldout = (shards + config.heldout_every - 2) // config.heldout_every
+    train = shards - heldout
+    kept = heldout + min(train, config.keep_shards or train)
+    shard = row * config.shard_tokens * config.layers
+    run = need_of_run(config.training, config.d_model, config.d_model, root=True)
+    windows = WINDOWS * min(WINDOW_BYTES, train * config.shard_tokens * stored * DTYPE_BYTES * config.d_model)
+    return Sizes(
+        row=row,
+        disk=kept * shard,
+        heldout=heldout * shard,
+        moved=shards * shard,
+        need=run.plus(Need(0, windows, 0, 0)),
+        gradients=4 * n_weights(config.training, config.d_model, config.d_model),
+    )
+
+
+def parts_of_dictionary(config: PlanConfig, need: Need) -> int:
+    """GPUs that have to share one dictionary (--shard-dictionary). Refused where rows alone do not fit."""
+    room = config.gpu_gigabytes * 1e9 - OWN - need.windows - need.step
+    if room <= 0:
+        raise Refused(
+            f"gpu_gigabytes is {config.gpu_gigabytes:g}, but windows and rows of a step take "
+            f"{gigabytes(need.windows + need.step)}; give a smaller --batch-rows"
+        )
+    return ceil_div(need.state, int(room))
+
+
+def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
+    """Seconds of each part whose rate was given; of a bounded cache they run at once, else one after the other."""
+    trainers = config.layers * parts
+    streamed = config.keep_shards is not None
+    harvesters = config.gpus - trainers if streamed else config.gpus
+    if harvesters < 1:
+        raise Refused(
+            f"gpus is {config.gpus}, but {config.layers} layers train on {trainers} while others harvest; give --gpus "
+            f"{trainers + 1} or more, or fewer --layers"
+        )
+    found = {}
+    if config.harvest_rate is not None:
+        found[f"the model, on {harvesters} GPUs"] = config.tokens / (config.harvest_rate * harvesters)
+    if config.train_rate is not None:
+        turns = 1 if streamed else ceil_div(trainers, config.gpus)
+        found["training, one layer a GPU" if parts == 1 else f"training, {parts} GPUs a layer"] = (
+            config.tokens / (config.train_rate * parts) * turns
+        )
+    if config.disk_rate is not None:
+        found["the disk or network: rows written and read once"] = 2 * sizes.moved / (config.disk_rate * 1e6)
+    return found
+
+
+def large(n_bytes: float) -> str:
+    """Bytes for people, up to petabytes."""
+    if n_bytes >= 1e15:
+        return f"{n_bytes / 1e15:,.2f} PB"
+    return f"{n_bytes / 1e12:,.1f} TB" if n_bytes >= 1e13 else gigabytes(round(n_bytes))
+
+
+def plan(config: PlanConfig) -> str:
+    """The plan, as a person reads it: what it takes, what limits it, and what to change."""
+    sizes = sizes_of(config)
+    need = sizes.need
+    parts = parts_of_dictionary(config, need)
+    times = hours_of(config, sizes, parts)
+    streamed = config.keep_shards is not None
+    fits = "fits one" if parts == 1 else f"needs --shard-dictionary over {parts}"
+    rows = [
+        ("a token", f"{sizes.row:,} bytes a layer; {large(sizes.moved)} written in all"),
+        ("disk", f"{large(sizes.disk)} at one time, {large(sizes.heldout)} of it held out and kept for ever"),
+        (
+            "a GPU",
+            f"{gigabytes(need.on_device())}: {gigabytes(need.state)} weights, gradients and Adam, "
+            f"{gigabytes(need.windows)} windows of rows, {gigabytes(need.step)} a step; "
+            f"{fits} of {config.gpu_gigabytes:g} GB",
+        ),
+        ("host", f"{gigabytes(need.on_host())} for each training: pinned windows and the copy of a checkpoint"),
+        (
+            "compare",
+            f"at most {gigabytes(SUMS * len(config.training.prefixes))} of sums for each transcoder, whatever the rows",
+        ),
+        (
+            "sharing",
+            "layers on GPUs of their own exchange nothing; GPUs that share the rows of one layer add up "
+            f"{gigabytes(sizes.gradients)} in every step",
+        ),
+        *((f"{seconds / 3600:,.1f} h", part) for part, seconds in times.items()),
+    ]
+    if times:
+        whole = max(times.values()) if streamed else sum(times.values())
+        order = "all at once" if streamed else "one after the other"
+        rows.append(("time", f"about {duration(whole)}, {order}; limit: {max(times, key=times.__getitem__)}"))
+    rows.extend(("change", advice) for advice in advice_of(config, sizes))
+    return "\n".join(f"{name:12s} {text}" for name, text in rows)
+
+
+def advice_of(config: PlanConfig, sizes: Sizes) -> list[str]:
+    """Options that would take less."""
+    found = []
+    if config.targets == "stored":
+        found.append("--targets recomputed halves the disk; training then runs the MLP of each layer")
+    if config.keep_shards is None and sizes.disk > 1e12:
+        found.append("--keep-shards 32, with train --follow, keeps a bounded cache")
+    if config.heldout_every < 1000 and sizes.heldout > 1e12:
+        n = config.heldout_every * ceil_div(sizes.heldout, 10**12)
+        found.append(f"--heldout-every {n} keeps {large(sizes.heldout * config.heldout_every / n)} of held-out rows")
+    return found
