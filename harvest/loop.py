@@ -20,7 +20,7 @@ from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.space import refuse_what_does_not_fit, rows_fit_on_device
 from harvest.text.corpus import Corpus
-from harvest.text.stream import packed_from
+from harvest.text.stream import one_ahead, packed_from
 from store.counts import share
 from store.errors import Refused
 from store.layout import METRIC_STATE
@@ -90,13 +90,14 @@ def _fill(
     first = len(shortest.shards)
     if first:
         _note_a_slow_size(config, first)
-    stream = packed_from(config, corpus, model, shortest.shards)
+    stream = islice(packed_from(config, corpus, model, shortest.shards), max(0, config.n_shards - first))
     number = first - 1
     lanes: Lanes | None = None
     on_device = rows_fit_on_device(config, model.d_model, model.devices)
-    on_cpu = model.device.type == "cpu"  # there the writer would only take cores from the model
+    on_cpu = model.device.type == "cpu"  # there writing and tokenizing would only take cores from the model
+    shards = stream if on_cpu else one_ahead(stream)
     with _progress(config, first, rank) as bar, Writing(at_once=on_cpu) as writing:
-        for number, packed in enumerate(islice(stream, max(0, config.n_shards - first)), start=first):
+        for number, packed in enumerate(shards, start=first):
             if ring is not None and not ring.has_room(number):
                 writing.wait()  # what the trainer waits for must be there before anybody waits for the trainer
                 if not ring.wait(number, bar):

@@ -77,8 +77,8 @@ def unwrap(module: nn.Module) -> None:
     """Puts what the bridge has wrapped in the place of each wrapper, at any depth."""
     for name, child in list(module.named_children()):
         inner = child
-        while isinstance(getattr(inner, "original_component", None), nn.Module):
-            inner = inner.original_component
+        while isinstance(wrapped := getattr(inner, "original_component", None), nn.Module):
+            inner = wrapped
         if inner is not child:
             module.add_module(name, inner)
         unwrap(inner)

@@ -1,6 +1,7 @@
 """A corpus and a model's tokenizer -> the shards of tokens that follow those which are finished."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
@@ -47,6 +48,15 @@ def pieces_of(corpus: Corpus, model: LanguageModel, rests: Mapping[Split, Rest])
         assert not isinstance(document, Bad | Repeat)
         pieces[split] = Piece.of(rest.document, document, eos, rest.token)
     return pieces
+
+
+def one_ahead(shards: Iterator[PackedShard]) -> Iterator[PackedShard]:
+    """The same shards, each made in a thread of its own while the one before it is used."""
+    with ThreadPoolExecutor(1, "tokenize") as thread:
+        coming = thread.submit(next, shards, None)
+        while (shard := coming.result()) is not None:
+            coming = thread.submit(next, shards, None)
+            yield shard
 
 
 def packed_from(

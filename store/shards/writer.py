@@ -261,8 +261,7 @@ class StoreWriter:
         return {name: read_array(path, places[name]) for name in names}
 
     def _publish(self, path: StorePath, arrays: dict[str, Tensor]) -> tuple[int, str]:
-        needed = sum(array.numel() * array.element_size() for array in arrays.values())
-        with appearing_whole(path, needed) as partial:
+        with appearing_whole(path, sum(array.nbytes for array in arrays.values())) as partial:
             return self.write(partial, arrays)
 
     def _enter(self, pending: Pending, sums: dict[str, Tensor]) -> None:

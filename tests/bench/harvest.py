@@ -1,8 +1,9 @@
 """`python -m tests.bench.harvest`: harvesting against the bare forward of the same tokens, in one run, interleaved.
 
 The harvest tokenizes, checks, shuffles, sums, checksums and writes; the bare forward runs as many batches side by side
-(harvest/lanes.py), stops at the same layer and keeps nothing. Ratios are medians of each round's own, by the clock and by
-the processor's time, which other work on the machine moves less.
+(harvest/pool.py) of the same model, without TransformerLens's bridge where the harvest does so, stops at the same layer and
+keeps nothing. Ratios are medians of each round's own, by the clock and by the processor's time, which other work on the
+machine moves less.
 """
 
 import argparse
@@ -49,11 +50,11 @@ def main() -> None:
     documents = tokenize(texts, model.tokenizer)
     stream = pack(documents, 0, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
     tokens = torch.cat([shard.tokens.long().to(device) for shard in islice(stream, options.shards)])
-    lanes = Lanes(model)
+    lanes = Lanes(model.without_bridge(tokens[: config.batch_sequences], (9,)))
 
     @torch.no_grad()
     def forward(lane: LanguageModel, start: int) -> None:
-        lane.bridge(tokens[start : start + config.batch_sequences], return_type=None, stop_at_layer=10)
+        lane.run_layers(tokens[start : start + config.batch_sequences], (9,), config.sites)
 
     def bare() -> None:
         lanes.run(forward, range(0, len(tokens), config.batch_sequences), lambda done: None)

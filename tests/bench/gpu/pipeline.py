@@ -56,24 +56,31 @@ def loader(bench: Bench) -> Table:
 
 @torch.no_grad()
 def writer(bench: Bench) -> Table:
-    """What a token of two sites costs the host once the model has run: checked, summed, shuffled, hashed, written."""
+    """What a token of two sites costs once the model has run: checked, summed, shuffled, hashed, written.
+
+    On a GPU also with rows that lie there, as the harvest leaves them where they fit.
+    """
     sequences = 8 if bench.small else 128
     rows = sequences * CONTEXT
     recipe = make_recipe(model="bench", layer=0, context=CONTEXT, shard_sequences=sequences, excluded_tokens=())
     sites = {site: torch.randn(rows, bench.sizes.d).bfloat16() for site in SITES}
     tokens = torch.zeros(sequences, CONTEXT, dtype=torch.int32)
     norm = Norm(kind="rms", eps=1e-6, gain=torch.ones(bench.sizes.d))
-    shaped = {site: values.view(sequences, CONTEXT, -1) for site, values in sites.items()}
+    table = []
     with tempfile.TemporaryDirectory() as folder, StoreWriter(Path(folder), recipe, norm) as made:
         number = iter(range(10**6))
 
-        def write() -> None:
+        def write(there: dict[str, torch.Tensor]) -> None:
             at = next(number)
-            made.append(ShardRows(tokens=tokens, sites=sites, first_document=at, next_document=at + 1))
+            made.append(ShardRows(tokens=tokens, sites=there, first_document=at, next_document=at + 1))
 
-        checked = bench.seconds(lambda: check_finite(shaped, "", 0), 3)
-        written = bench.seconds(write, 3)
-    table = [("check for NaN", checked), ("sum, shuffle, hash, write", written), ("together", checked + written)]
+        for place in dict.fromkeys(("cpu", bench.device.type)):
+            there = {site: values.to(place) for site, values in sites.items()}
+            shaped = {site: values.view(sequences, CONTEXT, -1) for site, values in there.items()}
+            checked = bench.seconds(lambda shaped=shaped: check_finite(shaped, "", 0), 3)
+            written = bench.seconds(lambda there=there: write(there), 3)
+            table += [(f"check for NaN, rows on {place}", checked), (f"the rest, rows on {place}", written)]
+            table.append((f"together, rows on {place}", checked + written))
     threads = torch.get_num_threads()
     return Table(
         ("writer", "microseconds a token", "tokens/s"),
@@ -114,35 +121,20 @@ def harvesting(bench: Bench) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         model = load_model(str(random_model(bench, Path(folder) / "model")), layer, bench.device, dtype)
         found = []
+        some = torch.randint(3, 98, (8, CONTEXT))
+        without = model.without_bridge(some, (layer,))
         for sequences in (8,) if bench.small else (32, 128):
             tokens = torch.randint(3, 98, (sequences, CONTEXT), device=bench.device)
             runs: dict[str, Callable[[], object]] = {
-                "plain transformers, two hooks": lambda tokens=tokens: plain(model, tokens, layer),
-                "as the harvest runs it": lambda tokens=tokens: model.run_layers(
-                    tokens, (layer,), ("resid_mid", "mlp_out")
-                ),
+                "through TransformerLens's bridge": lambda tokens=tokens: model.run_layers(tokens, (layer,), SITES),
+                "as the harvest runs it": lambda tokens=tokens: without.run_layers(tokens, (layer,), SITES),
             }
             for name, run in runs.items():
                 seconds = bench.seconds(run, 5)
                 found.append((name, sequences, tokens.numel() / seconds))
             found.append(("whole harvest", sequences, whole(bench, model, Path(folder), sequences, layer, dtype)))
-    return Table(("", "sequences at once", "tokens/s"), found)
-
-
-def plain(model: LanguageModel, tokens: torch.Tensor, layer: int) -> dict[str, torch.Tensor]:
-    """The two sites by hooks on the model itself, without the bridge and without a cache of keys."""
-    block = model.whole.base_model.layers[layer]
-    found: dict[str, torch.Tensor] = {}
-    handles = [
-        block.pre_feedforward_layernorm.register_forward_pre_hook(lambda module, args: found.update(resid_mid=args[0])),
-        block.post_feedforward_layernorm.register_forward_hook(lambda module, args, out: found.update(mlp_out=out)),
-    ]
-    try:
-        model.whole.base_model(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    same = "the same bits" if without.plain is not None else "other bits, so that the harvest keeps the bridge"
+    return Table(("", "sequences at once", "tokens/s"), found, f"Without the bridge: {same}.")
 
 
 def whole(bench: Bench, model: LanguageModel, folder: Path, sequences: int, layer: int, dtype: torch.dtype) -> float:
