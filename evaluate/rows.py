@@ -177,7 +177,7 @@ class Groups:
         first = self.documents
         return torch.stack([rows.document % first, first + position, first + len(band_names(POSITION_EDGES)) + rank])
 
-    def add(self, sums: Tensor, rows: Places, values: Float[Tensor, "rows *columns"]) -> None:
+    def add(self, sums: Tensor, rows: Places, values: Float[Tensor, "rows ..."]) -> None:
         """Adds the values of some rows to their sums, row after row."""
         for group in self.index(rows):
             sums.index_add_(0, group, values)
