@@ -257,6 +257,7 @@ class Session:
                 world=rows.world,
                 cursor=cursor,
                 stop=config.n_steps * config.batch_rows,
+                sharing=strand.runs[0].ranks.sharing,
             )
 
         def wait(position: int) -> None:

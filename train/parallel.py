@@ -8,6 +8,7 @@ gather all weights for that step, and there is no room for them; DTensor has no 
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from store.errors import Refused
+from store.loader.sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class Group:
         if self.world == 1:
             return n
         return int(self.sum(torch.tensor(n, device="cuda" if dist.get_backend() == "nccl" else "cpu")))
+
+    def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """The rows that other processes send to this one, laid out by sender.
+
+        rows: laid out by receiver.
+        sent, received: how many of them go to each process, and how many come from each.
+        """
+        found = rows.new_empty(sum(received), *rows.shape[1:])
+        as_bytes = found.view(torch.uint8), rows.contiguous().view(torch.uint8)  # gloo knows no bfloat16
+        dist.all_to_all_single(*as_bytes, list(received), list(sent))
+        return found
 
     def wait(self) -> None:
         """Returns when every process has come here."""
@@ -101,6 +114,11 @@ class Ranks(Group):
     @property
     def rows(self) -> Group:
         return Group() if self.shards_dictionary else Group(self.rank, self.world)
+
+    @property
+    def sharing(self) -> Sharing:
+        """How these processes read rows together."""
+        return Sharing(rank=self.rank, world=self.world, exchange=self.exchange)
 
     @property
     def latents(self) -> Latents:

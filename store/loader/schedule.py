@@ -67,10 +67,16 @@ class Window:
         """The window without the rows from `stop` of the stream on; rows in random order may all be needed, and stay."""
         if self.order is not None:
             return self
+        return self.between(0, stop - self.start)
+
+    def between(self, low: int, high: int) -> "Window":
+        """The pieces, and parts of pieces, at places low..high of the window; the order is still that of the whole."""
         ends = np.cumsum(self.rows)
-        rows = np.clip(stop - self.start - (ends - self.rows), 0, self.rows)
+        begins = ends - self.rows
+        skipped = np.clip(low - begins, 0, self.rows)
+        rows = np.clip(high - begins, skipped, self.rows) - skipped
         kept = rows > 0
-        return replace(self, shard=self.shard[kept], first=self.first[kept], rows=rows[kept])
+        return replace(self, shard=self.shard[kept], first=(self.first + skipped)[kept], rows=rows[kept])
 
 
 class Schedule:
