@@ -10,6 +10,9 @@ gather all weights for that step, and there is no room for them; DTensor has no 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,10 @@ from torch import Tensor
 
 from store.errors import Refused
 from store.loader.sharing import Sharing
+
+START_LIMIT = timedelta(days=7)
+"""How long processes wait for each other at the start, while checksums are compared. NCCL's own limit is 10 minutes."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,16 @@ class Group:
         return found
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
-        if self.world > 1:
-            dist.barrier()
+        """Returns when every process has come here; that may take as long as a start does."""
+        self.each([])
+
+    def each(self, found: T) -> list[T]:
+        """What every process has found, by rank, when all have; that may take as long as a start does."""
+        if self.world == 1:
+            return [found]
+        everyone: list[T] = [found] * self.world
+        dist.all_gather_object(everyone, found, group=_at_start())
+        return everyone
 
 
 class Latents(Group):
@@ -125,6 +139,12 @@ class Ranks(Group):
         return Latents(self.rank, self.world) if self.shards_dictionary else Latents()
 
 
+@lru_cache
+def _at_start() -> dist.ProcessGroup:
+    """All processes on their hosts, with a limit of time that no start exceeds. Steps keep the backend's own limit."""
+    return dist.new_group(backend="gloo", timeout=START_LIMIT)
+
+
 def join(device: str, shard_dictionary: bool = False) -> Ranks:
     """The processes that torchrun started, NCCL between GPUs and gloo otherwise; a lone process when it did not."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -141,4 +161,5 @@ def join(device: str, shard_dictionary: bool = False) -> Ranks:
         if on_gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if on_gpus else "gloo")
+    _at_start()
     return Ranks(dist.get_rank(), world, shard_dictionary)
