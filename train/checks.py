@@ -39,6 +39,7 @@ ONE_STREAM = (
     "input_view",
     "tokens",
     "batch_rows",
+    "piece_bytes",
     "seed",
     "device",
     "checkpoint_every",

@@ -20,7 +20,7 @@ from store.disk.files import allow_open_files
 from store.disk.remote import Remote, RemoteFile, StorePath
 from store.errors import Damaged, Refused
 from store.loader.columns import Column, Columns, columns_of
-from store.loader.schedule import Mix, Schedule, Window
+from store.loader.schedule import LEAST_PIECE_BYTES, Mix, Schedule, Window
 from store.loader.sharing import Rows, Sharing
 from store.loader.slot import Slot
 from store.shards.arrays import ArrayPlace, LocalFile, open_file, read_rows
@@ -120,12 +120,18 @@ def _row_bytes(store: Store, site: str) -> int:
     return store.manifest.recipe.torch_dtype.itemsize * store.manifest.widths[site]
 
 
+def mix_of(store: Store, split: Split, sites: tuple[str, str], least_piece: int = LEAST_PIECE_BYTES) -> Mix:
+    """How `batches` mixes a split; shards are read `least_piece` bytes at a time, or more."""
+    stores = (store, store.target_side)
+    row_bytes = [_row_bytes(*side) for side in zip(stores, sites, strict=True)]
+    return Mix.of(len(store.manifest.of_split(split)), row_bytes, least_piece)
+
+
 def window_bytes(store: Store, split: Split, sites: tuple[str, str], seed: int) -> int:
     """Bytes of the largest window that `batches` holds, of which there are two."""
     stores = (store, store.target_side)
     kept = [shard.kept for shard in store.manifest.of_split(split)]
-    row_bytes = [_row_bytes(*side) for side in zip(stores, sites, strict=True)]
-    schedule = Schedule(kept, seed, Mix.of(len(kept), row_bytes))
+    schedule = Schedule(kept, seed, mix_of(store, split, sites))
     return schedule.largest_window * sum(_row_bytes(stores[each.side], each.site) for each in {*columns_of(stores, sites)})
 
 
@@ -155,7 +161,7 @@ def batches(
     device: where batches lie.
     cursor, stop: rows of the stream at which it begins and ends; the last batch before `stop` may be shorter.
     rank, world: which of how many processes this is; each serves rows of its own.
-    seed, shuffle, mix: the order (schedule.py).
+    seed, shuffle, mix: the order (schedule.py); None for the mix of `mix_of`.
     target_dtype: in which the MLP of a store with recomputed targets multiplies.
     sharing: the processes that read together. Where they are more than `world`, which is then 1, each serves all rows.
 
@@ -165,7 +171,7 @@ def batches(
     if not store.manifest.n_rows(split):
         raise Refused(f"{store.directory} has no {split} rows yet; harvest more tokens")
     reader = Reader((store, store.target_side), split, sites)
-    schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
+    schedule = Schedule(reader.kept, seed, mix or mix_of(store, split, sites), shuffle)
     windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop, sharing)
     norm = store.norm.to(device)
     sites_of = reader.columns.on(torch.device(device), target_dtype)

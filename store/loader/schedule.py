@@ -32,13 +32,14 @@ class Mix:
     window_rows: int
 
     @classmethod
-    def of(cls, n_shards: int, row_bytes: Sequence[int]) -> "Mix":
+    def of(cls, n_shards: int, row_bytes: Sequence[int], least_bytes: int = LEAST_PIECE_BYTES) -> "Mix":
         """The smallest window that mixes all shards, within the bounds above.
 
         row_bytes: bytes of a row of each site that is read.
+        least_bytes: smallest size of one read, where a window is large enough for that.
         """
         most = max(1, WINDOW_BYTES // sum(row_bytes))
-        least = max(1, LEAST_PIECE_BYTES // max(row_bytes))
+        least = max(1, least_bytes // max(row_bytes))
         wanted = max(1, PIECE_BYTES // max(row_bytes))
         piece = min(most, max(least, min(wanted, most // n_shards)))
         return cls(piece_rows=piece, window_rows=min(most, n_shards * piece))

@@ -3,6 +3,7 @@
 from collections import Counter
 from threading import Lock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from store.loader.batches import Reader, batches
 from store.loader.follow import Ledger, follow
-from store.loader.schedule import Mix, Schedule
+from store.loader.schedule import WINDOW_BYTES, Mix, Schedule
 from store.loader.sharing import Sharing
 from store.shards import arrays
 from tests.making import make_store
@@ -127,3 +128,14 @@ def test_files_are_opened_side_by_side(store, monkeypatch):
     file, _ = reader._open(reader.columns.read[0], 0)
     assert reader._open(reader.columns.read[1], 0)[0] is file
     reader.close()
+
+
+def test_reads_of_a_run_stay_large_at_any_number_of_shards():
+    for n_shards in (1, 64, 250, 20_000):
+        mix = Mix.of(n_shards, (4608, 4608), 1 << 22)
+        schedule = Schedule([65_000] * n_shards, 0, mix)
+        reads = next(schedule.windows(0)).rows * 4608
+        assert np.median(reads) >= 0.9 * (1 << 22)
+        assert schedule.largest_window * 2 * 4608 <= 1.1 * WINDOW_BYTES
+        if n_shards <= 56:
+            assert mix == Mix.of(n_shards, (4608, 4608))
