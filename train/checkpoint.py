@@ -13,6 +13,8 @@ from torch import Tensor
 from store.devices import native_bfloat16
 from store.disk.files import write_tensors
 from store.errors import Damaged, Refused
+from store.loader.batches import mix_of
+from store.loader.schedule import LEAST_PIECE_BYTES
 from store.shards.reader import Store
 from store.sparse.scan import Candidates
 from store.transcoders.files import check_keys
@@ -54,9 +56,19 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found["fisher_mix"] = config.fisher_mix if fisher else None
     found["metric"] = store.target_side.manifest.metric.xxh3_128 if fisher else None  # type: ignore[union-attr]
     found["candidates"] = candidates(config, device)
+    found["aux_latents"] = config.aux_latents if config.aux_weight and config.aux_latents < config.d_sae else 0
+    found["piece_bytes"] = piece_bytes(config, store)
     if store.target is not None:
         found["target_store_fingerprint"] = store.target.fingerprint
     return found
+
+
+def piece_bytes(config: TrainConfig, store: Store) -> int:
+    """Least bytes of a read, as far as they decide the order of rows: of few shards, or in order, each read has more."""
+    sites = (config.source_site, config.target_site)
+    mix = mix_of(store, "train", sites, config.piece_bytes)
+    decides = not config.follow and mix != mix_of(store, "train", sites)
+    return config.piece_bytes if decides else LEAST_PIECE_BYTES
 
 
 def target_view(config: TrainConfig, store: Store) -> Literal["raw", "fisher"]:
@@ -96,6 +108,8 @@ ADDED: dict[str, Any] = {
     "l0_warmup": 0.0,
     "target_dtype": "float32",
     "decoder_start": "random",
+    "piece_bytes": LEAST_PIECE_BYTES,
+    "aux_latents": 0,
 }
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 

@@ -39,6 +39,7 @@ ONE_STREAM = (
     "input_view",
     "tokens",
     "batch_rows",
+    "piece_bytes",
     "seed",
     "device",
     "checkpoint_every",
@@ -104,11 +105,12 @@ def preflight(
     left = [position for position in range(len(configs)) if position not in finished]
     if left:
         check_outputs([configs[position] for position in left])
-    if first.check and not checked and ranks.rank == 0:
+    if first.check and not checked:
+        part = slice(ranks.rank, None, ranks.world)
         if left:
-            check_shards(store, "train")
+            check_shards(store, "train", part, ranks.each)
         if heldout and following is None:
-            check_shards(store, "heldout")
+            check_shards(store, "heldout", part, ranks.each)
     ranks.wait()
     with ExitStack() as locks:
         if ranks.rank == 0:

@@ -59,8 +59,7 @@ class TrainConfig(Options):
     prefix_weights: str | None = None
     """Weight of each prefix's error in the loss (1,1,1,1,4), as in arXiv 2205.13147. Default: 1 for all."""
     detach_prefixes: bool = False
-    """Hold each prefix still while the next larger one is learnt: latents serve their own smallest prefix alone, and the
-    larger ones correct it."""
+    """Hold each prefix still while the next larger one is learnt: latents serve their own smallest prefix alone."""
     source_site: str = "resid_mid"
     """Site that is read. The same site as source and target makes a sparse autoencoder."""
     target_site: str = "mlp_out"
@@ -85,19 +84,22 @@ class TrainConfig(Options):
     """Rows to train on. More than the store holds means several epochs."""
     batch_rows: Positive = 1024
     """Rows in a step, over all processes."""
+    piece_bytes: Positive = 1 << 22
+    """Least bytes read at a time from a shard, where there are too many shards for a window of larger pieces."""
     lr: AboveZero = 4e-4
     """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
     warmup_steps: NotNegative | None = None
     """Steps of linear warm-up, 0 for none. Default: 1024, but at most a tenth of the steps."""
     lr_decay: Literal["cosine", "last-fifth"] = "cosine"
-    """How the rate falls after the warm-up: by a cosine, or not before the last fifth of the steps, then linearly (arXiv
-    2503.09532)."""
+    """How the rate falls after the warm-up: by a cosine, or linearly in the last fifth of steps (arXiv 2503.09532)."""
     min_lr: Annotated[float, Range(0, 1)] = 0.01
     """Final learning rate, as a fraction of lr, from 0 to 1."""
     aux_weight: Annotated[float, Range(0)] = 1 / 64
     """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093). 0 leaves it out."""
     aux_k: Positive = 256
     """Dead latents that AuxK uses in each row."""
+    aux_latents: NotNegative = 8192
+    """About as many dead latents as AuxK helps in a step; of more, each gets its turn. 0 for all at once."""
     dead_after: Count | None = None
     """Tokens without firing before a latent counts as dead. Default: 1M, but at most a fifth of --tokens."""
     resample_every: NotNegative = 0

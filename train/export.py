@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from store.loader.batches import batches
+from store.loader.batches import batches, mix_of
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from train.activations import ACTIVATIONS
@@ -142,6 +142,7 @@ def _rows_to_come(module: TrainingTranscoder, store: Store, done: int) -> Iterat
         seed=config.seed,
         cursor=cursor,
         stop=cursor + n_rows,
+        mix=mix_of(store, "train", (config.source_site, config.target_site), config.piece_bytes),
     )
     with tqdm(total=n_rows, unit="row", unit_scale=True, desc="threshold", disable=module.ranks.rank != 0) as bar:
         for batch in stream:

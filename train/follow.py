@@ -163,6 +163,7 @@ class Following:
             wait=with_retries,
             rank=self.ranks.rank,
             world=self.ranks.world,
+            sharing=self.ranks.sharing,
         )
 
     @property

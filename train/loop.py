@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from store.layout import CHECKPOINT
-from store.loader.batches import Batch, batches
+from store.loader.batches import Batch, batches, mix_of
 from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
@@ -267,6 +267,8 @@ class Session:
                 world=rows.world,
                 cursor=cursor,
                 stop=config.n_steps * config.batch_rows,
+                mix=mix_of(strand.store, "train", (config.source_site, config.target_site), config.piece_bytes),
+                sharing=strand.runs[0].ranks.sharing,
             )
 
         def wait(position: int) -> None:

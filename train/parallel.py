@@ -8,13 +8,22 @@ gather all weights for that step, and there is no room for them; DTensor has no 
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from store.errors import Refused
+from store.loader.sharing import Sharing
+
+START_LIMIT = timedelta(days=7)
+"""How long processes wait for each other at the start, while checksums are compared. NCCL's own limit is 10 minutes."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,28 @@ class Group:
             return n
         return int(self.sum(torch.tensor(n, device="cuda" if dist.get_backend() == "nccl" else "cpu")))
 
+    def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """The rows that other processes send to this one, laid out by sender.
+
+        rows: laid out by receiver.
+        sent, received: how many of them go to each process, and how many come from each.
+        """
+        found = rows.new_empty(sum(received), *rows.shape[1:])
+        as_bytes = found.view(torch.uint8), rows.contiguous().view(torch.uint8)  # gloo knows no bfloat16
+        dist.all_to_all_single(*as_bytes, list(received), list(sent))
+        return found
+
     def wait(self) -> None:
-        """Returns when every process has come here."""
-        if self.world > 1:
-            dist.barrier()
+        """Returns when every process has come here; that may take as long as a start does."""
+        self.each([])
+
+    def each(self, found: T) -> list[T]:
+        """What every process has found, by rank, when all have; that may take as long as a start does."""
+        if self.world == 1:
+            return [found]
+        everyone: list[T] = [found] * self.world
+        dist.all_gather_object(everyone, found, group=_at_start())
+        return everyone
 
 
 class Latents(Group):
@@ -103,8 +130,19 @@ class Ranks(Group):
         return Group() if self.shards_dictionary else Group(self.rank, self.world)
 
     @property
+    def sharing(self) -> Sharing:
+        """How these processes read rows together."""
+        return Sharing(rank=self.rank, world=self.world, exchange=self.exchange)
+
+    @property
     def latents(self) -> Latents:
         return Latents(self.rank, self.world) if self.shards_dictionary else Latents()
+
+
+@lru_cache
+def _at_start() -> dist.ProcessGroup:
+    """All processes on their hosts, with a limit of time that no start exceeds. Steps keep the backend's own limit."""
+    return dist.new_group(backend="gloo", timeout=START_LIMIT)
 
 
 def join(device: str, shard_dictionary: bool = False) -> Ranks:
@@ -123,4 +161,5 @@ def join(device: str, shard_dictionary: bool = False) -> Ranks:
         if on_gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if on_gpus else "gloo")
+    _at_start()
     return Ranks(dist.get_rank(), world, shard_dictionary)

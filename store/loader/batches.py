@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from store.counts import ceil_div
 from store.disk.files import allow_open_files
 from store.disk.remote import Remote, RemoteFile, StorePath
 from store.errors import Damaged, Refused
 from store.loader.columns import Column, Columns, columns_of
-from store.loader.schedule import Mix, Schedule, Window
-from store.shards.arrays import ArrayPlace, LocalFile, bytes_of, open_file, read_rows
+from store.loader.schedule import LEAST_PIECE_BYTES, Mix, Schedule, Window
+from store.loader.sharing import Rows, Sharing
+from store.loader.slot import Slot
+from store.shards.arrays import ArrayPlace, LocalFile, open_file, read_rows
 from store.shards.manifest import Split
 from store.shards.reader import Store
 from store.views import VIEWS, ViewName
@@ -30,6 +33,8 @@ READERS = min(4, os.cpu_count() or 1)
 
 REMOTE_READERS = 16
 """Threads that read a store at a URL, where a request waits for the network."""
+
+ALONE = Sharing()
 
 Held = tuple[Tensor, ...]
 """The rows of each column."""
@@ -64,7 +69,7 @@ class Reader:
         self.files: dict[StorePath, LocalFile | RemoteFile] = {}
         self.places: dict[tuple[Column, int], tuple[LocalFile | RemoteFile, ArrayPlace]] = {}
         self.opening = Lock()
-        allow_open_files(sum(map(len, self.shards)))
+        allow_open_files(sum(len(self.shards[side]) for side in {column.side for column in self.columns.read}))
 
     def fill(self, window: Window, pieces: slice, buffers: Sequence[memoryview]) -> None:
         """Reads some pieces of a window to their places. Damaged naming a shard that is gone or cannot be read.
@@ -94,11 +99,14 @@ class Reader:
         store = self.stores[column.side]
         shard = self.shards[column.side][number]
         path = store.directory / shard.name
+        opened = self.files.get(path) or open_file(path)  # outside of the lock: over a network it takes long
+        place = store.places(shard)[column.site]
         with self.opening:
-            if path not in self.files:
-                self.files[path] = open_file(path)
-            self.places[column, number] = self.files[path], store.places(shard)[column.site]
-        return self.places[column, number]
+            file = self.files.setdefault(path, opened)
+            self.places[column, number] = file, place
+        if file is not opened:  # another thread was first
+            opened.close()
+        return file, place
 
     def close(self) -> None:
         for file in self.files.values():
@@ -112,12 +120,18 @@ def _row_bytes(store: Store, site: str) -> int:
     return store.manifest.recipe.torch_dtype.itemsize * store.manifest.widths[site]
 
 
+def mix_of(store: Store, split: Split, sites: tuple[str, str], least_piece: int = LEAST_PIECE_BYTES) -> Mix:
+    """How `batches` mixes a split; shards are read `least_piece` bytes at a time, or more."""
+    stores = (store, store.target_side)
+    row_bytes = [_row_bytes(*side) for side in zip(stores, sites, strict=True)]
+    return Mix.of(len(store.manifest.of_split(split)), row_bytes, least_piece)
+
+
 def window_bytes(store: Store, split: Split, sites: tuple[str, str], seed: int) -> int:
     """Bytes of the largest window that `batches` holds, of which there are two."""
     stores = (store, store.target_side)
     kept = [shard.kept for shard in store.manifest.of_split(split)]
-    row_bytes = [_row_bytes(*side) for side in zip(stores, sites, strict=True)]
-    schedule = Schedule(kept, seed, Mix.of(len(kept), row_bytes))
+    schedule = Schedule(kept, seed, mix_of(store, split, sites))
     return schedule.largest_window * sum(_row_bytes(stores[each.side], each.site) for each in {*columns_of(stores, sites)})
 
 
@@ -137,6 +151,7 @@ def batches(
     shuffle: bool = True,
     mix: Mix | None = None,
     target_dtype: torch.dtype = torch.float32,
+    sharing: Sharing = ALONE,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) of the stream, endless without `stop`. Refused when the split has no rows.
 
@@ -145,27 +160,27 @@ def batches(
     sites: the source and the target.
     device: where batches lie.
     cursor, stop: rows of the stream at which it begins and ends; the last batch before `stop` may be shorter.
-    rank, world: every rank reads all windows, and serves its own rows of them.
-    seed, shuffle, mix: the order (schedule.py).
+    rank, world: which of how many processes this is; each serves rows of its own.
+    seed, shuffle, mix: the order (schedule.py); None for the mix of `mix_of`.
     target_dtype: in which the MLP of a store with recomputed targets multiplies.
+    sharing: the processes that read together. Where they are more than `world`, which is then 1, each serves all rows.
 
-    Memory is two windows, at most `2 * WINDOW_BYTES` whatever the size of the store; on CUDA that much of pinned memory,
-    and on any device but the host as much there.
+    Memory is two windows, or this process's part of them: at most `2 * WINDOW_BYTES` whatever the size of the store; on
+    CUDA that much of pinned memory, and on any device but the host as much there.
     """
     if not store.manifest.n_rows(split):
         raise Refused(f"{store.directory} has no {split} rows yet; harvest more tokens")
     reader = Reader((store, store.target_side), split, sites)
-    schedule = Schedule(reader.kept, seed, mix or Mix.of(len(reader.kept), reader.row_bytes), shuffle)
-    windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop)
+    schedule = Schedule(reader.kept, seed, mix or mix_of(store, split, sites), shuffle)
+    windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop, sharing)
     norm = store.norm.to(device)
     sites_of = reader.columns.on(torch.device(device), target_dtype)
     try:
         position = cursor
         while stop is None or position < stop:
             end = position + rows * world if stop is None else min(stop, position + rows * world)
-            first = min(end, position + rank * rows)
-            last = min(end, position + (rank + 1) * rows)
-            source, target = sites_of(windows.rows(first, last))
+            of_ranks = [(min(end, position + r * rows), min(end, position + (r + 1) * rows)) for r in range(world)]
+            source, target = sites_of(windows.rows(sharing.wanted(of_ranks, rank)))
             yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
             position = end
     finally:
@@ -176,20 +191,29 @@ class Windows:
     """The window that is served and the one that is being read ahead."""
 
     def __init__(
-        self, reader: Reader, schedule: Schedule, dtype: torch.dtype, device: torch.device, start: int, stop: int | None
+        self,
+        reader: Reader,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        device: torch.device,
+        start: int,
+        stop: int | None,
+        sharing: Sharing = ALONE,
     ) -> None:
         most = schedule.largest_window
         if stop is not None and not schedule.shuffle:
             most = min(most, stop)
-        self.slots = [_Slot(reader, most, dtype, device) for _ in range(2)]
+        most = ceil_div(most, sharing.world)
+        self.sharing = sharing
+        self.slots = [Slot(reader.widths, most, dtype, device) for _ in range(2)]
         self.upcoming = schedule.windows(start)
         self.stop = stop
         self.reader = reader
         self.n_readers = REMOTE_READERS if isinstance(reader.stores[0].directory, Remote) else READERS
         self.readers = ThreadPoolExecutor(max_workers=self.n_readers, thread_name_prefix="reader")
         self.fillers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
-        self.ahead: deque[tuple[_Slot, Window, Future[Tensor | None]]] = deque()
-        self.current: tuple[_Slot, Window, Tensor | None] | None = None
+        self.ahead: deque[tuple[Slot, Window, Future[Tensor | None]]] = deque()
+        self.current: tuple[Slot, Window, Tensor | None] | None = None
         for slot in self.slots:
             self._read_ahead(slot)
 
@@ -202,8 +226,26 @@ class Windows:
             yield slot.held, index if order is None else order[index]
             first = end
 
-    def rows(self, first: int, last: int) -> list[Tensor]:
-        """A copy of rows first..last of the stream, for each column."""
+    def rows(self, wanted: Sequence[Rows]) -> list[Tensor]:
+        """A copy of the rows of the stream that this process serves, for each column.
+
+        wanted: of each process that reads together, the rows that it serves: for a process alone, its own.
+        """
+        if self.sharing.world == 1:
+            [(first, last)] = wanted
+            return self._copied(first, last)
+        parts: list[list[Tensor]] = [[] for _ in self.slots[0].held]
+        first = min(first for first, _ in wanted)
+        last = max(last for _, last in wanted)
+        while first < last:
+            slot, window, _ = self._holding(first)
+            moves = self.sharing.moves(window, wanted)
+            for column, held in zip(parts, slot.held, strict=True):
+                column.append(self.sharing.swap(held, moves))
+            first = window.stop
+        return [torch.cat(column) if len(column) > 1 else column[0] for column in parts]
+
+    def _copied(self, first: int, last: int) -> list[Tensor]:
         out = [site.new_empty(last - first, site.shape[1]) for site in self.slots[0].held]
         done = 0
         for held, index in self.take(first, last):
@@ -216,7 +258,7 @@ class Windows:
             done += n_rows
         return out
 
-    def _holding(self, row: int) -> tuple["_Slot", Window, Tensor | None]:
+    def _holding(self, row: int) -> tuple[Slot, Window, Tensor | None]:
         while self.current is None or self.current[1].stop <= row:
             if self.current is not None:
                 self.current[0].served()
@@ -227,66 +269,22 @@ class Windows:
             self.current = (slot, window, order)
         return self.current
 
-    def _read_ahead(self, slot: "_Slot") -> None:
+    def _read_ahead(self, slot: Slot) -> None:
         window = next(self.upcoming)
         if self.stop is not None:
             window = window.until(self.stop)
         if self.stop is None or window.start < self.stop:
             self.ahead.append((slot, window, self.fillers.submit(self._fill, slot, window)))
 
-    def _fill(self, slot: "_Slot", window: Window) -> Tensor | None:
-        parts = [slice(number, None, self.n_readers) for number in range(min(self.n_readers, len(window.rows)))]
-        for done in [self.readers.submit(self.reader.fill, window, part, slot.memory) for part in parts]:
+    def _fill(self, slot: Slot, window: Window) -> Tensor | None:
+        part = self.sharing.part(window)
+        pieces = [slice(number, None, self.n_readers) for number in range(min(self.n_readers, len(part.rows)))]
+        for done in [self.readers.submit(self.reader.fill, part, own, slot.memory) for own in pieces]:
             done.result()
-        return slot.copy(int(window.rows.sum()), None if window.order is None else torch.from_numpy(window.order))
+        on_host = window.order is None or self.sharing.world > 1
+        return slot.copy(int(part.rows.sum()), None if on_host else torch.from_numpy(window.order))
 
     def close(self) -> None:
         self.fillers.shutdown(wait=True)
         self.readers.shutdown(wait=True)
         self.reader.close()
-
-
-class _Slot:
-    """Memory for a window: on the host, pinned for CUDA, and also on another device."""
-
-    def __init__(self, reader: Reader, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        cuda = device.type == "cuda"
-        self.host = tuple(torch.empty(rows, width, dtype=dtype, pin_memory=cuda) for width in reader.widths)
-        self.memory = [bytes_of(site) for site in self.host]
-        self.on_host = device.type == "cpu"
-        self.held = self.host if self.on_host else tuple(torch.empty_like(site, device=device) for site in self.host)
-        self.device = device
-        self.stream = torch.cuda.Stream(device) if cuda else None
-        self.copied = torch.cuda.Event() if cuda else None
-        self.free = torch.cuda.Event() if cuda else None
-
-    def copy(self, rows: int, order: Tensor | None) -> Tensor | None:
-        """Copies the first `rows` rows and their order to the device: on CUDA on a side stream, after the previous window
-        has been served. Only the read-ahead thread blocks."""
-        if self.on_host:
-            return order
-        if self.stream is None or self.free is None:
-            return self._copy(rows, order)
-        with torch.cuda.stream(self.stream):
-            self.stream.wait_event(self.free)
-            order = self._copy(rows, order)
-            self.stream.record_event(self.copied)
-        self.stream.synchronize()
-        return order
-
-    def _copy(self, rows: int, order: Tensor | None) -> Tensor | None:
-        """The order on the device. Its memory belongs to the current stream, which frees it after the next window's wait
-        for `free`: batches have been taken by it until then."""
-        for site, held in zip(self.host, self.held, strict=True):
-            held[:rows].copy_(site[:rows], non_blocking=self.stream is not None)
-        return None if order is None else self.held[0].new_empty(len(order), dtype=order.dtype).copy_(order)
-
-    def ready(self) -> None:
-        """Lets the current stream wait for the copy."""
-        if self.copied is not None:
-            torch.cuda.current_stream(self.device).wait_event(self.copied)
-
-    def served(self) -> None:
-        """Marks the point of the current stream after which the memory may be overwritten."""
-        if self.free is not None:
-            torch.cuda.current_stream(self.device).record_event(self.free)

@@ -5,23 +5,24 @@ shuffled when written). So a position means the same rows whether earlier shards
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from store.disk.remote import StorePath
 from store.errors import Refused
-from store.loader.batches import Batch, Reader, Windows
+from store.loader.batches import ALONE, Batch, Reader, Windows
 from store.loader.columns import SitesOf
 from store.loader.schedule import Mix, Schedule
+from store.loader.sharing import Rows, Sharing
 from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import Store, open_store
 from store.shards.ring import number_of, present
 from store.views import VIEWS, Norm, ViewName
 
 WINDOW_BYTES = 1 << 25
-"""Read at a time, both sites together; two are held, and two more while a batch lies in two shards."""
+"""Read at a time by each process, both sites together; two are held, and two more while a batch lies in two shards."""
 
 
 class Ledger:
@@ -98,6 +99,7 @@ def follow(
     rank: int = 0,
     world: int = 1,
     target_dtype: torch.dtype = torch.float32,
+    sharing: Sharing = ALONE,
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` rows (per rank) of the stream, in order.
 
@@ -107,8 +109,9 @@ def follow(
     wait: called with the position of a batch as long as that is not whole yet; it sleeps, and may raise.
     rank, world: which of how many processes this is; each gets rows of its own.
     target_dtype: in which the MLP of a store with recomputed targets multiplies.
+    sharing: the processes that read together, as for `batches`.
     """
-    opened = Opened(ledger, sites, view, device, target_dtype)
+    opened = Opened(ledger, sites, view, device, target_dtype, sharing)
     try:
         for position in range(cursor, stop, rows * world):
             end = position + rows * world
@@ -117,8 +120,8 @@ def follow(
                     return
                 wait(position)
                 ledger.look()
-            first = position + rank * rows
-            yield opened.batch(first, first + rows, end)
+            of_ranks = [(first, first + rows) for first in range(position, end, rows)]
+            yield opened.batch(sharing.wanted(of_ranks, rank), end)
     finally:
         opened.close()
 
@@ -127,26 +130,41 @@ class Opened:
     """The shards that are being read, and how batches are made of their rows."""
 
     def __init__(
-        self, ledger: Ledger, sites: tuple[str, str], view: ViewName, device: torch.device, target_dtype: torch.dtype
+        self,
+        ledger: Ledger,
+        sites: tuple[str, str],
+        view: ViewName,
+        device: torch.device,
+        target_dtype: torch.dtype,
+        sharing: Sharing,
     ) -> None:
         self.ledger = ledger
         self.sites = sites
         self.view: ViewName = view
         self.device = device
         self.target_dtype = target_dtype
+        self.sharing = sharing
         self.windows: dict[int, Windows] = {}
         self.norm: Norm | None = None
         self.sites_of: SitesOf | None = None
 
-    def batch(self, first: int, last: int, cursor: int) -> Batch:
-        """Rows first..last of the stream; opens the shards that it needs and closes those that no later batch does."""
+    def batch(self, wanted: Sequence[Rows], cursor: int) -> Batch:
+        """The rows of the stream that this process serves; opens the shards that it needs and closes those that no later
+        batch does.
+
+        wanted: of each process that reads together, the rows that it serves.
+        """
+        first = min(first for first, _ in wanted)
+        last = max(last for _, last in wanted)
         for passed in [shard for shard in self.windows if shard < self.ledger.holding(first)]:
             self.windows.pop(passed).close()
         parts: list[list[torch.Tensor]] = []
         for shard, begin, end in self.ledger.parts(first, last):
             if shard not in self.windows:
                 self._open(shard, begin)
-            parts.append(self.windows[shard].rows(begin, end))
+            start = self.ledger.ends[shard] - self.ledger.shards[shard].kept
+            within = [(min(max(low - start, begin), end), min(max(high - start, begin), end)) for low, high in wanted]
+            parts.append(self.windows[shard].rows(within))
         assert self.norm is not None
         assert self.sites_of is not None
         source, target = self.sites_of([torch.cat(of_column) for of_column in zip(*parts, strict=True)])
@@ -156,10 +174,10 @@ class Opened:
         """Begins to read the rows of one shard from `start` on, as they lie on disk; threads read ahead."""
         store = self.ledger.open(shard)
         reader = Reader((store, store.target_side), "train", self.sites)
-        rows = max(1, WINDOW_BYTES // sum(reader.row_bytes))
+        rows = max(1, WINDOW_BYTES * self.sharing.world // sum(reader.row_bytes))
         schedule = Schedule(reader.kept, 0, Mix(piece_rows=rows, window_rows=rows), shuffle=False)
         dtype = store.manifest.recipe.torch_dtype
-        self.windows[shard] = Windows(reader, schedule, dtype, self.device, start, reader.kept[0])
+        self.windows[shard] = Windows(reader, schedule, dtype, self.device, start, reader.kept[0], self.sharing)
         if self.sites_of is None:  # the norm and the MLP are those of every shard
             self.norm = store.norm.to(self.device)
             self.sites_of = reader.columns.on(self.device, self.target_dtype)

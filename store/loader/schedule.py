@@ -32,13 +32,14 @@ class Mix:
     window_rows: int
 
     @classmethod
-    def of(cls, n_shards: int, row_bytes: Sequence[int]) -> "Mix":
+    def of(cls, n_shards: int, row_bytes: Sequence[int], least_bytes: int = LEAST_PIECE_BYTES) -> "Mix":
         """The smallest window that mixes all shards, within the bounds above.
 
         row_bytes: bytes of a row of each site that is read.
+        least_bytes: smallest size of one read, where a window is large enough for that.
         """
         most = max(1, WINDOW_BYTES // sum(row_bytes))
-        least = max(1, LEAST_PIECE_BYTES // max(row_bytes))
+        least = max(1, least_bytes // max(row_bytes))
         wanted = max(1, PIECE_BYTES // max(row_bytes))
         piece = min(most, max(least, min(wanted, most // n_shards)))
         return cls(piece_rows=piece, window_rows=min(most, n_shards * piece))
@@ -67,10 +68,16 @@ class Window:
         """The window without the rows from `stop` of the stream on; rows in random order may all be needed, and stay."""
         if self.order is not None:
             return self
+        return self.between(0, stop - self.start)
+
+    def between(self, low: int, high: int) -> "Window":
+        """The pieces, and parts of pieces, at places low..high of the window; the order is still that of the whole."""
         ends = np.cumsum(self.rows)
-        rows = np.clip(stop - self.start - (ends - self.rows), 0, self.rows)
+        begins = ends - self.rows
+        skipped = np.clip(low - begins, 0, self.rows)
+        rows = np.clip(high - begins, skipped, self.rows) - skipped
         kept = rows > 0
-        return replace(self, shard=self.shard[kept], first=self.first[kept], rows=rows[kept])
+        return replace(self, shard=self.shard[kept], first=(self.first + skipped)[kept], rows=rows[kept])
 
 
 class Schedule:

@@ -1,5 +1,6 @@
 """Opens a store and reads its manifest, norm and single arrays; compares checksums. Training reads by store/loader."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,12 +132,18 @@ HASHERS = 4
 """Threads that read and hash; hashing leaves Python free."""
 
 
-def find_damage(directory: StorePath, manifest: Manifest, split: Split | None = None) -> dict[str, str]:
-    """What is wrong with each damaged shard (of a split), by name: missing, of another size, or of another checksum."""
-    shards = manifest.shards if split is None else manifest.of_split(split)
+def find_damage(
+    directory: StorePath, manifest: Manifest, split: Split | None = None, part: slice = slice(None)
+) -> dict[str, str]:
+    """What is wrong with each damaged shard (of a split), by name: missing, of another size, or of another checksum.
+
+    part: which of these shards are read.
+    """
+    shards = (manifest.shards if split is None else manifest.of_split(split))[part]
+    n_bytes = sum(shard.bytes for shard in shards)
     with (
         ThreadPoolExecutor(max_workers=HASHERS) as pool,
-        tqdm(desc="checksums", total=sum(shard.bytes for shard in shards), unit="B", unit_scale=True, leave=False) as bar,
+        tqdm(desc="checksums", total=n_bytes, unit="B", unit_scale=True, leave=False, disable=bool(part.start)) as bar,
     ):
 
         def check(shard: ShardEntry) -> str | None:
@@ -166,11 +173,22 @@ def damage_of(path: StorePath, recorded: ShardEntry | MetricInfo | MlpInfo) -> s
     return None if digest.hexdigest() == recorded.xxh3_128 else "has another checksum: its bytes changed on disk"
 
 
-def check_shards(store: Store, split: Split | None = None) -> None:
-    """Damaged naming every damaged shard and its damage."""
+def check_shards(
+    store: Store,
+    split: Split | None = None,
+    part: slice = slice(None),
+    gather: Callable[[dict[str, str]], Sequence[dict[str, str]]] = lambda damage: [damage],
+) -> None:
+    """Damaged naming every damaged shard and its damage.
+
+    part: which shards this process reads, of several that share them out.
+    gather: brings together the damage that each of them found.
+    """
     if store.target is not None:
-        check_shards(store.target, split)
-    damage = find_damage(store.directory, store.manifest, split)
+        check_shards(store.target, split, part, gather)
+    damage: dict[str, str] = {}
+    for found in gather(find_damage(store.directory, store.manifest, split, part)):
+        damage |= found
     if damage:
-        named = "; ".join(f"{name} {what}" for name, what in damage.items())
+        named = "; ".join(f"{name} {what}" for name, what in sorted(damage.items()))
         raise Damaged(f"{store.directory} is damaged: {named}; {_CURE}")

@@ -49,9 +49,9 @@ def visits(monkeypatch) -> list[tuple]:
         found.append(("opened", directory))
         return real(directory)
 
-    def hashed(directory, manifest, split=None, real=reader.find_damage):
+    def hashed(directory, manifest, split=None, part=slice(None), real=reader.find_damage):
         found.append(("hashed", directory, split))
-        return real(directory, manifest, split)
+        return real(directory, manifest, split, part)
 
     monkeypatch.setattr(pair, "open_store", opened)
     monkeypatch.setattr(reader, "find_damage", hashed)

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from store.counts import ceil_div
 from train.config import TrainConfig
-from train.parallel import Ranks
+from train.parallel import Latents, Ranks
 
 
 @contextmanager
@@ -25,6 +26,20 @@ def tf32(on: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def some_of(dead: Tensor, turn: int, config: TrainConfig, shared: Latents) -> tuple[Tensor, int]:
+    """Of the dead latents held here those that AuxK helps now, and how many it helps that other processes hold.
+
+    AuxK multiplies all rows by all of them, so that with half of 32k latents dead it cost five times the rest of a step.
+    Where more than aux_latents are dead, it helps every second, third, ... of the dictionary's latents, others each turn.
+    """
+    n_dead = shared.total(len(dead))
+    if not config.aux_latents or n_dead <= config.aux_latents:
+        return dead, n_dead - len(dead)
+    latents = dead * shared.world + shared.rank
+    helped = dead[(latents + turn) % ceil_div(n_dead, config.aux_latents) == 0]
+    return helped, shared.total(len(helped)) - len(helped)
 
 
 def auxk(

@@ -17,7 +17,7 @@ from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Latents, Ranks
-from train.step.auxk import auxk
+from train.step.auxk import auxk, some_of
 from train.step.draws import draw_order, draw_prefixes
 from train.step.losses import StepResult, Sums, by_dense_latent, report
 from train.step.moments import moments_of, scale_of, view_moments
@@ -225,7 +225,7 @@ class TrainingTranscoder(nn.Module):
         return self.encoder.device.type == "cpu" or step < WAIT_EVERY or step % WAIT_EVERY == 0
 
     def _listed_dead(self, step: int, may_sync: bool, rows: int) -> Tensor:
-        """The latents that AuxK helps: those dead at the last step that waited.
+        """The latents that AuxK helps: those dead at the last step that waited, or of very many, those whose turn it is.
 
         A resumed run finds the same latents from their silent time.
         """
@@ -234,7 +234,8 @@ class TrainingTranscoder(nn.Module):
         if may_sync or self.listed_dead is None:
             seen = 0 if may_sync else step % WAIT_EVERY * rows
             self.listed_dead = (self.tokens_since_fired >= self.config.n_dead_after + seen).nonzero().squeeze(1)
-            self.n_dead_elsewhere = self.ranks.latents.total(len(self.listed_dead)) - len(self.listed_dead)
+            turn = step if step < WAIT_EVERY or self.encoder.device.type == "cpu" else step // WAIT_EVERY
+            self.listed_dead, self.n_dead_elsewhere = some_of(self.listed_dead, turn, self.config, self.ranks.latents)
         return self.listed_dead
 
     def _groups_of_step(self, step: int) -> tuple[Tensor, int]:
