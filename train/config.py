@@ -98,8 +98,9 @@ class TrainConfig(Options):
     """Weight of AuxK, the loss that revives dead latents (arXiv 2406.04093). 0 leaves it out."""
     aux_k: Positive = 256
     """Dead latents that AuxK uses in each row."""
-    aux_latents: NotNegative = 8192
-    """About as many dead latents as AuxK helps in a step; of more, each gets its turn. 0 for all at once."""
+    aux_latents: NotNegative = 0
+    """About as many dead latents as AuxK helps in a step; of more, each gets its turn. 0 for all at once, which costs a
+    step more the more of them are dead."""
     dead_after: Count | None = None
     """Tokens without firing before a latent counts as dead. Default: 1M, but at most a fifth of --tokens."""
     resample_every: NotNegative = 0

@@ -73,7 +73,7 @@ def worst_rows(worst: Sequence[Worst], total: float, store: Store) -> tuple[Wors
         flat = int(store.array(shard, "token_index")[row - int(starts[number])])
         sequence, place = divmod(flat, tokens.shape[1])
         text = tokens[sequence].tolist()
-        worst = WorstRow(
+        shown = WorstRow(
             shard=shard.name,
             sequence=sequence,
             position=place,
@@ -85,7 +85,7 @@ def worst_rows(worst: Sequence[Worst], total: float, store: Store) -> tuple[Wors
             fvu=each.sse / each.variation if each.variation else math.inf,
             outlier=not each.inlier,
         )
-        found.append(worst)
+        found.append(shown)
     return tuple(found)
 
 
