@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -142,7 +142,7 @@ class Ranks(Group):
 @lru_cache
 def _at_start() -> dist.ProcessGroup:
     """All processes on their hosts, with a limit of time that no start exceeds. Steps keep the backend's own limit."""
-    return dist.new_group(backend="gloo", timeout=START_LIMIT)
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=START_LIMIT))
 
 
 def join(device: str, shard_dictionary: bool = False) -> Ranks:
