@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def announce(config: TrainConfig, rows: int, store: str, target_view: str) -> No
         log.warning(MANY, epochs, rows)
     if target_view == "raw" and config.target_view == "auto":
         log.info("the store has no metric, so that all errors weigh alike; make metric would add it")
+
+
+def warn(configs: Sequence[TrainConfig]) -> None:
+    """Logs the warnings of several runs, each once."""
+    for warning in dict.fromkeys(each for config in configs for each in warnings_of(config)):
+        log.warning("%s", warning)
 
 
 def warnings_of(config: TrainConfig) -> list[str]:

@@ -15,7 +15,7 @@ from store.loader.batches import Batch, batches, mix_of
 from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
-from train.advice import announce, warnings_of
+from train.advice import announce, warn
 from train.checkpoint import candidates
 from train.checks import Prepared, preflight
 from train.config import TrainConfig
@@ -76,8 +76,7 @@ def train_prepared(
         (first, *_), prepared = left[0]
         view = prepared.identities[prepared.left[0]]["target_view"]
         announce(first, prepared.store.manifest.n_rows("train"), str(prepared.store.directory), view)
-        for warning in dict.fromkeys(each for part, done in left for n in done.left for each in warnings_of(part[n])):
-            log.warning("%s", warning)
+        warn([part[n] for part, done in left for n in done.left])
     for configs, prepared in left:
         runs = [
             start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks, buffers)
@@ -174,9 +173,7 @@ class Session:
             streams = [opened.enter_context(closing(self.batches(n, interrupted))) for n in range(len(self.strands))]
             for step in range(min(self.served), config.n_steps):
                 if not self.take_step(step, streams):
-                    log.warning(
-                        "the text ended: training ends at step %d of %d, its learning rate still high", step, config.n_steps
-                    )
+                    log.warning("the text ended at step %d of %d, the learning rate still high", step, config.n_steps)
                     break
                 if self.watcher is not None:
                     self.watcher.after(step)
@@ -208,11 +205,11 @@ class Session:
         return True
 
     def measuring_is_in_time(self, done: int) -> bool:
-        """Whether time allows a measurement after so many steps; where processes act together, for any of them."""
+        """Whether time allows a measurement after so many steps; of several processes, for any."""
         if self.config.heldout_every is not None or not self.config.is_measured(done):
             return False
         allowed = self.measuring.allows(self.config.heldout_rows, (done - self.first) * self.config.batch_rows)
-        return self.ranks.total(allowed) > 0 if self.together else allowed
+        return self.ranks.total(allowed) > 0 if self.ranks.world > 1 else allowed
 
     def all_agree(self, done: int, wanted: bool) -> bool:
         """Whether something is wanted after this many steps, Ctrl-C or a checkpoint. Processes that have to act together
