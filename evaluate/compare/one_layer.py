@@ -1,12 +1,15 @@
 """A run against other transcoders, at one layer."""
 
+import logging
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from evaluate.baselines import find_baselines, in_folders
 from evaluate.compare.beside import BesideFolders
 from evaluate.compare.config import CompareConfig
-from evaluate.compare.files import is_done, key_of, publish, show, write_json
+from evaluate.compare.files import is_done, key_of, publish, read_comparison, show, write_json
 from evaluate.compare.measure import measure
 from evaluate.compare.progress import ProgressFile
 from evaluate.compare.verdict import name_winners
@@ -22,6 +25,10 @@ from store.layout import (
     OTHER_METRICS,
     OURS_METRICS,
 )
+
+GOOGLES = re.compile(r"gemma-scope-(\d+b|2-\d)")
+"""In the names of Google's repositories, such as gemma-scope-2b-pt-transcoders and gemma-scope-2-270m-pt."""
+log = logging.getLogger(__name__)
 
 
 def compare_runs(config: CompareConfig) -> Path:
@@ -46,6 +53,7 @@ def compare_runs(config: CompareConfig) -> Path:
     others = find_baselines(config.baseline, config.baseline_name, config.l0, store, ours)
     for other in others:
         check_fits(other, store)
+    warn_of_replaced(folder, [other.config.name for other in others])
     progress = ProgressFile(folder / COMPARISON_PROGRESS, key)
     if config.force:
         progress.forget()
@@ -63,6 +71,17 @@ def compare_runs(config: CompareConfig) -> Path:
     return show(folder)
 
 
+def warn_of_replaced(folder: Path, names: Sequence[str]) -> None:
+    """Says which comparison the folder holds that one with other transcoders will replace."""
+    if not (folder / COMPARISON).exists():
+        return
+    found = read_comparison(folder)
+    before = [each.name for each in (found.other, *found.others)]
+    if before != [*names]:
+        told = ", ".join(before)
+        log.warning("%s holds a comparison with %s: this one replaces it; copy the folder first to keep it", folder, told)
+
+
 def is_googles(measured: Measurement) -> bool:
-    """Whether a transcoder comes from one of Google's repositories, or a copy of one."""
-    return "gemma-scope" in measured.source or measured.name.startswith("Google ")
+    """Whether a transcoder comes from one of Google's repositories, or a copy of one; our exports to its layouts do not."""
+    return bool(GOOGLES.search(measured.source)) or measured.name.startswith("Google ")

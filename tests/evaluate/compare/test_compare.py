@@ -1,8 +1,10 @@
-"""."""
+"""A comparison as a whole: its files, what is measured again, and whom it replaces."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +70,31 @@ def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):
     evaluate_run(trained)
     with pytest.raises(TypeError):
         evaluate_run(replace(trained, force=True))
+
+
+def test_a_comparison_with_another_transcoder_is_named_before_it_is_replaced(trained, tmp_path, caplog):
+    compare_runs(trained)
+    assert "replaces it" not in caplog.text
+    compare_runs(replace(trained, force=True))
+    assert "replaces it" not in caplog.text
+    [one] = trained.baseline
+    other = shutil.copytree(one, tmp_path / "another") if one.is_dir() else Path(shutil.copy(one, tmp_path / "another"))
+    compare_runs(replace(trained, baseline=(other,), baseline_name="another"))
+    assert "this one replaces it; copy the folder first to keep it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "googles"),
+    [
+        ("google/gemma-scope-2b-pt-transcoders/layer_8/width_16k/average_l0_77", True),
+        ("/copies/gemma-scope-9b-pt-transcoders/layer_8", True),
+        ("google/gemma-scope-2-270m-pt/transcoder/layer_9", True),
+        ("results/gemma3/layer9/jumprelu/gemma-scope-2", False),
+        ("results/gemma3/layer9/jumprelu/gemma-scope-1", False),
+    ],
+)
+def test_what_is_googles_is_told_by_its_repository(source, googles):
+    assert one_layer.is_googles(SimpleNamespace(source=source, name="JumpReLU")) is googles
 
 
 def test_documents_on_both_sides_of_the_split_are_counted_in_results_and_report(tmp_path):
