@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+"""The environment of a shell: under `make test` a second make would take up the first one's options."""
 PATIENCE = 1200
 """Seconds after which a process counts as hung: a busy machine may be tens of times slower than this suite's usual one."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

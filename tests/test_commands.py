@@ -33,7 +33,6 @@ from train.config import TrainConfig
             "harvest --model MODEL --layer 1 --dataset TEXT --seed 99999999999999",
             "seed is 99999999999999; it must lie within",
         ),
-        ("harvest --model MODEL --layer 1 --dataset TEXT --context 64 --tokens 1000000B", "too little; free some"),
         (
             "harvest plan --model MODEL --layer 1 --dataset TEXT --split test --store STORE",
             "dataset_split: 'train' != 'test'",

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.child import ROOT
+from tests.child import OUTSIDE, ROOT
 from tests.command import run
-from tests.test_makefile import OUTSIDE
 
 SMALLER = {"train": "--d-sae 40 --k 4 --tokens 4096"}
 """Options that are added to a room's commands, so that the recipe takes seconds."""

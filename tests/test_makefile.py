@@ -8,10 +8,8 @@ import sys
 
 import pytest
 
-from tests.child import ROOT
+from tests.child import OUTSIDE, ROOT
 
-OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-"""The environment of a shell: under `make test` a second make would take up the first one's options."""
 TABLE = subprocess.run(["make", "-pn", "help"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True).stdout
 READS = {name: words.split() for name, words in re.findall(r"^reads_(\S+) := (.*)$", TABLE, re.MULTILINE)}
 """The variables that each target says it reads."""

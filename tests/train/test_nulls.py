@@ -80,11 +80,11 @@ def test_nulls_can_be_added_to_a_finished_run_and_continue_after_an_interrupt(tm
     train(plain)
     stepped = []
 
-    def step(run, batch, waited, real=Run.step):
+    def step(run, *args, real=Run.step):
         stepped.append(run.config.null)
         if len(stepped) == 3 * 15:
             raise KeyboardInterrupt
-        real(run, batch, waited)
+        real(run, *args)
 
     monkeypatch.setattr(Run, "step", step)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import pytest
 from store.errors import Refused
 from store.shards.reader import Store
 from tests.command import run as command
-from tests.harvest.kills import Killed
+from tests.killed import Killed
 from tests.making import make_store
 from tests.train.making import assert_same_run
 from train import loop
@@ -88,11 +88,11 @@ def test_a_sweep_reads_every_row_as_often_as_one_run_does(shared, tmp_path, monk
 def test_an_interrupted_sweep_goes_on_and_a_grown_one_trains_only_what_is_new(shared, tmp_path, monkeypatch, capsys):
     stepped = []
 
-    def step(run, batch, waited, real=Run.step):
+    def step(run, *args, real=Run.step):
         stepped.append(run.folder.name)
         if len(stepped) == 2 * 7:
             os.kill(os.getpid(), signal.SIGINT)
-        real(run, batch, waited)
+        real(run, *args)
 
     monkeypatch.setattr(Run, "step", step)
     folder = tmp_path / "sweep"
@@ -196,11 +196,11 @@ def test_a_killed_sweep_over_layers_goes_on_to_the_same_bits(tmp_path, monkeypat
     whole = sweep(both("whole"))
     stepped: list[str] = []
 
-    def step(run, batch, waited, real=Run.step):
+    def step(run, *args, real=Run.step):
         stepped.append(run.folder.name)
         if len(stepped) == 2 * 2 * 12:
             raise Killed
-        real(run, batch, waited)
+        real(run, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", step)

@@ -209,7 +209,7 @@ def test_a_map_made_on_the_device_is_that_of_the_host(tmp_path, accelerator):
             assert device[edge][name] == pytest.approx(row[name], rel=1e-4, abs=1e-5)
 
 
-def test_products_with_the_decoders_biases_are_taken_once_a_file_and_not_once_a_batch(tmp_path, monkeypatch):
+def test_products_with_the_decoders_biases_are_taken_once_a_file(tmp_path, monkeypatch):
     taken: list[int] = []
     real = firings.biases_into
     monkeypatch.setattr(firings, "biases_into", lambda layers, target: (taken.append(target), real(layers, target))[1])

@@ -108,6 +108,7 @@ def test_of_a_copy_of_gemma_scope_each_layers_nearest_l0_is_taken(gemma, tmp_pat
     assert_costs(gemma, theirs, predict)
 
 
+@pytest.mark.slow
 def test_a_baseline_with_the_layer_in_its_path_that_is_ours_costs_exactly_the_same(gemma):
     baseline = gemma.folder / "layer{layer}" / "run"
     _, [ours, same] = sides_of(gemma, baseline=baseline, linear=False, name="same")

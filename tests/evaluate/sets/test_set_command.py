@@ -184,6 +184,7 @@ def test_linear_maps_that_were_fitted_are_not_fitted_again(gemma, monkeypatch):
     compare_set(gemma.config(name="fitted"))
 
 
+@pytest.mark.slow
 def test_results_are_used_again_until_weights_or_options_change(gemma, monkeypatch, tmp_path, capsys):
     for layer in LAYERS:
         gemma.transcoders[layer].save(tmp_path / f"layer{layer}" / "run")

@@ -49,7 +49,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path, name):
 
 def test_a_shard_deleted_under_a_running_trainer_is_one_line_that_names_it(tmp_path, monkeypatch, capsys):
     store = make_store(tmp_path / "store", 12)
-    monkeypatch.setattr(Mix, "of", lambda n_shards, row_bytes: Mix(piece_rows=3, window_rows=6))
+    monkeypatch.setattr(Mix, "of", lambda *_: Mix(piece_rows=3, window_rows=6))
     step = Run.step
 
     def step_and_delete(self, *arguments) -> None:

@@ -14,6 +14,7 @@ from store.layout import MLP_FILE
 from store.loader import batches as loader
 from store.loader.batches import batches
 from store.loader.follow import Ledger, follow
+from store.loader.slot import Slot
 from store.mlp.forward import ACTIVATIONS
 from store.mlp.proof import PROOF, fvu
 from store.shards.formats import FORMATS
@@ -64,15 +65,15 @@ def test_the_bytes_of_a_window_are_those_of_the_arrays_that_are_read(twin, tmp_p
     found = []
     for store in (twin, recomputed(tmp_path / "store")):
         held = []
-        real = loader._Slot.__init__
+        real = Slot.__init__
 
         def counting(self, *args, held=held, real=real):
             real(self, *args)
             held.append(sum(array.nbytes for array in self.host))
 
-        monkeypatch.setattr(loader._Slot, "__init__", counting)
+        monkeypatch.setattr(Slot, "__init__", counting)
         next(batches(store, "train", 32, sites=sites))
-        monkeypatch.setattr(loader._Slot, "__init__", real)
+        monkeypatch.setattr(Slot, "__init__", real)
         found.append(loader.window_bytes(store, "train", sites, 0))
         assert held == found[-1:] * 2
     d_in, d_out = 12, 10

@@ -50,7 +50,7 @@ class TwoAlike(Latents):
         return n * self.world
 
 
-def test_of_very_many_dead_latents_each_gets_its_turn_alike_for_any_number_of_processes():
+def test_of_very_many_dead_latents_each_gets_its_turn_in_any_number_of_processes():
     config = make_config(d_sae=64, aux_latents=8)
     dead = torch.arange(64)[4:60]
     turns = [some_of(dead, turn, config, Latents())[0] for turn in range(7)]

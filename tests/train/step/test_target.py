@@ -145,11 +145,11 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(shared, tmp_path, monke
     train(config)
     steps = []
 
-    def step(run, batch, waited, real=Run.step):
+    def step(run, *args, real=Run.step):
         steps.append(run.done)
         if len(steps) == 17:
             os.kill(os.getpid(), signal.SIGINT)
-        real(run, batch, waited)
+        real(run, *args)
 
     monkeypatch.setattr(Run, "step", step)
     cut = replace(config, run=tmp_path / "cut")
