@@ -15,6 +15,7 @@ from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.mlp.proof import PROOF_ROWS
+from store.shards.recipe import heldout_below
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
@@ -70,11 +71,6 @@ def shards_on_disk(config: HarvestConfig, finished: int) -> int:
     heldout = max(0, heldout_below(config.n_shards, config.heldout_every) - heldout_below(finished, config.heldout_every))
     train = lacking - heldout
     return heldout + min(train, config.keep_shards or train)
-
-
-def heldout_below(number: int, heldout_every: int) -> int:
-    """Held-out shards among those with a smaller number: 1 is the first of them."""
-    return (number + heldout_every - 2) // heldout_every
 
 
 def disk_shortage(

@@ -171,7 +171,7 @@ class Session:
         config = self.config
         with interruptible() as interrupted, ExitStack() as opened:
             streams = [opened.enter_context(closing(self.batches(n, interrupted))) for n in range(len(self.strands))]
-            for step in range(min(self.served), config.n_steps):
+            for step in range(self.first, config.n_steps):
                 if not self.take_step(step, streams):
                     log.warning("the text ended at step %d of %d, the learning rate still high", step, config.n_steps)
                     break

@@ -18,6 +18,11 @@ def split_of(shard: int, heldout_every: int) -> Split:
     return "heldout" if shard % heldout_every == 1 else "train"
 
 
+def heldout_below(number: int, heldout_every: int) -> int:
+    """Held-out shards among those with a smaller number: 1 is the first of them."""
+    return (number + heldout_every - 2) // heldout_every
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

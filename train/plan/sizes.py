@@ -7,6 +7,7 @@ from evaluate.rows import DOCUMENT_SUMS
 from store.counts import ceil_div, duration, gigabytes
 from store.errors import Refused
 from store.loader.schedule import WINDOW_BYTES
+from store.shards.recipe import heldout_below
 from train.layers.memory import WINDOWS, Need, n_weights, need_of_run
 from train.plan.config import PlanConfig
 
@@ -44,7 +45,7 @@ def sizes_of(config: PlanConfig) -> Sizes:
     stored = 1 if config.targets == "recomputed" else 2
     row = stored * DTYPE_BYTES * config.d_model + ROW_BYTES
     shards = ceil_div(config.tokens, config.shard_tokens)
-    heldout = (shards + config.heldout_every - 2) // config.heldout_every
+    heldout = heldout_below(shards, config.heldout_every)
     train = shards - heldout
     kept = heldout + min(train, config.keep_shards or train)
     shard = row * config.shard_tokens * config.layers

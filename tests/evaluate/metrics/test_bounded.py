@@ -9,19 +9,9 @@ from evaluate.metrics.accumulate import measure_rows, target_mean_and_limit
 from evaluate.metrics.results import ROW_METRICS, evaluate
 from evaluate.rows import Groups, Places, PlacesInOrder, places, places_by_shard
 from store.loader.batches import Batch
-from store.transcoders.transcoder import Transcoder
 from tests.making import make_store
-from tests.store.transcoders.making import make_transcoder
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def transcoders() -> list[Transcoder]:
-    return [
-        make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(4, 9, 20), view="rms"),
-        make_transcoder(d_in=12, d_out=10, d_sae=15, prefix_sizes=(15,), view="normed", skip=True),
-    ]
 
 
 def held(*things) -> int:

@@ -21,14 +21,6 @@ from tests.store.transcoders.making import make_transcoder
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def transcoders() -> list[Transcoder]:
-    return [
-        make_transcoder(d_in=12, d_out=10, d_sae=20, prefix_sizes=(4, 9, 20), view="rms"),
-        make_transcoder(d_in=12, d_out=10, d_sae=15, prefix_sizes=(15,), view="normed", skip=True),
-    ]
-
-
 @pytest.mark.parametrize("rows", [7, 64, 5000])
 def test_streamed_metrics_equal_a_dense_float64_computation(store, transcoders, rows):
     for found, t in zip(evaluate(transcoders, store, "heldout", rows, CPU), transcoders, strict=True):
