@@ -167,6 +167,11 @@ class Groups:
         """The names of the bands by kind, in the order of their sums; the first of each kind is of rows in none."""
         return {"position": band_names(POSITION_EDGES), "token_rank": band_names(RANK_EDGES)}
 
+    def first_of(self, kind: str) -> int:
+        """Where the sums of a kind's bands begin, counted from the end of those by document."""
+        kinds = list(self.bands)
+        return sum(len(self.bands[each]) for each in kinds[: kinds.index(kind)])
+
     def __len__(self) -> int:
         return self.documents + sum(map(len, self.bands.values()))
 
@@ -175,7 +180,8 @@ class Groups:
         position = torch.bucketize(rows.position, torch.tensor((1, *POSITION_EDGES)), right=True)
         rank = torch.bucketize(self.rank[rows.token], torch.tensor((1, *RANK_EDGES)), right=True)
         first = self.documents
-        return torch.stack([rows.document % first, first + position, first + len(band_names(POSITION_EDGES)) + rank])
+        bands = [first + self.first_of("position") + position, first + self.first_of("token_rank") + rank]
+        return torch.stack([rows.document % first, *bands])
 
     def add(self, sums: Tensor, rows: Places, values: Float[Tensor, "rows ..."]) -> None:
         """Adds the values of some rows to their sums, row after row."""

@@ -210,14 +210,8 @@ def saebench_explained_variance(a: Accumulator, facts: RowStatistics) -> float:
 
 def _by_band(a: Accumulator, facts: RowStatistics, kind: str) -> dict[str, Band]:
     """Figures by band of position or of token rank; bands without rows are left out."""
-    bands = facts.groups.bands
-    first = 0
-    for each, names in bands.items():
-        if each == kind:
-            break
-        first += len(names)
     found = {}
-    for place, name in enumerate(bands[kind], start=first):
+    for place, name in enumerate(facts.groups.bands[kind], start=facts.groups.first_of(kind)):
         rows = int(facts.band_rows[place])
         if name and rows:
             found[name] = Band(
