@@ -36,6 +36,11 @@ FEATURES_LOG = "features.log"
 NULL = "null"
 """Folder in a run's folder: the dictionaries that show what chance reaches, each a run of its own (`train --nulls`)."""
 
+PILOTS = "pilots"
+"""Folder in a run's folder: the short runs by which one budget is divided among layers (`train --total-l0`)."""
+PILOTS_RESULTS = "pilots.json"
+"""In it: what the pilots cost."""
+
 EVALUATION = "evaluation"
 """Folder of `evaluate metrics`."""
 METRICS = "metrics.json"

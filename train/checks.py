@@ -1,13 +1,11 @@
 """The preflight of training: opens the stores, refuses what cannot be trained, and locks the runs, in one visit."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -74,12 +72,11 @@ def preflight(
     heldout: bool = False,
     checked: bool = False,
     ranks: Ranks | None = None,
-    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Prepared]:
     """Everything that training one run or a sweep needs, opened, checked and locked until the end of the block.
 
     With `heldout` the held-out rows have to be there, and sound, too. `checked` says that all checksums are known to be
-    right. `ranks` are the processes that share these runs, if they are not all. `more` belongs to the runs' identity.
+    right. `ranks` are the processes that share these runs, if they are not all.
     Nothing is written before all is known to be right.
     Refused for options and stores that do not fit, ValueError for damaged shards and a run that another process trains.
     """
@@ -95,7 +92,7 @@ def preflight(
     reason = why_float32(device)
     if reason is not None and first.candidates == "auto" and ranks.rank == 0:
         log.info("%s", reason)
-    identities = [identity(config, store, device) | dict(more) for config in configs]
+    identities = [identity(config, store, device) for config in configs]
     finished: dict[int, Transcoder] = {}
     for position, config in enumerate(configs):
         done = already_trained(config.run_directory, identities[position])

@@ -134,16 +134,6 @@ class HeldoutRecord:
     heldout_fvu_per_prefix: list[float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BudgetRecord:
-    """What a line has beside a Record where layers share one budget of active latents (`--total-l0`)."""
-
-    k: int
-    """Active latents per row of this layer; those of all layers sum to the budget."""
-    saving: float | None
-    """Estimated KL, in nats a row, that one more active latent saved when it was last measured; None before."""
-
-
 class TrainingLog:
     """Writes each record as a line of JSON, a step at wandb and the text of the bar; a silent log writes nothing."""
 
@@ -169,10 +159,8 @@ class TrainingLog:
         self.figures = COMPILING
         self.bar.set_postfix_str(self.figures)
 
-    def write(self, record: Record, *more: HeldoutRecord | BudgetRecord | None) -> None:
-        line = asdict(record)
-        for part in more:
-            line |= {} if part is None else asdict(part)
+    def write(self, record: Record, heldout: HeldoutRecord | None) -> None:
+        line = asdict(record) | ({} if heldout is None else asdict(heldout))
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         self.figures = f"loss {record.loss:.4f}, {figures_of(line)}"

@@ -3,12 +3,10 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from types import MappingProxyType
 
 import torch
-from torch import Tensor
 
 from store.layout import CHECKPOINT
 from store.loader.batches import Batch, batches, mix_of
@@ -22,7 +20,7 @@ from train.config import TrainConfig
 from train.log import MeasuringTime
 from train.nulls import with_nulls
 from train.parallel import Ranks
-from train.run import Run, Strand, Watcher
+from train.run import Run, Strand
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
 from train.step.start import start_decoder
@@ -54,21 +52,11 @@ MOST_BARS = 12
 """Progress bars that fit a terminal: of more runs only the first has one."""
 
 
-def nobody(strands: Sequence[Strand]) -> None:
-    """No watcher."""
-
-
 @torch.no_grad()
-def train_prepared(
-    parts: Sequence[tuple[Sequence[TrainConfig], Prepared]],
-    watch: Callable[[Sequence[Strand]], Watcher | None] = nobody,
-    buffers: Mapping[str, Tensor] = MappingProxyType({}),
-) -> list[list[Transcoder]]:
+def train_prepared(parts: Sequence[tuple[Sequence[TrainConfig], Prepared]]) -> list[list[Transcoder]]:
     """The transcoders of all configs: those that their preflights found finished, and the others, trained now.
 
     parts: configs with their preflight, of one store each; all take their steps together.
-    watch: makes the watcher, if there is to be one, of the strands that are left to train.
-    buffers: state of every run that the watcher keeps in its checkpoint, as it begins.
     """
     strands = []
     left = [(configs, prepared) for configs, prepared in parts if prepared.left]
@@ -79,11 +67,11 @@ def train_prepared(
         warn([part[n] for part, done in left for n in done.left])
     for configs, prepared in left:
         runs = [
-            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks, buffers)
+            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks)
             for n in prepared.left
         ]
         strands.append(Strand(runs, prepared.store, prepared.following))
-    trained = run_to_the_end(strands, left[0][1].ranks, watch(strands)) if strands else []
+    trained = run_to_the_end(strands, left[0][1].ranks) if strands else []
     for _, prepared in parts:
         if prepared.following is not None:
             prepared.following.finish()
@@ -97,15 +85,8 @@ def train_prepared(
     return found
 
 
-def start(
-    config: TrainConfig,
-    store: Store,
-    device: torch.device,
-    identity: dict,
-    ranks: Ranks,
-    buffers: Mapping[str, Tensor] = MappingProxyType({}),
-) -> Run:
-    """The run from its last checkpoint, or from the start, on the device; with buffers that others keep in its state."""
+def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
+    """The run from its last checkpoint, or from the start, on the device."""
     root = None
     if identity["target_view"] == "fisher":
         metric = read_metric(store.target_side, config.target_site)
@@ -114,15 +95,13 @@ def start(
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root
     )
-    for name, buffer in buffers.items():
-        module.register_buffer(name, buffer.clone())
     module = module.to(device)
     if config.decoder_start == "mlp" and not (config.run_directory / CHECKPOINT).exists():
         start_decoder(module, store, config)
     return Run(config, store, module, identity)
 
 
-def run_to_the_end(strands: Sequence[Strand], ranks: Ranks, watcher: Watcher | None = None) -> list[list[Transcoder]]:
+def run_to_the_end(strands: Sequence[Strand], ranks: Ranks) -> list[list[Transcoder]]:
     """Trains from the last checkpoints on, saves the artefacts and waits for the features of snapshots."""
     for strand in strands:
         if strand.following is not None:
@@ -132,7 +111,7 @@ def run_to_the_end(strands: Sequence[Strand], ranks: Ranks, watcher: Watcher | N
         for position, run in enumerate(runs):
             run.open(position, collector, bar=position == 0 or len(runs) <= MOST_BARS)
             logs.enter_context(run.log)
-        Session(strands, ranks, writer, watcher).run_steps()
+        Session(strands, ranks, writer).run_steps()
         writer.wait()  # all checkpoints know the end before the first of them is removed
         return [[_finish(run, strand, writer) for run in strand.runs] for strand in strands]
 
@@ -149,13 +128,10 @@ class Session:
     A run whose checkpoint is later than another's waits for it.
     """
 
-    def __init__(
-        self, strands: Sequence[Strand], ranks: Ranks, writer: CheckpointWriter, watcher: Watcher | None = None
-    ) -> None:
+    def __init__(self, strands: Sequence[Strand], ranks: Ranks, writer: CheckpointWriter) -> None:
         self.strands = strands
         self.ranks = ranks
         self.writer = writer
-        self.watcher = watcher
         self.saved = time.monotonic()
         self.measuring = MeasuringTime()
         self.config = strands[0].runs[0].config
@@ -175,8 +151,6 @@ class Session:
                 if not self.take_step(step, streams):
                     log.warning("the text ended at step %d of %d, the learning rate still high", step, config.n_steps)
                     break
-                if self.watcher is not None:
-                    self.watcher.after(step)
                 self.writer.poll()
                 stop = self.all_agree(step + 1, interrupted())
                 if stop or self.save_is_due(step + 1):
@@ -196,8 +170,6 @@ class Session:
             if batch is None:
                 return False
             strand.runs[0].log.waits(None)
-            if self.watcher is not None:
-                self.watcher.before(step, strand, batch)
             for run in strand.runs:
                 if run.done == step:
                     run.step(batch, waited, self.measuring, in_time)

@@ -24,7 +24,7 @@ from train import checkpoint
 from train.config import TrainConfig
 from train.export import calibrate, export
 from train.follow import Following
-from train.log import BudgetRecord, HeldoutRecord, MeasuringTime, Record, TrainingLog
+from train.log import HeldoutRecord, MeasuringTime, Record, TrainingLog
 from train.snapshots import Collector, snapshot_of, uncollected
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.optimizer import learning_rate, make_optimizer, train_step
@@ -67,8 +67,6 @@ class Run:
         self.ranks = module.ranks
         self.path = self.folder / CHECKPOINT
         self.stepped = False
-        self.budget: BudgetRecord | None = None
-        """What the log says of its share of one budget over layers."""
         self.optimizer = make_optimizer(module, config.lr)
         self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
         if self.done:
@@ -112,7 +110,7 @@ class Run:
             if measure:
                 with measuring.spent():
                     heldout = self._heldout()
-            self.log.write(record, heldout, self.budget)
+            self.log.write(record, heldout)
             if measure:
                 self.log.histograms(self._by_latent(), self.done)
         elif batch.source.device.type == "cpu" and self.module.watch.stopped:
@@ -277,13 +275,3 @@ class Strand:
     def first(self) -> int:
         """The steps that all of its runs have done."""
         return min(run.done for run in self.runs)
-
-
-class Watcher:
-    """Looks on while strands are trained in step, and may change their runs between steps."""
-
-    def before(self, step: int, strand: Strand, batch: Batch) -> None:
-        """Before the runs of a strand take a step, counted from 0, on the batch."""
-
-    def after(self, step: int) -> None:
-        """After all strands have taken the step; a checkpoint may follow."""

@@ -209,7 +209,7 @@ def _recipe(facts: Carded) -> list[str]:
         "rows trained on": f"{options['tokens']:,}" if "tokens" in options else "not recorded",
         "loss": _loss_of(options),
     }
-    shown = ("activation", "k", "total_l0", "d_sae", "prefix_sizes", "batch_rows", "lr", "seed")
+    shown = ("activation", "k", "d_sae", "prefix_sizes", "batch_rows", "lr", "seed")
     said |= {name: str(options[name]) for name in shown if options.get(name) is not None}
     said["store"] = f"fingerprint `{facts.source.fingerprint}`, activations in {recipe.dtype}"
     said["libraries"] = ", ".join(f"{name} {version}" for name, version in recipe.libraries.items())

@@ -26,6 +26,7 @@ def figures_of(result: SetResult) -> list[Figure]:
         *(by_count(result, way, "delta_ce", "Delta CE") for way in ways),
         alone(result),
         growth(result),
+        *allocation(result),
     ]
 
 
@@ -87,6 +88,26 @@ def growth(result: SetResult) -> Figure:
         y=Axis(label="relative squared error", from_zero=True),
         series=tuple(series),
     )
+
+
+def allocation(result: SetResult) -> list[Figure]:
+    """The active latents of each layer, by every side that states them; none where no side does."""
+    series = []
+    for colour, side in enumerate(result.sides):
+        ks = [member.k for member in side.members if member.k is not None]
+        if len(ks) == len(result.layers):
+            series.append(Series(name=f"{side.name}, {sum(ks)} in all", x=result.layers, y=ks, colour=colour))
+    if not series:
+        return []
+    figure = Figure(
+        name="allocation",
+        title="Active latents by layer",
+        caption="Intended L0 of each layer's dictionary: the same everywhere, or its share of one budget (--total-l0).",
+        x=Axis(label="layer", ticks=result.layers),
+        y=Axis(label="active latents a row", from_zero=True),
+        series=tuple(series),
+    )
+    return [figure]
 
 
 def sides_and_ways(result: SetResult) -> list[tuple[int, SetSide, str]]:

@@ -90,7 +90,7 @@ class Activation(torch.nn.Module):
     def __init__(self, config: TrainConfig, candidates: Candidates, ranks: Ranks) -> None:
         super().__init__()
         self.k = config.k
-        """Mean active latents per row at the end; a budget over layers moves it."""
+        """Mean active latents per row at the end."""
         self.k_factor = config.k_factor
         self.ranks = ranks
         self.candidates: Candidates = candidates

@@ -1,124 +1,130 @@
-"""One budget of active latents for several layers: a controller that moves k between them while they are trained.
+"""One budget of active latents for several layers, divided by what short trainings at fewer and at more of them end with.
 
-Every few steps it measures in each layer what one more active latent would save of the language model's loss, and moves k
-from where it saves little to where it saves much. All decisions lie in every layer's checkpoint, since those of one layer
-depend on the others: a run that is behind repeats them, whatever the others have become.
+Each layer has two pilots, with half of an equal share and with twice of it. What an error costs falls about linearly with
+the logarithm of k between them, and then the sum of all costs is least where every k is in proportion to the fall.
 """
 
+import json
+import logging
 import math
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from store.errors import Refused
-from store.layers.parse import spell_layers
-from store.loader.batches import Batch
+from evaluate.text import text_table
+from store.devices import resolve_device
+from store.disk.files import write_text
+from store.errors import Damaged, Refused
+from store.layout import PILOTS_RESULTS
+from store.loader.batches import batches, mix_of
 from store.shards.metric import read_metric
-from train.config import SETTLES, TrainConfig
-from train.layers.saving import cost_matrix, saving_of
-from train.layers.shares import bounds_of, moved, scaled, whole
-from train.log import BudgetRecord
-from train.run import Run, Strand, Watcher
+from store.shards.pair import open_pair
+from store.transcoders.transcoder import Transcoder
+from train.config import TrainConfig
+from train.layers.shares import scaled, whole
+from train.layers.together import train_layers_together
 
-BEGINS = 0.1
-"""Share of the steps before the first update: before it savings say little."""
-UPDATES = 100
-"""Updates in a training, were it to update from its first step to its last."""
-SLOWS = 0.9
-"""Part by which updates are slower at the last than at the first."""
-DECISIONS = "budget"
-"""Name of the buffer that holds all updates: [updates, 2, layers] with shares and savings, NaN where none was made yet."""
+ROWS = 8192
+"""Training rows that the pilots are measured on: those that follow theirs in the stream."""
+BATCH_ROWS = 1024
+log = logging.getLogger(__name__)
 
 
-def updates_of(config: TrainConfig) -> range:
-    """The numbers of steps after which k is moved: none in the last fifth, so that thresholds settle."""
-    every = max(1, config.n_steps // UPDATES)
-    first = max(every, math.ceil(BEGINS * config.n_steps))
-    return range(first, int(SETTLES * config.n_steps) + 1, every)
+@dataclass(frozen=True)
+class Fall:
+    """How a layer's cost falls with k."""
 
-
-def empty_decisions(config: TrainConfig, n_layers: int) -> Tensor:
-    """The buffer of a run that begins."""
-    return torch.full((len(updates_of(config)), 2, n_layers), torch.nan, dtype=torch.float64)
-
-
-class Budget(Watcher):
-    """Holds the sum of k over the layers at `total`, and moves it towards equal savings."""
-
-    def __init__(self, strands: Sequence[Strand], layers: Sequence[int], total: int) -> None:
-        """Continues from the checkpoint that knows most. Refused where a layer is finished before the others are."""
-        self.strands = strands
-        self.layers = list(layers)
-        self.total = total
-        config = strands[0].runs[0].config
-        self.updates = updates_of(config)
-        self.bounds = bounds_of(total, len(layers), math.floor(config.d_sae / config.k_start))
-        known = [run.module.get_buffer(DECISIONS).cpu().clone() for run in self.runs]
-        self.decisions = min(known, key=lambda decisions: int(decisions.isnan().sum()))
-        self.costs = {id(strand): _cost(strand) for strand in strands}
-        self.measured: dict[int, float] = {}
-        done = min(run.done for run in self.runs)
-        missing = set(layers) - {run.config.layer for run in self.runs}
-        if missing and done < config.n_steps and self.decisions.isnan().any():
-            raise Refused(
-                f"layer {spell_layers(sorted(missing))} of this budget is finished, but others are at step {done} of "
-                f"{config.n_steps}, and their k would depend on it; delete the runs of all its layers, and train again"
-            )
-        self.apply(done)
+    layer: int
+    ks: tuple[int, int]
+    """Of its pilots."""
+    costs: tuple[float, float]
+    """Estimated KL of each, in nats a row."""
 
     @property
-    def runs(self) -> list[Run]:
-        return [run for strand in self.strands for run in strand.runs]
-
-    def number_of(self, done: int) -> int | None:
-        """The number of the update that is made after so many steps; None where none is."""
-        return self.updates.index(done) if done in self.updates else None
-
-    def is_decided(self, number: int) -> bool:
-        return not bool(self.decisions[number].isnan().any())
-
-    def before(self, step: int, strand: Strand, batch: Batch) -> None:
-        """Measures the layer's saving on rows that are still new to it, if an update follows the step."""
-        number = self.number_of(step + 1)
-        if number is None or self.is_decided(number):
-            return
-        module = strand.runs[0].module
-        saving = saving_of(module, self.costs[id(strand)], batch.source, batch.target, step)
-        self.measured[strand.runs[0].config.layer] = saving if math.isfinite(saving) else 0.0
-
-    def after(self, step: int) -> None:
-        """Moves k, if an update follows the step, as was decided before or by what was measured."""
-        number = self.number_of(step + 1)
-        if number is None:
-            return
-        if not self.is_decided(number):
-            savings = [self.measured[layer] for layer in self.layers]
-            pace = 1 - SLOWS * number / len(self.updates)
-            shares = moved(self.shares_after(number - 1), savings, self.total, self.bounds, pace)
-            self.decisions[number] = torch.tensor([shares, savings], dtype=torch.float64)
-        self.apply(step + 1)
-
-    def shares_after(self, number: int) -> list[float]:
-        """The shares that an update decided; equal ones before the first."""
-        if number < 0:
-            return scaled([1.0] * len(self.layers), self.total, self.bounds)
-        return self.decisions[number, 0].tolist()
-
-    def apply(self, done: int) -> None:
-        """Gives every run the k that holds after so many steps, and all decisions until then for its checkpoint."""
-        number = sum(update <= done for update in self.updates) - 1
-        ks = whole(self.shares_after(number), self.total)
-        for run in self.runs:
-            place = self.layers.index(run.config.layer)
-            saving = None if number < 0 else float(self.decisions[number, 1, place])
-            run.module.activation.k = ks[place]
-            run.budget = BudgetRecord(k=ks[place], saving=saving)
-            run.module.get_buffer(DECISIONS)[: number + 1] = self.decisions[: number + 1].to(run.module.decoder.device)
+    def by_doubling(self) -> float:
+        """What twice as many active latents save, in nats a row."""
+        return (self.costs[0] - self.costs[1]) / math.log2(self.ks[1] / self.ks[0])
 
 
-def _cost(strand: Strand) -> Tensor:
-    config = strand.runs[0].config
-    metric = read_metric(strand.store.target_side, config.target_site)
+def train_pilots(parts: Sequence[Sequence[TrainConfig]], layers_at_once: int | None) -> None:
+    """Trains the pilots of some layers, and measures each layer where that was not done."""
+    train_layers_together(parts, layers_at_once)
+    for pilots in parts:
+        path = pilots[0].run_directory.parent / PILOTS_RESULTS
+        if not path.exists():
+            costs = [cost_of(each) for each in pilots]
+            log.info("layer %d: estimated KL %s at k %s", pilots[0].layer, costs, [each.k for each in pilots])
+            figures = {"k": [each.k for each in pilots], "estimated_kl": costs}
+            write_text(path, json.dumps(figures, indent=1) + "\n")
+
+
+@torch.no_grad()
+def cost_of(pilot: TrainConfig) -> float:
+    """Estimated KL of a finished pilot in nats a row, on training rows that it has not seen in its epoch."""
+    store = open_pair(pilot.store_directory, pilot.target_directory)
+    metric = read_metric(store.target_side, pilot.target_site)
     assert metric is not None
-    return cost_matrix(strand.runs[0].module, metric)
+    device = resolve_device(pilot.device)
+    transcoder = Transcoder.load(pilot.run_directory, device)
+    fisher = metric.fisher.float().to(device)
+    sites = (pilot.source_site, pilot.target_site)
+    first = pilot.n_steps * pilot.batch_rows
+    stream = batches(
+        store,
+        "train",
+        BATCH_ROWS,
+        view=pilot.input_view,
+        sites=sites,
+        device=device,
+        target_dtype=getattr(torch, pilot.target_dtype),
+        seed=pilot.seed,
+        cursor=first,
+        stop=first + ROWS,
+        mix=mix_of(store, "train", sites, pilot.piece_bytes),
+    )
+    total = 0.0
+    with closing(stream):
+        for batch in stream:
+            error = transcoder(batch.source) - batch.target
+            total += float(torch.linalg.vecdot(error @ fisher, error).double().sum()) / 2
+    return total / ROWS
+
+
+def fall_of(pilots: Sequence[TrainConfig]) -> Fall:
+    """What was measured of a layer. Damaged where that cannot be read."""
+    path = pilots[0].run_directory.parent / PILOTS_RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Fall(pilots[0].layer, tuple(found["k"]), tuple(found["estimated_kl"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path} cannot be read ({error}); delete it, and it is measured again") from None
+
+
+def divided(falls: Sequence[Fall], total: int) -> list[int]:
+    """k of each layer: in proportion to what doubling it saves, from the smaller to the larger k of the pilots.
+
+    They sum to `total`. Refused where more latents save nothing in any layer.
+    """
+    savings = [fall.by_doubling for fall in falls]
+    if not max(savings) > 0:
+        worst = ", ".join(f"{saving:.2g}" for saving in savings)
+        raise Refused(
+            f"doubling k saves no estimated KL in any layer by the pilots ({worst} nats), so that nothing tells how to "
+            "divide total_l0; give more --pilot-tokens, or --k"
+        )
+    low, high = falls[0].ks
+    return whole(scaled([max(saving, 1e-9) for saving in savings], total, (low, high)), total)
+
+
+def table_of(falls: Sequence[Fall], ks: Sequence[int]) -> str:
+    """k of each layer, its share, and what the pilots said."""
+    total = sum(ks)
+    rows = [
+        [str(fall.layer), str(k), f"{k / total:.1%}", *(f"{cost:.4f}" for cost in fall.costs), f"{fall.by_doubling:.2g}"]
+        for fall, k in zip(falls, ks, strict=True)
+    ]
+    low, high = falls[0].ks
+    head = ["layer", "k", "share", f"pilot's KL, k {low}", f"k {high}", "saved by doubling k"]
+    return "\n".join(text_table([*rows, ["all", str(total), "", "", "", ""]], head))

@@ -10,7 +10,7 @@ from store.layers.parse import as_layers
 from store.layers.words import LAYER
 from store.parents import holds_store
 from train.config import TrainConfig
-from train.layers.shares import whole
+from train.layers.pilots import pilot_ks, pilots_of
 
 
 def layers_of(config: TrainConfig) -> tuple[int, ...]:
@@ -56,9 +56,11 @@ class LayersTrainConfig(TrainConfig):
     """Train so many of several layers at a time, one group after the other, where memory does not hold them all. Each run
     is the same. Default: all layers."""
     total_l0: Positive | None = None
-    """Active latents a row of all layers together. Each layer gets its share of them while it is trained: the k at which
-    one more active latent would save the same estimated KL in every layer, by the stores' metrics. For batchtopk, in place
-    of --k. Default: every layer has --k."""
+    """Active latents a row of all layers together, for batchtopk and topk, in place of --k. Two short pilots of each layer
+    first tell what twice as many save there of estimated KL, by the stores' metrics; each layer then gets k in proportion,
+    between half and twice an equal share. Default: every layer has --k."""
+    pilot_tokens: Positive | None = None
+    """Tokens that each pilot of --total-l0 is trained on. Default: a quarter of --tokens."""
 
     def __post_init__(self) -> None:
         if self.total_l0 is not None:  # --k stands for nothing then, and may not fit
@@ -75,10 +77,14 @@ class LayersTrainConfig(TrainConfig):
         total = self.total_l0
         n_layers = len(layers_of(self))
         if total is None:
+            if self.pilot_tokens is not None:
+                raise Refused(
+                    f"pilot_tokens is {self.pilot_tokens}, but only total_l0 has pilots; leave it out, or give both"
+                )
             return
-        if self.activation != "batchtopk":
+        if self.activation not in ("batchtopk", "topk"):
             raise Refused(
-                f"total_l0 needs batchtopk, whose one threshold can be moved while it is trained, but activation is "
+                f"total_l0 needs batchtopk or topk, which have k active latents whatever the loss, but activation is "
                 f"{self.activation}; leave one out"
             )
         if n_layers == 1:
@@ -90,23 +96,17 @@ class LayersTrainConfig(TrainConfig):
             )
         if self.follow:
             raise Refused("total_l0 needs the metrics of finished stores, which follow lacks; leave one out")
-        if self.layers_at_once is not None and self.layers_at_once < n_layers:
-            raise Refused(
-                f"total_l0 trains all {n_layers} layers at once, but layers_at_once is {self.layers_at_once}; leave one out"
-            )
+        self.pilots  # noqa: B018  # refuses a bad number of tokens at the door
 
     @property
     def configs(self) -> list[TrainConfig]:
-        """The options of each layer's run."""
-        layers = layers_of(self)
-        ks = [self.k] * len(layers)
-        if self.total_l0 is not None:
-            ks = whole([self.total_l0 / len(layers)] * len(layers), self.total_l0)
-        return [TrainConfig(**options_of_layer(self, layer, k=k)) for layer, k in zip(layers, ks, strict=True)]
+        """The options of each layer's run: with an equal share of total_l0 for k, if it is given."""
+        return [TrainConfig(**options_of_layer(self, layer)) for layer in layers_of(self)]
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What belongs to the identity of each run beside its own options: which others its k depends on."""
-        if self.total_l0 is None:
-            return {}
-        return {"k": None, "total_l0": self.total_l0, "budget_layers": list(layers_of(self))}
+    def pilots(self) -> list[list[TrainConfig]]:
+        """The options of each layer's two pilots, of total_l0."""
+        assert self.total_l0 is not None
+        ks = pilot_ks(self.total_l0, len(layers_of(self)), int(self.d_sae / self.k_start))
+        tokens = self.pilot_tokens or max(self.batch_rows, self.tokens // 4)
+        return [pilots_of(one, ks, tokens) for one in self.configs]

@@ -108,14 +108,11 @@ class Room:
         return all(free is None or needed <= free for needed, free, _ in self.demands(need))
 
 
-def groups_that_fit(
-    needs: Sequence[Need], at_once: int | None, room: Room, all_at_once: bool = False
-) -> tuple[list[range], str]:
+def groups_that_fit(needs: Sequence[Need], at_once: int | None, room: Room) -> tuple[list[range], str]:
     """Positions of the layers trained together, group after group, and a sentence on the memory that the largest takes.
 
     needs: of each layer.
     at_once: layers in a group; all when not given.
-    all_at_once: smaller groups are no cure.
 
     Refused where a group does not fit, with the number of layers that does.
     """
@@ -128,7 +125,7 @@ def groups_that_fit(
     if not room.holds(largest):
         fewer = next((n for n in range(size - 1, 0, -1) if room.holds(largest_of(needs, n))), None)
         cure = f"give --layers-at-once {fewer}: the runs are the same"
-        if fewer is None or all_at_once:
+        if fewer is None:
             cure = "give a smaller --d-sae"
         raise Refused(f"{said}; {cure}")
     return groups_of(len(needs), size), said

@@ -1,40 +1,16 @@
-"""How one budget of active latents is divided among layers: shares that sum to it, moved towards equal savings."""
+"""How one budget of active latents is divided among layers: shares in given proportions, within bounds, that sum to it."""
 
 import math
 from collections.abc import Sequence
 
-GAIN = 0.3
-"""Power of a layer's saving, relative to the others', by which one update multiplies its share."""
-MOST_STEP = 1.05
-"""Most that one update multiplies or divides a share by: the threshold of a step is searched near that of the last."""
-RANGE = 8
+SPAN = 2
 """Most that a share may lie above or below an equal one, as a factor."""
-SMALLEST = 1e-3
-"""Least saving that is taken for a layer's, as a part of the largest: noise may bring it to zero or below."""
 
 
 def bounds_of(total: int, n_layers: int, most: int) -> tuple[float, float]:
     """The least and the largest share of a layer. most: what a dictionary can hold."""
     equal = total / n_layers
-    return max(1.0, equal / RANGE), min(float(most), equal * RANGE)
-
-
-def moved(
-    shares: Sequence[float], savings: Sequence[float], total: int, bounds: tuple[float, float], pace: float = 1.0
-) -> list[float]:
-    """The shares after one update: layers where one more latent saves more than elsewhere get more. They sum to `total`.
-
-    savings: estimated KL that one more active latent would save, by layer.
-    pace: of the update, from 0 to 1; later updates are slower, since savings are noisy.
-    """
-    largest = max(savings)
-    if not largest > 0:
-        return list(shares)
-    logs = [math.log(max(saving / largest, SMALLEST)) for saving in savings]
-    mean = sum(logs) / len(logs)
-    most = pace * math.log(MOST_STEP)
-    steps = [min(most, max(-most, pace * GAIN * (each - mean))) for each in logs]
-    return scaled([share * math.exp(step) for share, step in zip(shares, steps, strict=True)], total, bounds)
+    return max(1.0, equal / SPAN), min(float(most), equal * SPAN)
 
 
 def scaled(shares: Sequence[float], total: int, bounds: tuple[float, float]) -> list[float]:

@@ -29,7 +29,8 @@ def made(n_layers: int, n_documents: int) -> SetResult:
     sides = []
     for index, (kind, name) in enumerate(SIDES):
         attention = {way: table.attention(index, layers, way == FROZEN, n_layers) for way in (RECOMPUTED, FROZEN)}
-        members = [SetMember(layer=n, name=f"layer {n}", source=f"results/{n}", d_sae=8192, k=32) for n in layers]
+        k = None if kind == "linear" else 32
+        members = [SetMember(layer=n, name=f"layer {n}", source=f"results/{n}", d_sae=8192, k=k and k + n) for n in layers]
         sides.append(SetSide(side=kind, name=name, members=tuple(members), attention=attention))
     return SetResult(
         format_version=1,
@@ -100,7 +101,7 @@ def test_the_summary_has_the_growth_of_the_error_too(whole):
 def test_figures_show_the_numbers_of_the_result(whole):
     result, _ = whole
     figures = {figure.name: figure for figure in figures_of(result)}
-    assert len(figures) == 8
+    assert len(figures) == 9
     [grows] = [figure for name, figure in figures.items() if name == "error_growth"]
     lines = {series.name: series for series in grows.series}
     for side in result.sides:
@@ -111,6 +112,10 @@ def test_figures_show_the_numbers_of_the_result(whole):
     kl = figures["kl_recomputed"].series[1]
     assert (kl.name, kl.x) == ("ours, highest first", list(range(19)))
     assert kl.y == [cost.kl.value for cost in result.sides[0].attention[RECOMPUTED].from_top]
+    shares = figures.pop("allocation")
+    assert [(each.name, each.y) for each in shares.series] == [
+        (f"{result.sides[side].name}, {18 * 32 + 153} in all", [32 + n for n in range(18)]) for side in (0, 2)
+    ]
     assert all("Bars: 95% intervals." in figure.caption for figure in figures.values())
 
 
@@ -139,5 +144,5 @@ def test_the_page_fits_a_phone(whole):
         page.set_default_timeout(PATIENCE)
         page.goto((whole[1] / REPORT).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.evaluate("document.querySelectorAll('figure .plot svg').length") == 8
+        assert page.evaluate("document.querySelectorAll('figure .plot svg').length") == 9
         browser.close()

@@ -1,30 +1,27 @@
-"""One budget of active latents over layers: who gets how much, what it saves, and that it can be killed."""
+"""One budget of active latents over layers: who gets how much, what the pilots cost, and that it can be killed."""
 
 import json
-import shutil
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from evaluate.metrics.results import evaluate
-from store.errors import Refused
-from store.layout import CHECKPOINT
+from store.errors import Damaged, Refused
+from store.loader.batches import batches
 from store.shards.metric import read_metric
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.child import python
-from tests.killed import Killed
 from tests.making import with_metric
 from tests.train.layers.making import ACTIVE, sparse_store, stores_in
 from tests.train.layers.making import budget_options as options
 from tests.train.layers.making import options as plain_options
 from tests.train.making import assert_same_run
-from train import run
+from train.layers.budget import Fall, divided
 from train.layers.command import train_layers
 from train.layers.config import LayersTrainConfig
-from train.layers.saving import cost_matrix, saving_of
 from train.loop import train
 
 
@@ -36,8 +33,15 @@ def stores(tmp_path_factory) -> Path:
     return folder
 
 
-def log_of(config) -> list[dict]:
-    return [json.loads(line) for line in (config.run_directory / "training_log.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def shared(stores, tmp_path_factory) -> tuple[LayersTrainConfig, str]:
+    """A budget of 16 for both layers, trained, and what was said at its end."""
+    config = options(stores, tmp_path_factory.mktemp("shared"), total_l0=16)
+    return config, train_layers(config)
+
+
+def k_of(config: LayersTrainConfig) -> list[int]:
+    return [Transcoder.load(one.run_directory).config.k for one in config.configs]
 
 
 def total_cost(stores: Path, config: LayersTrainConfig) -> float:
@@ -51,62 +55,98 @@ def total_cost(stores: Path, config: LayersTrainConfig) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_the_layer_that_needs_more_latents_gets_them_and_the_total_cost_falls(stores, tmp_path, seed):
-    shared = options(stores, tmp_path / "shared", total_l0=16, seed=seed)
-    said = train_layers(shared)
+def test_the_layer_that_needs_more_latents_gets_them_and_the_total_cost_falls(stores, shared, tmp_path, seed):
+    config, _ = shared
+    if seed:
+        config = options(stores, tmp_path / "shared", total_l0=16, seed=seed)
+        train_layers(config)
     equal = options(stores, tmp_path / "equal", k=8, seed=seed)
     train_layers(equal)
-    low, high = (log_of(one) for one in shared.configs)
-    assert all(a["k"] + b["k"] == 16 for a, b in zip(low, high, strict=True))
-    assert high[-1]["k"] >= low[-1]["k"] + 4
-    assert len({a["k"] for a in low[int(0.8 * len(low)) :]}) == 1  # thresholds settle
-    cost, of_equal = total_cost(stores, shared), total_cost(stores, equal)
-    assert cost < 0.95 * of_equal
-    for one, records in zip(shared.configs, (low, high), strict=True):
-        made = Transcoder.load(one.run_directory)
-        assert made.config.k == records[-1]["k"]
-        assert made.config.name.endswith(f"k {records[-1]['k']}")
-        store = open_store(stores / f"layer{one.layer}")
-        [found] = evaluate([made], store, "heldout", 512, torch.device("cpu"))
-        assert found.as_json()["l0_mean"] == pytest.approx(made.config.k, rel=0.25)
-    table = said.split("\n\n")[1].splitlines()
-    assert table[0].split() == ["layer", "k", "share", "KL", "saved", "by", "one", "more"]
-    assert [line.split()[:2] for line in table[1:]] == [
-        ["1", str(low[-1]["k"])],
-        ["2", str(high[-1]["k"])],
-        ["all", "16"],
-    ]
-    saved = json.loads((shared.configs[0].run_directory / "train_config.json").read_text())
-    assert (saved["k"], saved["total_l0"], saved["budget_layers"]) == (None, 16, [1, 2])
+    low, high = k_of(config)
+    assert low + high == 16
+    assert high >= low + 4
+    assert total_cost(stores, config) < 0.95 * total_cost(stores, equal)
 
 
-def test_the_saving_is_the_difference_of_two_dense_reconstructions(stores, tmp_path):
-    """In float64 and raw units, with the metric as it is."""
-    config = options(stores, tmp_path, tokens=128 * 40).configs[1]
+def test_the_table_says_what_the_pilots_cost_and_who_got_what(shared):
+    config, said = shared
+    low, high = k_of(config)
+    head, *lines = said.split("\n\n")[1].splitlines()
+    assert head.split() == ["layer", "k", "share", "pilot's", "KL,", "k", "4", "k", "16", "saved", "by", "doubling", "k"]
+    assert [line.split()[:2] for line in lines] == [["1", str(low)], ["2", str(high)], ["all", "16"]]
+    for layer, line in zip((1, 2), lines, strict=False):
+        folder = config.configs[layer - 1].run_directory / "pilots"
+        found = json.loads((folder / "pilots.json").read_text())
+        assert found["k"] == [4, 16]
+        assert line.split()[3:5] == [f"{cost:.4f}" for cost in found["estimated_kl"]]
+        assert sorted(path.parent.name for path in folder.glob("*/transcoder.safetensors")) == ["k16", "k4"]
+
+
+def test_pilots_are_measured_densely_on_rows_after_theirs(stores, shared):
+    """In float64, with rows taken from the stream one by one."""
+    config, _ = shared
+    folder = config.configs[1].run_directory / "pilots"
     store = open_store(stores / "layer2")
-    seen = []
+    fisher = read_metric(store, "mlp_out").fisher
+    for place, k in enumerate((4, 16)):
+        made = Transcoder.load(folder / f"k{k}")
+        total = 0.0
+        for one in batches(store, "train", 1, view="raw", cursor=128 * 30, stop=128 * 30 + 8192):
+            pre = one.source[0].double() @ made.W_enc.double() + made.b_enc
+            active = pre * (pre > made.threshold)
+            error = active @ made.W_dec.double() + made.b_dec - one.target[0]
+            total += float(error @ fisher @ error) / 2
+        assert json.loads((folder / "pilots.json").read_text())["estimated_kl"][place] == pytest.approx(
+            total / 8192, rel=1e-4
+        )
 
-    def watched(*args, real=run.train_step):
-        seen.append(args)
-        return real(*args)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(run, "train_step", watched)
-    train(config)
-    patch.undo()
-    module, _, source, target = seen[-1][:4]
-    module.activation.k = 8
-    metric = read_metric(store, "mlp_out")
-    found = saving_of(module, cost_matrix(module, metric), source, target, 0)
-    x, y = (side.double() for side in module.normalise(source, target))
-    pre = (x @ module.encoder.double().T + module.b_enc).relu()
-    costs = []
-    for n in (round(0.9 * 8 * 128), round(1.1 * 8 * 128)):
-        limit = pre.flatten().sort(descending=True).values[n - 1]
-        error = (pre * (pre >= limit)) @ module.decoder.double() + module.b_dec - y
-        raw = error @ module.target_inverse / module.target_scale.double()
-        costs.append(float(((raw @ metric.fisher) * raw).sum() / 2 / 128))
-    assert found == pytest.approx((costs[0] - costs[1]) / (0.2 * 8), rel=1e-3)
+def test_each_layer_is_the_run_of_its_k_by_itself(stores, shared, tmp_path):
+    config, _ = shared
+    for one, k in zip(config.configs, k_of(config), strict=True):
+        fields = {"store": stores / f"layer{one.layer}", "run": tmp_path / f"layer{one.layer}", "k": k}
+        alone = type(one)(**(vars(one) | fields))
+        train(alone)
+        assert_same_run(one, alone)
+
+
+def test_k_is_in_proportion_to_what_doubling_it_saves():
+    """The sum of a - s log2(k) over layers is least where k is in proportion to s: 4 to 1 to 3 of 24 is 12, 3 and 9."""
+    falls = [Fall(layer, (4, 16), (2.0, 2.0 - 2 * s)) for layer, s in enumerate((0.4, 0.1, 0.3))]
+    assert divided(falls, 24) == [11, 4, 9]  # 3 is below the pilots' 4, and the others share what is left
+    assert divided([Fall(0, (2, 20), (1.0, 0.6)), Fall(1, (2, 20), (1.0, 0.4))], 20) == [8, 12]
+    without = [Fall(0, (2, 20), (1.0, 1.1)), Fall(1, (2, 20), (1.0, 0.4))]
+    assert divided(without, 20) == [2, 18]
+
+
+def test_no_other_division_costs_less_by_the_pilots():
+    falls = [Fall(layer, (4, 16), (1.0, 1.0 - 2 * s)) for layer, s in enumerate((0.10, 0.07, 0.05))]
+    found = divided(falls, 24)
+    cost = {ks: sum(-f.by_doubling * math.log2(k) for f, k in zip(falls, ks, strict=True)) for ks in _divisions(24)}
+    assert cost[tuple(found)] == pytest.approx(min(cost.values()), abs=2e-3)
+
+
+def _divisions(total: int) -> list[tuple[int, int, int]]:
+    return [(a, b, total - a - b) for a in range(4, 17) for b in range(4, 17) if 4 <= total - a - b <= 16]
+
+
+def test_pilots_that_say_nothing_are_refused():
+    falls = [Fall(0, (2, 8), (1.0, 1.1)), Fall(1, (2, 8), (1.0, 1.0))]
+    with pytest.raises(Refused, match=r"doubling k saves no estimated KL .* give more --pilot-tokens, or --k"):
+        divided(falls, 8)
+
+
+def test_a_damaged_measurement_is_named(stores, tmp_path):
+    config = options(stores, tmp_path, total_l0=12, tokens=128 * 40)
+    train_layers(config)
+    path = config.configs[0].run_directory / "pilots/pilots.json"
+    path.write_text("{")
+    with pytest.raises(Damaged, match="pilots.json cannot be read .* delete it"):
+        train_layers(config)
+    path.unlink()
+    before = k_of(config)
+    train_layers(config)
+    assert k_of(config) == before
 
 
 KILLER = """
@@ -122,7 +162,7 @@ stores, folder, every = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 tqdm.monitor_interval = 0
 train_layers(options(stores, folder / "whole", total_l0=12, tokens=128 * 40))
-points = [(run, "train_step", n) for n in (41, 59)] + [(Path, "replace", n) for n in (5, 8, 11)]
+points = [(run, "train_step", n) for n in (15, 41, 99)] + [(Path, "replace", n) for n in (3, 8, 13, 18, 23)]
 points = points[::every]
 for number, point in enumerate(points):
     go = lambda: train_layers(options(stores, folder / f"killed{number}", total_l0=12, tokens=128 * 40))
@@ -142,46 +182,16 @@ def test_killed_anywhere_and_resumed_every_layer_has_the_same_bits(stores, tmp_p
             assert_same_run(one, other)
 
 
-def test_a_layer_that_ran_ahead_keeps_the_decisions_for_the_others(stores, tmp_path, monkeypatch):
-    """Layer 1 has saved step 30 when layer 2 is killed before it has: layer 2 goes on from step 20 with the same k."""
-    changes = dict(total_l0=12, tokens=128 * 40)
-    whole = options(stores, tmp_path / "whole", **changes)
-    train_layers(whole)
-    cut = options(stores, tmp_path / "cut", **changes)
-
-    def save(self, writer, real=run.Run.save):
-        if self.done == 30 and self.config.layer == 2:
-            writer.wait()
-            raise Killed
-        real(self, writer)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run.Run, "save", save)
-        train_layers(cut)
-    first, second = (load_file(one.run_directory / CHECKPOINT)["module.budget"] for one in cut.configs)
-    assert 0 < first.isnan().sum() < second.isnan().sum()
-    train_layers(cut)
-    for one, other in zip(whole.configs, cut.configs, strict=True):
-        assert_same_run(one, other)
-
-
-def test_a_finished_layer_whose_fellow_is_gone_is_refused(stores, tmp_path):
-    config = options(stores, tmp_path, total_l0=12, tokens=128 * 40)
-    train_layers(config)
-    shutil.rmtree(tmp_path / "layer2")
-    with pytest.raises(Refused, match="layer 1 of this budget is finished, but others are at step 0 of 40.*delete"):
-        train_layers(config)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "topk"}, "total_l0 needs batchtopk, whose one threshold can be moved .* activation is topk"),
+        ({"activation": "jumprelu"}, "total_l0 needs batchtopk or topk, which have k active .* activation is jumprelu"),
         ({"layer": 1}, "total_l0 is 12, but for one layer; give several, or --k 12"),
         ({"total_l0": 129}, "total_l0 is 129, but 2 layers can have 2 to 128 active latents"),
         ({"total_l0": 1}, "total_l0 is 1, but 2 layers can have 2 to 128 active latents"),
         ({"follow": True}, "total_l0 needs the metrics of finished stores, which follow lacks"),
-        ({"layers_at_once": 1}, "total_l0 trains all 2 layers at once, but layers_at_once is 1"),
+        ({"total_l0": None, "pilot_tokens": 9}, "pilot_tokens is 9, but only total_l0 has pilots"),
+        ({"pilot_tokens": 127}, "tokens 127 do not fill one batch of 128 rows"),
     ],
 )
 def test_what_cannot_share_a_budget_is_refused_at_the_door(stores, tmp_path, changes, message):

@@ -14,7 +14,7 @@ from tests.command import run as run_command
 from tests.train.layers.making import LAYERS, alone, options, stores_in
 from tests.train.making import assert_same_run, store_of
 from train import run
-from train.layers import command as of_layers
+from train.layers import together as of_layers
 from train.layers.command import train_layers
 from train.layers.memory import Need, Room, groups_that_fit
 from train.loop import start, train
@@ -206,6 +206,4 @@ def test_what_does_not_fit_is_refused_with_the_layers_that_do():
     gpu = Room(torch.device("cuda"), on_device=100 * gb, on_host=3 * gb)  # the host's windows are what does not fit
     with pytest.raises(Refused, match=r"take 24.50 GB of cuda's memory and 6.50 GB of the host's memory .*-at-once 2: the"):
         groups_that_fit(needs, None, gpu)
-    with pytest.raises(Refused, match="cpu's memory .*; give a smaller --d-sae"):
-        groups_that_fit(needs, None, cpu, all_at_once=True)
     assert groups_that_fit(needs, None, Room(torch.device("meta"), None, None))[0] == [range(6)]
