@@ -1,6 +1,7 @@
 """The browser's pages: a query -> HTML. The server and the static export call the same functions."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -255,16 +256,21 @@ class Pages:
 
 
 def sorted_runs(runs: list[RunFolder], by: str, descending: bool) -> list[RunFolder]:
-    """Runs by name or by a metric; those without the metric come last. NotFound for no metric of
+    """Runs by name, layer 9 before layer 10, or by a metric; those without the metric come last. NotFound for no metric of
     the table."""
     if by == "name":
-        return sorted(runs, key=lambda run: run.name, reverse=descending)
+        return sorted(runs, key=lambda run: in_number_order(run.name), reverse=descending)
     keys = [label.key for label in shown_in("runs")]
     if by not in keys:
         raise NotFound(f"runs cannot be sorted by {by!r}; choose one of name, {', '.join(keys)}")
     measured = [run for run in runs if by in run.figures]
     rest = [run for run in runs if by not in run.figures]
     return sorted(measured, key=lambda run: run.figures[by], reverse=descending) + rest
+
+
+def in_number_order(name: str) -> list[tuple[int, str]]:
+    """A key by which names sort as people count: the numbers in them by value, the text between by its letters."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def page_of(query: Mapping[str, str], n_rows: int, page_rows: int) -> tuple[int, int]:

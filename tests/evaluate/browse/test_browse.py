@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from evaluate.browse.charts import bars, lines
 from evaluate.browse.config import BrowseExportConfig
 from evaluate.browse.export import export
+from evaluate.browse.pages import in_number_order
 from evaluate.browse.server import make_app
 from store.disk.files import write_text
 from tests.child import python
@@ -162,6 +163,20 @@ def test_a_run_stands_beside_what_it_was_compared_with(client):
 
 
 @needs_chromium
+def test_names_sort_as_people_count():
+    names = ["m/layer10/a", "m/layer9/b", "m/layer9/a", "m/layer9/a2", "m/layer9/a10", "m/layer/x", "10", "9"]
+    assert sorted(names, key=in_number_order) == [
+        "9",
+        "10",
+        "m/layer9/a",
+        "m/layer9/a2",
+        "m/layer9/a10",
+        "m/layer9/b",
+        "m/layer10/a",
+        "m/layer/x",
+    ]
+
+
 def test_a_feature_is_found_by_search_sorting_and_keys(results):
     with serving(make_app(results)) as url, browsing() as page:
         page.goto(url)
