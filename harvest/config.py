@@ -104,7 +104,8 @@ class HarvestConfig(Options):
     drop_repeats: bool = False
     """Leave out documents that equal an earlier one, and count them. A continued harvest reads the earlier text again."""
     tokens: Count = 16_384_000
-    """Tokens to harvest, rounded up to whole shards. A larger number extends a finished store."""
+    """Tokens to harvest, rounded up to whole shards, at least ten where their size is not given; the command says so. A
+    larger number extends a finished store."""
     context: Annotated[int, Range(2)] = 128
     """Tokens in one row of the model's input, BOS included."""
     store: StorePathOption | None = None

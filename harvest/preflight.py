@@ -13,6 +13,7 @@ from harvest.model.depth import check_layer, layers_of
 from harvest.ranks import Rank
 from harvest.text.mix import is_mix, sets_of
 from harvest.text.origin import name_of, origin_of, revision_on_hub
+from store.counts import ceil_div
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
@@ -99,10 +100,27 @@ def refuse_what_is_known(config: HarvestConfig) -> None:
             revision_on_hub(part)
 
 
+def rounding_of(config: HarvestConfig) -> str | None:
+    """What becomes of the tokens asked for, in words; None where whole shards hold exactly these."""
+    taken = config.n_shards * config.tokens_a_shard
+    if taken == config.tokens:
+        return None
+    sequences = f"{config.shard_sequences:,} sequence{'s' * (config.shard_sequences != 1)}"
+    shards = f"{config.n_shards:,} whole shards of {sequences} of {config.context:,} tokens"
+    line = f"{config.tokens:,} tokens asked for become {taken:,}: {shards}"
+    if config.n_shards > ceil_div(config.tokens, config.tokens_a_shard):
+        smaller = "--context" if config.shard_tokens is None else "--shard-tokens"
+        line += f", since a store has at least {config.n_shards} shards; a smaller {smaller} takes fewer"
+    return line
+
+
 def _with_size_of(config: HarvestConfig, manifests: dict[int, Manifest]) -> HarvestConfig:
-    """The options with the shard size of the store that is extended, where none was given."""
+    """The options with the shard size of the store that is extended, where none was given.
+
+    As they are where they lead to that size: a small harvest that was killed goes on to its ten shards.
+    """
     sizes = [manifest.recipe.shard_sequences for manifest in manifests.values() if manifest.shards]
-    if config.shard_tokens is not None or not sizes:
+    if config.shard_tokens is not None or not sizes or sizes[0] == config.shard_sequences:
         return config
     return replace(config, shard_tokens=sizes[0] * config.context)
 

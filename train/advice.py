@@ -34,9 +34,13 @@ def describe(config: TrainConfig, result: Any) -> str | None:
 
 def announce(config: TrainConfig, rows: int, store: str, target_view: str) -> None:
     """Logs how long a training is, of a store with so many training rows, and how it weighs errors if nobody has chosen."""
+    taken = config.n_steps * config.batch_rows
+    if taken < config.tokens:
+        steps = f"{config.n_steps:,} whole steps of {config.batch_rows:,} rows"
+        log.info("%s rows asked for become %s: %s", f"{config.tokens:,}", f"{taken:,}", steps)
     if config.follow:
         return
-    epochs = config.n_steps * config.batch_rows / rows
+    epochs = taken / rows
     log.info("%d steps of %d rows are %.2f epochs of %s", config.n_steps, config.batch_rows, epochs, store)
     if epochs > MANY_EPOCHS:
         log.warning(MANY, epochs, rows)

@@ -58,6 +58,17 @@ def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, c
     )
 
 
+@pytest.mark.parametrize(("tokens", "said"), [(1280, False), (1300, True)])
+def test_rows_that_are_no_whole_steps_are_said_before_the_training(config, caplog, tokens, said):
+    caplog.set_level("INFO")
+    advice.announce(replace(config, tokens=tokens), 1000, "STORE", "fisher")
+    line = "1,300 rows asked for become 1,280: 40 whole steps of 32 rows"
+    assert (line in [record.message for record in caplog.records]) == said
+    caplog.clear()
+    advice.announce(replace(config, tokens=tokens, follow=True), 1000, "STORE", "fisher")
+    assert (line in [record.message for record in caplog.records]) == said
+
+
 def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):
     config = replace(config, warmup_steps=None, dead_after=None, heldout_every=20)
     transcoder = train(config)
