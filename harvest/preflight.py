@@ -13,6 +13,7 @@ from harvest.model.depth import check_layer, layers_of
 from harvest.ranks import Rank
 from harvest.text.mix import is_mix, sets_of
 from harvest.text.origin import name_of, origin_of, revision_on_hub
+from harvest.text.template import hash_of_template, read_template
 from store.counts import ceil_div
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
@@ -88,12 +89,14 @@ def visit(config: HarvestConfig) -> Visit:
 
 
 def refuse_what_is_known(config: HarvestConfig) -> None:
-    """Refused for a layer that the model does not have, as far as its files are here, and for a data set of the hub that
-    cannot be had. Imports no library of models or data sets, which takes many seconds."""
+    """Refused for a layer that the model does not have, as far as its files are here, for a chat template that is none, and
+    for a data set of the hub that cannot be had. Imports no library of models or data sets, which takes many seconds."""
     n_layers = layers_of(config.model, config.model_revision)
     if n_layers is not None:
         for layer in config.layers:
             check_layer(config.model, layer, n_layers)
+    if config.chat_template is not None:
+        read_template(config.chat_template)
     parts = [part for part, _ in sets_of(config)] if is_mix(config.dataset) else [config]
     for part in parts:
         if origin_of(part) is None:
@@ -136,6 +139,8 @@ def _refuse_another(config: HarvestConfig, layer: int, origin: tuple[str, str] |
     asked["dataset"] = name_of(config)
     if origin is not None:
         asked["dataset_revision"] = origin[1]
+    if config.chat_template is not None:
+        asked["chat_template"] = hash_of_template(read_template(config.chat_template))
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype
     different = [

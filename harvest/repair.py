@@ -12,6 +12,7 @@ from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.store_config import RepairConfig
 from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.encode import parsed_template
 from harvest.text.mix import is_mix
 from harvest.text.origin import AND, is_on_this_machine
 from harvest.text.repeats import without_repeats
@@ -63,10 +64,15 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str], m
     if harvest.drop_repeats:
         corpus = without_repeats(corpus)
     device = resolve_device(config.device)
+    template = None if harvest.chat_template is None else parsed_template(harvest.chat_template)
     model = model_of(recipe, device)
+    if template is not None:
+        model.tokenizer.chat_template = template
     now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
     if now != recipe:
-        raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
+        other = now.chat_template != recipe.chat_template
+        cure = "; give the template of the harvest with --chat-template" if other else ""
+        raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}{cure}")
     if mlp_is_damaged:
         repair_mlp(directory, manifest, model.mlp_of(recipe.layer))
     lanes = Lanes(model)
@@ -109,6 +115,7 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
         device=config.device,
         compute_dtype=recipe.compute_dtype,
         seed=recipe.seed,
+        chat_template=config.chat_template,
         tokenizer_hash=recipe.tokenizer_hash if recipe.tokens_column else None,
         **options_recorded(recipe),  # type: ignore[arg-type]
     )
