@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.model.config import InterveneConfig
-from evaluate.model.control import control_lines, controls_of
-from evaluate.model.edits import Edit, SplicedRows, edit_text, edits_of
+from evaluate.model.control import controls_of
+from evaluate.model.edits import Edit, SplicedRows, edits_of
+from evaluate.model.shown import table
 from evaluate.model.splice import hidden_states, open_model, sum_of_sites
 from evaluate.model.texts import read_text, room_for, text_of
 from evaluate.runs import check_in_model, open_without_rows
@@ -243,35 +244,3 @@ def totals(predictions: Sequence[dict]) -> dict:
         "delta_ce": ce["ce_after"] - ce["ce_before"],
         "most_affected": [{"token": token, "change": change} for token, change in ranked],
     }
-
-
-def table(result: dict) -> str:
-    """The result as text, a line a token."""
-
-    def words(items: Sequence[dict]) -> str:
-        return "  ".join(f"{item['token']!r} {item['change']:+.3f}" for item in items[:3])
-
-    against = "the model itself (error kept)" if result["keep_error"] else "the spliced model"
-    lines = [
-        f"{', '.join(map(edit_text, result['edits']))}; changes are against {against}",
-        "active: the largest activation of these latents at the token, before. KL, delta CE (nats), and the probabilities",
-        "that rise and fall most are those of the prediction that follows the token.",
-        f"{'token':>16} {'active':>10} {'KL':>9} {'delta CE':>9}  probabilities",
-    ]
-    for prediction in result["tokens"]:
-        delta = ""
-        if prediction["ce_after"] is not None:
-            delta = f"{prediction['ce_after'] - prediction['ce_before']:+.4f}"
-        active = max(prediction["before"])
-        figures = f"{prediction['token'][-14:]!r:>16} {active:10.3g} {prediction['kl']:9.2g} {delta:>9}"
-        lines.append(f"{figures}  {words(prediction['rises'])}  {words(prediction['falls'])}")
-    lines.append(
-        f"mean KL {result['kl_mean']:.4g} nats; CE {result['ce_clean']:.4f} clean, {result['ce_before']:.4f} before, "
-        f"{result['ce_after']:.4f} after ({result['delta_ce']:+.4f}); most affected: "
-        + (words(result["most_affected"]) or "none: the predictions stay as they are")
-    )
-    ways = {"clean": "by itself", "before": "with the transcoder", "after": "with the changes"}
-    lines += [f"goes on {ways[name]}: {text!r}" for name, text in result["continued"].items()]
-    if "control" in result:
-        lines += control_lines(result, [", ".join(map(edit_text, each["edits"])) for each in (result, result["control"])])
-    return "\n".join(lines)
