@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evaluate.model.config import InterveneConfig
-from harvest.text.tokens import tokenize
+from harvest.text.tokens import tokenize, typed_bos
 from store.counts import ceil_div
 from store.errors import Refused
 from store.shards.reader import Store
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class TextRows:
     """A text as rows that begin with BOS and are no longer than those of the store."""
 
-    rows: list[Int[Tensor, "1 tokens"]]
+    rows: list[Int[Tensor, "1 _"]]
     notes: tuple[str, ...]
     """What differs from what a person may expect, a sentence each; it is logged, too."""
 
@@ -44,7 +44,7 @@ def read_text(text: str, tokenizer: PreTrainedTokenizerBase, store: Store, least
         so_that = ", so that one is predicted" if least > 1 else ""
         raise Refused(f"the text has {len(ids)} tokens; at least {least} are needed{so_that}")
     context = store.manifest.recipe.context
-    notes = tuple(_notes(len(ids), context))
+    notes = tuple(_notes(text, len(ids), tokenizer, context))
     for note in notes:
         log.warning("%s", note)
     bos = tokenizer.bos_token_id
@@ -52,7 +52,13 @@ def read_text(text: str, tokenizer: PreTrainedTokenizerBase, store: Store, least
     return TextRows([torch.tensor([[bos, *ids[start : start + room]]]) for start in range(0, len(ids), room)], notes)
 
 
-def _notes(n_tokens: int, context: int) -> Iterator[str]:
+def _notes(text: str, n_tokens: int, tokenizer: PreTrainedTokenizerBase, context: int) -> Iterator[str]:
+    bos = typed_bos(text, tokenizer)
+    if bos is not None:
+        yield (
+            f"the text begins with {bos!r}, and rows get BOS by themselves: BOS is there twice, the second time as "
+            "characters; take it out of the text"
+        )
     room = context - 1
     if n_tokens > room:
         yield (

@@ -1,5 +1,6 @@
 """A corpus and a model's tokenizer -> the shards of tokens that follow those which are finished."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,17 +8,57 @@ from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
 from harvest.text.corpus import Corpus, resuming
 from harvest.text.encode import Marked
-from harvest.text.records import Bad, Repeat
-from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack
+from harvest.text.records import Bad, Document, Repeat
+from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack, typed_bos
 from store.errors import Refused
 from store.shards.manifest import Rest, ShardEntry, rests_after
 from store.shards.recipe import Split, split_of
 
+log = logging.getLogger(__name__)
 
-def documents_from(corpus: Corpus, model: LanguageModel, start: int) -> Iterator[list[int] | Marked | Bad | Repeat]:
-    """Token ids of the documents from a number on. Damaged for a bad record, unless the corpus skips them."""
+
+class TypedBos:
+    """Counts the texts that begin with a BOS in letters, and warns at the first: rows get their BOS by themselves."""
+
+    def __init__(self, corpus: Corpus, model: LanguageModel) -> None:
+        self.name = corpus.name
+        self.tokenizer = model.tokenizer
+        self.count = 0
+
+    def watched(self, documents: Iterator[Document | Bad | Repeat], start: int) -> Iterator[Document | Bad | Repeat]:
+        """The documents as they are; the first of them has the number `start`."""
+        for number, document in enumerate(documents, start):
+            bos = typed_bos(document, self.tokenizer) if isinstance(document, str) else None
+            if bos is not None:
+                self.count += 1
+            if bos is not None and self.count == 1:
+                log.warning(
+                    "document %d of %s begins with %r, and rows get BOS by themselves: BOS is there twice, the second time "
+                    "as characters; take it out of the text",
+                    number,
+                    self.name,
+                    bos,
+                )
+            yield document
+
+    def tell(self) -> None:
+        """Logs how many texts there were, if they were more than the first."""
+        if self.count > 1:
+            log.warning("%s of the documents read of %s begin with BOS in letters", f"{self.count:,}", self.name)
+
+
+def documents_from(
+    corpus: Corpus, model: LanguageModel, start: int, typed: TypedBos | None = None
+) -> Iterator[list[int] | Marked | Bad | Repeat]:
+    """Token ids of the documents from a number on. Damaged for a bad record, unless the corpus skips them.
+
+    typed: counts the texts with a BOS in letters.
+    """
     n_ids = 0 if corpus.kind == "text" else known_ids(model)
-    for number, document in enumerate(encode(resuming(corpus, start), model.tokenizer, n_ids), start):
+    documents = resuming(corpus, start)
+    if typed is not None:
+        documents = typed.watched(documents, start)
+    for number, document in enumerate(encode(documents, model.tokenizer, n_ids), start):
         if isinstance(document, Bad) and not corpus.skips_bad:
             raise corpus.damaged(number, document.in_words)
         yield document
@@ -60,12 +101,16 @@ def one_ahead(shards: Iterator[PackedShard]) -> Iterator[PackedShard]:
 
 
 def packed_from(
-    config: HarvestConfig, corpus: Corpus, model: LanguageModel, before: Sequence[ShardEntry]
+    config: HarvestConfig,
+    corpus: Corpus,
+    model: LanguageModel,
+    before: Sequence[ShardEntry],
+    typed: TypedBos | None = None,
 ) -> Iterator[PackedShard]:
-    """The shards of the text that follow some that are finished."""
+    """The shards of the text that follow some that are finished; `typed` counts the texts with a BOS in letters."""
     start = before[-1].next_document if before else 0
     return pack(
-        documents_from(corpus, model, start),
+        documents_from(corpus, model, start, typed),
         start,
         SpecialTokens.of(model.tokenizer),
         config.shard_sequences,

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evaluate.model.config import InterveneConfig
 from evaluate.model.texts import read_text, room_for, text_of
+from harvest.text.tokens import typed_bos
 from store.errors import Refused
 from store.shards.reader import Store
 from tests.making import make_store
@@ -41,6 +42,24 @@ def test_a_text_that_is_cut_is_said_with_its_cure(tokenizer, store, caplog):
     )
     assert read.notes == (note,)
     assert [record.message for record in caplog.records] == [note]
+
+
+@pytest.mark.parametrize(("text", "said"), [("<bos>a", True), (" <bos> a", True), ("a<bos>", False), ("bos", False)])
+def test_a_bos_in_letters_is_said_with_its_cure(tokenizer, tmp_path, caplog, text, said):
+    store = make_store(tmp_path / "store", n_shards=2, context=16)
+    read = read_text(text, tokenizer, store)
+    assert tokenizer.decode(read.rows[0][0, 1:]) == text  # it is read as characters
+    note = (
+        "the text begins with '<bos>', and rows get BOS by themselves: BOS is there twice, the second time as characters; "
+        "take it out of the text"
+    )
+    assert read.notes == (note,) * said
+    assert [record.message for record in caplog.records] == [note] * said
+
+
+def test_the_tokenizer_s_own_bos_is_known(tokenizer):
+    tokenizer.bos_token = "<s>"
+    assert [typed_bos(text, tokenizer) for text in ("<s>a", "<bos>a", "a")] == ["<s>", "<bos>", None]
 
 
 def test_a_row_that_has_less_room_than_tokens_are_asked_for_is_said(store, caplog):
