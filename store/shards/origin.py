@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from store.disk.files import write_text
 from store.disk.remote import Remote, StorePath, parse_store_path
+from store.disk.schema import first_complaint
 from store.errors import Damaged, Refused
 from store.layout import NORM_FILE, ORIGIN
 from store.shards.manifest import MANIFEST, Manifest, NormInfo, load_manifest, refuse_newer
 from store.shards.reader import Store
-from store.shards.recipe import Recipe, Strict, first_complaint
+from store.shards.recipe import Recipe, Strict
 from store.views import Norm
 
 
