@@ -2,13 +2,12 @@
 
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluate.training_log import read_log
+from store.disk.suggest import command_line
 from train.config import TrainConfig
 
 FEW_STEPS = 1000
@@ -86,24 +85,8 @@ def warnings_of(config: TrainConfig) -> list[str]:
 def summary(config: TrainConfig) -> list[str]:
     """The last figures in a run's log, what did not fit its length, and the command that comes next."""
     lines = [*_figures(config.run_directory), *(f"WARNING: {warning}" for warning in warnings_of(config))]
-    return [*lines, f"next: {next_command(config)}"]
-
-
-def next_command(config: TrainConfig) -> str:
-    """The command that measures a run on held-out rows."""
-    words = [interpreter(), "-m", "evaluate", "metrics", "--run", str(config.run_directory)]
-    for option, value in (("--store", config.store), ("--target-store", config.target_store)):
-        if value is not None:
-            words += [option, str(value)]
-    return shlex.join(words)
-
-
-def interpreter() -> str:
-    """How to call this Python from the present folder: .venv/bin/python, where no environment is activated."""
-    if "VIRTUAL_ENV" in os.environ or sys.prefix == sys.base_prefix:
-        return "python"
-    inside = Path(sys.executable).is_relative_to(Path.cwd())
-    return str(Path(sys.executable).relative_to(Path.cwd())) if inside else sys.executable
+    options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
+    return [*lines, f"next: {command_line('evaluate', 'metrics', **options)}"]
 
 
 def summary_line(config: TrainConfig) -> str:
