@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from store.errors import Damaged
+from store.errors import Damaged, Refused
 from store.shards.origin import read_origin, write_origin
 from store.transcoders.layouts import LAYOUTS, load_folder
 from tests.making import make_store
@@ -76,3 +76,19 @@ def test_a_file_of_another_kind_lacks_keys_and_has_others(tmp_path):
     strange = r"missing keys \['W_dec', .*\], unknown keys \['encoder.weight'\]; known are .*; it is of another kind"
     with pytest.raises(Damaged, match=strange):
         load_folder(tmp_path / "run", 1, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("google/gemma-scope-2b-pt-transcoders", "; on the hub it would be hf://google/gemma-scope-2b-pt-transcoders"),
+        ("google/x/layer_3/width_16k", "; on the hub it would be hf://google/x/layer_3/width_16k"),
+        ("/nowhere/at/all", ""),
+        ("nowhere", ""),
+    ],
+)
+def test_a_name_of_the_hub_where_a_folder_is_wanted_gets_a_hint(place, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused) as refused:
+        load_folder(Path(place), 1, "tiny")
+    assert str(refused.value) == f"{place} does not exist; give a folder or file that does{hint}"
