@@ -13,6 +13,9 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c const
 record_checkout := $(PY) -c 'import pathlib, sysconfig; \
   pathlib.Path(sysconfig.get_path("purelib"), "matryoshka_transcoders.pth").write_text("$(CURDIR)\n")'
 
+# Commands that suggest another one then write it as a make line.
+export STARTED_BY := make
+
 # One word of the shell's, whatever spaces, quotes or stars a path holds; ~/ before it is the home folder.
 quoted = '$(subst ','\'',$(subst ^^,,$(subst ^^~/,$(HOME)/,^^$(1))))'
 # The option and its value, where the variable is set.

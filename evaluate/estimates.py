@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from store.disk.schema import first_complaint
 from store.errors import Damaged
 
 Interval = tuple[float, float]
@@ -60,13 +61,6 @@ def check_result(kind: type[R], values: Mapping[str, Any], path: Path, command: 
     except ValidationError as error:
         reason = first_complaint(error)
     raise Damaged(f"{path} cannot be read ({reason}); make it again with `{command}`")
-
-
-def first_complaint(error: ValidationError) -> str:
-    """The first complaint of many, in one line."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 Number = int | float

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from evaluate.config import EvaluateConfig
 from evaluate.features.reader import Features, open_features
-from evaluate.model.intervene import rows_of
 from evaluate.model.splice import open_model
+from evaluate.model.texts import read_text
 from evaluate.notes.file import Note, read_notes
 from evaluate.runs import open_without_rows
 from harvest.model.language_model import LanguageModel
@@ -32,6 +32,8 @@ class TextLatents:
     """Each with the space before it; BOS is left out."""
     latents: Float[Tensor, "tokens d_sae"]
     """On the CPU; 0 where silent, and at tokens that the store excludes."""
+    notes: tuple[str, ...] = ()
+    """What differs from what one may expect, a sentence each: a text cut into several rows. They are logged, too."""
 
     def strongest(self, token: int, n: int = 5) -> list[tuple[int, float]]:
         """The latents that are most active at a token, with their activations: at most n, and none that is silent."""
@@ -107,7 +109,7 @@ def open_on_text(run: Path | str, device: str = "auto") -> RunOnText:
 def latents_of(text: str, transcoder: Transcoder, model: LanguageModel, store: Store) -> TextLatents:
     """The tokens of a text and the latents of each.
 
-    text: longer ones are cut into sequences of the store's length.
+    text: a longer one than the store's sequences is cut into several, which `notes` says.
     transcoder: on the model's device.
     model: the one that the transcoder was trained for.
     store: has the norm of the layer, and the tokens that are no rows; it may have no rows itself.
@@ -116,11 +118,12 @@ def latents_of(text: str, transcoder: Transcoder, model: LanguageModel, store: S
     site = transcoder.config.source_site
     tokens: list[str] = []
     found: list[Tensor] = []
-    for row in rows_of(text, model, store, least=1):
+    read = read_text(text, model.tokenizer, store, least=1)
+    for row in read.rows:
         source = model.run_layers(row, (recipe.layer,), (site,))[recipe.layer][site][0].float()
         device = transcoder.W_enc.device
         latents = transcoder.encode(transcoder.view(source.to(device), store.norm.to(device))).cpu()
         latents[torch.isin(row[0], torch.tensor(recipe.excluded_tokens))] = 0
         tokens += token_texts(model.tokenizer, row[0, 1:].tolist())
         found.append(latents[1:])
-    return TextLatents(tokens, torch.cat(found))
+    return TextLatents(tokens, torch.cat(found), read.notes)

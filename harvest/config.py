@@ -1,6 +1,7 @@
 """What to harvest: the options of `python -m harvest` and of its other commands."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -96,6 +97,8 @@ class HarvestConfig(Options):
     chat: str | None = None
     """Column of messages (role, content) to read instead of text. The tokenizer's own template lays them out. Its markers
     become special tokens; in plain text markers are read as characters."""
+    chat_template: Path | None = None
+    """Jinja file that lays messages out in place of the tokenizer's own template. Base models often have none."""
     documents: Literal["lines", "paragraphs", "file"] = "paragraphs"
     """Document of a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
     bad_records: Literal["refuse", "skip"] = "refuse"
@@ -104,7 +107,8 @@ class HarvestConfig(Options):
     drop_repeats: bool = False
     """Leave out documents that equal an earlier one, and count them. A continued harvest reads the earlier text again."""
     tokens: Count = 16_384_000
-    """Tokens to harvest, rounded up to whole shards. A larger number extends a finished store."""
+    """Tokens to harvest, rounded up to whole shards, at least ten where their size is not given; the command says so. A
+    larger number extends a finished store."""
     context: Annotated[int, Range(2)] = 128
     """Tokens in one row of the model's input, BOS included."""
     store: StorePathOption | None = None
@@ -194,8 +198,9 @@ class HarvestConfig(Options):
     def _check_text(self) -> None:
         if self.tokens_column is not None and self.chat is not None:
             raise Refused(f"tokens_column is {self.tokens_column!r} and chat {self.chat!r}; give one of them")
-        if self.exclude_template and self.chat is None:
-            raise Refused("exclude_template is set, but only --chat lays text out by a template; give both or neither")
+        for name in ("exclude_template", "chat_template"):
+            if getattr(self, name) and self.chat is None:
+                raise Refused(f"{name} is set, but only --chat lays text out by a template; give both or neither")
         if self.exclude_first >= self.context:
             raise Refused(f"exclude_first is {self.exclude_first}, and context {self.context}: no row would be kept")
         if self.exclude_norm is not None and len(self.layers) > 1:

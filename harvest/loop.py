@@ -20,7 +20,7 @@ from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.space import refuse_what_does_not_fit, rows_fit_on_device
 from harvest.text.corpus import Corpus
-from harvest.text.stream import one_ahead, packed_from
+from harvest.text.stream import OddBos, one_ahead, packed_from
 from store.counts import share
 from store.errors import Refused
 from store.layout import METRIC_STATE
@@ -90,7 +90,8 @@ def _fill(
     first = len(shortest.shards)
     if first:
         _note_a_slow_size(config, first)
-    stream = islice(packed_from(config, corpus, model, shortest.shards), max(0, config.n_shards - first))
+    odd = OddBos(corpus, model) if rank.index == 0 else None
+    stream = islice(packed_from(config, corpus, model, shortest.shards, odd), max(0, config.n_shards - first))
     number = first - 1
     lanes: Lanes | None = None
     on_device = rows_fit_on_device(config, model.d_model, model.devices)
@@ -108,6 +109,8 @@ def _fill(
                 rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update, on_device)
                 writing.submit(lacking, rows, number)
         writing.wait()
+    if odd is not None:
+        odd.tell()
     return number + 1
 
 

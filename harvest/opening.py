@@ -12,7 +12,7 @@ from harvest.preflight import Visit
 from harvest.ranks import Rank
 from harvest.space import disk_shortage
 from harvest.text.corpus import Corpus, open_corpus
-from harvest.text.encode import template_hash
+from harvest.text.encode import lost_markers, parsed_template, template_hash
 from harvest.text.fit import fit_shards, within_text
 from harvest.text.repeats import without_repeats
 from harvest.text.stream import check_tokenizer, documents_from
@@ -37,6 +37,7 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
     corpus = open_corpus(config)
     if config.drop_repeats:
         corpus = without_repeats(corpus)
+    template = None if config.chat_template is None else parsed_template(config.chat_template)
     model = load_model(
         config.model,
         max(config.layers),
@@ -52,8 +53,12 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
         for layer in config.layers:
             check_mlp(model.mlp_of(layer), config)
     check_tokenizer(config, model)
+    if template is not None:
+        model.tokenizer.chat_template = template
     if config.chat is not None:
         template_hash(model.tokenizer)  # refuses a tokenizer without a template
+        for said in lost_markers(model.tokenizer):
+            log.warning("%s", said)
     layers = ", ".join(map(str, config.layers))
     log.info("%s layer %s on %s in %s; text from %s", config.model, layers, device, dtype, corpus.described)
     return corpus, model, dtype

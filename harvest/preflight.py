@@ -13,6 +13,8 @@ from harvest.model.depth import check_layer, layers_of
 from harvest.ranks import Rank
 from harvest.text.mix import is_mix, sets_of
 from harvest.text.origin import name_of, origin_of, revision_on_hub
+from harvest.text.template import hash_of_template, read_template
+from store.counts import ceil_div
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
@@ -87,22 +89,41 @@ def visit(config: HarvestConfig) -> Visit:
 
 
 def refuse_what_is_known(config: HarvestConfig) -> None:
-    """Refused for a layer that the model does not have, as far as its files are here, and for a data set of the hub that
-    cannot be had. Imports no library of models or data sets, which takes many seconds."""
+    """Refused for a layer that the model does not have, as far as its files are here, for a chat template that is none, and
+    for a data set of the hub that cannot be had. Imports no library of models or data sets, which takes many seconds."""
     n_layers = layers_of(config.model, config.model_revision)
     if n_layers is not None:
         for layer in config.layers:
             check_layer(config.model, layer, n_layers)
+    if config.chat_template is not None:
+        read_template(config.chat_template)
     parts = [part for part, _ in sets_of(config)] if is_mix(config.dataset) else [config]
     for part in parts:
         if origin_of(part) is None:
             revision_on_hub(part)
 
 
+def rounding_of(config: HarvestConfig) -> str | None:
+    """What becomes of the tokens asked for, in words; None where whole shards hold exactly these."""
+    taken = config.n_shards * config.tokens_a_shard
+    if taken == config.tokens:
+        return None
+    sequences = f"{config.shard_sequences:,} sequence{'s' * (config.shard_sequences != 1)}"
+    shards = f"{config.n_shards:,} whole shards of {sequences} of {config.context:,} tokens"
+    line = f"{config.tokens:,} tokens asked for become {taken:,}: {shards}"
+    if config.n_shards > ceil_div(config.tokens, config.tokens_a_shard):
+        smaller = "--context" if config.shard_tokens is None else "--shard-tokens"
+        line += f", since a store has at least {config.n_shards} shards; a smaller {smaller} takes fewer"
+    return line
+
+
 def _with_size_of(config: HarvestConfig, manifests: dict[int, Manifest]) -> HarvestConfig:
-    """The options with the shard size of the store that is extended, where none was given."""
+    """The options with the shard size of the store that is extended, where none was given.
+
+    As they are where they lead to that size: a small harvest that was killed goes on to its ten shards.
+    """
     sizes = [manifest.recipe.shard_sequences for manifest in manifests.values() if manifest.shards]
-    if config.shard_tokens is not None or not sizes:
+    if config.shard_tokens is not None or not sizes or sizes[0] == config.shard_sequences:
         return config
     return replace(config, shard_tokens=sizes[0] * config.context)
 
@@ -118,6 +139,8 @@ def _refuse_another(config: HarvestConfig, layer: int, origin: tuple[str, str] |
     asked["dataset"] = name_of(config)
     if origin is not None:
         asked["dataset_revision"] = origin[1]
+    if config.chat_template is not None:
+        asked["chat_template"] = hash_of_template(read_template(config.chat_template))
     if config.compute_dtype != "auto":
         asked["compute_dtype"] = config.compute_dtype
     different = [

@@ -12,8 +12,8 @@ from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.store_config import RepairConfig
 from harvest.text.corpus import Corpus, open_corpus
-from harvest.text.mix import is_mix
-from harvest.text.origin import AND, is_on_this_machine
+from harvest.text.encode import parsed_template
+from harvest.text.recorded import options_of
 from harvest.text.repeats import without_repeats
 from harvest.text.stream import packed_from
 from store.devices import resolve_device
@@ -27,7 +27,6 @@ from store.mlp.forward import Mlp
 from store.shards.formats import writer_for
 from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import damage_of_mlp, find_damage
-from store.shards.recipe import RECORDED_WHEN_SET, Recipe
 from store.shards.ring import present
 from store.shards.rows import shard_arrays
 
@@ -63,10 +62,15 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str], m
     if harvest.drop_repeats:
         corpus = without_repeats(corpus)
     device = resolve_device(config.device)
+    template = None if harvest.chat_template is None else parsed_template(harvest.chat_template)
     model = model_of(recipe, device)
+    if template is not None:
+        model.tokenizer.chat_template = template
     now = recipe_of(harvest, recipe.layer, corpus, model, recipe.torch_compute_dtype)
     if now != recipe:
-        raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}")
+        other = now.chat_template != recipe.chat_template
+        cure = "; give the template of the harvest with --chat-template" if other else ""
+        raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}{cure}")
     if mlp_is_damaged:
         repair_mlp(directory, manifest, model.mlp_of(recipe.layer))
     lanes = Lanes(model)
@@ -85,54 +89,14 @@ def repair_mlp(directory: StorePath, manifest: Manifest, mlp: Mlp) -> None:
 
 def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     """The options with which the store was harvested."""
-    recipe = manifest.recipe
-    dataset, subset, revision = _data_set(recipe.dataset, recipe.dataset_revision)
-    shard_format, _, compression = recipe.format.partition("-")
     return HarvestConfig(
-        model=recipe.model,
-        layer=recipe.layer,
-        sites=recipe.sites,
-        dataset=dataset,
-        dataset_revision=revision,
-        subset=subset,
-        split=recipe.dataset_split,
-        text_column=recipe.text_column,
+        **options_of(manifest.recipe),  # type: ignore[arg-type]
         tokens=manifest.n_tokens,
-        context=recipe.context,
         store=config.store_directory,
-        shard_tokens=recipe.shard_sequences * recipe.context,
-        heldout_every=recipe.heldout_every,
-        dtype=recipe.dtype,
-        format=shard_format,  # type: ignore[arg-type]
-        compression=compression or "none",  # type: ignore[arg-type]
+        chat_template=config.chat_template,
         batch_sequences=config.batch_sequences,
         device=config.device,
-        compute_dtype=recipe.compute_dtype,
-        seed=recipe.seed,
-        tokenizer_hash=recipe.tokenizer_hash if recipe.tokens_column else None,
-        **options_recorded(recipe),  # type: ignore[arg-type]
     )
-
-
-def _data_set(name: str, revision: str) -> tuple[str, str | None, str | None]:
-    """The options dataset, subset and dataset_revision by the name and revision that a recipe has."""
-    if is_on_this_machine(name):
-        return name, None, None
-    if not is_mix(name):
-        dataset, _, subset = name.partition(":")
-        return dataset, subset or None, revision
-    parts = [part.rpartition(":") for part in name.split(",")]
-    sets = [_data_set(own, at) for (own, _, _), at in zip(parts, revision.split(AND), strict=True)]
-    datasets = [f"{dataset}:{weight}" for (dataset, _, _), (_, _, weight) in zip(sets, parts, strict=True)]
-    subsets = [subset or "" for _, subset, _ in sets]
-    revisions = [at or "" for _, _, at in sets]
-    return ",".join(datasets), ",".join(subsets), ",".join(revisions)
-
-
-def options_recorded(recipe: Recipe) -> dict[str, object]:
-    """The options that the recipe names because they are not the default."""
-    recorded = {name: getattr(recipe, name) for name in RECORDED_WHEN_SET}
-    return {name: value for name, value in recorded.items() if value is not None}
 
 
 def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:

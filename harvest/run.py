@@ -4,7 +4,7 @@ import logging
 import time
 
 from harvest.config import HarvestConfig, PlanConfig
-from harvest.preflight import refuse_what_is_known, visit
+from harvest.preflight import refuse_what_is_known, rounding_of, visit
 from harvest.ranks import Rank
 
 log = logging.getLogger(__name__)
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 def plan(config: PlanConfig) -> str:
     """What the harvest would take, as `harvest.plan.plan` says, after what is refused without a model."""
     started = time.perf_counter()
-    visit(config)
+    say_rounding(visit(config).config)
     refuse_what_is_known(config)
     log.info("loading the libraries of models and data sets, then the model, to measure it")
     from harvest.plan import plan as measured
@@ -21,11 +21,19 @@ def plan(config: PlanConfig) -> str:
     return measured(config, started)
 
 
+def say_rounding(config: HarvestConfig) -> None:
+    """Logs what becomes of the tokens asked for; ranks other than 0 are silent."""
+    line = rounding_of(config)
+    if line is not None and not Rank.of_environment().index:
+        log.info("%s", line)
+
+
 def run(config: HarvestConfig) -> str:
     """A line for every finished store; empty for ranks other than 0."""
     stores = visit(config)
     manifests = stores.finished
     if manifests is None:
+        say_rounding(stores.config)
         refuse_what_is_known(config)
         log.info("loading the libraries of models and data sets")
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds

@@ -62,6 +62,8 @@ class RepairConfig(StoreOptions):
     continues.
     """
 
+    chat_template: Path | None = None
+    """The Jinja file of the harvest, where it was made with --chat-template."""
     device: str = "auto"
     """Device of the language model. auto takes CUDA where there is one. Only the kind of device that made the store gives
     the same bytes."""

@@ -12,6 +12,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.pop("STARTED_BY", None)  # by `make test`: commands would suggest others as make lines
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every command under test: the cores are busy with other tests
 
 import torch

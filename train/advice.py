@@ -2,13 +2,12 @@
 
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluate.training_log import read_log
+from store.disk.suggest import command_line
 from train.config import TrainConfig
 
 FEW_STEPS = 1000
@@ -34,9 +33,13 @@ def describe(config: TrainConfig, result: Any) -> str | None:
 
 def announce(config: TrainConfig, rows: int, store: str, target_view: str) -> None:
     """Logs how long a training is, of a store with so many training rows, and how it weighs errors if nobody has chosen."""
+    taken = config.n_steps * config.batch_rows
+    if taken < config.tokens:
+        steps = f"{config.n_steps:,} whole steps of {config.batch_rows:,} rows"
+        log.info("%s rows asked for become %s: %s", f"{config.tokens:,}", f"{taken:,}", steps)
     if config.follow:
         return
-    epochs = config.n_steps * config.batch_rows / rows
+    epochs = taken / rows
     log.info("%d steps of %d rows are %.2f epochs of %s", config.n_steps, config.batch_rows, epochs, store)
     if epochs > MANY_EPOCHS:
         log.warning(MANY, epochs, rows)
@@ -82,24 +85,8 @@ def warnings_of(config: TrainConfig) -> list[str]:
 def summary(config: TrainConfig) -> list[str]:
     """The last figures in a run's log, what did not fit its length, and the command that comes next."""
     lines = [*_figures(config.run_directory), *(f"WARNING: {warning}" for warning in warnings_of(config))]
-    return [*lines, f"next: {next_command(config)}"]
-
-
-def next_command(config: TrainConfig) -> str:
-    """The command that measures a run on held-out rows."""
-    words = [interpreter(), "-m", "evaluate", "metrics", "--run", str(config.run_directory)]
-    for option, value in (("--store", config.store), ("--target-store", config.target_store)):
-        if value is not None:
-            words += [option, str(value)]
-    return shlex.join(words)
-
-
-def interpreter() -> str:
-    """How to call this Python from the present folder: .venv/bin/python, where no environment is activated."""
-    if "VIRTUAL_ENV" in os.environ or sys.prefix == sys.base_prefix:
-        return "python"
-    inside = Path(sys.executable).is_relative_to(Path.cwd())
-    return str(Path(sys.executable).relative_to(Path.cwd())) if inside else sys.executable
+    options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
+    return [*lines, f"next: {command_line('evaluate', 'metrics', **options)}"]
 
 
 def summary_line(config: TrainConfig) -> str:

@@ -17,7 +17,6 @@ from store.loader.batches import mix_of
 from store.loader.schedule import LEAST_PIECE_BYTES
 from store.shards.reader import Store
 from store.sparse.scan import Candidates
-from store.transcoders.files import check_keys
 from train.config import TrainConfig
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import load_state, state_of
@@ -168,7 +167,12 @@ def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, ru
     except SafetensorError as error:
         raise Damaged(f"{path} is damaged ({error}); delete it to start this run again") from None
     state = _under("module.", tensors)
-    check_keys(path, set(state), set(module.state_dict()))
+    known = set(module.state_dict())
+    if known != set(state):
+        raise Damaged(
+            f"{path} was written by another version: it holds {sorted(state)}, and this one {sorted(known)}; delete it to "
+            "start this run again"
+        )
     module.load_state_dict({name: module.own(name, tensor) for name, tensor in state.items()})
     load_state(module, optimizer, _under("adam.", tensors))
     return int(metadata["step"])

@@ -81,7 +81,7 @@ class TrainConfig(Options):
     fisher_mix: Annotated[float, Range(0, 1, above=True)] = 0.03
     """Share of the plain squared error in the loss of target_view fisher, above 0; at 1 it is that of raw."""
     tokens: Count = 16_384_000
-    """Rows to train on. More than the store holds means several epochs."""
+    """Rows to train on, rounded down to whole steps. More than the store holds means several epochs."""
     batch_rows: Positive = 1024
     """Rows in a step, over all processes."""
     piece_bytes: Positive = 1 << 22

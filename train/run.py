@@ -128,7 +128,7 @@ class Run:
         threshold = calibrate(self.module, rows, self.done, self.folder)
         transcoder = self._export(str(self.folder), threshold).to("cpu")
         if self.ranks.rank == 0:
-            write_origin(self.folder, self.store)
+            write_origin(self.folder, self.store, grows=self.config.follow)
             transcoder.save(self.folder)
             writer.wait()  # a checkpoint that it still writes would come back
             self.path.unlink(missing_ok=True)

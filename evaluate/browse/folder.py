@@ -15,6 +15,7 @@ from evaluate.metrics.measurement import Measurement
 from evaluate.notes.file import Note, read_notes
 from evaluate.text import Number
 from evaluate.training_log import read_log
+from store.disk.suggest import command_line
 from store.errors import Damaged, Refused
 from store.layout import (
     ANALYSIS,
@@ -77,7 +78,7 @@ def read_metrics(folder: Path, file: str, command: str) -> Measurement | None:
     """
     if not (folder / file).exists():
         return None
-    return read_result(Measurement, folder / file, f"python -m evaluate {command} --run {folder} --force")
+    return read_result(Measurement, folder / file, command_line("evaluate", command, run=folder, force=True))
 
 
 def read_swept(folder: Path) -> dict:

@@ -13,7 +13,7 @@ from store.errors import Refused
 from store.layout import WEIGHTS
 
 if TYPE_CHECKING:
-    from evaluate.notebook import RunOnText
+    from evaluate.notebook import RunOnText, TextLatents
 
 TEXT_LENGTH = 10_000
 """Characters of a text at most."""
@@ -29,8 +29,8 @@ class TextReader:
         self.loaded: tuple[Path, int] | None = None
         self.run: RunOnText | None = None
 
-    def read(self, folder: Path, latent: int, text: str) -> tuple[list[str], list[float]]:
-        """The tokens of a text, and the activations of a latent on them; 0 where it is silent.
+    def read(self, folder: Path, text: str) -> "TextLatents":
+        """The tokens of a text and their latents.
 
         Refused for an empty text and for one that is too long, and where the model cannot be had.
         """
@@ -39,8 +39,7 @@ class TextReader:
         if len(text) > TEXT_LENGTH:
             raise Refused(f"the text has {len(text):,} characters; {TEXT_LENGTH:,} are the most: shorten it")
         with self.lock:
-            read = self._opened(folder).latents_of(text)
-        return read.tokens, read.latents[:, latent].tolist()
+            return self._opened(folder).latents_of(text)
 
     def _opened(self, folder: Path) -> "RunOnText":
         wanted = (folder, (folder / WEIGHTS).stat().st_mtime_ns)
@@ -79,8 +78,9 @@ def text_answer(
         run = open_run(name)
         features = run.features()
         features.check(latent)
-        tokens, activations = reader.read(run.folder, latent, str(sent.get("text", "")))
-        view = text_view(tokens, activations, float(features.columns["max_activation"][latent]))
-        return {"html": render("text.html", **view)}
+        read = reader.read(run.folder, str(sent.get("text", "")))
+        activations = read.latents[:, latent].tolist()
+        view = text_view(read.tokens, activations, float(features.columns["max_activation"][latent]))
+        return {"html": render("text.html", notes=read.notes, **view)}
 
     return answer

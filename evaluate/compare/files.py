@@ -13,6 +13,7 @@ from evaluate.metrics.measurement import Check, Comparison, Measurement, PrefixM
 from evaluate.metrics.results import ROW_METRICS, WITH_METRIC
 from evaluate.report.comparison import markdown, summary, write_report
 from store.disk.files import hash_file, write_text
+from store.disk.suggest import command_line
 from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
 from store.shards.reader import Store
 
@@ -67,12 +68,12 @@ def is_done(kind: type[Measurement] | type[Comparison], path: Path, key: str) ->
     if not path.exists() or not path.with_name(REPORT).exists():
         return False
     command = "metrics" if kind is Measurement else "compare"
-    return read_result(kind, path, f"python -m evaluate {command} --run {path.parent.parent} --force").key == key
+    return read_result(kind, path, command_line("evaluate", command, run=path.parent.parent, force=True)).key == key
 
 
 def read_comparison(folder: Path) -> Comparison:
     """The comparison in a folder. Damaged when it cannot be read."""
-    return read_result(Comparison, folder / COMPARISON, f"python -m evaluate compare --run {folder.parent} --force")
+    return read_result(Comparison, folder / COMPARISON, command_line("evaluate", "compare", run=folder.parent, force=True))
 
 
 def publish(

@@ -81,7 +81,8 @@ class SectionedComparison:
         once = len(self.passes.nulls) + len(self.passes.siblings)
         moved = 2 * len(CE_FACTORS) * self.config.frontier
         outputs = 3 + sum(nested) + once + len(self.passes.trivial[1:]) + moved + len(self.passes.extra)
-        n = self.config.sequences
+        held_out = sum(shard.n_sequences for shard in self.store.manifest.of_split("heldout"))
+        n = min(self.config.sequences, held_out)
         log.info(
             "delta CE and KL will take about %s (%d outputs in %d sequences); --sequences 0 leaves them out, a smaller "
             "number takes its share of the time",

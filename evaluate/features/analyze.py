@@ -23,6 +23,7 @@ from evaluate.report.figure import Figure
 from evaluate.report.page import write_page
 from evaluate.text import share, visible
 from store.disk.files import write_text
+from store.disk.suggest import command_line
 from store.errors import Refused
 from store.layout import ANALYSIS, FEATURES, REPORT, REPORT_MARKDOWN, SAMPLES
 from store.transcoders.layouts import load_run
@@ -60,7 +61,8 @@ def analyze(config: AnalyzeConfig) -> Path:
     samples = config.run_directory / SAMPLES
     summary = read_summary(samples)
     if summary is None:
-        raise Refused(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
+        collect = command_line("evaluate", "features", run=config.run_directory)
+        raise Refused(f"{config.run_directory} has no features yet; collect them with {collect}")
     transcoder = load_run(config.run_directory)
     rows = read_rows(samples / FEATURES)
     for latent, note in read_notes(config.run_directory).items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from evaluate.estimates import first_complaint
+from store.disk.schema import first_complaint
 from store.errors import Damaged
 from store.layout import COLLECTION_SUMMARY
 

@@ -24,6 +24,7 @@ from evaluate.judge.excerpts import CLOSE, OPEN
 from evaluate.judge.questions import write_lines
 from evaluate.judge.score import read_answers, read_lines, write_scores
 from evaluate.judge.waiting import BUSY, asked_to_wait, waits
+from store.disk.suggest import command_line
 from store.errors import Refused
 from store.layout import ANSWERS, EXPLAIN, EXPLANATIONS, ITEMS, JUDGE
 
@@ -58,7 +59,8 @@ def judge(config: JudgeConfig) -> Path:
     questions = config.run / JUDGE
     for name in (EXPLAIN, ITEMS):
         if not (questions / name).exists():
-            raise Refused(f"{questions} has no {name}; write the questions with python -m evaluate judge-export")
+            write = command_line("evaluate", "judge-export", run=config.run)
+            raise Refused(f"{questions} has no {name}; write the questions with {write}")
     items = read_lines(questions / ITEMS)
     folder = config.folder
     given = None if config.explanations is None else read_explanations(config.explanations, items)

@@ -21,6 +21,7 @@ from evaluate.runs import open_run
 from harvest.model.tokenizer import load_tokenizer
 from store.devices import resolve_device
 from store.disk.files import write_text
+from store.disk.suggest import command_line
 from store.errors import Refused
 from store.layout import EXPLAIN, FEATURES, ITEMS, SAMPLES
 
@@ -52,7 +53,8 @@ def export_questions(config: JudgeExportConfig) -> Path:
     samples = config.run_directory / SAMPLES
     summary = read_summary(samples)
     if summary is None:
-        raise Refused(f"{config.run_directory} has no features yet; collect them with python -m evaluate features")
+        collect = command_line("evaluate", "features", run=config.run_directory)
+        raise Refused(f"{config.run_directory} has no features yet; collect them with {collect}")
     run = open_run(config)
     store = run.store
     if summary.store_fingerprint != store.fingerprint:

@@ -9,6 +9,7 @@ from evaluate.features.context_table import QUANTILES
 from evaluate.features.reader import Features
 from evaluate.judge.config import JudgeExportConfig
 from evaluate.judge.excerpts import Excerpt
+from store.disk.suggest import command_line
 from store.errors import Refused
 
 
@@ -58,7 +59,7 @@ def choose_quizzes(features: Features, config: JudgeExportConfig, random: np.ran
     if not quizzes:
         raise Refused(
             f"no latent has {config.per_quantile} samples in every quantile; lower --per-quantile, or collect more with "
-            "python -m evaluate features --samples 40"
+            + command_line("evaluate", "features", samples=40)
         )
     return quizzes
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from evaluate.intervals import MIN_DOCUMENTS, by_document, estimate, ratio, resample
 from evaluate.model.config import ImportanceConfig
 from evaluate.model.edits import Edit, SplicedRows, check_latents
-from evaluate.model.sequences import SequencePlace, Sequences, places_of, sample, sequences_of
+from evaluate.model.sequences import SequencePlace, Sequences, chosen_places, sample, sequences_of
 from evaluate.model.splice import beside_mlp, check_restart, hidden_states, open_model
 from evaluate.model.unembed import ce_and_kl
 from evaluate.runs import check_in_model, open_run
@@ -35,7 +35,7 @@ def importance(config: ImportanceConfig) -> None:
     transcoder = run.transcoder.to(device)
     model = open_model(store, device)
     latents = list(config.latents) or most_active(transcoder, store, config)
-    places = list(places_of(store, config.sequences, at_once=1))
+    places = chosen_places(store, config.sequences, at_once=1)
     ranked = rank(transcoder, store, model, latents, places, config.keep_error)
     result = {
         "run": str(config.run_directory),

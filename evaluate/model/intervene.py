@@ -11,14 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.model.config import InterveneConfig
-from evaluate.model.control import control_lines, controls_of
-from evaluate.model.edits import Edit, SplicedRows, edit_text, edits_of
+from evaluate.model.control import controls_of
+from evaluate.model.edits import Edit, SplicedRows, edits_of
+from evaluate.model.shown import table
 from evaluate.model.splice import hidden_states, open_model, sum_of_sites
+from evaluate.model.texts import read_text, room_for, text_of
 from evaluate.runs import check_in_model, open_without_rows
 from harvest.model.language_model import LanguageModel
 from harvest.model.tokenizer import token_texts
 from harvest.model.unembedding import Unembedding
-from harvest.text.tokens import tokenize
 from store.devices import resolve_device
 from store.disk.files import write_text
 from store.errors import Refused
@@ -49,7 +50,9 @@ def intervene(config: InterveneConfig) -> None:
     transcoder = run.transcoder.to(device)
     predictions = []
     of_controls = []
-    rows = rows_of(text, model, store)
+    read = read_text(text, model.tokenizer, store)
+    rows = read.rows
+    n_written = room_for(config.generate, rows[-1], store)
     for tokens in tqdm(rows, desc="intervene", unit="row", leave=False):
         predictions += effects(tokens, transcoder, store, model, edits, config)
         of_controls += effects(tokens, transcoder, store, model, instead, config) if instead else []
@@ -58,9 +61,10 @@ def intervene(config: InterveneConfig) -> None:
     result = {
         "run": str(config.run_directory),
         "keep_error": config.keep_error,
+        "notes": list(read.notes),
         "edits": [vars(edit) for edit in edits],
         **totals(predictions),
-        "continued": continued(rows[-1], transcoder, store, model, edits, config),
+        "continued": continued(rows[-1], transcoder, store, model, edits, config.keep_error, n_written),
         "tokens": predictions,
     }
     if controls:
@@ -74,30 +78,6 @@ def intervene(config: InterveneConfig) -> None:
     path = config.out or config.run_directory / INTERVENTION
     write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(table(result), path, sep="\n")
-
-
-def text_of(config: InterveneConfig) -> str:
-    """The text to run on, from --text or --file. Refused when the file is not UTF-8."""
-    if config.file is None:
-        return str(config.text)
-    try:
-        return config.file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Refused(f"{config.file} is not UTF-8 text ({error}); save it as UTF-8") from None
-
-
-def rows_of(text: str, model: LanguageModel, store: Store, least: int = 2) -> list[Int[Tensor, "1 tokens"]]:
-    """The text as rows that begin with BOS and are no longer than those of the store.
-
-    Refused for fewer tokens than `least`: 2, so that one is predicted.
-    """
-    ids = next(tokenize([text], model.tokenizer))
-    if len(ids) < least:
-        so_that = ", so that one is predicted" if least > 1 else ""
-        raise Refused(f"the text has {len(ids)} tokens; at least {least} are needed{so_that}")
-    room = store.manifest.recipe.context - 1
-    bos = model.tokenizer.bos_token_id
-    return [torch.tensor([[bos, *ids[start : start + room]]]) for start in range(0, len(ids), room)]
 
 
 @dataclass(frozen=True)
@@ -147,16 +127,16 @@ def continued(
     store: Store,
     model: LanguageModel,
     edits: Sequence[Edit],
-    config: InterveneConfig,
+    keep_error: bool,
+    n: int,
 ) -> dict[str, str]:
-    """How the model goes on after a row, the likeliest token each time: clean, before and after; empty where not asked."""
+    """How the model goes on after a row for n tokens, the likeliest each time: clean, before and after; empty for none."""
     unembedding = Unembedding.of(model)
-    n = min(config.generate, store.manifest.recipe.context - tokens.shape[1])
     found = {}
     for index, name in enumerate(("clean", "before", "after") if n > 0 else ()):
         row = tokens
         for _ in range(n):
-            last = runs_of(row, transcoder, store, model, edits, config.keep_error).hidden(model, index)[-1:]
+            last = runs_of(row, transcoder, store, model, edits, keep_error).hidden(model, index)[-1:]
             logits = torch.nn.functional.linear(last, unembedding.weight, unembedding.bias)
             row = torch.cat([row, logits.argmax(1)[None].to(row.device)], dim=1)
         found[name] = "".join(token_texts(model.tokenizer, row[0, tokens.shape[1] :].tolist()))
@@ -264,35 +244,3 @@ def totals(predictions: Sequence[dict]) -> dict:
         "delta_ce": ce["ce_after"] - ce["ce_before"],
         "most_affected": [{"token": token, "change": change} for token, change in ranked],
     }
-
-
-def table(result: dict) -> str:
-    """The result as text, a line a token."""
-
-    def words(items: Sequence[dict]) -> str:
-        return "  ".join(f"{item['token']!r} {item['change']:+.3f}" for item in items[:3])
-
-    against = "the model itself (error kept)" if result["keep_error"] else "the spliced model"
-    lines = [
-        f"{', '.join(map(edit_text, result['edits']))}; changes are against {against}",
-        "active: the largest activation of these latents at the token, before. KL, delta CE (nats), and the probabilities",
-        "that rise and fall most are those of the prediction that follows the token.",
-        f"{'token':>16} {'active':>10} {'KL':>9} {'delta CE':>9}  probabilities",
-    ]
-    for prediction in result["tokens"]:
-        delta = ""
-        if prediction["ce_after"] is not None:
-            delta = f"{prediction['ce_after'] - prediction['ce_before']:+.4f}"
-        active = max(prediction["before"])
-        figures = f"{prediction['token'][-14:]!r:>16} {active:10.3g} {prediction['kl']:9.2g} {delta:>9}"
-        lines.append(f"{figures}  {words(prediction['rises'])}  {words(prediction['falls'])}")
-    lines.append(
-        f"mean KL {result['kl_mean']:.4g} nats; CE {result['ce_clean']:.4f} clean, {result['ce_before']:.4f} before, "
-        f"{result['ce_after']:.4f} after ({result['delta_ce']:+.4f}); most affected: "
-        + (words(result["most_affected"]) or "none: the predictions stay as they are")
-    )
-    ways = {"clean": "by itself", "before": "with the transcoder", "after": "with the changes"}
-    lines += [f"goes on {ways[name]}: {text!r}" for name, text in result["continued"].items()]
-    if "control" in result:
-        lines += control_lines(result, [", ".join(map(edit_text, each["edits"])) for each in (result, result["control"])])
-    return "\n".join(lines)

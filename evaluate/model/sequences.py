@@ -1,5 +1,6 @@
 """Held-out sequences in token order: their tokens alone, or with their cached rows."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from store.shards.documents import documents_of
 from store.shards.manifest import ShardEntry, going_on
 from store.shards.reader import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,17 @@ def sample(store: Store, n_sequences: int, at_once: int = 1, source_site: str = 
 
 SequencePlace = tuple[ShardEntry, Int[Tensor, " sequences"]]
 """A shard, and the numbers of some sequences in it."""
+
+
+def chosen_places(store: Store, n_sequences: int, at_once: int) -> list[SequencePlace]:
+    """All of `places_of`; warns where the held-out shards have fewer."""
+    places = list(places_of(store, n_sequences, at_once))
+    found = sum(len(wanted) for _, wanted in places)
+    if found < n_sequences:
+        log.warning(
+            "%d held-out sequences were asked for, and %s gives %d: these are taken", n_sequences, store.directory, found
+        )
+    return places
 
 
 def places_of(store: Store, n_sequences: int, at_once: int) -> Iterator[SequencePlace]:

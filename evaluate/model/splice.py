@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evaluate.intervals import by_document, resample
 from evaluate.metrics.accumulate import sites_of
-from evaluate.model.sequences import Sequences, places_of, sequences_of
+from evaluate.model.sequences import Sequences, chosen_places, places_of, sequences_of
 from evaluate.model.splice_table import SpliceTable
 from evaluate.model.unembed import ce_and_kl
 from harvest.model.language_model import LanguageModel
@@ -146,7 +146,7 @@ def splice(
     mean = torch.tensor(store.manifest.statistics[target_site].mean, dtype=torch.float32)
     metric = read_metric(store, target_site)
     fisher = None if metric is None else metric.fisher.float().to(device)
-    places = list(places_of(store, n_sequences, of_kind(SEQUENCES_AT_ONCE, device)))
+    places = chosen_places(store, n_sequences, of_kind(SEQUENCES_AT_ONCE, device))
     check_restart(model, unembedding, sequences_of(store, *places[0], source_site))
     documents: list[Tensor] = []
     columns: list[Tensor] = []

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from evaluate.estimates import first_complaint
 from store.disk.files import write_text
 from store.disk.lock import WriterLock
+from store.disk.schema import first_complaint
 from store.errors import Busy, Damaged, Refused
 from store.layout import NOTES, NOTES_LOCK
 

@@ -1,7 +1,6 @@
 """The model card of a run on the hub, made from the run's own files: nothing in it is written by hand."""
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from evaluate.baselines import hub_name_of
 from evaluate.metrics.measurement import Measurement
+from evaluate.publish.again import commands
 from evaluate.report.comparison import cell, prefix_rows, rows_of
 from evaluate.text import markdown_table
 from harvest.model.depth import architecture_of
@@ -206,6 +206,7 @@ def _recipe(facts: Carded) -> list[str]:
     said = {
         "model": f"{recipe.model}, revision {recipe.model_revision}, run in {recipe.compute_dtype}",
         "text": f"{recipe.dataset} ({recipe.dataset_revision}), rows of {recipe.context} tokens",
+        "tokens harvested": "not recorded" if facts.source.tokens is None else f"{facts.source.tokens:,}",
         "rows trained on": f"{options['tokens']:,}" if "tokens" in options else "not recorded",
         "loss": _loss_of(options),
     }
@@ -214,14 +215,11 @@ def _recipe(facts: Carded) -> list[str]:
     said["store"] = f"fingerprint `{facts.source.fingerprint}`, activations in {recipe.dtype}"
     said["libraries"] = ", ".join(f"{name} {version}" for name, version in recipe.libraries.items())
     table = markdown_table([[name, value] for name, value in said.items()], ["", ""])
-    where = f"--model {shlex.quote(recipe.model)} --layer {recipe.layer}"
-    shards = f"--shard-tokens {recipe.shard_sequences * recipe.context} --heldout-every {recipe.heldout_every}"
-    again = (
-        f"    python -m harvest {where} --dataset {shlex.quote(recipe.dataset)} \\\n"
-        f"      --context {recipe.context} {shards} --seed {recipe.seed}\n"
-        f"    python -m train {where}  # with the options in train_config.json"
-    )
-    return ["\n".join(table), *([f"To make it again:\n\n{again}"] if options else [])]
+    if not options:
+        return ["\n".join(table)]
+    lacking = "" if facts.source.tokens is not None else " (how many tokens the store had was not recorded yet)"
+    template = "" if recipe.chat_template is None else f", with the chat template whose hash is `{recipe.chat_template}`"
+    return ["\n".join(table), f"To make it again{template}{lacking}:\n\n{commands(facts.source)}"]
 
 
 def _loss_of(options: Mapping[str, Any]) -> str:

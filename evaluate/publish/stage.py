@@ -13,6 +13,7 @@ from evaluate.metrics.measurement import Measurement
 from evaluate.publish.card import Carded, card, licence_of
 from evaluate.publish.config import PushConfig
 from store.config import ExportConfig
+from store.disk.suggest import command_line
 from store.errors import Refused
 from store.exports.export import export
 from store.exports.fitting import layout_named
@@ -151,7 +152,7 @@ def measured_in(run: Path) -> Measurement:
     places = ((COMPARISON_FOLDER, OURS_METRICS, "compare"), (EVALUATION, METRICS, "metrics"))
     for inside, name, command in places:
         if (run / inside / name).exists():
-            return read_result(Measurement, run / inside / name, f"python -m evaluate {command} --run {run} --force")
+            return read_result(Measurement, run / inside / name, command_line("evaluate", command, run=run, force=True))
     raise Refused(f"{run} was not measured, and its card would say nothing: run make evaluate RUN={run} first")
 
 

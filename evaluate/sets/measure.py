@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluate.intervals import by_document
-from evaluate.model.sequences import TokenRows, places_of, tokens_of
+from evaluate.model.sequences import TokenRows, chosen_places, tokens_of
 from evaluate.model.splice import SEQUENCES_AT_ONCE
 from evaluate.model.unembed import predictions
 from evaluate.sets.choices import Variant
@@ -50,7 +50,7 @@ class SetRun:
 
 def measure(run: SetRun, model: LanguageModel) -> tuple[SetTable, int]:
     """The sums by document, and the number of sequences that they are of. Finished sequences are not run again."""
-    places = list(places_of(run.store, run.sequences, of_kind(SEQUENCES_AT_ONCE, model.device)))
+    places = chosen_places(run.store, run.sequences, of_kind(SEQUENCES_AT_ONCE, model.device))
     texts = [tokens_of(run.store, *place) for place in places]
     lanes = Lanes(model)
     means = mean_outputs(run, texts, lanes)

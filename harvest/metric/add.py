@@ -12,6 +12,7 @@ from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
 from store.devices import of_kind, resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
+from store.disk.suggest import command_line
 from store.lens.site_lens import damage_of_lens, save_lens
 from store.shards.manifest import load_manifest, save_manifest
 from store.shards.metric import check_sums, damage_of_metric, save_metric
@@ -92,14 +93,14 @@ def estimate(
     under_way.forget()
     worst = min((sums.agreement for sums in found.metric.values()), default=1.0)
     if worst < AGREEMENT:
+        layers = ",".join(map(str, stores))
+        first = stores[min(stores)].directory
+        place = first if len(stores) == 1 else first.parent
         log.warning(
-            "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: "
-            "python -m harvest metric --force --sequences %d --layer %s --store %s",
+            "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: %s",
             worst,
             AGREEMENT,
-            4 * n,
-            ",".join(map(str, stores)),
-            stores[min(stores)].directory if len(stores) == 1 else stores[min(stores)].directory.parent,
+            command_line("harvest", "metric", layer=layers, store=place, force=True, sequences=4 * n),
         )
 
 

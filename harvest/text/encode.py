@@ -1,18 +1,20 @@
-"""Documents -> token ids: text, chat records through the tokenizer's own template, columns of ids made elsewhere."""
+"""Documents -> token ids: text, chat records through a chat template, columns of ids made elsewhere."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import xxhash
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from harvest.text.records import Bad
+from harvest.text.template import hash_of_template, read_template
 from store.errors import Refused
 
 TODAY = datetime(2024, 7, 26)
@@ -20,6 +22,10 @@ TODAY = datetime(2024, 7, 26)
 
 MARK = "\ue000{number}\ue001"
 """Stands for the content of a message while a template is looked at: characters that no text should have."""
+
+MARKER = re.compile(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<\w+_of_\w+>")
+"""What a template writes where a turn begins or ends. DeepSeek's bars are full-width."""
+OTHER_TEMPLATE = "--chat-template FILE gives another template"
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,12 @@ def conversation(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerB
         marked = [message | {"content": MARK.format(number=number)} for number, message in enumerate(messages)]
         skeleton = _rendered(marked, tokenizer)
     except (TemplateError, ValueError, TypeError) as error:
-        systemic = any(message["role"] == "system" for message in messages)
-        cure = "put the system message's text before that of the first user message" if systemic else ""
+        systemic = any(message["role"] == "system" for message in messages) and type(error) is TemplateError
+        cure = "put the system message's text before that of the first user message" if systemic else OTHER_TEMPLATE
         return Bad(f"the chat template refuses it ({error})", cure)
     spans = _spans([message["content"] for message in messages], rendered, skeleton)
     if spans is None:
-        return Bad("the chat template changes its messages, so that its own tokens cannot be told from theirs")
+        return Bad("the chat template changes its messages, so that its tokens cannot be told from theirs", OTHER_TEMPLATE)
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     of_template = [True] * len(rendered)
     for start, end in spans:
@@ -100,12 +106,47 @@ def _without_specials(marked: Marked, tokenizer: PreTrainedTokenizerBase, n_ids:
     return Marked([index for index, _ in kept], [of_template for _, of_template in kept])
 
 
+def parsed_template(path: Path) -> str:
+    """The template in a file. Refused as `read_template` says, and where Jinja cannot parse it."""
+    template = read_template(path)
+    try:
+        chat_template_utils.render_jinja_template([], chat_template=template)  # of no conversation: it is parsed alone
+    except TemplateSyntaxError as error:
+        raise Refused(
+            f"chat_template {path} is no valid Jinja: line {error.lineno}: {error.message}; mend it, or give another"
+        ) from None
+    return template
+
+
+def lost_markers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What becomes of markers of the tokenizer's template that no row holds as tokens, a sentence each."""
+    try:
+        rendered = _rendered([{"role": "user", "content": ""}, {"role": "assistant", "content": ""}], tokenizer)
+    except (TemplateError, ValueError, TypeError):
+        return []  # a template with demands of its own; what it refuses is said record by record
+    known = tokenizer.get_vocab()
+    unknown = [marker for marker in dict.fromkeys(MARKER.findall(rendered)) if marker not in known]
+    bos = tokenizer.bos_token
+    found = []
+    if unknown:
+        found.append(
+            f"the chat template writes {', '.join(unknown)}, and the tokenizer has no such tokens: they are read as "
+            "characters; give --chat-template a template with the markers that the model was trained with"
+        )
+    if bos and bos != tokenizer.eos_token and bos in rendered.removeprefix(bos):
+        found.append(
+            f"the chat template writes {bos} at each turn, which is the tokenizer's BOS: rows have BOS at their beginning "
+            "alone, so that turns lose it"
+        )
+    return found
+
+
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a manifest calls chat_template. Refused when the tokenizer has none."""
     template = tokenizer.chat_template
     if not template:
         raise Refused(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template; --chat needs one: take the model's "
-            "instruction-tuned sister, or put a chat_template.jinja beside the tokenizer"
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template, which --chat needs; give a Jinja file with "
+            "--chat-template, such as the chat_template.jinja of the model's instruction-tuned sister"
         )
-    return xxhash.xxh3_128_hexdigest(str(template).encode())
+    return hash_of_template(str(template))

@@ -45,8 +45,10 @@ def document_in(value: Any, column: str, kind: Kind) -> Document | Bad:
     if found == kind:
         return value
     cure = f"choose another {OPTIONS[kind]}"
-    if value is None:
+    if value is None or value == []:
         cure = "--bad-records skip leaves such records out"
+    elif kind == "chat" and _are_objects(value):
+        cure = _cure_of_messages(value)
     elif found is not None:
         cure = f"read it with {OPTIONS[found]} {column}"
     return Bad(f"its column {column!r} holds {described(value)} where {WANTED[kind]} wanted", cure)
@@ -67,6 +69,22 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
 
 
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _cure_of_messages(value: list[dict]) -> str:
+    """What to do with objects that are no messages, so that they are read."""
+    if all({"from", "value"} <= item.keys() for item in value):
+        return "these are ShareGPT's: rename from to role (human is user, gpt is assistant) and value to content"
+    if all({"role", "content"} <= item.keys() for item in value):
+        return (
+            "role and content must be text: join the parts of a content, or leave records with images and calls of tools "
+            "out with --bad-records skip"
+        )
+    return "each message needs the text role and the text content: rename its keys"
+
+
 def described(value: Any) -> str:
     """What a value is, in words."""
     if value is None:
@@ -82,4 +100,8 @@ def described(value: Any) -> str:
     kind = kind_of_value(value)
     if kind is not None:
         return "a list of token ids" if kind == "tokens" else "a list of messages"
-    return "a list"
+    if not value:
+        return "an empty list"
+    if _are_objects(value):
+        return f"a list of objects with {', '.join(map(str, value[0]))}"
+    return f"a list that begins with {described(value[0])}"

@@ -53,6 +53,12 @@ class SpecialTokens:
         return cls(bos=int(bos), eos=int(eos), excluded=tuple(sorted(found)))
 
 
+def typed_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The BOS with which a text begins in letters, the tokenizer's own or `<bos>`; None where it begins with neither."""
+    start = text[:256].lstrip()
+    return next((bos for bos in (tokenizer.bos_token, "<bos>") if bos and start.startswith(bos)), None)
+
+
 def tokenize(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Token ids of each text, none of them special: `<bos>` written in a text is text."""
     iterator = iter(texts)

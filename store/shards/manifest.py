@@ -8,6 +8,7 @@ from pydantic import ValidationError, model_serializer
 
 from store.disk.files import write_text
 from store.disk.remote import StorePath
+from store.disk.schema import first_complaint
 from store.errors import Damaged, Refused
 from store.layout import MANIFEST as MANIFEST
 from store.mlp.info import MlpInfo
@@ -18,7 +19,7 @@ from store.shards.entries import Rest as Rest
 from store.shards.entries import ShardEntry as ShardEntry
 from store.shards.entries import going_on as going_on
 from store.shards.entries import rests_after as rests_after
-from store.shards.recipe import Recipe, Split, Strict, first_complaint, without_none
+from store.shards.recipe import Recipe, Split, Strict, without_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +173,7 @@ def load_manifest(directory: StorePath) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        fault = first_complaint(error)
+        fault = first_complaint(error, Manifest.model_fields)
         raise Damaged(f"{path} does not fit format {FORMAT_VERSION} at {fault}; {cure_of_manifest(directory)}") from None
     if manifest.fingerprint != manifest.recipe.fingerprint:
         raise Damaged(

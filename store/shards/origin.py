@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from store.disk.files import write_text
 from store.disk.remote import Remote, StorePath, parse_store_path
+from store.disk.schema import first_complaint
 from store.errors import Damaged, Refused
 from store.layout import NORM_FILE, ORIGIN
 from store.shards.manifest import MANIFEST, Manifest, NormInfo, load_manifest, refuse_newer
 from store.shards.reader import Store
-from store.shards.recipe import Recipe, Strict, first_complaint
+from store.shards.recipe import Recipe, Strict
 from store.views import Norm
 
 
@@ -29,12 +30,15 @@ class Side(Strict):
     recipe: Recipe
     norm: NormInfo
     widths: dict[str, int]
+    tokens: int | None = None
+    """Tokens of its shards, held-out and deleted ones too, when the run was written; None in version 1."""
 
     @classmethod
-    def of(cls, store: Store) -> "Side":
-        """What is recorded of an open store."""
+    def of(cls, store: Store, grows: bool = False) -> "Side":
+        """What is recorded of an open store; with `grows`, how many tokens it holds by now."""
         place = store.directory
         manifest = store.manifest
+        newest = load_manifest(place) if grows else manifest
         return cls(
             given=str(place),
             absolute=str(place if isinstance(place, Remote) else place.absolute()),
@@ -42,6 +46,7 @@ class Side(Strict):
             recipe=manifest.recipe,
             norm=manifest.norm,
             widths=manifest.widths,
+            tokens=newest.n_tokens,
         )
 
     @property
@@ -66,18 +71,21 @@ class Side(Strict):
 class Origin(Strict):
     """What stands in origin.json."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     store: Side
     target_store: Side | None = None
     """Where the target is of another layer."""
 
 
-def write_origin(folder: Path, store: Store) -> None:
-    """Records in a run's folder the store that it is trained on, and that store's norm."""
+def write_origin(folder: Path, store: Store, grows: bool = False) -> None:
+    """Records in a run's folder the store that it is trained on, and that store's norm.
+
+    grows: whether the store was harvested while the run was trained.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target = None if store.target is None else Side.of(store.target)
+    target = None if store.target is None else Side.of(store.target, grows)
     store.norm.to("cpu").save(folder / NORM_FILE)
-    write_text(folder / ORIGIN, Origin(store=Side.of(store), target_store=target).model_dump_json(indent=1) + "\n")
+    write_text(folder / ORIGIN, Origin(store=Side.of(store, grows), target_store=target).model_dump_json(indent=1) + "\n")
 
 
 def copy_origin(run: Path, copy: Path) -> None:
@@ -93,7 +101,7 @@ def read_origin(folder: Path) -> Origin | None:
     if not path.exists():
         return None
     content = path.read_bytes()
-    refuse_newer(content, path, newest=1)
+    refuse_newer(content, path, newest=2)
     try:
         origin = Origin.model_validate_json(content)
     except ValidationError as error:

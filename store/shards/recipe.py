@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +25,6 @@ def heldout_below(number: int, heldout_every: int) -> int:
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def first_complaint(error: ValidationError) -> str:
-    """Where a JSON file does not fit its schema, and how: the first complaint of many."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
 
 
 def hash_of(fields: dict) -> str:

@@ -9,20 +9,20 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from store.disk.schema import first_complaint
 from store.errors import Damaged
 
 C = TypeVar("C", bound=BaseModel)
 
 
 def read_config(path: Path, kind: type[C]) -> C:
-    """A config.json. Damaged naming the file and the first field that does not fit."""
+    """A config.json. Damaged naming the file, the first field that does not fit, and the cure."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        where = f"{path}: {field}" if field else str(path)
-        raise Damaged(f"{where}: {first['msg']}") from None
+        strange = error.errors()[0]["type"] == "extra_forbidden"
+        cure = "update the code if a later version wrote it, else take the key out" if strange else "mend or restore it"
+        raise Damaged(f"{path}: {first_complaint(error, kind.model_fields)}; {cure}") from None
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
@@ -59,10 +59,19 @@ def check_arrays(path: Path, arrays: dict[str, Tensor], required: Set[str], opti
 
 
 def check_keys(path: Path, found: Set[str], required: Set[str], optional: Set[str] = frozenset()) -> None:
-    """Damaged naming the keys that are missing or unknown."""
-    missing = required - found
-    unknown = found - required - optional
-    if missing or unknown:
-        raise Damaged(
-            f"{path}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}; expected {sorted(required)}"
+    """Damaged naming the keys that are missing or unknown, those that are known, and the cure."""
+    missing = sorted(required - found)
+    unknown = sorted(found - required - optional)
+    wrong = {"missing": missing, "unknown": unknown}
+    named = ", ".join(f"{what} keys {keys}" for what, keys in wrong.items() if keys)
+    if missing and unknown:
+        cure = "it is of another kind or version: give the transcoder in a layout that store/README.md lists"
+    elif missing:
+        cure = "download it again, or save it whole"
+    else:
+        cure = (
+            "if the output does not need what is unknown, save the file without it; else give the transcoder in another of "
+            "the layouts that store/README.md lists"
         )
+    if named:
+        raise Damaged(f"{path}: {named}; known are {sorted(required | optional)}; {cure}")

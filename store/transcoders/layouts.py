@@ -1,6 +1,7 @@
 """How projects lay a transcoder out in files: one table, by which every layout is read and, where it can be, written."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from store.disk.suggest import command_line
 from store.errors import Refused
 from store.layout import CONFIG, WEIGHTS, model_slug
 from store.names import SET_CONFIG
@@ -33,6 +35,8 @@ from store.transcoders.sparsify import SPARSIFY_CONFIG, SPARSIFY_WEIGHTS, load_s
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from store.views import NORMS, VIEWS, NormKind, ViewName
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(/[\w./-]+)?")
+"""What may be a repository of the hub, or a folder in one."""
 OTHER_MODEL = "%s says that it is for %s, but these rows are of %s: its figures mean nothing unless that is the same model"
 log = logging.getLogger(__name__)
 
@@ -104,9 +108,10 @@ def _refuse_other_layouts(directory: Path) -> None:
     """Refused, naming the command that makes a run of it, for another project's transcoder."""
     other = other_layout_of(directory)
     if other is not None:
+        export = command_line("store", "export", run=directory, layout="run", store="STORE", out="RUN")
         raise Refused(
             f"{directory} holds a transcoder in the layout {other}, not a run: compare with it as BASELINE=, or make a run "
-            f"of it with python -m store export {directory} --layout run --store STORE --out RUN"
+            f"of it with {export}"
         )
 
 
@@ -203,6 +208,9 @@ def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None
     norm: the kind of the model's norm, where it is known.
     """
     name = layout_of(path)
+    if name is None and not path.exists():
+        on_hub = f"; on the hub it would be hf://{path}" if HUB_NAME.fullmatch(str(path)) else ""
+        raise Refused(f"{path} does not exist; give a folder or file that does{on_hub}")
     if name is None:
         expected = ", ".join(f"{layout.files} ({each})" for each, layout in LAYOUTS.items())
         raise Refused(f"{path} holds no transcoder: expected one of {expected}")

@@ -39,7 +39,12 @@ def load_llamascopium(directory: Path, model: str) -> Transcoder:
     path = directory / CONFIG
     config = read_settings(path)
     _check(path, config)
-    hook_in, hook_out = str(config.get("hook_point_in")), str(config.get("hook_point_out"))
+    hook_in, hook_out = str(config.get("hook_point_in") or ""), str(config.get("hook_point_out") or "")
+    if not hook_in or not hook_out:
+        raise Refused(
+            f"{path} does not say what it reads and predicts: it lacks hook_point_in or hook_point_out; add them, as "
+            '"blocks.15.ln2.hook_normalized" and "blocks.15.hook_mlp_out"'
+        )
     layer, hook = of_one_mlp(path, hook_in, hook_out)
     arrays = read_arrays(directory / LLAMASCOPIUM_WEIGHTS)
     averages = {name.removeprefix(AVERAGE): arrays.pop(name) for name in list(arrays) if name.startswith(AVERAGE)}

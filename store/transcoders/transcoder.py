@@ -93,9 +93,10 @@ class Transcoder:
         for name, shape in _shapes(c).items():
             actual = tuple(getattr(self, name).shape)
             if actual != shape:
-                raise Damaged(f"{c.name}: {name} has shape {list(actual)}, its config asks for {list(shape)}")
+                raise Damaged(f"{c.name}: {name} has shape {list(actual)} where {list(shape)} belongs; {_cure_of_shape(c)}")
         if self.W_skip is not None and tuple(self.W_skip.shape) != (c.d_out, c.d_in):
-            raise Damaged(f"{c.name}: W_skip has shape {list(self.W_skip.shape)}, expected {[c.d_out, c.d_in]}")
+            shape = list(self.W_skip.shape)
+            raise Damaged(f"{c.name}: W_skip has shape {shape} where {[c.d_out, c.d_in]} belongs; {_cure_of_shape(c)}")
 
     def view(self, resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d_in"]:
         """What this transcoder reads, x, from the rows of its source site as stored."""
@@ -212,6 +213,14 @@ class Transcoder:
         arrays = read_arrays(directory / WEIGHTS)
         check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
         return cls(config, **arrays).to(device)
+
+
+def _cure_of_shape(config: TranscoderConfig) -> str:
+    where = f" in {config.source}" if config.source else ""
+    return (
+        f"the arrays{where} are of another size, transposed, or have a dimension of 1 too many; write them as "
+        "[d_in, d_sae], [d_sae], [d_sae, d_out] and [d_out]"
+    )
 
 
 def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from evaluate.compare.one_layer import compare_runs
 from evaluate.compare.one_run import evaluate_run
 from evaluate.estimates import Estimate, check_result, read_result
 from evaluate.metrics.measurement import Comparison, FirstLetters, Measurement, Semantics, Spliced
+from store.disk.suggest import interpreter
 from store.errors import Damaged
 from store.layout import COMPARISON, METRICS, OTHER_METRICS, OURS_METRICS
 
@@ -61,11 +62,12 @@ def test_what_was_read_already_is_checked_alike(tmp_path):
 
 def test_earlier_results_that_cannot_be_read_are_told_and_made_again_by_force(trained):
     """Neither is the measuring begun, nor is it a traceback."""
+    python = f"{interpreter()} -m evaluate"
     path = evaluate_run(trained) / METRICS
     path.write_text(path.read_text().replace('"fvu":', '"fuv":', 1))
-    with pytest.raises(Damaged, match=f"make it again with `python -m evaluate metrics --run {trained.run} --force`"):
+    with pytest.raises(Damaged, match=f"make it again with `{python} metrics --run {trained.run} --force`"):
         evaluate_run(trained)
     path = compare_runs(trained) / COMPARISON
     path.write_text(path.read_text()[:1000])
-    with pytest.raises(Damaged, match=f"make it again with `python -m evaluate compare --run {trained.run} --force`"):
+    with pytest.raises(Damaged, match=f"make it again with `{python} compare --run {trained.run} --force`"):
         compare_runs(trained)

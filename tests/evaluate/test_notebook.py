@@ -44,7 +44,9 @@ def test_a_long_text_is_cut_as_the_store_was(alone):
     read = run.latents_of(TEXT * 20)
     assert "".join(read.tokens) == TEXT * 20
     assert read.latents.shape == (len(read.tokens), 40)
-    assert len(read.tokens) > 32
+    assert len(read.tokens) == 20 * len(TEXT) > 32
+    assert [note[:26] for note in read.notes] == [f"the text has {20 * len(TEXT)} tokens, a"]
+    assert run.latents_of(TEXT).notes == ()
 
 
 def test_a_latent_is_labelled_by_its_tokens_or_by_a_judge(alone):

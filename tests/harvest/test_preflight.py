@@ -9,9 +9,10 @@ import pytest
 
 import harvest.loop
 import harvest.opening
+import harvest.run
 import harvest.text.origin
 from harvest.config import HarvestConfig
-from harvest.preflight import visit
+from harvest.preflight import rounding_of, visit
 from harvest.ranks import Rank
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.errors import Refused
@@ -125,6 +126,56 @@ def test_what_needs_no_library_is_refused_before_one_is_imported(config, command
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert message in done.stderr
     assert not config.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "context", "shard_tokens", "expected"),
+    [
+        (10_240, 1024, None, None),
+        (294_912, 128, 16_384, None),
+        (
+            500,
+            1024,
+            None,
+            "500 tokens asked for become 10,240: 10 whole shards of 1 sequence of 1,024 tokens, since a store has at least "
+            "10 shards; a smaller --context takes fewer",
+        ),
+        (300_000, 128, None, "300,000 tokens asked for become 300,800: 10 whole shards of 235 sequences of 128 tokens"),
+        (
+            100,
+            32,
+            512,
+            "100 tokens asked for become 1,024: 2 whole shards of 16 sequences of 32 tokens, since a store has at least 2 "
+            "shards; a smaller --shard-tokens takes fewer",
+        ),
+    ],
+)
+def test_tokens_that_become_more_are_said_in_one_line(asked, context, shard_tokens, expected):
+    assert rounding_of(HarvestConfig(tokens=asked, context=context, shard_tokens=shard_tokens)) == expected
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(3 * 512, False), (1100, True)])
+def test_the_rounding_is_said_before_the_model_is_loaded(config, monkeypatch, caplog, tokens, said):
+    caplog.set_level("INFO")
+
+    def ends(stores):
+        raise Refused("before the model")
+
+    monkeypatch.setattr(harvest.loop, "harvest_rest", ends)
+    with pytest.raises(Refused, match="before the model"):
+        harvest.run.run(replace(config, tokens=tokens))
+    assert ("1,100 tokens asked for become 1,536: 3 whole shards" in caplog.text) == said
+
+
+def test_a_small_harvest_that_was_killed_goes_on_to_as_many_shards(config):
+    """It has ten shards when it is not killed, though 40 tokens would fill two."""
+    small = replace(config, shard_tokens=None, tokens=40)
+    assert small.n_shards == 10
+    harvest.loop.harvest(replace(config, shard_tokens=small.tokens_a_shard, tokens=2 * small.tokens_a_shard))
+    begun = visit(small)
+    assert begun.finished_shards == {1: 2}
+    assert begun.config.n_shards == 10
+    assert begun.finished is None
 
 
 def test_ranks_that_torchrun_did_not_start_say_that_they_do_a_share(monkeypatch, caplog):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from store.cli import parse
+from store.disk.suggest import STARTED_BY, interpreter
 from tests.train.making import results_of
 from train import advice
 from train.checkpoint import identity
@@ -37,7 +38,7 @@ def test_no_recipe_of_ours_exceeds_its_run(name):
     assert advice.warnings_of(parse(TrainConfig, "train", expand(["--preset", name]))) == []
 
 
-def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, caplog):
+def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, caplog, monkeypatch):
     config = replace(config, warmup_steps=1024, dead_after=10**6, heldout_every=1000)  # 40 steps of 32 rows
     transcoder = train(config)
     expected = [
@@ -53,9 +54,22 @@ def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, c
     assert [line.removeprefix("WARNING: ") for line in said if line.startswith("WARNING")][-3:] == expected
     last = results_of(config)[1][-1]
     assert said[1] == f"last batch: FVU {last['fvu']:.4f}, L0 4.0, dead -"
-    assert (
-        said[-1] == f"next: {advice.interpreter()} -m evaluate metrics --run {config.run_directory} --store {config.store}"
-    )
+    command = f"evaluate metrics --run {config.run_directory} --store {config.store}"
+    assert said[-1] == f"next: {interpreter()} -m {command}"
+    monkeypatch.setenv(STARTED_BY, "make")
+    said = advice.describe(config, transcoder).splitlines()
+    assert said[-1] == f"next: make evaluate RUN={config.run_directory} STORE={config.store}"
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(1280, False), (1300, True)])
+def test_rows_that_are_no_whole_steps_are_said_before_the_training(config, caplog, tokens, said):
+    caplog.set_level("INFO")
+    advice.announce(replace(config, tokens=tokens), 1000, "STORE", "fisher")
+    line = "1,300 rows asked for become 1,280: 40 whole steps of 32 rows"
+    assert (line in [record.message for record in caplog.records]) == said
+    caplog.clear()
+    advice.announce(replace(config, tokens=tokens, follow=True), 1000, "STORE", "fisher")
+    assert (line in [record.message for record in caplog.records]) == said
 
 
 def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):

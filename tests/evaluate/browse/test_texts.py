@@ -43,6 +43,12 @@ def test_a_text_of_one_s_own_shows_the_latent_s_activation_on_each_token(browser
     assert f"Silent on all {len(ids)} tokens" in post(browser, int(np.argmin(expected.sum(0))), TEXT).json()["html"]
 
 
+def test_a_text_that_is_cut_says_so_on_the_page(browser, on_tiny_model):
+    assert "warning" not in post(browser, 1, TEXT).json()["html"]
+    html = post(browser, 1, TEXT * 5).json()["html"]
+    assert f'<p class="warning">The text has {5 * len(TEXT)} tokens, and a row of the store holds 31 after BOS' in html
+
+
 def test_the_model_is_loaded_once_and_again_for_another_run(browser, on_tiny_model, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     opened = []

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from evaluate.metrics.tasks import examples
 from evaluate.model.config import ImportanceConfig, InterveneConfig
 from evaluate.model.importance import importance
-from evaluate.model.intervene import intervene, rows_of
+from evaluate.model.intervene import intervene
 from evaluate.model.sequences import sample
 from evaluate.model.spelling import letter_gradients, read
 from evaluate.model.splice import hidden_states, splice
+from evaluate.model.texts import read_text
 from evaluate.rows import places
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
@@ -161,7 +162,7 @@ def test_an_intervention_feeds_the_source_site_and_replaces_mlp_out(case):
     intervene(InterveneConfig(store=case.store.directory, run=run, device="cpu", text=TEXT, ablate=(0,)))
     found = json.loads((run / "intervention.json").read_text())["tokens"]
     place = 0
-    for tokens in rows_of(TEXT, case.model, case.store):
+    for tokens in read_text(TEXT, case.model.tokenizer, case.store).rows:
         clean, before, after = case.clean(tokens), case.log_p(tokens), case.log_p(tokens, latent=0)
         for position in range(1, tokens.shape[1] - 1):
             expected = {

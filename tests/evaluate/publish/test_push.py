@@ -134,7 +134,15 @@ def test_a_card_s_commands_give_the_store_s_shards_and_its_tables_are_narrow(run
     card = push(PushConfig(run=run, repo="me/tiny", dry_run=True))
     recipe = json.loads((run / "origin.json").read_text())["store"]["recipe"]
     tokens = recipe["shard_sequences"] * recipe["context"]
-    assert f"--shard-tokens {tokens} --heldout-every {recipe['heldout_every']} --seed {recipe['seed']}" in card
+    side = json.loads((run / "origin.json").read_text())["store"]
+    for words in (
+        f"--shard-tokens {tokens}",
+        f"--heldout-every {recipe['heldout_every']}",
+        f"--seed {recipe['seed']}",
+        f"--tokens {side['tokens']}",
+    ):
+        assert f" {words}" in card
+    assert f"| tokens harvested | {side['tokens']:,} |" in card
     metrics = json.loads((run / "comparison" / "ours_metrics.json").read_text())
     assert f"{round(40 * metrics['dead_fraction'])} of 40 latents never fire" in card
     by_prefix = card.partition("| by prefix |")[2].partition("\n\n")[0]

@@ -18,32 +18,8 @@ from store.errors import Damaged, Refused
 from store.shards.reader import open_store
 from tests.command import run
 from tests.harvest.making import REPAIR, store_files
+from tests.harvest.text.making import said
 from tests.making import BOS, EOS, PAD, hash_of
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-    "<turn>{{ m.role }}\n{{ m.content | trim }}<eos>{% endfor %}"
-)
-
-
-@pytest.fixture(scope="module")
-def chatty(tiny_models, tmp_path_factory) -> Path:
-    """The tiny Gemma 2 with a template, whose marker is a token of its own in an embedding that has room for it."""
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("chatty")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gemma2"])
-    tokenizer.add_tokens(["<turn>", "\n"], special_tokens=True)
-    tokenizer.chat_template = TEMPLATE
-    model = AutoModelForCausalLM.from_pretrained(tiny_models["gemma2"])
-    model.resize_token_embeddings(100)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def said(*contents: str) -> list[dict[str, str]]:
-    return [{"role": "ab"[number % 2], "content": content} for number, content in enumerate(contents)]
 
 
 def test_a_conversation_is_what_the_template_gives_and_its_own_tokens_are_marked(chatty):
@@ -185,14 +161,6 @@ def test_an_id_beyond_the_vocabulary_is_refused_or_skipped(config, ids):
         harvest(right)
     (manifest,) = harvest(replace(right, bad_records="skip"))
     assert manifest.shards[0].bad_records == 1
-
-
-@pytest.fixture
-def chat(config, chatty, tmp_path) -> HarvestConfig:
-    path = tmp_path / "chat.jsonl"
-    rows = [{"messages": said(f"question {number}", "an answer " * (number % 5))} for number in range(200)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return replace(config, model=str(chatty), dataset=str(path), chat="messages")
 
 
 def test_template_tokens_are_marked_in_the_store_and_can_be_excluded(chat, tmp_path, monkeypatch, capsys):

@@ -224,8 +224,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, suffix, write):
         ("3", r"a number \(3\) where text is wanted"),
         ("[1, 2]", "a list of token ids where text is wanted: read it with --tokens-column text"),
         ('[{"role": "user", "content": "hi"}]', "a list of messages where text is wanted: read it with --chat text"),
-        ('[{"role": "user", "content": null}]', "a list where text is wanted: choose another --text-column"),
-        ('["a"]', "a list where text is wanted"),
+        ('[{"role": "user", "content": null}]', "a list of objects with role, content where text is wanted: choose"),
+        ('["a"]', "a list that begins with text where text is wanted"),
         ('{"a": 1}', "an object where text is wanted"),
     ],
 )

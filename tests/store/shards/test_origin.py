@@ -29,6 +29,24 @@ def test_recipe_norm_and_widths_come_back_without_the_store(store, tmp_path):
     assert again.manifest.shards == ()
 
 
+def test_the_tokens_of_the_store_are_recorded_and_a_growing_one_is_counted_again(tmp_path):
+    store = make_store(tmp_path / "store", n_shards=2)
+    larger = make_store(tmp_path / "store", n_shards=3)
+    for grows, expected in ((False, 2 * 128), (True, 3 * 128)):
+        write_origin(tmp_path / "run", store, grows)
+        assert read_origin(tmp_path / "run").store.tokens == expected
+    assert larger.manifest.n_tokens == 3 * 128
+
+
+def test_a_record_of_version_1_has_no_tokens(store, tmp_path):
+    write_origin(tmp_path, store)
+    written = json.loads((tmp_path / "origin.json").read_text())
+    del written["store"]["tokens"]
+    (tmp_path / "origin.json").write_text(json.dumps(written | {"format_version": 1}))
+    assert read_origin(tmp_path).store.tokens is None
+    assert store_without_rows(tmp_path, read_origin(tmp_path)).fingerprint == store.fingerprint
+
+
 def test_both_stores_of_a_pair_are_recorded(store, tmp_path):
     other = make_store(tmp_path / "other", layer=2)
     write_origin(tmp_path / "run", Store(store.directory, store.manifest, store.norm, target=other))
@@ -67,7 +85,7 @@ def test_a_damaged_record_is_refused(store, tmp_path):
     write_origin(tmp_path, store)
     path = tmp_path / "origin.json"
     written = json.loads(path.read_text())
-    path.write_text(json.dumps(written | {"format_version": 2}))
+    path.write_text(json.dumps(written | {"format_version": 3}))
     with pytest.raises(Refused, match="update the code"):
         read_origin(tmp_path)
     path.write_text(json.dumps(written | {"store": written["store"] | {"fingerprint": "0" * 32}}))

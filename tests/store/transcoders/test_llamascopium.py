@@ -58,6 +58,7 @@ def test_outputs_equal_its_equations(tmp_path, act, with_norm, scaled):
         ({"use_glu_encoder": True}, "a gated encoder cannot be read"),
         ({"act_fn": "batchtopk"}, "has act_fn 'batchtopk'; those that can be read"),
         ({"norm_activation": "token-wise"}, "has norm_activation 'token-wise'; only dataset-wise and inference"),
+        ({"hook_point_in": None}, "does not say what it reads and predicts: it lacks hook_point_in or hook_point_out; add"),
         ({"hook_point_out": "blocks.9.hook_mlp_out"}, "only a layer's MLP"),
         (
             {"hook_point_in": "blocks.8.hook_resid_pre", "norm_activation": "inference"},

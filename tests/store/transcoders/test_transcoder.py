@@ -85,6 +85,17 @@ def test_configs_that_do_not_fit_are_refused(changes, message):
         Transcoder(good.config.model_copy(update=changes), **good.arrays())
 
 
+def test_an_array_of_another_shape_is_named_with_its_place_and_the_cure():
+    good = make_transcoder()
+    config = good.config.model_copy(update={"d_in": 7, "source": "their/folder"})
+    expected = (
+        r"W_enc has shape \[6, 10\] where \[7, 10\] belongs; the arrays in their/folder are of another size, transposed, "
+        "or have a dimension of 1 too many; write them as"
+    )
+    with pytest.raises(ValueError, match=expected):
+        Transcoder(config, **good.arrays())
+
+
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_missing_and_unknown_keys_are_refused(change, tmp_path):
     make_transcoder().save(tmp_path)
