@@ -23,15 +23,17 @@ def plan(config: PlanConfig) -> str:
 
 def run(config: HarvestConfig) -> str:
     """A line for every finished store; empty for ranks other than 0."""
+    rank = Rank.of_environment()
     stores = visit(config)
-    manifests = stores.finished
+    manifests = stores.finished_for(rank)
     if manifests is None:
         refuse_what_is_known(config)
         log.info("loading the libraries of models and data sets")
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds
 
         manifests = harvest_rest(stores)
-    if Rank.of_environment().index:
+    rank.close()
+    if rank.index:
         return ""
     lines = []
     for manifest, directory in zip(manifests, config.directories.values(), strict=True):

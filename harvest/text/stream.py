@@ -1,23 +1,33 @@
 """A corpus and a model's tokenizer -> the shards of tokens that follow those which are finished."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
 from harvest.text.corpus import Corpus, resuming
 from harvest.text.encode import Marked
 from harvest.text.records import Bad, Repeat
+from harvest.text.together import TokenSharing
 from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack
 from store.errors import Refused
 from store.shards.manifest import Rest, ShardEntry, rests_after
 from store.shards.recipe import Split, split_of
 
 
-def documents_from(corpus: Corpus, model: LanguageModel, start: int) -> Iterator[list[int] | Marked | Bad | Repeat]:
-    """Token ids of the documents from a number on. Damaged for a bad record, unless the corpus skips them."""
+def documents_from(
+    corpus: Corpus, model: LanguageModel, start: int, sharing: TokenSharing | None = None
+) -> Iterator[list[int] | Marked | Bad | Repeat]:
+    """Token ids of the documents from a number on. Damaged for a bad record, unless the corpus skips them.
+
+    sharing: the processes that make the ids together, all from the same document on; None to make them here.
+    """
     n_ids = 0 if corpus.kind == "text" else known_ids(model)
-    for number, document in enumerate(encode(resuming(corpus, start), model.tokenizer, n_ids), start):
+    ids = partial(encode, tokenizer=model.tokenizer, n_ids=n_ids)
+    documents = resuming(corpus, start)
+    for number, document in enumerate(ids(documents) if sharing is None else sharing.encoded(documents, ids), start):
         if isinstance(document, Bad) and not corpus.skips_bad:
             raise corpus.damaged(number, document.in_words)
         yield document
@@ -50,22 +60,35 @@ def pieces_of(corpus: Corpus, model: LanguageModel, rests: Mapping[Split, Rest])
     return pieces
 
 
-def one_ahead(shards: Iterator[PackedShard]) -> Iterator[PackedShard]:
-    """The same shards, each made in a thread of its own while the one before it is used."""
-    with ThreadPoolExecutor(1, "tokenize") as thread:
-        coming = thread.submit(next, shards, None)
-        while (shard := coming.result()) is not None:
-            coming = thread.submit(next, shards, None)
+def ahead(shards: Iterator[PackedShard], most: int) -> Iterator[PackedShard]:
+    """The same shards, up to `most` of them made in a thread of its own while an earlier one is used.
+
+    Closed early, it waits for the shard that is being made, and no further one is begun.
+    """
+    if most == 0:
+        yield from shards
+        return
+    thread = ThreadPoolExecutor(1, "tokenize")
+    try:
+        coming = deque(thread.submit(next, shards, None) for _ in range(most))
+        while (shard := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, shards, None))
             yield shard
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
 
 
 def packed_from(
-    config: HarvestConfig, corpus: Corpus, model: LanguageModel, before: Sequence[ShardEntry]
+    config: HarvestConfig,
+    corpus: Corpus,
+    model: LanguageModel,
+    before: Sequence[ShardEntry],
+    sharing: TokenSharing | None = None,
 ) -> Iterator[PackedShard]:
-    """The shards of the text that follow some that are finished."""
+    """The shards of the text that follow some that are finished; `sharing` as for `documents_from`."""
     start = before[-1].next_document if before else 0
     return pack(
-        documents_from(corpus, model, start),
+        documents_from(corpus, model, start, sharing),
         start,
         SpecialTokens.of(model.tokenizer),
         config.shard_sequences,
