@@ -1,7 +1,7 @@
 """A corpus and a model's tokenizer -> the shards of tokens that follow those which are finished."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -60,7 +60,7 @@ def pieces_of(corpus: Corpus, model: LanguageModel, rests: Mapping[Split, Rest])
     return pieces
 
 
-def ahead(shards: Iterator[PackedShard], most: int) -> Iterator[PackedShard]:
+def ahead(shards: Iterator[PackedShard], most: int) -> Generator[PackedShard, None, None]:
     """The same shards, up to `most` of them made in a thread of its own while an earlier one is used.
 
     Closed early, it waits for the shard that is being made, and no further one is begun.
