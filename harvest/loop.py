@@ -2,8 +2,9 @@
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from harvest.ring import RingKeeper
 from harvest.shard import check_finite, run_shard
 from harvest.space import refuse_what_does_not_fit, rows_fit_on_device
 from harvest.text.corpus import Corpus
-from harvest.text.stream import OddBos, one_ahead, packed_from
+from harvest.text.odd_bos import OddBos
+from harvest.text.stream import ahead, packed_from
+from harvest.text.together import TokenSharing
+from harvest.text.tokens import PackedShard
 from store.counts import share
 from store.errors import Refused
 from store.layout import METRIC_STATE
 from store.loader.repeats import find_repeats
-from store.shards.manifest import Manifest, load_manifest
+from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import open_store
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
@@ -40,7 +44,7 @@ def harvest(config: HarvestConfig) -> list[Manifest]:
     Refused for a bad option, Busy when another process writes a store, OSError when the disk is full.
     """
     stores = visit(config)
-    finished = stores.finished
+    finished = stores.finished_for(Rank.of_environment())
     return harvest_rest(stores) if finished is None else finished
 
 
@@ -86,19 +90,26 @@ def _fill(
 
     With a ring whose runs are finished: how many shards there are.
     """
-    shortest = min((writer.manifest for writer in writers.values()), key=lambda manifest: len(manifest.shards))
-    first = len(shortest.shards)
+    before = _finished_before(writers, rank)
+    first = len(before)
     if first:
         _note_a_slow_size(config, first)
     odd = OddBos(corpus, model) if rank.index == 0 else None
-    stream = islice(packed_from(config, corpus, model, shortest.shards, odd), max(0, config.n_shards - first))
+    sharing = TokenSharing(rank) if rank.exchanges else None
+    stream = islice(packed_from(config, corpus, model, before, odd, sharing), max(0, config.n_shards - first))
     number = first - 1
     lanes: Lanes | None = None
     on_device = rows_fit_on_device(config, model.d_model, model.devices)
     on_cpu = model.device.type == "cpu"  # there writing and tokenizing would only take cores from the model
-    shards = stream if on_cpu else one_ahead(stream)
-    with _progress(config, first, rank) as bar, Writing(at_once=on_cpu) as writing:
-        for number, packed in enumerate(shards, start=first):
+    # processes that share the tokenizing go at its pace together: each needs shards for the time that another's take
+    most_ahead = 2 * rank.world if sharing is not None else int(not on_cpu)
+    with (
+        closing(rank),
+        closing(ahead(stream, most_ahead)) as shards,
+        _progress(config, first, rank) as bar,
+        Writing(at_once=on_cpu) as writing,
+    ):
+        for number, packed in enumerate(_while_needed(shards, ring), start=first):
             if ring is not None and not ring.has_room(number):
                 writing.wait()  # what the trainer waits for must be there before anybody waits for the trainer
                 if not ring.wait(number, bar):
@@ -111,7 +122,30 @@ def _fill(
         writing.wait()
     if odd is not None:
         odd.tell()
+    if sharing is not None:
+        log.info("process %d of %d tokenized %s", rank.index, rank.world, sharing.in_words)
     return number + 1
+
+
+def _finished_before(writers: dict[int, StoreWriter], rank: Rank) -> Sequence[ShardEntry]:
+    """The shards that every store has already; of several processes all go on from those that rank 0 has entered."""
+    first = rank.gather(min(len(writer.manifest.shards) for writer in writers.values()))[0]
+    for writer in writers.values():
+        if rank.index and rank.exchanges:  # it may have been read before rank 0 entered what others had left
+            writer.manifest = load_manifest(writer.directory)
+    return next(iter(writers.values())).manifest.shards[:first]
+
+
+def _while_needed(shards: Iterator[PackedShard], ring: RingKeeper | None) -> Iterator[PackedShard]:
+    """The shards; where the runs need no more of them, they may end because another process has left."""
+    try:
+        yield from shards
+    except ConnectionError:
+        if ring is None:
+            raise
+        ring.look()
+        if not ring.finished:
+            raise
 
 
 def _note_a_slow_size(config: HarvestConfig, first: int) -> None:

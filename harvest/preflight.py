@@ -45,6 +45,11 @@ class Visit:
         complete = [m for m in self.manifests.values() if m.exhausted or len(m.shards) >= self.config.n_shards]
         return complete if len(complete) == len(self.config.layers) else None
 
+    def finished_for(self, rank: Rank) -> list[Manifest] | None:
+        """`finished`, if every process of torchrun sees the stores so: one may have looked before the last shards were
+        entered, and the others then help it to the end."""
+        return self.finished if all(rank.gather(self.finished is not None)) else None
+
     @property
     def finished_shards(self) -> dict[int, int]:
         """How many shards each store has."""

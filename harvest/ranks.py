@@ -1,11 +1,20 @@
-"""Which process of how many this is, as torchrun says; ranks share nothing but the store's folder."""
+"""Which process of how many this is, as torchrun says; ranks share the store's folder, and the tokenizing of the text."""
 
 import logging
 import os
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
 
 from store.errors import Refused
 
+LIMIT = timedelta(days=7)
+"""How long a process waits for another one that does not answer: beside a bounded cache all wait for the trainer, for days
+if need be. A process that has ended is noticed at once."""
+
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -37,6 +46,35 @@ class Rank:
                 self.index,
                 self.world,
             )
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the processes give each other what they make: torchrun started them, so that all run at one time."""
+        return self.world > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, by rank; all call it equally often. Its own alone where nothing is exchanged.
+
+        ConnectionError when another process has ended, or has not answered for LIMIT.
+        """
+        if not self.exchanges:
+            return [value]
+        found = [value] * self.world
+        try:
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=LIMIT)
+            dist.all_gather_object(found, value)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"another process of this harvest has ended, or cannot be reached ({str(error).splitlines()[0]}); finished "
+                "shards are kept: its own message says why, then run the same command again"
+            ) from None
+        return found
+
+    def close(self) -> None:
+        """Ends the exchange: a process that still waits for this one is told so."""
+        if self.exchanges and dist.is_initialized():
+            dist.destroy_process_group()
 
     def takes(self, shard: int) -> bool:
         return shard % self.world == self.index

@@ -30,8 +30,9 @@ def say_rounding(config: HarvestConfig) -> None:
 
 def run(config: HarvestConfig) -> str:
     """A line for every finished store; empty for ranks other than 0."""
+    rank = Rank.of_environment()
     stores = visit(config)
-    manifests = stores.finished
+    manifests = stores.finished_for(rank)
     if manifests is None:
         say_rounding(stores.config)
         refuse_what_is_known(config)
@@ -39,7 +40,8 @@ def run(config: HarvestConfig) -> str:
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds
 
         manifests = harvest_rest(stores)
-    if Rank.of_environment().index:
+    rank.close()
+    if rank.index:
         return ""
     lines = []
     for manifest, directory in zip(manifests, config.directories.values(), strict=True):

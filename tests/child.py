@@ -11,6 +11,7 @@ OUTSIDE = {name: value for name, value in os.environ.items() if not name.startsw
 PATIENCE = 1200
 """Seconds after which a process counts as hung: a busy machine may be tens of times slower than this suite's usual one."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+"""Of two processes; the last word is their number."""
 
 
 def python(*words: str, **environment: str) -> str:

@@ -1,85 +1,37 @@
 """A corpus and a model's tokenizer -> the shards of tokens that follow those which are finished."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-
-from transformers import PreTrainedTokenizerBase
+from functools import partial
 
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
 from harvest.text.corpus import Corpus, resuming
 from harvest.text.encode import Marked
-from harvest.text.records import Bad, Document, Repeat
-from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack, typed_bos
+from harvest.text.odd_bos import OddBos
+from harvest.text.records import Bad, Repeat
+from harvest.text.together import TokenSharing
+from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack
 from store.errors import Refused
 from store.shards.manifest import Rest, ShardEntry, rests_after
 from store.shards.recipe import Split, split_of
 
-log = logging.getLogger(__name__)
-
-
-class OddBos:
-    """Counts the documents with a BOS where rows have none, and warns at the first."""
-
-    def __init__(self, corpus: Corpus, model: LanguageModel) -> None:
-        self.name = corpus.name
-        self.tokenizer = model.tokenizer
-        self.count = 0
-
-    def watched(self, documents: Iterator[Document | Bad | Repeat], start: int) -> Iterator[Document | Bad | Repeat]:
-        """The documents as they are; the first of them has the number `start`."""
-        for number, document in enumerate(documents, start):
-            complaint = odd_bos(document, self.tokenizer)
-            self.count += complaint is not None
-            if complaint is not None and self.count == 1:
-                log.warning("document %d of %s %s", number, self.name, complaint)
-            yield document
-
-    def tell(self) -> None:
-        """Logs how many documents there were, if they were more than the first."""
-        if self.count > 1:
-            log.warning("%s of the documents read of %s have such a BOS", f"{self.count:,}", self.name)
-
-
-def odd_bos(document: Document | Bad | Repeat, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What becomes of a BOS that a document has of its own, and the cure; None where it has none that matters."""
-    if isinstance(document, str):
-        bos = typed_bos(document, tokenizer)
-        return bos and (
-            f"begins with {bos!r}, and rows get BOS by themselves: BOS is there twice, the second time as characters; take "
-            "it out of the text"
-        )
-    if isinstance(document, list) and document and type(document[0]) is int and _is_joined_by_bos(document, tokenizer):
-        return (
-            "has BOS between its tokens, which rows have at their beginning alone: it is left out, and the texts around it "
-            "are joined; put EOS between them, or give each a record of its own"
-        )
-    return None
-
-
-def _is_joined_by_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether BOS follows a token of text, with no EOS between them."""
-    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    if bos == eos or bos not in ids[1:]:
-        return False
-    unpadded = [index for index in ids if index != pad]
-    return any(index == bos and before not in (bos, eos) for before, index in pairwise(unpadded))
-
 
 def documents_from(
-    corpus: Corpus, model: LanguageModel, start: int, odd: OddBos | None = None
+    corpus: Corpus, model: LanguageModel, start: int, odd: OddBos | None = None, sharing: TokenSharing | None = None
 ) -> Iterator[list[int] | Marked | Bad | Repeat]:
     """Token ids of the documents from a number on. Damaged for a bad record, unless the corpus skips them.
 
     odd: counts the documents with a BOS of their own.
+    sharing: the processes that make the ids together, all from the same document on; None to make them here.
     """
     n_ids = 0 if corpus.kind == "text" else known_ids(model)
+    ids = partial(encode, tokenizer=model.tokenizer, n_ids=n_ids)
     documents = resuming(corpus, start)
     if odd is not None:
         documents = odd.watched(documents, start)
-    for number, document in enumerate(encode(documents, model.tokenizer, n_ids), start):
+    for number, document in enumerate(ids(documents) if sharing is None else sharing.encoded(documents, ids), start):
         if isinstance(document, Bad) and not corpus.skips_bad:
             raise corpus.damaged(number, document.in_words)
         yield document
@@ -112,13 +64,22 @@ def pieces_of(corpus: Corpus, model: LanguageModel, rests: Mapping[Split, Rest])
     return pieces
 
 
-def one_ahead(shards: Iterator[PackedShard]) -> Iterator[PackedShard]:
-    """The same shards, each made in a thread of its own while the one before it is used."""
-    with ThreadPoolExecutor(1, "tokenize") as thread:
-        coming = thread.submit(next, shards, None)
-        while (shard := coming.result()) is not None:
-            coming = thread.submit(next, shards, None)
+def ahead(shards: Iterator[PackedShard], most: int) -> Generator[PackedShard, None, None]:
+    """The same shards, up to `most` of them made in a thread of its own while an earlier one is used.
+
+    Closed early, it waits for the shard that is being made, and no further one is begun.
+    """
+    if most == 0:
+        yield from shards
+        return
+    thread = ThreadPoolExecutor(1, "tokenize")
+    try:
+        coming = deque(thread.submit(next, shards, None) for _ in range(most))
+        while (shard := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, shards, None))
             yield shard
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
 
 
 def packed_from(
@@ -127,11 +88,12 @@ def packed_from(
     model: LanguageModel,
     before: Sequence[ShardEntry],
     odd: OddBos | None = None,
+    sharing: TokenSharing | None = None,
 ) -> Iterator[PackedShard]:
-    """The shards of the text that follow some that are finished; `odd` counts the documents with a BOS of their own."""
+    """The shards of the text that follow some that are finished; `odd` and `sharing` as for `documents_from`."""
     start = before[-1].next_document if before else 0
     return pack(
-        documents_from(corpus, model, start, odd),
+        documents_from(corpus, model, start, odd, sharing),
         start,
         SpecialTokens.of(model.tokenizer),
         config.shard_sequences,

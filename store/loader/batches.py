@@ -20,7 +20,7 @@ from store.disk.files import allow_open_files
 from store.disk.remote import Remote, RemoteFile, StorePath
 from store.errors import Damaged, Refused
 from store.loader.columns import Column, Columns, columns_of
-from store.loader.schedule import LEAST_PIECE_BYTES, Mix, Schedule, Window
+from store.loader.schedule import LEAST_PIECE_BYTES, PIECE_BYTES, Mix, Schedule, Window
 from store.loader.sharing import Rows, Sharing
 from store.loader.slot import Slot
 from store.shards.arrays import ArrayPlace, LocalFile, open_file, read_rows
@@ -100,13 +100,15 @@ class Reader:
         shard = self.shards[column.side][number]
         path = store.directory / shard.name
         opened = self.files.get(path) or open_file(path)  # outside of the lock: over a network it takes long
-        place = store.places(shard)[column.site]
+        places = store.places(shard)
         with self.opening:
             file = self.files.setdefault(path, opened)
-            self.places[column, number] = file, place
+            for each in self.columns.read:  # one look at the header serves all columns of the file
+                if each.side == column.side:
+                    self.places[each, number] = file, places[each.site]
         if file is not opened:  # another thread was first
             opened.close()
-        return file, place
+        return self.places[column, number]
 
     def close(self) -> None:
         for file in self.files.values():
@@ -209,6 +211,8 @@ class Windows:
         self.upcoming = schedule.windows(start)
         self.stop = stop
         self.reader = reader
+        self.most_rows = max(1, PIECE_BYTES // max(reader.column_bytes))
+        """Of one read: a shard that is read in order is read by several threads at once."""
         self.n_readers = REMOTE_READERS if isinstance(reader.stores[0].directory, Remote) else READERS
         self.readers = ThreadPoolExecutor(max_workers=self.n_readers, thread_name_prefix="reader")
         self.fillers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="loader")
@@ -277,7 +281,7 @@ class Windows:
             self.ahead.append((slot, window, self.fillers.submit(self._fill, slot, window)))
 
     def _fill(self, slot: Slot, window: Window) -> Tensor | None:
-        part = self.sharing.part(window)
+        part = self.sharing.part(window).cut(self.most_rows)
         pieces = [slice(number, None, self.n_readers) for number in range(min(self.n_readers, len(part.rows)))]
         for done in [self.readers.submit(self.reader.fill, part, own, slot.memory) for own in pieces]:
             done.result()

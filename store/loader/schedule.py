@@ -79,6 +79,16 @@ class Window:
         kept = rows > 0
         return replace(self, shard=self.shard[kept], first=(self.first + skipped)[kept], rows=rows[kept])
 
+    def cut(self, most: int) -> "Window":
+        """The same window, with pieces of `most` rows at most."""
+        parts = -(-self.rows // most)
+        if (parts == 1).all():
+            return self
+        piece = np.repeat(np.arange(len(parts)), parts)
+        skipped = (np.arange(len(piece)) - (np.cumsum(parts) - parts)[piece]) * most
+        rows = np.minimum(most, self.rows[piece] - skipped)
+        return replace(self, shard=self.shard[piece], first=self.first[piece] + skipped, rows=rows)
+
 
 class Schedule:
     """The endless stream of rows: every row of every shard once an epoch. Memory grows with the number of shards alone.

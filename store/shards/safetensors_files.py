@@ -57,8 +57,9 @@ def reserve(descriptor: int, n_bytes: int) -> None:
 
 def safetensors_places(path: StorePath) -> dict[str, ArrayPlace]:
     """Each array's place. Damaged naming the file when its header is, or when it is shorter than the header says."""
-    size = path.stat().st_size
     with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 0 < length <= size - 8:

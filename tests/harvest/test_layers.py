@@ -1,11 +1,6 @@
-"""Several layers and sites, several processes, and text that breaks off."""
+"""Several layers and sites, and text that breaks off."""
 
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,8 +11,7 @@ from harvest.loop import harvest
 from harvest.text.corpus import RETRIES, Corpus, resuming
 from store.shards.reader import open_store
 from store.shards.writer import StoreWriter
-from tests.child import PATIENCE, TORCHRUN
-from tests.harvest.making import options_of, store_files
+from tests.harvest.making import store_files
 
 
 def test_stores_of_one_pass_are_those_of_single_passes_and_row_aligned(config, tmp_path):
@@ -52,35 +46,6 @@ def test_killed_between_two_stores_appends_and_extended_both_end_whole(config, t
     harvest(replace(cut, tokens=5 * 512))
     for layer in (0, 1):
         assert store_files(cut.directories[layer]) == store_files(whole.directories[layer])
-
-
-def torchrun(config) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", *TORCHRUN, "-m", "harvest", *options_of(config, "0,1")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-def test_torchrun_with_a_rank_killed_and_run_again_ends_as_one_process_would(config, tmp_path):
-    asked = replace(config, layer=(0, 1), tokens=40 * 512)
-    one = replace(asked, store=tmp_path / "one")
-    harvest(one)
-    first = torchrun(asked)
-    lock, finished = (asked.directories[0] / name for name in ("writer-1.lock", "shard-00005.safetensors"))
-    while not finished.exists() and first.poll() is None:
-        time.sleep(0.01)
-    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
-    _, errors = first.communicate(timeout=PATIENCE)
-    assert first.returncode != 0
-    kept = {path: path.stat().st_mtime_ns for path in asked.store.rglob("shard-0000[13].safetensors")}
-    assert len(kept) == 4
-    assert len(list(asked.store.rglob("shard-*.safetensors"))) < 80
-    again = torchrun(asked)
-    said, errors = again.communicate(timeout=PATIENCE)
-    assert again.returncode == 0, errors[-1000:]
-    assert said.count("40 shards") == 2
-    for layer in (0, 1):
-        assert store_files(asked.directories[layer]) == store_files(one.directories[layer])
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards were made again"
 
 
 def broken(failures: int) -> Corpus:

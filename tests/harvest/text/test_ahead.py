@@ -1,4 +1,4 @@
-"""Shards of tokens made one ahead, in a thread."""
+"""Shards of tokens made ahead, in a thread."""
 
 from collections.abc import Iterator
 from threading import Event, current_thread, main_thread
@@ -6,7 +6,7 @@ from threading import Event, current_thread, main_thread
 import pytest
 import torch
 
-from harvest.text.stream import one_ahead
+from harvest.text.stream import ahead
 from harvest.text.tokens import PackedShard
 
 
@@ -26,7 +26,7 @@ def test_the_next_shard_is_made_while_one_is_used_and_no_more():
             yield shard(number)
 
     seen = []
-    for each in one_ahead(made()):
+    for each in ahead(made(), 1):
         number = each.first_document
         seen.append(number)
         assert number == 4 or begun[number + 1].wait(60)
@@ -39,7 +39,7 @@ def test_what_making_a_shard_raises_comes_in_its_turn():
         yield shard(0)
         raise ValueError("a bad record")
 
-    stream = one_ahead(made())
+    stream = ahead(made(), 1)
     assert next(stream).first_document == 0
     with pytest.raises(ValueError, match="a bad record"):
         next(stream)
@@ -50,6 +50,42 @@ def test_what_is_beyond_the_last_shard_taken_is_not_looked_at():
         yield shard(0)
         raise AssertionError
 
-    stream = one_ahead(made())
+    stream = ahead(made(), 1)
     next(stream)
     stream.close()
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_no_more_shards_are_made_ahead_than_asked_for(most):
+    asked = []
+
+    def made() -> Iterator[PackedShard]:
+        for number in range(9):
+            asked.append(number)
+            yield shard(number)
+
+    numbers = []
+    for each in ahead(made(), most):
+        numbers.append(each.first_document)
+        assert len(asked) <= len(numbers) + most
+    assert numbers == list(range(9))
+
+
+def test_closed_early_no_further_shard_is_begun():
+    begun, may_end = Event(), Event()
+    asked = []
+
+    def made() -> Iterator[PackedShard]:
+        yield shard(0)
+        for number in range(1, 9):
+            asked.append(number)
+            begun.set()
+            assert may_end.wait(60)
+            yield shard(number)
+
+    stream = ahead(made(), 4)
+    next(stream)
+    assert begun.wait(60)
+    may_end.set()
+    stream.close()
+    assert len(asked) <= 5

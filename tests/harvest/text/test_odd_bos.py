@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 import harvest.opening
 from harvest.loop import harvest as harvested
-from harvest.text.stream import odd_bos
+from harvest.text.odd_bos import odd_bos
 from tests.harvest.kills import corpus_of
 from tests.harvest.making import TEXTS, instant_harvest
 from tests.making import BOS, EOS, PAD
