@@ -19,6 +19,9 @@ from train.step.module import TrainingTranscoder
 CALIBRATION_ROWS = 32_768
 """Training rows on which the finished weights are calibrated, at most."""
 
+MAPPED = 4096
+"""Decoder rows that are mapped in float64 at once on an accelerator, whose memory would hardly hold all of a wide one's."""
+
 FEW = "%s: L0 will be about %.1f, below k = %d: no more pre-activations pass half of training's threshold; train for longer"
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,8 @@ def export(
     W_dec = decoder / target_scale
     if module.target_inverse is not None:
         back = module.target_inverse.to(device)
-        W_dec = (W_dec.double() @ back).float()
+        for rows in W_dec.split(len(W_dec) if device.type == "cpu" else MAPPED):
+            rows.copy_(rows.double() @ back)
         b_dec = (b_dec.double() @ back).float()
         W_skip = None if W_skip is None else (back @ W_skip.double()).float()
     return Transcoder(

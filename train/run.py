@@ -26,6 +26,7 @@ from train.export import calibrate, export
 from train.follow import Following
 from train.log import HeldoutRecord, MeasuringTime, Record, TrainingLog
 from train.snapshots import Collector, snapshot_of, uncollected
+from train.step.memory import MEASURED_ROWS
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.optimizer import learning_rate, make_optimizer, train_step
 from train.step.sharded import ShardedForward
@@ -136,7 +137,8 @@ class Run:
         return transcoder
 
     def _export(self, source: str, threshold: Tensor | None = None, gather: bool = True) -> Transcoder:
-        """The artefact as it is now; it names the stores of both its sides."""
+        """The artefact as it is now; it names the stores of both its sides. Frees gradients, which nobody reads again."""
+        self.optimizer.zero_grad(set_to_none=True)
         made = export(self.module, self.store.fingerprint, source, threshold, gather)
         target = self.store.target
         if target is None:
@@ -232,7 +234,7 @@ class Run:
             [now],
             self.store,
             "heldout",
-            min(2048, limit),
+            min(MEASURED_ROWS, limit),
             self.module.encoder.device,
             limit,
             quiet=True,

@@ -177,13 +177,17 @@ def batches(
     windows = Windows(reader, schedule, store.manifest.recipe.torch_dtype, torch.device(device), cursor, stop, sharing)
     norm = store.norm.to(device)
     sites_of = reader.columns.on(torch.device(device), target_dtype)
+
+    def batch_of(columns: list[Tensor], end: int) -> Batch:
+        source, target = sites_of(columns)
+        return Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
+
     try:
         position = cursor
         while stop is None or position < stop:
             end = position + rows * world if stop is None else min(stop, position + rows * world)
             of_ranks = [(min(end, position + r * rows), min(end, position + (r + 1) * rows)) for r in range(world)]
-            source, target = sites_of(windows.rows(sharing.wanted(of_ranks, rank)))
-            yield Batch(source=VIEWS[view](source, norm), target=target.float(), cursor=end)
+            yield batch_of(windows.rows(sharing.wanted(of_ranks, rank)), end)  # nothing here holds what it is made of
             position = end
     finally:
         windows.close()

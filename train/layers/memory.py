@@ -10,14 +10,17 @@ from store.counts import gigabytes
 from store.devices import free_bytes
 from store.errors import Refused
 from store.loader.batches import window_bytes
-from store.sparse.scan import SCORE_BYTES
+from store.sparse.scan import Candidates
 from train.checks import Prepared
 from train.config import TrainConfig
+from train.step.memory import FLOAT, measuring_bytes, step_bytes, weight_bytes
 
 COPIES = 4
-"""Numbers of 4 bytes for each weight: itself, its gradient, and Adam's two."""
+"""Numbers for each weight: itself, its gradient, and Adam's two."""
 SAVED = 3
-"""Numbers of 4 bytes for each weight in a checkpoint: itself and Adam's two. One is copied to the host at a time."""
+"""Numbers for each weight in a checkpoint: itself and Adam's two. One is copied to the host at a time."""
+DEAD = 0.1
+"""Share of the latents that are taken to be dead, so that AuxK helps them."""
 WINDOWS = 2
 """Windows of rows that a loader holds: the one that is served and the one that is read."""
 
@@ -34,7 +37,7 @@ class Need:
     windows: int
     """Rows, on the host; on another device as much there."""
     step: int
-    """One step of one run, on the device."""
+    """One step of one run, on the device, or the measurement of one on held-out rows: what takes more."""
     checkpoint: int
     """The copy of one run, on the host."""
 
@@ -65,22 +68,26 @@ def need_of(configs: Sequence[TrainConfig], prepared: Prepared) -> Need:
         config = configs[position]
         d_in = store.manifest.widths[config.source_site]
         d_out = store.target_side.manifest.widths[config.target_site]
-        root = prepared.identities[position]["target_view"] == "fisher"
-        found = found.plus(need_of_run(config, d_in, d_out, root))
+        identity = prepared.identities[position]
+        root = identity["target_view"] == "fisher"
+        found = found.plus(need_of_run(config, d_in, d_out, root, identity["candidates"]))
     return found
 
 
-def n_weights(config: TrainConfig, d_in: int, d_out: int) -> int:
-    """Numbers that Adam trains, and one more a latent."""
-    return config.d_sae * (d_in + d_out + 2) + d_out + (d_in * d_out if config.skip else 0)
+def dead_latents(config: TrainConfig, share: float = DEAD) -> int:
+    """How many latents AuxK helps in a step where this share of them is dead."""
+    if not config.aux_weight:
+        return 0
+    dead = round(share * config.d_sae)
+    return min(dead, config.aux_latents) if config.aux_latents else dead
 
 
-def need_of_run(config: TrainConfig, d_in: int, d_out: int, root: bool) -> Need:
+def need_of_run(config: TrainConfig, d_in: int, d_out: int, root: bool, candidates: Candidates) -> Need:
     """What one run takes, without windows. root: whether errors are weighed by the store's metric."""
-    weights = n_weights(config, d_in, d_out)
-    scores = min(SCORE_BYTES, 4 * config.batch_rows * config.d_sae)
-    step = scores + 4 * config.batch_rows * (d_in + d_out * (len(config.prefixes) + 3))
-    return Need(4 * COPIES * weights + root * 12 * d_out**2, 0, step, 4 * SAVED * weights)
+    weights = weight_bytes(config, d_in, d_out)
+    step = step_bytes(config, d_in, d_out, candidates, dead_latents(config), root)
+    measuring = measuring_bytes(config, d_in, d_out) - weights  # gradients are not there then
+    return Need(COPIES * weights + root * 3 * FLOAT * d_out**2, 0, max(step, measuring), SAVED * weights)
 
 
 @dataclass(frozen=True)

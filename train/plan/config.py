@@ -24,6 +24,10 @@ class PlanConfig(Options):
     """Tokens to harvest, and rows to train on."""
     d_sae: Positive = 18_432
     """Width of each dictionary."""
+    k: Positive = 96
+    """Mean active latents a row."""
+    skip: bool = False
+    """A linear path beside the dictionary."""
     batch_rows: Positive = 4096
     """Rows of a training step."""
     targets: Literal["stored", "recomputed"] = "stored"
@@ -48,4 +52,4 @@ class PlanConfig(Options):
     @property
     def training(self) -> TrainConfig:
         """The options of one layer's training."""
-        return TrainConfig(d_sae=self.d_sae, batch_rows=self.batch_rows, tokens=self.tokens)
+        return TrainConfig(d_sae=self.d_sae, k=self.k, skip=self.skip, batch_rows=self.batch_rows, tokens=self.tokens)

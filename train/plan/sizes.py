@@ -1,6 +1,7 @@
 """The bytes, memory and hours of a harvest and its trainings, by formula."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 from evaluate.metrics.accumulate import COLUMNS
 from evaluate.rows import DOCUMENT_SUMS
@@ -8,8 +9,10 @@ from store.counts import ceil_div, duration, gigabytes
 from store.errors import Refused
 from store.loader.schedule import WINDOW_BYTES
 from store.shards.recipe import heldout_below
-from train.layers.memory import WINDOWS, Need, n_weights, need_of_run
+from store.sparse.scan import Candidates
+from train.layers.memory import DEAD, WINDOWS, Need, dead_latents, need_of_run
 from train.plan.config import PlanConfig
+from train.step.memory import step_bytes, weight_bytes
 
 ROW_BYTES = 8
 """Bytes of a token and of the place of its row."""
@@ -17,6 +20,9 @@ DTYPE_BYTES = 2
 """Of a stored number, in bfloat16."""
 OWN = 0.8e9
 """Bytes of a GPU that PyTorch and its libraries take: a guess, to be measured."""
+
+MOST_PARTS = 64
+"""GPUs that share a dictionary, at most."""
 
 SUMS = 8 * len(COLUMNS) * DOCUMENT_SUMS
 """Bytes of the sums by document that compare keeps of a prefix."""
@@ -36,6 +42,8 @@ class Sizes:
     """Bytes that are written in all, and read once more by training."""
     need: Need
     """Memory of one layer's training."""
+    half_dead: int
+    """Bytes more of a step in which half of the latents are dead."""
     gradients: int
     """Bytes that several GPUs add up in each step of data parallel training."""
 
@@ -49,7 +57,11 @@ def sizes_of(config: PlanConfig) -> Sizes:
     train = shards - heldout
     kept = heldout + min(train, config.keep_shards or train)
     shard = row * config.shard_tokens * config.layers
-    run = need_of_run(config.training, config.d_model, config.d_model, root=True)
+    width = config.d_model
+    run = max(
+        (need_of_run(config.training, width, width, True, precision) for precision in get_args(Candidates)),
+        key=Need.on_device,
+    )
     windows = WINDOWS * min(WINDOW_BYTES, train * config.shard_tokens * stored * DTYPE_BYTES * config.d_model)
     return Sizes(
         row=row,
@@ -57,19 +69,31 @@ def sizes_of(config: PlanConfig) -> Sizes:
         heldout=heldout * shard,
         moved=shards * shard,
         need=run.plus(Need(0, windows, 0, 0)),
-        gradients=4 * n_weights(config.training, config.d_model, config.d_model),
+        half_dead=max(0, _step_with_half_dead(config) - run.step),
+        gradients=weight_bytes(config.training, width, width),
     )
 
 
-def parts_of_dictionary(config: PlanConfig, need: Need) -> int:
+def _step_with_half_dead(config: PlanConfig) -> int:
+    """Bytes of a step in which half of the latents are dead."""
+    width = config.d_model
+    dead = dead_latents(config.training, 0.5)
+    return max(step_bytes(config.training, width, width, precision, dead, True) for precision in get_args(Candidates))
+
+
+def parts_of_dictionary(config: PlanConfig) -> int:
     """GPUs that have to share one dictionary (--shard-dictionary). Refused where rows alone do not fit."""
-    room = config.gpu_gigabytes * 1e9 - OWN - need.windows - need.step
-    if room <= 0:
-        raise Refused(
-            f"gpu_gigabytes is {config.gpu_gigabytes:g}, but windows and rows of a step take "
-            f"{gigabytes(need.windows + need.step)}; give a smaller --batch-rows"
-        )
-    return ceil_div(need.state, int(room))
+    room = config.gpu_gigabytes * 1e9 - OWN
+    needed = 0
+    for parts in range(1, MOST_PARTS + 1):
+        own = replace(config, d_sae=ceil_div(config.d_sae, parts), k=ceil_div(config.k, parts))
+        needed = sizes_of(own).need.on_device()
+        if needed <= room:
+            return parts
+    raise Refused(
+        f"gpu_gigabytes is {config.gpu_gigabytes:g}, but of a dictionary shared by {MOST_PARTS} each GPU's part, windows "
+        f"and rows of a step take {gigabytes(needed)}; give a smaller --batch-rows"
+    )
 
 
 def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
@@ -106,7 +130,7 @@ def plan(config: PlanConfig) -> str:
     """The plan, as a person reads it: what it takes, what limits it, and what to change."""
     sizes = sizes_of(config)
     need = sizes.need
-    parts = parts_of_dictionary(config, need)
+    parts = parts_of_dictionary(config)
     times = hours_of(config, sizes, parts)
     streamed = config.keep_shards is not None
     fits = "fits one" if parts == 1 else f"needs --shard-dictionary over {parts}"
@@ -131,6 +155,9 @@ def plan(config: PlanConfig) -> str:
         ),
         *((f"{seconds / 3600:,.1f} h", part) for part, seconds in times.items()),
     ]
+    if sizes.half_dead:
+        more = f"{gigabytes(sizes.half_dead)} more where half are; --aux-latents bounds it"
+        rows.append(("dead latents", f"{DEAD:.0%} are taken to be; AuxK takes {more}"))
     if times:
         whole = max(times.values()) if streamed else sum(times.values())
         order = "all at once" if streamed else "one after the other"

@@ -71,5 +71,15 @@ def test_the_recipe_of_gemma_2_2b_fits_small_cards(gigabytes):
     assert f"fits one of {gigabytes:g} GB" in plan(PlanConfig(gpu_gigabytes=gigabytes))
 
 
+def test_memory_that_options_change_is_planned():
+    one = sizes_of(PlanConfig()).need
+    assert sizes_of(PlanConfig(batch_rows=16_384)).need.step > 3 * one.step
+    assert sizes_of(PlanConfig(k=1024)).need.step > one.step + 64 * 4096 * (1024 - 96) // 2
+    assert sizes_of(PlanConfig(skip=True)).need.state == one.state + 16 * 2304**2
+    assert "dead latents 10% are taken to be; AuxK takes 0.40 GB more where half are; --aux-latents" in plan(PlanConfig())
+    with pytest.raises(ValueError, match="gpu_gigabytes is 2, but of a dictionary shared by 64 .* smaller --batch-rows"):
+        plan(PlanConfig(gpu_gigabytes=2.0))
+
+
 def test_a_dictionary_too_wide_is_shared():
     assert "needs --shard-dictionary over 4 of 16 GB" in plan(replace(LARGE, layers=1, gpu_gigabytes=16.0))

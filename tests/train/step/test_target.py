@@ -15,6 +15,7 @@ from store.loader.batches import batches
 from store.shards.metric import read_metric
 from store.shards.reader import Store
 from tests.making import make_store, with_metric
+from tests.pretend import DEVICE, values
 from tests.train.making import assert_same_run, first_batch, in_raw_units, make_config, run_config
 from train.config import TrainConfig
 from train.export import export
@@ -101,6 +102,15 @@ def test_the_artefact_is_folded_back_to_raw_units(shared, activation):
     artefact = export(module, "fingerprint", "source")
     torch.testing.assert_close(artefact.encode(batch.source).double(), latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(artefact(batch.source).double(), recon @ root_of(shared).inverse, rtol=1e-4, atol=1e-3)
+
+
+def test_an_accelerator_folds_the_decoder_back_a_few_rows_at_a_time(shared, accelerator, monkeypatch):
+    monkeypatch.setattr("train.export.MAPPED", 7)  # of 40 latents
+    module = trained_a_little(shared, make_config())
+    expected = export(module, "fingerprint", "source")
+    found = export(module.to(DEVICE), "fingerprint", "source")
+    torch.testing.assert_close(values(found.W_dec), expected.W_dec)
+    assert expected.W_dec.dtype == torch.float32
 
 
 @pytest.mark.slow
