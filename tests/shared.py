@@ -1,6 +1,7 @@
 """Shapes are checked in every test where annotations name them; fixtures are tiny models and small stores, made offline."""
 
 import ast
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
+import docstring_parser
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -36,6 +38,8 @@ for source in sources.values():
     import_libraries(source)
 shaped = [path.relative_to(ROOT).with_suffix("") for path, source in sources.items() if "from jaxtyping import" in source]
 install_import_hook([".".join(path.parts) for path in shaped], "beartype.beartype")
+# Every command line of a test asks for the texts of its options, and each time the whole file of their class is parsed.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 # The same examples everywhere, however slow the machine is: a first call may compile, and other tests have the cores.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
