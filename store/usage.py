@@ -1,6 +1,7 @@
 """Command lines in words: the texts of `--help`, and in one line what is wrong with a line and the nearest right word."""
 
 import difflib
+import functools
 import inspect
 import shutil
 import textwrap
@@ -219,6 +220,7 @@ def room_help(kinds: Mapping[str, type], default: str | None, prog: str) -> str:
     return "\n".join(lines)
 
 
+@functools.cache  # several layers are parsed one after the other, and each text needs the source of its class
 def for_tyro(kind: type) -> type:
     """The dataclass without its checks, for tyro: each field's text on one line, since tyro breaks before indented lines.
 

@@ -1,8 +1,13 @@
 """Python in a process of its own."""
 
+import atexit
+import functools
+import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -21,3 +26,33 @@ def python(*words: str, **environment: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, env=found)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def forked(code: str, *words: str) -> str:
+    """What `python -c CODE WORDS` writes to standard output, in a fork of a process that has imported what it imports.
+
+    For scripts that need a process to fork or to kill, and do not test what a new one does. It must end well.
+    """
+    server = _server()
+    with tempfile.TemporaryDirectory() as folder:
+        printed, complained = (Path(folder, name) for name in ("out", "err"))
+        asked = {"code": code, "words": words, "files": [str(printed), str(complained)]}
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], PATIENCE)[0]:
+            _server.cache_clear()
+            server.kill()
+            raise TimeoutError(f"the script hangs: {code[:300]}")
+        assert server.stdout.readline() == "0\n", complained.read_text()[-3000:] if complained.exists() else ""
+        return printed.read_text()
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    """The process whose forks run scripts; it ends with this one, at the end of its input."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.forks"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment)
+    atexit.register(process.communicate)
+    return process

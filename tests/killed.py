@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -15,6 +17,30 @@ Point = tuple[object, str, int]
 
 class Killed(BaseException):
     """Death without a process: nothing catches it but the test."""
+
+
+class Life:
+    """Counts file operations; dies before or after the chosen one."""
+
+    def __init__(self) -> None:
+        self.seen, self.last = 0, sys.maxsize
+
+    def begin(self, last: int = sys.maxsize) -> None:
+        self.seen, self.last = 0, last
+
+    def mortal(self, function: Callable) -> Callable:
+        def operation(*args, **kwargs):
+            self.step()
+            result = function(*args, **kwargs)
+            self.step()
+            return result
+
+        return operation
+
+    def step(self) -> None:
+        self.seen += 1
+        if self.seen > self.last:
+            raise Killed
 
 
 def ending_of(go: Callable[[], object], *points: Point) -> int:
@@ -38,3 +64,9 @@ def dies_at(function: Callable, n: int) -> Callable:
         return function(*args, **kwargs)
 
     return wrapped
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All but the lock that a death in the last moment leaves."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -21,31 +20,7 @@ from harvest.config import SITES, HarvestConfig
 from harvest.text.corpus import Corpus
 from store.mlp.forward import Mlp
 from store.views import Norm
-from tests.killed import Killed
-
-
-class Life:
-    """Counts file operations; dies before or after the chosen one."""
-
-    def __init__(self) -> None:
-        self.seen, self.last = 0, sys.maxsize
-
-    def begin(self, last: int = sys.maxsize) -> None:
-        self.seen, self.last = 0, last
-
-    def mortal(self, function: Callable) -> Callable:
-        def operation(*args, **kwargs):
-            self.step()
-            result = function(*args, **kwargs)
-            self.step()
-            return result
-
-        return operation
-
-    def step(self) -> None:
-        self.seen += 1
-        if self.seen > self.last:
-            raise Killed
+from tests.killed import Killed, Life, files_of
 
 
 class Tokenizer:
@@ -86,12 +61,6 @@ class Model:
 
 def corpus_of(texts: list[str]) -> Corpus:
     return Corpus("c", "1", lambda start: iter(texts[start:]))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """All but the lock that a death in the last moment leaves."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def main(folder: Path, kills: int, seed: int, targets: Literal["stored", "recomputed"]) -> None:

@@ -14,7 +14,7 @@ from harvest.model.loading import load_model
 from store.disk.lock import WRITER_LOCK, WriterLock
 from store.shards.reader import check_shards, open_store
 from store.shards.writer import StoreWriter
-from tests.child import python
+from tests.child import forked
 from tests.harvest.making import instant_harvest, store_files
 from tests.making import BOS, EOS, PAD
 
@@ -212,7 +212,7 @@ def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(
     tiny_models, text_file, tmp_path, every, killed
 ):
     places = map(str, (tiny_models["gemma2"], text_file, tmp_path, every))
-    python("-c", KILLER, *places, TOKENIZERS_PARALLELISM="false")
+    forked(KILLER, *places)
     for layer in ("layer0", "layer1"):
         whole = store_files(tmp_path / "whole" / layer)
         assert len([name for name in whole if name.startswith("shard-")]) == 3
@@ -220,6 +220,15 @@ def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(
             assert store_files(tmp_path / f"killed{number}" / layer) == whole
     for number in (1, 2, 3):
         assert store_files(tmp_path / f"repaired{number}") == whole
+
+
+DEATHS = """
+import sys
+from pathlib import Path
+from tests.harvest.kills import main
+
+main(Path(sys.argv[1]), int(sys.argv[2]), 0, sys.argv[3])
+"""
 
 
 @pytest.mark.parametrize(
@@ -233,4 +242,4 @@ def test_a_harvest_and_a_repair_killed_by_sigkill_and_begun_again_end_whole(
     ],
 )
 def test_random_deaths_end_byte_identical(tmp_path, deaths, targets):
-    assert "all byte-identical" in python("-m", "tests.harvest.kills", str(tmp_path), deaths, "0", targets)
+    assert "all byte-identical" in forked(DEATHS, str(tmp_path), deaths, targets)

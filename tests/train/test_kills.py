@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.child import python
+from tests.child import forked
 from tests.train.making import assert_same_run
 
 KILLER = """
@@ -36,5 +36,5 @@ print(len(points))
 
 @pytest.mark.parametrize("every", ["4", pytest.param("1", marks=pytest.mark.slow)])
 def test_killed_by_sigkill_and_resumed_equals_uninterrupted(config, tmp_path, every):
-    for number in range(int(python("-c", KILLER, str(config.store), str(tmp_path), every))):
+    for number in range(int(forked(KILLER, str(config.store), str(tmp_path), every))):
         assert_same_run(replace(config, run=tmp_path / "whole"), replace(config, run=tmp_path / f"killed{number}"))

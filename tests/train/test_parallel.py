@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from store.errors import Refused
 from store.shards.ring import Ring, load_trained, save
-from tests.child import python
+from tests.child import forked, python
 from tests.making import make_store, with_metric
 from tests.train.making import make_config, results_of
 from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begin, configs, poison, save_again
@@ -23,6 +23,14 @@ from train.step.optimizer import make_optimizer
 
 TORCHRUN = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2"
 """Whatever the machine is called, and whether that name leads anywhere."""
+FORKS = """
+import sys
+from pathlib import Path
+import train.loop
+from tests.train.torchrun import two_processes
+
+two_processes(Path(sys.argv[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Both:
                 yield name, self.alone[f"{one}-{STOPPED.get(name, kind)}"], config
 
 
-@pytest.fixture
-def both(tmp_path_factory) -> Both:
+@pytest.fixture(params=["forks", pytest.param("torchrun", marks=pytest.mark.slow)])
+def both(request, tmp_path_factory) -> Both:
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     for folder in folders:
         with_metric(make_store(folder / "store"))
@@ -58,7 +66,10 @@ def both(tmp_path_factory) -> Both:
         train(alone[name])
     with before_step(SAVED - 4, poison), pytest.raises(ValueError, match="not finite at step 7"):
         train(alone["latents-bad"])
-    python(*TORCHRUN.split(), "tests/train/torchrun.py", str(folders[1]), GLOO_SOCKET_IFNAME="lo")
+    if request.param == "forks":
+        forked(FORKS, str(folders[1]))
+    else:
+        python(*TORCHRUN.split(), "tests/train/torchrun.py", str(folders[1]), GLOO_SOCKET_IFNAME="lo")
     for name in STOPPED:
         train(together[name])
     said = [(folders[1] / f"said-{rank}").read_text().splitlines() for rank in range(2)]

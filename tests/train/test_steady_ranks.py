@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.child import python
+from tests.child import forked
 from tests.making import make_store
 
 STEPS = """
@@ -67,7 +67,7 @@ for world, shares in ((2, False), (2, True), (3, True)):
 @pytest.mark.parametrize("activation", ["batchtopk", pytest.param("topk", marks=pytest.mark.slow)])
 def test_steady_steps_of_several_processes_equal_those_of_one(tmp_path, activation):
     make_store(tmp_path / "store")
-    python("-c", STEPS, str(tmp_path), activation)
+    forked(STEPS, str(tmp_path), activation)
     alone = torch.load(tmp_path / "1")
     assert alone.pop("misses") == 0
     for name in ("2-False", "2-True", "3-True"):

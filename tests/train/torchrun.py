@@ -1,7 +1,11 @@
-"""`torchrun --nproc-per-node 2 tests/train/torchrun.py FOLDER`: what test_parallel.py compares with one process."""
+"""`torchrun --nproc-per-node 2 tests/train/torchrun.py FOLDER`: what test_parallel.py compares with one process.
+
+`two_processes` starts them by itself, without the imports that torchrun and each of its processes begin with.
+"""
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,8 +135,8 @@ def save_again(config: TrainConfig, ranks: Ranks, folder: Path) -> None:
         transcoder.save(folder)
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """One of the two processes."""
     asked = configs(folder)
     ranks = join("cpu", shard_dictionary=True)
     said = []
@@ -152,3 +156,24 @@ if __name__ == "__main__":
     for one in asked.values():
         train(one)
     (folder / f"said-{ranks.rank}").write_text("\n".join(said))
+
+
+def two_processes(folder: Path) -> None:
+    """Both processes, as forks of this one with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    pids = []
+    for rank in ("0", "1"):
+        if (pid := os.fork()) == 0:
+            os.environ |= meeting | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            main(folder)
+            os._exit(0)
+        pids.append(pid)
+    endings = [os.waitpid(pid, 0)[1] for pid in pids]
+    assert endings == [0, 0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

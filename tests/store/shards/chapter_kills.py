@@ -20,7 +20,7 @@ from store.shards.manifest import MANIFEST, load_manifest
 from store.shards.reader import find_damage
 from store.shards.recipe import Recipe
 from store.shards.writer import StoreWriter
-from tests.harvest.kills import Killed, Life, files_of
+from tests.killed import Killed, Life, files_of
 from tests.making import make_norm, make_recipe, make_rows
 
 

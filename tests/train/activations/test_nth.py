@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.child import python
+from tests.child import forked
 from tests.train.activations.making import cases
 from train.activations.nth import nth_largest
 from train.parallel import Group
@@ -66,7 +66,7 @@ for world in (1, 2, 3, 4):
 
 
 def test_one_to_four_processes_find_it_together(tmp_path):
-    python("-c", PROCESSES, str(tmp_path))
+    forked(PROCESSES, str(tmp_path))
     for world in (1, 2, 3, 4):
         expected = [torch.kthvalue(torch.cat(parts), sum(map(len, parts)) - n + 1).values for parts, n in cases(world)]
         for rank in range(world):

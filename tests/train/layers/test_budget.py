@@ -13,7 +13,7 @@ from store.loader.batches import batches
 from store.shards.metric import read_metric
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
-from tests.child import python
+from tests.child import forked
 from tests.making import with_metric
 from tests.train.layers.making import ACTIVE, sparse_store, stores_in
 from tests.train.layers.making import budget_options as options
@@ -174,7 +174,7 @@ print(len(points))
 
 @pytest.mark.parametrize("every", ["2", pytest.param("1", marks=pytest.mark.slow)])
 def test_killed_anywhere_and_resumed_every_layer_has_the_same_bits(stores, tmp_path, every):
-    for number in range(int(python("-c", KILLER, str(stores), str(tmp_path), every))):
+    for number in range(int(forked(KILLER, str(stores), str(tmp_path), every))):
         changes = dict(total_l0=12, tokens=128 * 40)
         whole = options(stores, tmp_path / "whole", **changes).configs
         killed = options(stores, tmp_path / f"killed{number}", **changes).configs

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from store.errors import Refused
-from tests.child import TORCHRUN, python
+from tests.child import forked
 from tests.command import run as run_command
 from tests.train.layers.making import LAYERS, alone, options, stores_in
 from tests.train.making import assert_same_run, store_of
@@ -111,28 +111,36 @@ print(len(points))
 
 @pytest.mark.parametrize("every", ["3", pytest.param("1", marks=pytest.mark.slow)])
 def test_killed_anywhere_and_resumed_all_layers_have_the_same_bits(stores, solo, tmp_path, every):
-    for number in range(int(python("-c", KILLER, str(stores), str(tmp_path), every))):
+    for number in range(int(forked(KILLER, str(stores), str(tmp_path), every))):
         assert_same(stores, tmp_path / f"killed{number}", solo, "batchtopk")
 
 
 SHARED = """
-import sys
+import os, sys
 from pathlib import Path
+import torch.distributed as dist
 from tests.train.layers.making import options
 from train.layers.command import train_layers
 
-print(train_layers(options(Path(sys.argv[1]), Path(sys.argv[2]))))
+stores, folder = map(Path, sys.argv[1:])
+pids = []
+for rank in ("0", "1"):
+    if (pid := os.fork()) == 0:  # as torchrun starts it
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
+        (folder / f"said{rank}").write_text(train_layers(options(stores, folder / "runs")))
+        os._exit(0)
+    pids.append(pid)
+assert not any([os.waitpid(pid, 0)[1] for pid in pids])
 """
 
 
 def test_two_processes_share_the_layers_out_and_train_the_same_bits(stores, solo, tmp_path):
-    script = tmp_path / "shared.py"
-    script.write_text(SHARED)
-    said = python(*TORCHRUN, str(script), str(stores), str(tmp_path / "runs"), GLOO_SOCKET_IFNAME="lo")
+    forked(SHARED, str(stores), str(tmp_path))
     assert_same(stores, tmp_path / "runs", solo, "batchtopk")
-    assert sorted(line.split(":")[0] for line in said.splitlines() if line.startswith("layer ")) == sorted(
-        f"layer {layer}" for layer in LAYERS
-    )
+    said = [(tmp_path / f"said{rank}").read_text().splitlines() for rank in range(2)]
+    trained = [[line.split(":")[0] for line in lines if line.startswith("layer ")] for lines in said]
+    assert trained == [["layer 3", "layer 12"], ["layer 8"]]
 
 
 def test_the_command_line_trains_all_layers_that_have_a_store(stores, solo, tmp_path, monkeypatch, capsys):
