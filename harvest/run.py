@@ -14,8 +14,9 @@ log = logging.getLogger(__name__)
 def plan(config: PlanConfig) -> str:
     """What the harvest would take, as `harvest.plan.plan` says, after what is refused without a model."""
     started = time.perf_counter()
-    say_what_differs(visit(config).config)
+    stores = visit(config)
     refuse_what_is_known(config)
+    say_what_differs(stores.config)
     log.info("loading the libraries of models and data sets, then the model, to measure it")
     from harvest.plan import plan as measured
 
@@ -38,8 +39,8 @@ def run(config: HarvestConfig) -> str:
     stores = visit(config)
     manifests = stores.finished
     if manifests is None:
-        say_what_differs(stores.config)
         refuse_what_is_known(config)
+        say_what_differs(stores.config)
         log.info("loading the libraries of models and data sets")
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds
 
