@@ -6,6 +6,7 @@ import time
 from harvest.config import HarvestConfig, PlanConfig
 from harvest.preflight import refuse_what_is_known, rounding_of, visit
 from harvest.ranks import Rank
+from harvest.text.origin import ignored_options
 
 log = logging.getLogger(__name__)
 
@@ -13,19 +14,24 @@ log = logging.getLogger(__name__)
 def plan(config: PlanConfig) -> str:
     """What the harvest would take, as `harvest.plan.plan` says, after what is refused without a model."""
     started = time.perf_counter()
-    say_rounding(visit(config).config)
+    stores = visit(config)
     refuse_what_is_known(config)
+    say_what_differs(stores.config)
     log.info("loading the libraries of models and data sets, then the model, to measure it")
     from harvest.plan import plan as measured
 
     return measured(config, started)
 
 
-def say_rounding(config: HarvestConfig) -> None:
-    """Logs what becomes of the tokens asked for; ranks other than 0 are silent."""
+def say_what_differs(config: HarvestConfig) -> None:
+    """Logs what becomes of the tokens asked for, and options that change nothing; ranks other than 0 are silent."""
+    if Rank.of_environment().index:
+        return
     line = rounding_of(config)
-    if line is not None and not Rank.of_environment().index:
+    if line is not None:
         log.info("%s", line)
+    for line in ignored_options(config):
+        log.warning("%s", line)
 
 
 def run(config: HarvestConfig) -> str:
@@ -34,8 +40,8 @@ def run(config: HarvestConfig) -> str:
     stores = visit(config)
     manifests = stores.finished_for(rank)
     if manifests is None:
-        say_rounding(stores.config)
         refuse_what_is_known(config)
+        say_what_differs(stores.config)
         log.info("loading the libraries of models and data sets")
         from harvest.loop import harvest_rest  # imports the language model's libraries, which takes seconds
 

@@ -168,6 +168,12 @@ def from_hub_or_cache(get: Callable[[bool], T]) -> T:
     return get(False)
 
 
+def name_in_url(text: str) -> str | None:
+    """The repository that an address of the hub names, as user/name; None for any other text."""
+    match = re.match(r"(?:https?://(?:www\.)?huggingface\.co/|hf://)(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)", text)
+    return None if match is None else match[1]
+
+
 @contextmanager
 def fetching(what: str, cure: str) -> Iterator[None]:
     """Around calls that may ask the hub: their errors become one line.

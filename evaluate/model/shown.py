@@ -9,7 +9,7 @@ from evaluate.model.edits import edit_text
 def table(result: dict) -> str:
     """What is compared, a line for each token, and the means over the text."""
     change = ", ".join(map(edit_text, result["edits"]))
-    lines = [*_compared(result["keep_error"], change), *map(_token_line, result["tokens"]), *_means(result)]
+    lines = [*_compared(result["keep_error"], result["edits"]), *map(_token_line, result["tokens"]), *_means(result)]
     ways = _ways(result["keep_error"])
     lines += [f"goes on, {ways[name]}: {text!r}" for name, text in result["continued"].items()]
     if "control" in result:
@@ -23,14 +23,19 @@ def _ways(keep_error: bool) -> dict[str, str]:
     return {"clean": "the model as it is", "before": transcoder, "after": "with the transcoder and the changes"}
 
 
-def _compared(keep_error: bool, change: str) -> list[str]:
+def _in_words(edit: dict) -> str:
+    words = {"ablate": "set to 0", "scale": f"times {edit['amount']:g}", "pin": f"held at {edit['amount']:g}"}
+    return f"latent {edit['latent']} {words[edit['kind']]}"
+
+
+def _compared(keep_error: bool, edits: Sequence[dict]) -> list[str]:
     ways = _ways(keep_error)
     place = "the transcoder's output takes the place of the MLP's" + ", and its error is added back" * keep_error
     return [
         "three models read the text:",
         f"  clean   {ways['clean']}",
         f"  before  {ways['before']}: {place}",
-        f"  after   {ways['after']}: {change}",
+        f"  after   {ways['after']}: {', '.join(map(_in_words, edits))}",
         "KL, delta CE (nats) and the probabilities that rise and fall most are of the prediction behind each token, after",
         "against before. active: the largest activation of the changed latents at the token, before the change.",
         f"{'token':>16} {'active':>10} {'KL':>9} {'delta CE':>9}  probabilities",

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 from harvest.model import embedded
 from store.disk.files import hash_file
 from store.errors import Damaged, Refused
-from store.hub import fetching, from_hub_or_cache
+from store.hub import fetching, from_hub_or_cache, name_in_url
 
 ELSEWHERE = "check the name, or give the folder of a model on this machine as --model"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -89,7 +89,12 @@ def _commit(name: str, revision: str | None) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise Refused(f"model {name!r} is no folder here and no name on the hub; {ELSEWHERE}") from None
+        cure = ELSEWHERE
+        if Path(name).is_file():
+            cure = f"give the folder, {Path(name).parent}"
+        elif in_url := name_in_url(name):
+            cure = f"give {in_url}, its name on the hub"
+        raise Refused(f"model {name!r} is no folder here and no name on the hub; {cure}") from None
     with fetching(f"model {name!r}", ELSEWHERE):
         file = Path(
             from_hub_or_cache(

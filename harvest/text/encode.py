@@ -126,7 +126,7 @@ def lost_markers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         return []  # a template with demands of its own; what it refuses is said record by record
     known = tokenizer.get_vocab()
     unknown = [marker for marker in dict.fromkeys(MARKER.findall(rendered)) if marker not in known]
-    bos = tokenizer.bos_token
+    bos = str(tokenizer.bos_token or "")
     found = []
     if unknown:
         found.append(

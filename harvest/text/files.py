@@ -32,7 +32,9 @@ def values_of(files: Sequence[Path], column: str, unit: str, start: int = 0) -> 
                 if start < len(batch):
                     yield from batch[start:] if start else batch
                 start = max(0, start - len(batch))
-        except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text: {error}; save it as UTF-8") from None
+        except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{path}: {error}") from None
 
 

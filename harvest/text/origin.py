@@ -12,7 +12,7 @@ from harvest.config import HarvestConfig
 from harvest.text.mix import is_mix, sets_of
 from store.disk.files import hash_file
 from store.errors import Refused
-from store.hub import TIMEOUT, fetching
+from store.hub import TIMEOUT, fetching, name_in_url
 
 DOCUMENTED_PACKAGES = ("numpy", "networkx", "pandas", "sympy", "torch")
 DOCSTRINGS = "pip:docstrings"
@@ -86,10 +86,48 @@ def origin_of(config: HarvestConfig) -> tuple[str, str] | None:
         if config.dataset != DOCSTRINGS:
             raise Refused(f"unknown embedded text {config.dataset!r}; the only one is {DOCSTRINGS}")
         return DOCSTRINGS, documented_versions()
+    _refuse_address(config.dataset)
     if not is_local(config.dataset):
         return None
     path = Path(config.dataset).expanduser()
     return name_of(config), _revision_of(path, files_of(path))
+
+
+def _refuse_address(dataset: str) -> None:
+    """Refused for an address: data sets of the hub are given by name, files by path."""
+    scheme, mark, rest = dataset.partition("://")
+    if not mark or Path(dataset).exists():
+        return
+    name = name_in_url(dataset)
+    cure = f"give {name}, its name on the hub" if name else "download it, and give the file's path"
+    raise Refused(f"data set {dataset} is an address; {f'give {rest}' if scheme == 'file' else cure}")
+
+
+def ignored_options(config: HarvestConfig) -> list[str]:
+    """A sentence for each option that says nothing about the data set, or about any of a mix."""
+    parts = [part for part, _ in sets_of(config)] if is_mix(config.dataset) else [config]
+    here = all(is_on_this_machine(part.dataset) for part in parts)
+    saved = any(is_saved_data_set(Path(part.dataset).expanduser()) for part in parts)
+    texts = not here or any(part.dataset != DOCSTRINGS and _holds_text(part.dataset) for part in parts)
+    of_hub = "is of data sets on the hub, and this one is on this machine"
+    found = []
+    if here and config.subset is not None:
+        found.append(f"--subset {config.subset} changes nothing: it {of_hub}")
+    if here and config.dataset_revision is not None:
+        found.append(f"--dataset-revision {config.dataset_revision} changes nothing: it {of_hub}")
+    if here and not saved and config.split != "train":
+        found.append(f"--split {config.split} changes nothing: it {of_hub}; all of it is read")
+    if config.documents != "paragraphs" and not texts:
+        found.append(f"--documents {config.documents} changes nothing: it is of .txt files")
+    if config.tokenizer_hash is not None and config.tokens_column is None:
+        found.append("--tokenizer-hash changes nothing without --tokens-column")
+    if config.text_column not in ("text", config.column):
+        found.append(f"--text-column {config.text_column} changes nothing: column {config.column} is read")
+    return found
+
+
+def _holds_text(dataset: str) -> bool:
+    return any(kind_of(file) == "text" for file in files_of(Path(dataset).expanduser()))
 
 
 def revision_on_hub(config: HarvestConfig) -> str:

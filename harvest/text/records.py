@@ -1,12 +1,14 @@
 """One record of a data set: the document in it, or why there is none."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Document = str | list[Any]
 """What a record holds: text, token ids, or the messages of a conversation."""
 Kind = Literal["text", "tokens", "chat"]
+LONGEST_NAME = 40
+"""Characters of a column's name that a message shows."""
 WANTED = {"text": "text is", "tokens": "token ids are", "chat": "messages are"}
 OPTIONS = {"text": "--text-column", "tokens": "--tokens-column", "chat": "--chat"}
 
@@ -31,9 +33,18 @@ class Repeat:
 
 def lacking(column: str, columns: Iterable[Any]) -> Bad:
     """A record without the column; it names those that it has."""
-    found = sorted(map(str, columns))
+    found = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in sorted(map(str, columns))]
     chats = [name for name in found if name in ("messages", "conversations", "conversation")]
-    cure = f"for chats give --chat {chats[0]}, else choose with --text-column" if chats else "choose with --text-column"
+    nested = [name for name, value in columns.items() if _are_objects(value)] if isinstance(columns, Mapping) else []
+    if chats:
+        cure = f"for chats give --chat {chats[0]}, else choose with --text-column"
+    elif any(name.endswith("...") for name in found):
+        cure = "if the first line is no list of names, write one above it"
+    elif nested:
+        name = repr(nested[0])
+        cure = f"if {name} holds the documents, write that list into a file of its own; else choose with --text-column"
+    else:
+        cure = "choose with --text-column"
     return Bad(f"it has no text column {column!r}; it has {found}", cure)
 
 
@@ -104,4 +115,6 @@ def described(value: Any) -> str:
         return "an empty list"
     if _are_objects(value):
         return f"a list of objects with {', '.join(map(str, value[0]))}"
-    return f"a list that begins with {described(value[0])}"
+    other = next((item for item in value if type(item) is not type(value[0])), None)
+    more = "" if other is None else f" and holds {described(other)}"
+    return f"a list that begins with {described(value[0])}{more}"

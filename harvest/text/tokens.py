@@ -56,7 +56,8 @@ class SpecialTokens:
 def typed_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The BOS with which a text begins in letters, the tokenizer's own or `<bos>`; None where it begins with neither."""
     start = text[:256].lstrip()
-    return next((bos for bos in (tokenizer.bos_token, "<bos>") if bos and start.startswith(bos)), None)
+    own = str(tokenizer.bos_token or "<bos>")
+    return next((bos for bos in (own, "<bos>") if start.startswith(bos)), None)
 
 
 def tokenize(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

@@ -167,6 +167,16 @@ def test_the_rounding_is_said_before_the_model_is_loaded(config, monkeypatch, ca
     assert ("1,100 tokens asked for become 1,536: 3 whole shards" in caplog.text) == said
 
 
+def test_options_that_change_nothing_are_said_before_the_model_is_loaded(config, monkeypatch, caplog):
+    def ends(stores):
+        raise Refused("before the model")
+
+    monkeypatch.setattr(harvest.loop, "harvest_rest", ends)
+    with pytest.raises(Refused, match="before the model"):
+        harvest.run.run(replace(config, split="test"))
+    assert "--split test changes nothing: it is of data sets on the hub" in caplog.text
+
+
 def test_a_small_harvest_that_was_killed_goes_on_to_as_many_shards(config):
     """It has ten shards when it is not killed, though 40 tokens would fill two."""
     small = replace(config, shard_tokens=None, tokens=40)

@@ -34,7 +34,7 @@ def test_the_three_models_are_told_apart_by_hand():
         "three models read the text:",
         "  clean   the model as it is",
         "  before  with the transcoder: the transcoder's output takes the place of the MLP's",
-        "  after   with the transcoder and the changes: ablate 42",
+        "  after   with the transcoder and the changes: latent 42 set to 0",
         "KL, delta CE (nats) and the probabilities that rise and fall most are of the prediction behind each token, after",
         "against before. active: the largest activation of the changed latents at the token, before the change.",
         "           token     active        KL  delta CE  probabilities",
@@ -49,6 +49,13 @@ def test_the_three_models_are_told_apart_by_hand():
         "goes on, with the transcoder: ' y'",
         "goes on, with the transcoder and the changes: ' z'",
     ]
+
+
+def test_changes_are_in_words():
+    pinned = {"latent": 7, "kind": "pin", "amount": 4.5}
+    scaled = {"latent": 8, "kind": "scale", "amount": 3.0}
+    line = table(RESULT | {"edits": [pinned, scaled]}).splitlines()[3]
+    assert line == "  after   with the transcoder and the changes: latent 7 held at 4.5, latent 8 times 3"
 
 
 @pytest.mark.parametrize("keep_error", [False, True])

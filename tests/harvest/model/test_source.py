@@ -100,3 +100,11 @@ def test_a_class_that_config_json_does_not_name_is_given(tiny_models, tmp_path):
     assert all(torch.equal(found[site], values) for site, values in expected.items())
     with pytest.raises(Refused, match=r"has no class 'OurOwnForCausalLM'; choose another --model-class"):
         load_model(str(folder), 1, CPU, torch.float32, model_class="OurOwnForCausalLM")
+
+
+def test_a_file_and_an_address_of_the_hub_are_no_model_and_the_cure_is_named(tiny_models):
+    file = tiny_models["gemma2"] / "config.json"
+    with pytest.raises(Refused, match=f"no name on the hub; give the folder, {file.parent}"):
+        source_of(str(file))
+    with pytest.raises(Refused, match="no name on the hub; give google/gemma-2-2b, its name on the hub"):
+        source_of("https://huggingface.co/google/gemma-2-2b/tree/main")

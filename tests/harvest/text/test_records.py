@@ -2,7 +2,7 @@
 
 import pytest
 
-from harvest.text.records import Bad, document_in
+from harvest.text.records import Bad, document_in, lacking
 
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
 CALLS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": []}]
@@ -34,3 +34,33 @@ def test_a_value_that_is_no_conversation_is_named_with_its_cure(value, what, cur
 def test_messages_with_more_keys_are_a_conversation():
     messages = [{"role": "user", "content": "hi", "name": "me"}]
     assert document_in(messages, "m", "chat") == messages
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "cure"),
+    [
+        ({"prompt": "a", "body": "b"}, "['body', 'prompt']", "choose with --text-column"),
+        (
+            {"version": 1, "data": [{"text": "a"}]},
+            "['data', 'version']",
+            "if 'data' holds the documents, write",
+        ),
+        ({"messages": []}, "['messages']", "for chats give --chat messages, else choose with --text-column"),
+        (
+            {"It was a dark night. " * 20: "x"},
+            "['It was a dark night. It was a dark night...']",
+            "if the first line is",
+        ),
+        (["a", "b"], "['a', 'b']", "choose with --text-column"),
+    ],
+)
+def test_a_record_without_the_column_names_what_it_has_and_the_cure(row, found, cure):
+    bad = lacking("text", row)
+    assert bad.reason == f"it has no text column 'text'; it has {found}"
+    assert bad.cure.startswith(cure)
+
+
+def test_ids_that_are_not_all_whole_numbers_are_named():
+    found = document_in([5, 6, 7.0], "ids", "tokens")
+    assert isinstance(found, Bad)
+    assert "holds a list that begins with a number (5) and holds a number (7.0) where token ids are wanted" in found.reason
