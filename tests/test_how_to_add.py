@@ -40,4 +40,5 @@ def test_a_name_of_a_file_is_in_that_file(room):
     found = [pair for cell in cells(room) for pair in NAMED_IN.findall(cell)]
     assert len(found) >= 3
     for name, path in found:
-        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{name} in {path}"
+        defined = rf"(?m)(class|def) {name}\b|^\s*(self\.)?{name}\b.*[:=]|[\"']{name}[\"']"
+        assert re.search(defined, (ROOT / path).read_text()), f"{name} in {path}"

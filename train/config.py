@@ -240,10 +240,6 @@ class TrainConfig(Options):
         """dead_after, or what it is when not given."""
         return min(DEAD_AFTER, max(1, self.tokens // 5)) if self.dead_after is None else self.dead_after
 
-    def k_at(self, step: int) -> float:
-        """Mean active latents per row that this step aims at, counted from 0."""
-        return self.k * self.k_factor(step)
-
     def k_factor(self, step: int) -> float:
         """The k of a step, as a multiple of k."""
         left = max(0.0, 1 - step / (SETTLES * self.n_steps))

@@ -1,4 +1,4 @@
-"""The language model: tokens -> the sites of one layer, nothing above that layer run."""
+"""The language model: tokens -> the sites of some layers, nothing above the highest of them run."""
 
 import logging
 from collections.abc import Sequence

@@ -161,7 +161,7 @@ def with_chapter(directory: StorePath, manifest: Manifest, sums: "Mapping[str, T
         return manifest
     chapters = manifest.chapters or ()
     made = write_chapter(directory, len(chapters), listed, sums)
-    return manifest.model_copy(update={"chapters": (*chapters, made), "format_version": FORMAT_VERSION})
+    return manifest.model_copy(update={"chapters": (*chapters, made), "format_version": max(5, manifest.format_version)})
 
 
 def load_manifest(directory: StorePath) -> Manifest:

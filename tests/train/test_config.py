@@ -93,5 +93,7 @@ def test_autoencoders_read_raw_rows_and_transcoders_the_rms_view():
 
 def test_k_falls_linearly_to_k_over_four_fifths_of_the_steps():
     config = TrainConfig(tokens=1024 * 100, k=10, k_start=3.0)
-    assert [config.k_at(step) for step in (0, 20, 40, 79, 80, 99)] == pytest.approx([30, 25, 20, 10.25, 10, 10])
-    assert {TrainConfig(tokens=1024 * 100, k=10).k_at(step) for step in range(100)} == {10}
+    assert [config.k * config.k_factor(step) for step in (0, 20, 40, 79, 80, 99)] == pytest.approx(
+        [30, 25, 20, 10.25, 10, 10]
+    )
+    assert {TrainConfig(tokens=1024 * 100, k=10).k_factor(step) for step in range(100)} == {1}

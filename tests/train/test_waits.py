@@ -144,5 +144,7 @@ def test_a_falling_k_is_met_in_steps_that_do_not_wait(store, monkeypatch, activa
     for step in range(100):
         result = module.step_gradients(batch.source, batch.target, step)
         assert not module.watch.missed
-        assert float(result.l0) * 32 == pytest.approx(config.k_at(step) * 32, abs=1 if activation == "batchtopk" else 16)
+        assert float(result.l0) * 32 == pytest.approx(
+            config.k * config.k_factor(step) * 32, abs=1 if activation == "batchtopk" else 16
+        )
     assert float(result.l0) == 4

@@ -1,8 +1,9 @@
 """What every activation function offers in training: which pre-activations are latents, how sparsity is kept at k, and how
 gradients flow.
 
-A new kind is a file in this folder, a line of ACTIVATIONS in `__init__.py`, and its name in train/config.py; the rest of
-train/ knows no kind by name.
+A new kind is a file in this folder, a line of ACTIVATIONS in `__init__.py`, and its name in train/config.py. The
+rest of train/ asks for a kind by name where its L0 is wanted exactly, and where its memory is counted: README names the
+places.
 """
 
 from collections.abc import Iterable, Mapping

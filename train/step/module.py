@@ -138,8 +138,8 @@ class TrainingTranscoder(nn.Module):
     def step_gradients(self, source: Tensor, target: Tensor, step: int = 0) -> StepResult:
         """Loss of a batch; sets every parameter's gradient and counts which latents fired.
 
-        Loss: the mean over rows and dimensions of the squared error, summed over all prefixes with equal weights
-        (arXiv 2503.17547), plus aux_weight * AuxK (arXiv 2406.04093), plus what the activation asks for sparsity.
+        Loss: the mean over rows and dimensions of the squared error, summed over all prefixes (arXiv 2503.17547) by their
+        weights, equal ones by default, plus aux_weight * AuxK (arXiv 2406.04093), plus the penalty of the activation.
         Each process computes its rows' share, or its latents'; gradients and losses are the sums over all processes.
         """
         x, y = self.normalise(source, target)
