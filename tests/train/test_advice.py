@@ -12,6 +12,7 @@ from train.checkpoint import identity
 from train.config import TrainConfig
 from train.loop import train
 from train.presets import expand, names
+from train.scaling.defaults import peak_lr
 from train.step.optimizer import learning_rate
 
 
@@ -22,14 +23,15 @@ from train.step.optimizer import learning_rate
 def test_warmup_and_dead_after_scale_with_a_short_run(tokens, warmup, dead_after):
     config = TrainConfig(tokens=tokens)
     assert (config.n_warmup_steps, config.n_dead_after) == (warmup, dead_after)
-    assert max(learning_rate(step, config) for step in range(min(config.n_steps, 2000))) == pytest.approx(config.lr)
+    assert max(learning_rate(step, config) for step in range(min(config.n_steps, 2000))) == pytest.approx(config.peak_lr)
     given = TrainConfig(tokens=tokens, warmup_steps=500, dead_after=70)
     assert (given.n_warmup_steps, given.n_dead_after) == (500, 70)
 
 
 def test_a_run_is_identified_by_the_values_that_it_was_trained_with(store):
     found = identity(TrainConfig(device="cpu"), store, torch.device("cpu"))
-    assert (found["warmup_steps"], found["dead_after"]) == (1024, 1_000_000)  # as earlier versions wrote them
+    resolved = (found["lr"], found["warmup_steps"], found["dead_after"])
+    assert resolved == (4e-4, 1024, 1_000_000)  # as earlier versions wrote them
 
 
 @pytest.mark.parametrize("name", names())
@@ -56,6 +58,16 @@ def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, c
     assert (
         said[-1] == f"next: {advice.interpreter()} -m evaluate metrics --run {config.run_directory} --store {config.store}"
     )
+
+
+def test_a_rate_for_longer_runs_is_told_with_the_one_that_fits():
+    rate = peak_lr(195, 18_432)
+    assert advice.warnings_of(TrainConfig(tokens=1024 * 195, lr=4e-4)) == [
+        "lr is 0.0004, which is for longer runs, and this one has 195 steps: it will leave much unexplained; "
+        f"leave out --lr, which then is {rate:g}"
+    ]
+    for given in (None, rate, rate / 4, 10 * rate):
+        assert advice.warnings_of(TrainConfig(tokens=1024 * 195, lr=given)) == []
 
 
 def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):
