@@ -9,10 +9,10 @@ from typing import Any
 from evaluate.training_log import read_log
 from store.disk.suggest import command_line
 from train.config import TrainConfig
+from train.scaling import defaults
 
-FEW_STEPS = 1000
-SLOW = 5e-4
-"""A rate at or below it leaves a dictionary far from trained after fewer than FEW_STEPS steps."""
+TOO_SLOW = 1 / 4
+"""Share of the default rate below which a given one leaves a dictionary far from trained."""
 
 MANY_EPOCHS = 10
 MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
@@ -31,12 +31,16 @@ def describe(config: TrainConfig, result: Any) -> str | None:
     return "\n".join([first, *summary(config)])
 
 
-def announce(config: TrainConfig, rows: int, store: str, target_view: str) -> None:
-    """Logs how long a training is, of a store with so many training rows, and how it weighs errors if nobody has chosen."""
+def announce(configs: Sequence[TrainConfig], rows: int, store: str, target_view: str) -> None:
+    """Logs how long a training is, of a store with so many training rows, and what nobody has chosen: its rate, and how it
+    weighs errors."""
+    config = configs[0]
     taken = config.n_steps * config.batch_rows
     if taken < config.tokens:
         steps = f"{config.n_steps:,} whole steps of {config.batch_rows:,} rows"
         log.info("%s rows asked for become %s: %s", f"{config.tokens:,}", f"{taken:,}", steps)
+    for width, rate in {one.d_sae: one.peak_lr for one in configs if one.lr is None}.items():
+        log.info("lr is %.3g, which fits %d steps and %d latents; --lr would choose it", rate, config.n_steps, width)
     if config.follow:
         return
     epochs = taken / rows
@@ -59,15 +63,16 @@ def warnings_of(config: TrainConfig) -> list[str]:
     tokens = config.n_steps * config.batch_rows
     found = []
     if config.n_warmup_steps >= steps:
-        last = config.lr * steps / config.n_warmup_steps
+        last = config.peak_lr * steps / config.n_warmup_steps
         found.append(
             f"warmup_steps is {config.n_warmup_steps:,}, but the run has {steps:,} steps: the rate ends its rise at "
-            f"{last:.2g} of {config.lr:.2g}; leave out --warmup-steps, or give {steps // 10}"
+            f"{last:.2g} of {config.peak_lr:.2g}; leave out --warmup-steps, or give {steps // 10}"
         )
-    if steps < FEW_STEPS and config.lr <= SLOW:
+    usual = defaults.peak_lr(steps, config.d_sae)
+    if config.lr is not None and config.lr < TOO_SLOW * usual:
         found.append(
-            f"lr is {config.lr:.2g}, which is for long runs, and this one has {steps:,} steps: it will leave much "
-            f"unexplained; try --lr {10 * config.lr:.2g}"
+            f"lr is {config.lr:.2g}, which is for longer runs, and this one has {steps:,} steps: it will leave much "
+            f"unexplained; leave out --lr, which then is {usual:.3g}"
         )
     if config.n_dead_after >= tokens:
         found.append(

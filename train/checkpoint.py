@@ -47,6 +47,7 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found["prefix_sizes"] = list(config.prefixes)
     found["prefix_weights"] = None if config.weights is None else list(config.weights)
     found["view"] = config.input_view
+    found["lr"] = config.peak_lr
     found["warmup_steps"] = config.n_warmup_steps
     found["dead_after"] = config.n_dead_after
     found["store_fingerprint"] = store.fingerprint

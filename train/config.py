@@ -11,16 +11,12 @@ from store.errors import Refused
 from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
+from train.scaling import defaults
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 Null = Literal["none", "random_decoder", "random_encoder", "shuffled_targets"]
 NULLS: tuple[Null, ...] = get_args(Null)[1:]
 PLAIN = "none"
-WARMUP_STEPS = 1024
-DEAD_AFTER = 1_000_000
-"""What is taken for warmup_steps and dead_after in a run that is long enough."""
-HELDOUT_EVERY = 1000
-"""What is taken for heldout_every, as long as the measurements take little time."""
 SETTLES = 0.8
 """Share of the steps after which k stays what it is, no latent is resampled, and lr_decay last-fifth begins."""
 AboveZero = Annotated[float, Range(0, above=True)]
@@ -35,8 +31,7 @@ class TrainConfig(Options):
     layer: NotNegative = 8
     """Layer whose MLP is replaced, from 0. It also names the default store and run. Beside --store: that store's."""
     store: StorePathOption | None = None
-    """Folder or URL (s3://, gs://, hf://) of the activation store, or of the parent that holds it. Default:
-    data/MODEL/layerL."""
+    """Folder or URL (s3://, gs://, hf://) of the activation store, or its parent. Default: data/MODEL/layerL."""
     run: Path | None = None
     """Folder of the run. Default: results/MODEL/layerL/ARCHITECTURE, such as matryoshka_batchtopk or jumprelu_skip."""
     activation: Activation = "batchtopk"
@@ -86,8 +81,9 @@ class TrainConfig(Options):
     """Rows in a step, over all processes."""
     piece_bytes: Positive = 1 << 22
     """Least bytes read at a time from a shard, where there are too many shards for a window of larger pieces."""
-    lr: AboveZero = 4e-4
-    """Peak learning rate of Adam. Smaller for wider dictionaries: by the square root of d_sae in arXiv 2406.04093."""
+    lr: AboveZero | None = None
+    """Peak learning rate of Adam. Default: 8e-3 up to 3,000 steps, as measured, then by a power of the steps down to 4e-4
+    at 16,000; times the square root of 8192 / d_sae for a wider dictionary (arXiv 2406.04093); never below 4e-4."""
     warmup_steps: NotNegative | None = None
     """Steps of linear warm-up, 0 for none. Default: 1024, but at most a tenth of the steps."""
     lr_decay: Literal["cosine", "last-fifth"] = "cosine"
@@ -119,8 +115,7 @@ class TrainConfig(Options):
     """Let the gradient of jumprelu's step reach the pre-activations too, not the threshold alone: encoder and biases then
     learn when a latent fires (Anthropic's circuits update of January 2025; kernel of arXiv 2407.14435)."""
     l0_warmup: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the steps over which jumprelu's penalty rises linearly to l0_weight (arXiv 2408.05147). 0 starts with all
-    of it."""
+    """Share of the steps over which jumprelu's penalty rises linearly to l0_weight (arXiv 2408.05147). 0: none."""
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents, whose values and gradients are float32 always. On CUDA bfloat16 also lets
     AuxK multiply in TF32. auto is bfloat16 where the device multiplies it natively, and float32 elsewhere."""
@@ -219,7 +214,7 @@ class TrainConfig(Options):
 
     def is_measured(self, done: int) -> bool:
         """Whether held-out rows are measured after so many steps; by default only where time allows it, too."""
-        every = HELDOUT_EVERY if self.heldout_every is None else self.heldout_every
+        every = defaults.HELDOUT_EVERY if self.heldout_every is None else self.heldout_every
         return bool(every) and done % every == 0
 
     def is_logged(self, done: int) -> bool:
@@ -231,14 +226,19 @@ class TrainConfig(Options):
         return self.tokens // self.batch_rows
 
     @property
+    def peak_lr(self) -> float:
+        """lr, or what it is when not given."""
+        return defaults.peak_lr(self.n_steps, self.d_sae) if self.lr is None else self.lr
+
+    @property
     def n_warmup_steps(self) -> int:
         """warmup_steps, or what they are when not given."""
-        return min(WARMUP_STEPS, self.n_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        return defaults.warmup_steps(self.n_steps) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def n_dead_after(self) -> int:
         """dead_after, or what it is when not given."""
-        return min(DEAD_AFTER, max(1, self.tokens // 5)) if self.dead_after is None else self.dead_after
+        return defaults.dead_after(self.tokens) if self.dead_after is None else self.dead_after
 
     def k_factor(self, step: int) -> float:
         """The k of a step, as a multiple of k."""

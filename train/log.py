@@ -259,7 +259,7 @@ def _wandb_run(config: TrainConfig, mode: WandbMode) -> Any:
 def _options(config: TrainConfig) -> dict[str, Any]:
     """The options as wandb shows them: paths as text, and what scales with the run as it was taken."""
     found = {key: str(value) if isinstance(value, Path | Remote) else value for key, value in asdict(config).items()}
-    return found | {"warmup_steps": config.n_warmup_steps, "dead_after": config.n_dead_after}
+    return found | {"lr": config.peak_lr, "warmup_steps": config.n_warmup_steps, "dead_after": config.n_dead_after}
 
 
 def _run_id(config: TrainConfig) -> str:

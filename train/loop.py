@@ -61,10 +61,11 @@ def train_prepared(parts: Sequence[tuple[Sequence[TrainConfig], Prepared]]) -> l
     strands = []
     left = [(configs, prepared) for configs, prepared in parts if prepared.left]
     if left and left[0][1].ranks.rank == 0:
-        (first, *_), prepared = left[0]
+        prepared = left[0][1]
+        to_train = [part[n] for part, done in left for n in done.left]
         view = prepared.identities[prepared.left[0]]["target_view"]
-        announce(first, prepared.store.manifest.n_rows("train"), str(prepared.store.directory), view)
-        warn([part[n] for part, done in left for n in done.left])
+        announce(to_train, prepared.store.manifest.n_rows("train"), str(prepared.store.directory), view)
+        warn(to_train)
     for configs, prepared in left:
         runs = [
             start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks)

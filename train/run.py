@@ -68,7 +68,7 @@ class Run:
         self.ranks = module.ranks
         self.path = self.folder / CHECKPOINT
         self.stepped = False
-        self.optimizer = make_optimizer(module, config.lr)
+        self.optimizer = make_optimizer(module, config.peak_lr)
         self.done = checkpoint.load(self.path, module, self.optimizer, identity) if self.path.exists() else 0
         if self.done:
             log.info("continuing %s at step %d of %d", self.folder, self.done, config.n_steps)
@@ -153,7 +153,7 @@ class Run:
         checkpoint.save(path, self.module, self.optimizer, step - 1, self.identity)
         raise Refused(
             f"the loss is not finite at step {step} (rows {(step - 1) * rows} to {step * rows} of the stream); weights as "
-            f"they were before that step are in {path}; try a lower --lr than {self.config.lr}"
+            f"they were before that step are in {path}; try a lower --lr than {self.config.peak_lr}"
         )
 
     def _figures(self, result: StepResult) -> tuple[dict[str, float], list[float]]:

@@ -13,6 +13,7 @@ from train.checkpoint import identity
 from train.config import TrainConfig
 from train.loop import train
 from train.presets import expand, names
+from train.scaling.defaults import peak_lr
 from train.step.optimizer import learning_rate
 
 
@@ -23,14 +24,15 @@ from train.step.optimizer import learning_rate
 def test_warmup_and_dead_after_scale_with_a_short_run(tokens, warmup, dead_after):
     config = TrainConfig(tokens=tokens)
     assert (config.n_warmup_steps, config.n_dead_after) == (warmup, dead_after)
-    assert max(learning_rate(step, config) for step in range(min(config.n_steps, 2000))) == pytest.approx(config.lr)
+    assert max(learning_rate(step, config) for step in range(min(config.n_steps, 2000))) == pytest.approx(config.peak_lr)
     given = TrainConfig(tokens=tokens, warmup_steps=500, dead_after=70)
     assert (given.n_warmup_steps, given.n_dead_after) == (500, 70)
 
 
 def test_a_run_is_identified_by_the_values_that_it_was_trained_with(store):
     found = identity(TrainConfig(device="cpu"), store, torch.device("cpu"))
-    assert (found["warmup_steps"], found["dead_after"]) == (1024, 1_000_000)  # as earlier versions wrote them
+    resolved = (found["lr"], found["warmup_steps"], found["dead_after"])
+    assert resolved == (4e-4, 1024, 1_000_000)  # as earlier versions wrote them
 
 
 @pytest.mark.parametrize("name", names())
@@ -64,12 +66,22 @@ def test_options_that_exceed_the_run_are_told_before_it_and_at_its_end(config, c
 @pytest.mark.parametrize(("tokens", "said"), [(1280, False), (1300, True)])
 def test_rows_that_are_no_whole_steps_are_said_before_the_training(config, caplog, tokens, said):
     caplog.set_level("INFO")
-    advice.announce(replace(config, tokens=tokens), 1000, "STORE", "fisher")
+    advice.announce([replace(config, tokens=tokens)], 1000, "STORE", "fisher")
     line = "1,300 rows asked for become 1,280: 40 whole steps of 32 rows"
     assert (line in [record.message for record in caplog.records]) == said
     caplog.clear()
-    advice.announce(replace(config, tokens=tokens, follow=True), 1000, "STORE", "fisher")
+    advice.announce([replace(config, tokens=tokens, follow=True)], 1000, "STORE", "fisher")
     assert (line in [record.message for record in caplog.records]) == said
+
+
+def test_a_rate_for_longer_runs_is_told_with_the_one_that_fits():
+    rate = peak_lr(195, 18_432)
+    assert advice.warnings_of(TrainConfig(tokens=1024 * 195, lr=4e-4)) == [
+        "lr is 0.0004, which is for longer runs, and this one has 195 steps: it will leave much unexplained; "
+        f"leave out --lr, which then is {rate:g}"
+    ]
+    for given in (None, rate, rate / 4, 10 * rate):
+        assert advice.warnings_of(TrainConfig(tokens=1024 * 195, lr=given)) == []
 
 
 def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):

@@ -66,7 +66,7 @@ def test_values_out_of_range_are_refused(changes, message):
 def test_defaults_are_the_layer_8_recipe():
     config = TrainConfig()
     assert config.prefixes == (2304, 4608, 9216, 13824, 18432)
-    assert (config.k, config.batch_rows, config.lr, config.n_warmup_steps) == (96, 1024, 4e-4, 1024)
+    assert (config.k, config.batch_rows, config.peak_lr, config.n_warmup_steps) == (96, 1024, 4e-4, 1024)
     assert config.n_steps == 16_000
     assert str(config.store_directory) == "data/gemma-2-2b/layer8"
     assert str(config.run_directory) == "results/gemma-2-2b/layer8/matryoshka_batchtopk"

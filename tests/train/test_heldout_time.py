@@ -7,10 +7,11 @@ import torch
 
 from tests.train.making import results_of, run_config
 from train import loop, run
-from train.config import HELDOUT_EVERY, TrainConfig
+from train.config import TrainConfig
 from train.log import MOST_MEASURING, MeasuringTime
 from train.loop import train
 from train.run import Run
+from train.scaling.defaults import HELDOUT_EVERY
 
 
 class Clock:
@@ -66,7 +67,7 @@ def test_the_first_measurement_waits_until_its_rows_are_few_beside_those_trained
 
 @pytest.fixture
 def config(tmp_path, store, monkeypatch):
-    monkeypatch.setattr("train.config.HELDOUT_EVERY", 4)
+    monkeypatch.setattr("train.scaling.defaults.HELDOUT_EVERY", 4)
     return replace(run_config(store.directory, tmp_path / "run"), heldout_every=None, heldout_rows=16)
 
 

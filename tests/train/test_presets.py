@@ -14,9 +14,10 @@ def config_of(*arguments: str) -> TrainConfig:
 
 def test_the_defaults_are_the_layer_8_recipe():
     assert config_of("--preset", "gemma-2-2b-layer8") == dataclasses.replace(
-        TrainConfig(), prefix_sizes="2304,4608,9216,13824,18432", warmup_steps=1024
+        TrainConfig(), prefix_sizes="2304,4608,9216,13824,18432", warmup_steps=1024, lr=4e-4
     )
-    assert config_of("--preset=gemma-2-2b-layer8").prefixes == TrainConfig().prefixes
+    preset = config_of("--preset=gemma-2-2b-layer8")
+    assert (preset.prefixes, preset.peak_lr) == (TrainConfig().prefixes, TrainConfig().peak_lr)
 
 
 @pytest.mark.parametrize("name", names())

@@ -130,6 +130,7 @@ def plan(config: PlanConfig) -> str:
     """The plan, as a person reads it: what it takes, what limits it, and what to change."""
     sizes = sizes_of(config)
     need = sizes.need
+    training = config.training
     parts = parts_of_dictionary(config)
     times = hours_of(config, sizes, parts)
     streamed = config.keep_shards is not None
@@ -143,10 +144,11 @@ def plan(config: PlanConfig) -> str:
             f"{gigabytes(need.windows)} windows of rows, {gigabytes(need.step)} a step; "
             f"{fits} of {config.gpu_gigabytes:g} GB",
         ),
+        ("steps", f"{training.n_steps:,} of {config.batch_rows:,} rows, at a learning rate of {training.peak_lr:.3g}"),
         ("host", f"{gigabytes(need.on_host())} for each training: pinned windows and the copy of a checkpoint"),
         (
             "compare",
-            f"at most {gigabytes(SUMS * len(config.training.prefixes))} of sums for each transcoder, whatever the rows",
+            f"at most {gigabytes(SUMS * len(training.prefixes))} of sums for each transcoder, whatever the rows",
         ),
         (
             "sharing",

@@ -39,13 +39,13 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Linear warm-up (arXiv 1706.02677), then from lr down to min_lr * lr at the last step: by a cosine (arXiv 1608.03983),
     or linearly over the last fifth of the steps."""
     if step < config.n_warmup_steps:
-        return config.lr * (step + 1) / config.n_warmup_steps
+        return config.peak_lr * (step + 1) / config.n_warmup_steps
     linear = config.lr_decay == "last-fifth"
     start = max(config.n_warmup_steps, round(SETTLES * config.n_steps)) if linear else config.n_warmup_steps
     span = max(1, config.n_steps - 1 - start)
     progress = min(1.0, max(0, step - start) / span)
     left = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr * (config.min_lr + (1 - config.min_lr) * left)
+    return config.peak_lr * (config.min_lr + (1 - config.min_lr) * left)
 
 
 def train_step(

@@ -98,7 +98,7 @@ def describe(config: TrainConfig, folder: Path) -> dict:
     """A run's folder in the sweep's, learning rate, seed and null, and the line of the plot on which it lies."""
     line = f"{config.architecture}, {config.d_sae:,} latents"
     run = config.run_directory.relative_to(folder).as_posix()
-    return {"run": run, "line": line, "lr": config.lr, "seed": config.seed, "null": config.null}
+    return {"run": run, "line": line, "lr": config.peak_lr, "seed": config.seed, "null": config.null}
 
 
 def summary(measured: Sequence[dict], store: Store) -> str:

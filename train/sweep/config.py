@@ -57,8 +57,8 @@ class SweepConfig(TrainConfig):
     """Width of the dictionary, or several widths: 8192,16384."""
     k: Annotated[tuple[int, ...], _several(int, "INT")] = (32, 64, 128)  # type: ignore[assignment]
     """Mean active latents per row (L0), or several: 32,64,128."""
-    lr: Annotated[tuple[float, ...], _several(float, "FLOAT")] = (4e-4,)  # type: ignore[assignment]
-    """Peak learning rate of Adam, or several: 2e-4,4e-4."""
+    lr: Annotated[tuple[float | None, ...], _several(float, "FLOAT")] = (None,)  # type: ignore[assignment]
+    """Peak learning rate of Adam, or several: 2e-4,4e-4. Default: by steps and d_sae, as for one run."""
     seed: Annotated[tuple[int, ...], _several(int, "INT")] = (0,)  # type: ignore[assignment]
     """Seed of initialisation, data order and random prefixes, or several: 0,1,2. The runs of all but the first have it in
     the names of their folders."""

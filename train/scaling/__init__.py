@@ -1,0 +1,1 @@
+"""Options that scale with the size of a run"""
