@@ -90,8 +90,13 @@ def warnings_of(config: TrainConfig) -> list[str]:
 def summary(config: TrainConfig) -> list[str]:
     """The last figures in a run's log, what did not fit its length, and the command that comes next."""
     lines = [*_figures(config.run_directory), *(f"WARNING: {warning}" for warning in warnings_of(config))]
+    return [*lines, f"next: {next_command(config)}"]
+
+
+def next_command(config: TrainConfig) -> str:
+    """The command that measures a run on held-out rows."""
     options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
-    return [*lines, f"next: {command_line('evaluate', 'metrics', **options)}"]
+    return command_line("evaluate", "metrics", **options)
 
 
 def summary_line(config: TrainConfig) -> str:
