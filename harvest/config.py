@@ -38,7 +38,6 @@ Sites = Annotated[
 SEED_LIMIT = 2**40
 MOST_SHARD_TOKENS = 65_536
 SEQUENCES = 32
-"""Sequences in one forward pass, where neither option nor memory says how many."""
 LEAST_SHARDS = 10
 """Shards that a store has at least, where --shard-tokens is not given."""
 
@@ -239,7 +238,7 @@ class HarvestConfig(Options):
 
     @property
     def sequences_at_once(self) -> int:
-        """batch_sequences, or what they are when neither given nor chosen by a GPU's memory."""
+        """batch_sequences, or SEQUENCES where neither an option nor a GPU's memory says how many."""
         return self.batch_sequences or SEQUENCES
 
     @property
@@ -297,6 +296,5 @@ class HarvestConfig(Options):
 class PlanConfig(HarvestConfig):
     """Say what a harvest takes (disk, time, memory, what limits it), from a few measured batches; write no store.
 
-    The options are those of `python -m harvest`. To measure the disk and the processor, the command writes a shard and a
-    file of 64 MB beside the store and removes them.
+    The options are those of `python -m harvest`. The command writes a shard and 64 MB beside the store and removes them.
     """
