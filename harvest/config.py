@@ -38,6 +38,7 @@ Sites = Annotated[
 """Sites of a block, as a command line gives them: resid_mid,mlp_out."""
 SEED_LIMIT = 2**40
 MOST_SHARD_TOKENS = 65_536
+SEQUENCES = 32
 LEAST_SHARDS = 10
 """Shards that a store has at least, where --shard-tokens is not given."""
 
@@ -136,8 +137,9 @@ class HarvestConfig(Options):
     keep_shards: Positive | None = None
     """Keep at most this many training shards on disk, while `train --follow` runs beside the harvest. A shard is deleted
     once it is trained on and saved. Held-out shards stay. Default: keep all shards."""
-    batch_sequences: Positive = 32
-    """Sequences in one forward pass."""
+    batch_sequences: Positive | None = None
+    """Sequences in one forward pass. Another number can change last bits. Default: 32; on a GPU as many as take a quarter
+    of the memory that the model leaves, in a power of two, up to 16,384 tokens."""
     device: str = "auto"
     """Device of the language model: cpu, cuda, cuda:1. auto takes CUDA where there is one; each rank of torchrun takes its
     own."""
@@ -240,6 +242,11 @@ class HarvestConfig(Options):
         return max(1, min(wanted, MOST_SHARD_TOKENS // self.context))
 
     @property
+    def sequences_at_once(self) -> int:
+        """batch_sequences, or SEQUENCES where neither an option nor a GPU's memory says how many."""
+        return self.batch_sequences or SEQUENCES
+
+    @property
     def tokens_a_shard(self) -> int:
         return self.shard_sequences * self.context
 
@@ -294,5 +301,5 @@ class HarvestConfig(Options):
 class PlanConfig(HarvestConfig):
     """Say what a harvest takes (disk, time, memory, what limits it), from a few measured batches; write no store.
 
-    The options are those of `python -m harvest`. To measure the disk, the command writes a file of 64 MB and removes it.
+    The options are those of `python -m harvest`. The command writes a shard and 64 MB beside the store and removes them.
     """

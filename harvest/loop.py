@@ -13,12 +13,12 @@ from tqdm import tqdm
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.metric.add import estimate, lacks_lens, lacks_metric
 from harvest.model.language_model import LanguageModel
-from harvest.opening import bounded, fitted, mlp_bytes, open_all, recipe_of
-from harvest.pool import Lanes
+from harvest.opening import bounded, fitted, mlp_bytes, open_all, recipe_of, with_batch
+from harvest.pool import Lanes, lanes_of
 from harvest.preflight import Visit, visit
 from harvest.ranks import Rank
 from harvest.ring import RingKeeper
-from harvest.shard import check_finite, run_shard
+from harvest.shard import run_shard, write_shard
 from harvest.space import refuse_what_does_not_fit, rows_fit_on_device
 from harvest.text.corpus import Corpus
 from harvest.text.odd_bos import OddBos
@@ -55,7 +55,7 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
     rank.warn_unless_torchrun()
     with stores.locked(rank) as locks, ExitStack() as stack:
         corpus, model, dtype = open_all(config, rank)
-        config = fitted(stores, corpus, model)
+        config = with_batch(stores, fitted(stores, corpus, model), model)
         within = bounded(stores, config, corpus, model)
         refuse_what_does_not_fit(within, model.d_model, stores.finished_shards, mlp_bytes(config, model))
         writers = {}
@@ -116,7 +116,7 @@ def _fill(
                     return number
             lacking = {layer: writer for layer, writer in writers.items() if not writer.finished(number)}
             if rank.takes(number) and lacking:
-                lanes = lanes or Lanes(model.without_bridge(packed.tokens[: config.batch_sequences], config.layers))
+                lanes = lanes or lanes_of(model, config, packed)
                 rows = run_shard(lanes, packed, config, tuple(lacking), number, bar.update, on_device)
                 writing.submit(lacking, rows, number)
         writing.wait()
@@ -180,7 +180,7 @@ class Writing:
     def submit(self, writers: dict[int, StoreWriter], rows: dict[int, ShardRows], number: int) -> None:
         """Has a shard written, after the one before it. Raises what writing that one raised."""
         self.wait()
-        self.shard = self.thread.submit(_write, writers, rows, number)
+        self.shard = self.thread.submit(write_shard, writers, rows, number)
         if self.at_once:
             self.wait()
 
@@ -202,13 +202,6 @@ def _progress(config: HarvestConfig, first: int, rank: Rank) -> tqdm:
         desc="harvest" if rank.world == 1 else f"harvest, rank {rank.index} of {rank.world}",
         position=rank.local,
     )
-
-
-def _write(writers: dict[int, StoreWriter], rows: dict[int, ShardRows], number: int) -> None:
-    for layer, writer in writers.items():
-        shape = (len(rows[layer].tokens), rows[layer].tokens.shape[1], -1)
-        check_finite({site: values.view(shape) for site, values in rows[layer].sites.items()}, f"shard {number}", 0)
-        writer.append(rows.pop(layer), number)
 
 
 def _wait_for_ranks(

@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import logging
+from dataclasses import replace
 
 import torch
 
 from harvest.config import HarvestConfig
+from harvest.model.batch import sequences_that_fit
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import load_model, resolve_compute_dtype
 from harvest.preflight import Visit
@@ -84,6 +86,18 @@ def fitted(stores: Visit, corpus: Corpus, model: LanguageModel) -> HarvestConfig
     if any(stores.finished_shards.values()):
         return stores.config
     return fit_shards(stores.config, documents_from(corpus, model, 0), SpecialTokens.of(model.tokenizer), corpus.described)
+
+
+def with_batch(stores: Visit, config: HarvestConfig, model: LanguageModel) -> HarvestConfig:
+    """The options with the sequences that the model runs at once: those asked for, those of a store that is continued, or
+    what the GPU's memory is made for."""
+    if config.batch_sequences is not None or model.device.type == "cpu":
+        return config
+    before = [manifest.shards[-1].batch_sequences for manifest in stores.manifests.values() if manifest.shards]
+    chosen = next(filter(None, before), None) or sequences_that_fit(model, len(config.layers), config.context)
+    if chosen is not None:
+        log.info("%d sequences of %d tokens at once", chosen, config.context)
+    return replace(config, batch_sequences=chosen)
 
 
 def bounded(stores: Visit, config: HarvestConfig, corpus: Corpus, model: LanguageModel) -> HarvestConfig:

@@ -11,7 +11,10 @@ from typing import TypeVar
 
 import torch
 
+from harvest.config import HarvestConfig
+from harvest.model.batch import within_memory
 from harvest.model.language_model import LanguageModel
+from harvest.text.tokens import PackedShard
 
 Result = TypeVar("Result")
 
@@ -19,12 +22,17 @@ MOST = 4
 """Each lane holds the activations of a batch."""
 
 
+def lanes_on(device: torch.device) -> int:
+    """How many batches run side by side."""
+    return min(MOST, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
 class Lanes:
     """Models over the same weights: one, or on a CPU as many as its cores, up to MOST."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.threads = torch.get_num_threads()
-        self.n = min(MOST, self.threads) if model.device.type == "cpu" else 1
+        self.n = lanes_on(model.device)
         self.models = [model, *(model.twin() for _ in range(self.n - 1))]
 
     def run(
@@ -60,3 +68,10 @@ class Lanes:
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)
+
+
+def lanes_of(model: LanguageModel, config: HarvestConfig, packed: PackedShard) -> Lanes:
+    """Lanes of the model, without the bridge where the shard's first batch has the same bits. Refused where memory does not
+    hold a batch."""
+    with within_memory(config.sequences_at_once):
+        return Lanes(model.without_bridge(packed.tokens[: config.sequences_at_once], config.layers))

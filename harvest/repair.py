@@ -1,6 +1,7 @@
 """The damaged shards of a store, harvested again from the documents that the manifest records."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -76,7 +77,8 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str], m
     lanes = Lanes(model)
     for number, shard in enumerate(manifest.shards):
         if shard.name in damaged:
-            repair_shard(harvest, manifest, number, corpus, lanes)
+            at_once = config.batch_sequences or shard.batch_sequences
+            repair_shard(replace(harvest, batch_sequences=at_once), manifest, number, corpus, lanes)
 
 
 def repair_mlp(directory: StorePath, manifest: Manifest, mlp: Mlp) -> None:

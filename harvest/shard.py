@@ -1,12 +1,13 @@
 """One shard: the model runs its batches while earlier ones are copied to the host; checked there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 
 import torch
 from torch import Tensor
 
 from harvest.config import HarvestConfig
+from harvest.model.batch import within_memory
 from harvest.model.language_model import LanguageModel
 from harvest.pool import Lanes
 from harvest.text.tokens import PackedShard
@@ -15,6 +16,7 @@ from store.errors import Refused
 from store.mlp.forward import Mlp
 from store.mlp.proof import check_fvu, recomputed_fvu
 from store.shards.rows import ShardRows
+from store.shards.writer import StoreWriter
 
 IDENTITIES = (("resid_post", "resid_mid", "mlp_out"), ("resid_mid", "resid_pre", "attn_out"))
 """The first of each is the sum of the others."""
@@ -70,15 +72,17 @@ def run_shard(
     progress: Callable[[int], object] = lambda tokens: None,
     on_device: bool = False,
 ) -> dict[int, ShardRows]:
-    """The rows of every token of a shard, by layer. Refused when the first batch's sites do not add up.
+    """The rows of every token of a shard, by layer. Refused when the first batch's sites do not add up, or memory does not
+    hold a batch.
 
     progress: is told the number of tokens of each finished batch.
     on_device: whether the rows stay on the model's device, so that nobody waits for them; they are on the host otherwise.
     """
     collected = CollectedRows(packed.tokens.numel(), getattr(torch, config.dtype), on_device)
+    at_once = config.sequences_at_once
 
     def run_batch(model: LanguageModel, start: int) -> int:
-        tokens = packed.tokens[start : start + config.batch_sequences]
+        tokens = packed.tokens[start : start + at_once]
         first = number == start == 0
         found = model.run_layers(tokens, layers, model.sites if first else config.sites)
         for layer, sites in found.items():
@@ -90,7 +94,8 @@ def run_shard(
                 collected.take(layer, site, sites[site], start * packed.tokens.shape[1])
         return tokens.numel()
 
-    lanes.run(run_batch, range(0, len(packed.tokens), config.batch_sequences), progress)
+    with within_memory(at_once):
+        lanes.run(run_batch, range(0, len(packed.tokens), at_once), progress)
     return {
         layer: ShardRows(
             tokens=packed.tokens,
@@ -101,9 +106,18 @@ def run_shard(
             bad_records=packed.bad_records,
             repeats=packed.repeats,
             template=packed.template,
+            batch_sequences=None if lanes.models[0].device.type == "cpu" else at_once,
         )
         for layer, sites in collected.finish().items()
     }
+
+
+def write_shard(writers: Mapping[int, StoreWriter], rows: dict[int, ShardRows], number: int) -> None:
+    """Checks a shard's rows and writes them, layer by layer; of `rows` nothing is left. Refused where one is not finite."""
+    for layer, writer in writers.items():
+        shape = (len(rows[layer].tokens), rows[layer].tokens.shape[1], -1)
+        check_finite({site: values.view(shape) for site, values in rows[layer].sites.items()}, f"shard {number}", 0)
+        writer.append(rows.pop(layer), number)
 
 
 def check_finite(sites: dict[str, Tensor], where: str, first_sequence: int) -> None:

@@ -67,5 +67,6 @@ class RepairConfig(StoreOptions):
     device: str = "auto"
     """Device of the language model. auto takes CUDA where there is one. Only the kind of device that made the store gives
     the same bytes."""
-    batch_sequences: Positive = 32
-    """Sequences in one forward pass. Give the number of the harvest, since another can change last bits."""
+    batch_sequences: Positive | None = None
+    """Sequences in one forward pass. Give the number of the harvest, since another can change last bits. Default: that
+    which a GPU's harvest recorded with the shard, else 32."""

@@ -63,6 +63,11 @@ def free_bytes(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Memory that a GPU has, in bytes, whoever holds it; None for other devices."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def of_kind(sizes: Mapping[str, Size], device: torch.device) -> Size:
     """The size for a kind of device, of those for cpu and cuda: that of cuda for every accelerator."""
     return sizes["cpu" if device.type == "cpu" else "cuda"]

@@ -52,7 +52,8 @@ class PlainModel:
             hooks.append(reads.register_forward_pre_hook(_taking_input(sites)))
             hooks.append(adds.register_forward_hook(_taking_output(sites)))
         try:
-            self.body(input_ids=tokens, use_cache=False)
+            # TransformerLens asks for attention patterns, which would stay in memory until the last block has run
+            self.body(input_ids=tokens, use_cache=False, output_attentions=False)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -55,11 +55,14 @@ class ShardEntry(Strict):
     """FVU of recomputed targets against the true rows that the shard holds as a proof, where targets are recomputed."""
     summed_on: str | None = None
     """The kind of device that added the rows up, if it was not the host: the last bits of sums depend on it."""
+    batch_sequences: int | None = None
+    """Sequences that the model ran at once, if that was on a GPU, whose memory may have chosen the number: the last bits of
+    rows depend on it."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["ShardEntry"], dict]) -> dict:
         """Keys that came later are written where they say something: older stores have none of them."""
-        later = ("rest", "bad_records", "repeats", "excluded_by_norm", "recomputed_fvu", "summed_on")
+        later = ("rest", "bad_records", "repeats", "excluded_by_norm", "recomputed_fvu", "summed_on", "batch_sequences")
         return without_none(serialize(self), later)
 
 

@@ -32,6 +32,9 @@ class ShardRows:
     template: Tensor | None = None
     """int32 [n_sequences, context]: 1 at tokens that a chat template put around the messages; None where there is none."""
 
+    batch_sequences: int | None = None
+    """Sequences that the model ran at once, where that is to be recorded."""
+
     @property
     def device(self) -> str | None:
         """The kind of device that the rows lie on, such as cuda; None for the host."""

@@ -208,6 +208,7 @@ class StoreWriter:
             excluded_by_norm=None if recipe.exclude_norm is None else far,
             recomputed_fvu=proven,
             summed_on=rows.device,
+            batch_sequences=rows.batch_sequences,
         )
         pending = Pending(
             fingerprint=recipe.fingerprint,
@@ -256,9 +257,8 @@ class StoreWriter:
 
     def _sums_of(self, shard: ShardEntry) -> dict[str, Tensor]:
         path = self.directory / shard.name
-        places = self.format.places(path)
-        names = [name for name in places if name.startswith(("sum.", "sum_of_squares."))]
-        return {name: read_array(path, places[name]) for name in names}
+        places = self.format.places(path).items()
+        return {name: read_array(path, place) for name, place in places if name.startswith(("sum.", "sum_of_squares."))}
 
     def _publish(self, path: StorePath, arrays: dict[str, Tensor]) -> tuple[int, str]:
         with appearing_whole(path, sum(array.nbytes for array in arrays.values())) as partial:

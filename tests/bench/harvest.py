@@ -50,14 +50,14 @@ def main() -> None:
     documents = tokenize(texts, model.tokenizer)
     stream = pack(documents, 0, SpecialTokens.of(model.tokenizer), config.shard_sequences, config.context)
     tokens = torch.cat([shard.tokens.long().to(device) for shard in islice(stream, options.shards)])
-    lanes = Lanes(model.without_bridge(tokens[: config.batch_sequences], (9,)))
+    lanes = Lanes(model.without_bridge(tokens[: config.sequences_at_once], (9,)))
 
     @torch.no_grad()
     def forward(lane: LanguageModel, start: int) -> None:
-        lane.run_layers(tokens[start : start + config.batch_sequences], (9,), config.sites)
+        lane.run_layers(tokens[start : start + config.sequences_at_once], (9,), config.sites)
 
     def bare() -> None:
-        lanes.run(forward, range(0, len(tokens), config.batch_sequences), lambda done: None)
+        lanes.run(forward, range(0, len(tokens), config.sequences_at_once), lambda done: None)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harvest import loop
+from harvest import plan as plans
 from harvest.loop import harvest
 from harvest.metric.gradients import TOKENS_AT_ONCE
 from harvest.model.loading import load_model
@@ -26,13 +27,13 @@ def config(config):
 @pytest.mark.parametrize("room", [1 << 40, pytest.param(1 << 10, marks=pytest.mark.slow)])
 def test_a_harvest_equals_the_hosts(config, tmp_path, accelerator, monkeypatch, room):
     monkeypatch.setattr("harvest.space.free_bytes", lambda device: room)
-    write = loop._write
+    write = loop.write_shard
 
     def write_there(*arguments):
         with computing():
             write(*arguments)
 
-    monkeypatch.setattr(loop, "_write", write_there)
+    monkeypatch.setattr(loop, "write_shard", write_there)
     monkeypatch.setitem(TOKENS_AT_ONCE, "cuda", 1)  # labels are drawn anew for each backward pass
     host = replace(config, store=tmp_path / "host")
     device = replace(host, store=tmp_path / "device", device=accelerator)
@@ -70,6 +71,26 @@ def test_the_model_lies_on_the_device(config, accelerator):
     assert all(isinstance(parameter, Ghost) for parameter in model.whole.parameters())
 
 
-def test_a_plan_runs_there(config, accelerator):
+@pytest.mark.parametrize("room", [1 << 40, 1 << 10])
+def test_a_plan_measures_there_what_the_harvest_does(config, accelerator, monkeypatch, room):
+    monkeypatch.setattr("harvest.space.free_bytes", lambda device: room)
+    stays = room > 1 << 20
+    run, write = plans.run_shard, plans.write_shard
+    seen = []
+
+    def running(lanes, *given, on_device):
+        seen.append((lanes.models[0].plain is not None, on_device))
+        return run(lanes, *given, on_device=on_device)
+
+    def writing(writers, rows, number):
+        [one] = rows.values()
+        seen.append((one.tokens.numel(), one.device))
+        write(writers, rows, number)
+
+    monkeypatch.setattr(plans, "run_shard", running)
+    monkeypatch.setattr(plans, "write_shard", writing)
     text = plan(replace(config, device=accelerator))
+    assert set(seen) == {(True, stays), (config.tokens_a_shard, DEVICE.type if stays else None)}
     assert "while the model runs" in text
+    assert ("GPU memory   about" in text) == stays
+    assert "tokens/s measured without TransformerLens's bridge, 5 sequences at once" in text

@@ -1,5 +1,8 @@
+import shutil
+import time
 from collections import Counter, namedtuple
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -7,9 +10,9 @@ from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.plan import SpeedProbe, plan
+from harvest.plan import SpeedProbe, measure, plan
 from harvest.space import metric_bytes, shard_bytes, shards_on_disk
-from tests.making import make_recipe
+from tests.making import make_recipe, on_threads
 
 
 def test_planned_bytes_are_those_written(config):
@@ -90,16 +93,48 @@ def test_a_plan_for_another_harvest_s_store_is_refused(config):
 
 def test_a_plan_adds_up_what_happens_one_after_the_other():
     speeds = dict(tokens_per_second=100.0, bytes_per_second=1000.0, text_seconds=0.01, shard_seconds=0.02)
-    running, writing = 500 * (1 / 100 + 0.01), 500 * 0.02 + 4000 / 1000
+    model, text, writing = 500 / 100, 500 * 0.01, 500 * 0.02 + 4000 / 1000
     on_cpu = SpeedProbe(**speeds, start_seconds=20.0, one_after_the_other=True)
-    assert on_cpu.seconds(500, 4000) == pytest.approx(20 + running + writing)
-    assert SpeedProbe(**speeds, start_seconds=20.0).seconds(500, 4000) == pytest.approx(20 + max(running, writing))
+    assert on_cpu.seconds(500, 4000) == pytest.approx(20 + model + text + writing)
+    assert SpeedProbe(**speeds, start_seconds=20.0).seconds(500, 4000) == pytest.approx(20 + max(model, text, writing))
 
 
 def test_a_plan_says_the_start_and_what_waits(config):
     lines = dict(line.split(maxsplit=1) for line in plan(config).splitlines() if line.startswith(("start", "writing")))
     assert "for libraries, the model and the first text" in lines["start"]
     assert lines["writing"].endswith("while the model waits")
+
+
+SHAPES = {
+    "small shards": dict(tokens=48 * 512),
+    "two layers": dict(layer=(0, 1), tokens=32 * 512),
+    "large shards and batches": dict(tokens=10 * 4096, shard_tokens=4096, context=64, batch_sequences=16),
+    "a metric, at once": dict(tokens=16 * 512, metric_sequences=40, batch_sequences=16),
+    "compressed": dict(tokens=10 * 4096, shard_tokens=4096, format="zarr", compression="zstd"),
+    "every site, so that the bridge runs": dict(
+        tokens=24 * 512, sites=("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    ),
+}
+TIMED = ("harvest.plan", "harvest.metric.gradients")
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (n > 1)) for n, each in enumerate(SHAPES)])
+def test_planned_seconds_are_those_of_a_harvest(config, monkeypatch, name):
+    """By the time of the processor, with one thread, in one of three tries: other work on the machine moves that too."""
+    for module in TIMED:
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=time.process_time))
+    asked = replace(config, **SHAPES[name])
+    off: list[float] = []
+    with on_threads(1):
+        plan(asked)  # imports, and whatever is made once
+        while not off or (min(off) > 0.25 and len(off) < 3):
+            planned = measure(asked, time.process_time())
+            start = time.process_time()
+            harvest(asked)
+            seconds = time.process_time() - start
+            off.append(abs(planned.speed.seconds(planned.tokens, planned.n_bytes) / seconds - 1))
+            shutil.rmtree(asked.store)
+    assert min(off) <= 0.25, off
 
 
 @pytest.mark.parametrize(

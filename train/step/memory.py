@@ -1,8 +1,8 @@
 """Bytes that training takes on an accelerator at its peak, by formula: what is alive in each phase of a step, and while the
 dictionary is measured on held-out rows or saved.
 
-By PyTorch's operators; Triton's kernels take a little less. What an operator takes for itself while it runs, and what the
-allocator rounds up, is not in it. The tests count it on a pretended accelerator.
+By PyTorch's operators. Triton's kernels keep no test of the scores, and parts of sums by entry instead. What an operator
+takes for itself while it runs, and what the allocator rounds up, is not in it. The tests count on a pretended accelerator.
 """
 
 from dataclasses import dataclass

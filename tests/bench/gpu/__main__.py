@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -20,35 +20,38 @@ import torch
 from store.cli import one_line_errors
 from store.devices import resolve_device
 from store.errors import Refused
-from tests.bench.gpu import checks, counted, kernels, pipeline, steps
 from tests.bench.gpu.bench import SMALL, Bench, Sizes, Table
 from tests.bench.step import synthetic
 
 
 @dataclass(frozen=True)
 class Part:
-    run: Callable[[Bench], Table]
+    place: str
+    """module:function, of this package; imported by the process that runs it, since some need the model's libraries."""
     seconds: int
     """After which it is stopped."""
 
 
 PARTS = {
-    "estimate": Part(counted.estimate, 10),
-    "floor": Part(steps.floor, 20),
-    "kernels": Part(kernels.kernels, 50),
-    "tuning": Part(kernels.tuning, 60),
-    "dense": Part(kernels.dense, 30),
-    "numerics": Part(checks.numerics, 60),
-    "determinism": Part(checks.determinism, 60),
-    "step": Part(steps.step, 80),
-    "profile": Part(steps.profile, 40),
-    "loader": Part(pipeline.loader, 20),
-    "writer": Part(pipeline.writer, 20),
-    "harvest": Part(pipeline.harvesting, 70),
-    "checkpoints": Part(pipeline.checkpoints, 20),
+    "estimate": Part("counted:estimate", 10),
+    "floor": Part("steps:floor", 20),
+    "kernels": Part("kernels:kernels", 50),
+    "tuning": Part("kernels:tuning", 60),
+    "dense": Part("kernels:dense", 30),
+    "numerics": Part("checks:numerics", 60),
+    "determinism": Part("checks:determinism", 60),
+    "step": Part("steps:step", 80),
+    "profile": Part("steps:profile", 40),
+    "loader": Part("pipeline:loader", 20),
+    "writer": Part("pipeline:writer", 20),
+    "harvest": Part("pipeline:harvesting", 70),
+    "checkpoints": Part("pipeline:checkpoints", 20),
 }
 """In the order in which they run; the limits add up to nine minutes. A new part is a function of a Bench that returns a
 Table, and its line here."""
+
+SMALL_SECONDS = 600
+"""The limit of every part under --small, which asks whether parts run, not how fast: other work may have the cores."""
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
@@ -60,7 +63,8 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 def run_here(name: str, options: argparse.Namespace) -> None:
     """Runs one part in this process and writes what it found to options.json."""
     bench = Bench(sizes_of(options), resolve_device(options.device), Path(options.store), options.small)
-    table = PARTS[name].run(bench)
+    module, _, function = PARTS[name].place.partition(":")
+    table = getattr(import_module(f"tests.bench.gpu.{module}"), function)(bench)
     found = {"columns": table.columns, "rows": table.rows, "note": table.note}
     Path(options.json).write_text(json.dumps(found))
 
@@ -71,7 +75,7 @@ def run_apart(name: str, options: argparse.Namespace, folder: str) -> dict:
     given = [f"--{key}={getattr(options, key)}" for key in ("device", "d", "d_sae", "k", "batch", "steps")]
     given = [each.replace("d_sae", "d-sae") for each in given] + (["--small"] if options.small else [])
     command = [sys.executable, "-m", "tests.bench.gpu", "--here", name, "--store", folder, "--json", str(path), *given]
-    limit = PARTS[name].seconds * options.patience
+    limit = (SMALL_SECONDS if options.small else PARTS[name].seconds) * options.patience
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
