@@ -153,6 +153,14 @@ def write_seconds(place: StorePath) -> float:
         return time.perf_counter() - start
 
 
+def _heldout(config: HarvestConfig, shard_bytes: int) -> str:
+    """What of all shards asked for is held out, for people."""
+    shards = config.splits.heldout_below(config.n_shards)
+    limit = "" if config.splits.most != shards else ", the most that --heldout-tokens allows"
+    n_bytes = shards * shard_bytes * len(config.layers)
+    return f"{shards * config.tokens_a_shard:,} tokens in {shards:,} shards a layer, {gigabytes(n_bytes)}{limit}"
+
+
 def describe(
     config: HarvestConfig, d_model: int, finished: Mapping[int, int], measured: SpeedProbe, mlp_bytes: int = 0
 ) -> str:
@@ -177,6 +185,7 @@ def describe(
     rows = [
         ("shards", f"{sum(lacking.values()):,} to write ({config.n_shards:,} a layer, {layers} layer{'s' * (layers > 1)})"),
         ("disk", f"{gigabytes(at_once)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
+        ("held out", f"{_heldout(config, one)}, kept for ever"),
         (
             "host memory",
             f"about {gigabytes(in_memory)} of rows, beside the model",

@@ -216,6 +216,8 @@ def _recipe(facts: Carded) -> list[str]:
     table = markdown_table([[name, value] for name, value in said.items()], ["", ""])
     where = f"--model {shlex.quote(recipe.model)} --layer {recipe.layer}"
     shards = f"--shard-tokens {recipe.shard_sequences * recipe.context} --heldout-every {recipe.heldout_every}"
+    if recipe.heldout_tokens is not None:
+        shards += f" --heldout-tokens {recipe.heldout_tokens}"
     again = (
         f"    python -m harvest {where} --dataset {shlex.quote(recipe.dataset)} \\\n"
         f"      --context {recipe.context} {shards} --seed {recipe.seed}\n"

@@ -14,7 +14,7 @@ from harvest.text.together import TokenSharing
 from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack
 from store.errors import Refused
 from store.shards.manifest import Rest, ShardEntry, rests_after
-from store.shards.recipe import Split, split_of
+from store.shards.recipe import Split
 
 
 def documents_from(
@@ -94,6 +94,6 @@ def packed_from(
         config.shard_sequences,
         config.context,
         first_shard=len(before),
-        split_of=lambda number: split_of(number, config.heldout_every),
+        split_of=config.splits.of,
         cut=pieces_of(corpus, model, rests_after(before)),
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from store.cli import Count, Options, Positive, Range
+from store.errors import Refused
 from train.config import TrainConfig
 
 Rate = Annotated[float, Range(0, above=True)]
@@ -34,6 +35,8 @@ class PlanConfig(Options):
     """Tokens of a shard, as in harvest."""
     heldout_every: Annotated[int, Range(2)] = 20
     """As in harvest: of so many shards one is held out. They are kept for ever, in a bounded cache too."""
+    heldout_tokens: Count | None = None
+    """As in harvest: tokens that are held out at most. Default: no limit."""
     gpus: Positive = 1
     """GPUs of the same kind. In a bounded cache, those that train are as many as there are layers; the others harvest."""
     gpu_gigabytes: Rate = 80.0
@@ -44,6 +47,14 @@ class PlanConfig(Options):
     """Rows a second that one GPU trains on, of one layer."""
     disk_rate: Rate | None = None
     """MB a second to and from the place of the stores, all processes together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heldout_tokens is not None and self.heldout_tokens < self.shard_tokens:
+            raise Refused(
+                f"heldout_tokens is {self.heldout_tokens:,}, less than a shard of {self.shard_tokens:,} tokens: none would "
+                "be held out; give at least that many"
+            )
 
     @property
     def training(self) -> TrainConfig:
