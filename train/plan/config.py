@@ -39,6 +39,12 @@ class PlanConfig(Options):
     """As in harvest: tokens that are held out at most. Default: no limit."""
     gpus: Positive = 1
     """GPUs of the same kind. In a bounded cache, those that train are as many as there are layers; the others harvest."""
+    nodes: Positive = 1
+    """Machines, each with an equal share of the GPUs."""
+    link_rate: Rate | None = None
+    """GB a second that a GPU sends to the others of its machine, while it receives as much: 450 over NVLink 4."""
+    network_rate: Rate | None = None
+    """GB a second that a machine sends to the others: 50 over a network of 400 Gbit/s."""
     gpu_gigabytes: Rate = 80.0
     """Memory of a GPU. Of it 0.8 GB are taken to be PyTorch's own."""
     harvest_rate: Rate | None = None
@@ -50,6 +56,8 @@ class PlanConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gpus % self.nodes:
+            raise Refused(f"gpus is {self.gpus} and nodes {self.nodes}; give --gpus a multiple of --nodes")
         if self.heldout_tokens is not None and self.heldout_tokens < self.shard_tokens:
             raise Refused(
                 f"heldout_tokens is {self.heldout_tokens:,}, less than a shard of {self.shard_tokens:,} tokens: none would "

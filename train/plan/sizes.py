@@ -10,6 +10,7 @@ from store.loader.schedule import WINDOW_BYTES
 from store.shards.recipe import Splits
 from train.layers.memory import WINDOWS, Need, n_weights, need_of_run
 from train.plan.config import PlanConfig
+from train.plan.links import Together, seconds_of_exchange, together
 
 ROW_BYTES = 8
 """Bytes of a token and of the place of its row."""
@@ -75,9 +76,15 @@ def parts_of_dictionary(config: PlanConfig, need: Need) -> int:
     return ceil_div(need.state, int(room))
 
 
+def shared_of(config: PlanConfig, parts: int) -> Together:
+    """The GPUs that train one layer, of which its dictionary needs `parts`."""
+    return together(config, 2 * DTYPE_BYTES * config.d_model, parts)
+
+
 def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
     """Seconds of each part whose rate was given; of a bounded cache they run at once, else one after the other."""
-    trainers = config.layers * parts
+    shared = shared_of(config, parts)
+    trainers = config.layers * shared.gpus
     streamed = config.keep_shards is not None
     harvesters = config.gpus - trainers if streamed else config.gpus
     if harvesters < 1:
@@ -90,12 +97,21 @@ def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
         found[f"the model, on {harvesters} GPUs"] = config.tokens / (config.harvest_rate * harvesters)
     if config.train_rate is not None:
         turns = 1 if streamed else ceil_div(trainers, config.gpus)
-        found["training, one layer a GPU" if parts == 1 else f"training, {parts} GPUs a layer"] = (
-            config.tokens / (config.train_rate * parts) * turns
-        )
+        exchange = seconds_of_exchange(config, shared)
+        seconds = config.tokens / (config.train_rate * shared.gpus) + (exchange or 0.0)
+        found[_training(config, shared, exchange, turns)] = seconds * turns
     if config.disk_rate is not None:
         found["the disk or network: rows written and read once"] = 2 * sizes.moved / (config.disk_rate * 1e6)
     return found
+
+
+def _training(config: PlanConfig, shared: Together, exchange: float | None, turns: int) -> str:
+    """What training is called in the plan; `exchange`: seconds of one turn."""
+    if shared.gpus == 1:
+        return "training, one layer a GPU"
+    option = "--link-rate" if shared.gpus <= config.gpus // config.nodes else "--network-rate"
+    how_long = f"not counted, give {option}" if exchange is None else f"{exchange * turns / 3600:,.1f} h of it"
+    return f"training, {shared.gpus} GPUs a layer; exchanging {gigabytes(round(shared.sent))} each in a step: {how_long}"
 
 
 def large(n_bytes: float) -> str:
@@ -138,13 +154,20 @@ def plan(config: PlanConfig) -> str:
         whole = max(times.values()) if streamed else sum(times.values())
         order = "all at once" if streamed else "one after the other"
         rows.append(("time", f"about {duration(whole)}, {order}; limit: {max(times, key=times.__getitem__)}"))
-    rows.extend(("change", advice) for advice in advice_of(config, sizes))
+    rows.extend(("change", advice) for advice in advice_of(config, sizes, shared_of(config, parts)))
     return "\n".join(f"{name:12s} {text}" for name, text in rows)
 
 
-def advice_of(config: PlanConfig, sizes: Sizes) -> list[str]:
-    """Options that would take less."""
+def advice_of(config: PlanConfig, sizes: Sizes, shared: Together) -> list[str]:
+    """Options that would take less. shared: the GPUs that train one layer."""
     found = []
+    exchange = seconds_of_exchange(config, shared)
+    if exchange and config.train_rate is not None and exchange > config.tokens / (config.train_rate * shared.gpus):
+        found.append(
+            f"{shared.gpus} GPUs a layer exchange for longer than they compute: a larger --batch-rows exchanges less often"
+            if shared.by_rows
+            else f"{shared.gpus} GPUs a layer exchange for longer than they compute: GPUs of more memory would be fewer"
+        )
     if config.targets == "stored":
         found.append("--targets recomputed halves the disk; training then runs the MLP of each layer")
     if config.keep_shards is None and sizes.disk > 1e12:
