@@ -7,6 +7,7 @@ from functools import partial
 
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
+from harvest.ranks import Rank
 from harvest.text.corpus import Corpus, resuming
 from harvest.text.encode import Marked
 from harvest.text.records import Bad, Repeat
@@ -96,4 +97,5 @@ def packed_from(
         first_shard=len(before),
         split_of=config.splits.of,
         cut=pieces_of(corpus, model, rests_after(before)),
+        wanted=(sharing.rank if sharing is not None else Rank()).takes,
     )
