@@ -13,6 +13,7 @@ from store.errors import Refused
 from store.layers.parse import as_layers
 from store.layout import default_store
 from store.parents import holds_store, layer_folder, layers_in
+from store.shards.recipe import Splits
 from store.usage import did_you_mean
 
 SITES = {
@@ -23,7 +24,6 @@ SITES = {
     "resid_post": "blocks.{layer}.hook_resid_post",
 }
 """Sites that can be stored, in the order of the block, and their TransformerLens names."""
-
 
 Sites = Annotated[
     tuple[str, ...],
@@ -41,7 +41,6 @@ MOST_SHARD_TOKENS = 65_536
 SEQUENCES = 32
 LEAST_SHARDS = 10
 """Shards that a store has at least, where --shard-tokens is not given."""
-
 
 Compression = Annotated[
     str,
@@ -121,6 +120,8 @@ class HarvestConfig(Options):
     --tokens or the text itself would give fewer than ten shards."""
     heldout_every: Annotated[int, Range(2)] = 20
     """Shards among which one is held out from training: 20 holds out one in twenty."""
+    heldout_tokens: Count | None = None
+    """Tokens to hold out at most, in whole shards. All later shards are trained on. Default: no limit."""
     exclude_first: NotNegative = 0
     """Tokens at the beginning of each sequence, BOS included, that are stored but neither trained on nor measured. 0 leaves
     out BOS alone."""
@@ -257,6 +258,11 @@ class HarvestConfig(Options):
         return max(least, ceil_div(self.tokens, self.tokens_a_shard))
 
     @property
+    def splits(self) -> Splits:
+        """Which shards are held out."""
+        return Splits.within(self.heldout_every, self.heldout_tokens, self.tokens_a_shard)
+
+    @property
     def recorded_when_set(self) -> dict[str, object]:
         """Options that a recipe names only where they are not the default."""
         return {
@@ -270,6 +276,7 @@ class HarvestConfig(Options):
             "exclude_norm": self.exclude_norm,
             "model_class": self.model_class,
             "targets": None if self.targets == "stored" else self.targets,
+            "heldout_tokens": self.heldout_tokens,
         }
 
     @property

@@ -244,6 +244,14 @@ def write_seconds(place: StorePath) -> float:
         return time.perf_counter() - start
 
 
+def _heldout(config: HarvestConfig, shard_bytes: int) -> str:
+    """What of all shards asked for is held out, for people."""
+    shards = config.splits.heldout_below(config.n_shards)
+    limit = "" if config.splits.most != shards else ", the most that --heldout-tokens allows"
+    n_bytes = shards * shard_bytes * len(config.layers)
+    return f"{shards * config.tokens_a_shard:,} tokens in {shards:,} shards a layer, {gigabytes(n_bytes)}{limit}"
+
+
 def describe(planned: Planned) -> str:
     """The plan, as a person reads it."""
     config = planned.config
@@ -266,6 +274,7 @@ def describe(planned: Planned) -> str:
     rows = [
         ("shards", f"{lacking:,} to write ({config.n_shards:,} a layer, {layers} layer{'s' * (layers > 1)})"),
         ("disk", f"{gigabytes(at_once)} ({one / 1e6:,.1f} MB a shard), {', '.join(map(gigabytes, free.values()))} free"),
+        ("held out", f"{_heldout(config, one)}, kept for ever"),
         *memory_of(planned),
         (
             "model",

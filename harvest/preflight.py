@@ -84,6 +84,11 @@ def visit(config: HarvestConfig) -> Visit:
         if (directory / MANIFEST).exists():
             manifests[layer] = load_manifest(directory)
     config = _with_size_of(config, manifests)
+    if config.splits.most == 0:
+        raise Refused(
+            f"heldout_tokens is {config.heldout_tokens:,}, and a shard has {config.tokens_a_shard:,} tokens: none would be "
+            "held out; give at least that many, or a smaller --shard-tokens"
+        )
     origin = origin_of(config)
     for layer, manifest in manifests.items():
         directory = config.directories[layer]

@@ -15,7 +15,6 @@ from store.disk.files import nearest_there
 from store.disk.remote import Remote, StorePath
 from store.errors import Refused
 from store.mlp.proof import PROOF_ROWS
-from store.shards.recipe import heldout_below
 
 HEADER = 4096
 """Bytes that a shard's header, sums aside, may take; and its line in the manifest."""
@@ -68,7 +67,7 @@ def shards_on_disk(config: HarvestConfig, finished: int) -> int:
     lacking = max(0, config.n_shards - finished)
     if isinstance(config.store, Remote):
         return min(1, lacking)
-    heldout = max(0, heldout_below(config.n_shards, config.heldout_every) - heldout_below(finished, config.heldout_every))
+    heldout = max(0, config.splits.heldout_below(config.n_shards) - config.splits.heldout_below(finished))
     train = lacking - heldout
     return heldout + min(train, config.keep_shards or train)
 

@@ -1,7 +1,7 @@
 """Before the model runs: shards small enough for the text, so that some are held out; or a refusal."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -10,7 +10,6 @@ from harvest.text.encode import Marked
 from harvest.text.records import Bad, Repeat
 from harvest.text.tokens import PackedShard, SpecialTokens, pack
 from store.errors import Refused
-from store.shards.recipe import Split, split_of
 
 COUNTED = 1_000_000
 """Tokens that are read at most to find out whether a text is short."""
@@ -69,8 +68,8 @@ def within_text(
 def _packed(
     config: HarvestConfig, documents: Iterable[list[int] | Marked | Bad | Repeat], special: SpecialTokens, sequences: int
 ) -> Iterator[PackedShard]:
-    sides: Callable[[int], Split] = lambda number: split_of(number, config.heldout_every)  # noqa: E731
-    return pack(documents, 0, special, sequences, config.context, split_of=sides)
+    sized = replace(config, shard_tokens=sequences * config.context)
+    return pack(documents, 0, special, sequences, config.context, split_of=sized.splits.of)
 
 
 def _reaches(shards: Iterator[PackedShard], least: int) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 
 from harvest.config import HarvestConfig
 from harvest.model.language_model import LanguageModel
+from harvest.ranks import Rank
 from harvest.text.corpus import Corpus, resuming
 from harvest.text.encode import Marked
 from harvest.text.odd_bos import OddBos
@@ -15,7 +16,7 @@ from harvest.text.together import TokenSharing
 from harvest.text.tokens import PackedShard, Piece, SpecialTokens, encode, pack
 from store.errors import Refused
 from store.shards.manifest import Rest, ShardEntry, rests_after
-from store.shards.recipe import Split, split_of
+from store.shards.recipe import Split
 
 
 def documents_from(
@@ -99,6 +100,7 @@ def packed_from(
         config.shard_sequences,
         config.context,
         first_shard=len(before),
-        split_of=lambda number: split_of(number, config.heldout_every),
+        split_of=config.splits.of,
         cut=pieces_of(corpus, model, rests_after(before)),
+        wanted=(sharing.rank if sharing is not None else Rank()).takes,
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
@@ -13,14 +14,28 @@ if TYPE_CHECKING:
 Split = Literal["train", "heldout"]
 
 
-def split_of(shard: int, heldout_every: int) -> Split:
-    """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
-    return "heldout" if shard % heldout_every == 1 else "train"
+@dataclass(frozen=True)
+class Splits:
+    """Which shards are held out, by their numbers: 1 is the first of them."""
 
+    every: int
+    """Shards among which one is held out."""
+    most: int | None = None
+    """Held-out shards in all; every later shard is trained on. None for no limit."""
 
-def heldout_below(number: int, heldout_every: int) -> int:
-    """Held-out shards among those with a smaller number: 1 is the first of them."""
-    return (number + heldout_every - 2) // heldout_every
+    @classmethod
+    def within(cls, every: int, tokens: int | None, tokens_a_shard: int) -> "Splits":
+        """Those that hold out at most so many tokens, in whole shards; None for no limit."""
+        return cls(every, None if tokens is None else tokens // tokens_a_shard)
+
+    def of(self, shard: int) -> Split:
+        held_out = shard % self.every == 1 and (self.most is None or shard // self.every < self.most)
+        return "heldout" if held_out else "train"
+
+    def heldout_below(self, number: int) -> int:
+        """Held-out shards among those with a smaller number."""
+        found = (number + self.every - 2) // self.every
+        return found if self.most is None else min(found, self.most)
 
 
 class Strict(BaseModel):
@@ -48,6 +63,7 @@ RECORDED_WHEN_SET = (
     "exclude_norm",
     "model_class",
     "targets",
+    "heldout_tokens",
 )
 """Fields of a recipe that stand for an option whose default is not written."""
 
@@ -102,6 +118,8 @@ class Recipe(Strict):
     """Class of transformers that loaded the model; None for the one that its config.json names."""
     targets: Literal["recomputed"] | None = None
     """Whether shards hold no mlp_out, which the store's own MLP recomputes; None where it is stored."""
+    heldout_tokens: int | None = None
+    """Tokens that are held out at most, in whole shards; None for no limit."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: Callable[["Recipe"], dict]) -> dict:
@@ -147,9 +165,14 @@ class Recipe(Strict):
         """The site whose rows' norms `exclude_norm` looks at."""
         return "resid_mid" if "resid_mid" in self.sites else self.sites[0]
 
+    @property
+    def splits(self) -> Splits:
+        """Which shards are held out."""
+        return Splits.within(self.heldout_every, self.heldout_tokens, self.shard_sequences * self.context)
+
     def split_of(self, shard: int) -> Split:
         """The split of a shard, fixed by its number; shard 1 is the first held-out one."""
-        return split_of(shard, self.heldout_every)
+        return self.splits.of(shard)
 
     def differences(self, other: "Recipe") -> str:
         """The fields in which two recipes differ, as `name: mine != theirs`."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from store.cli import Count, Options, Positive, Range
+from store.errors import Refused
 from train.config import TrainConfig
 
 Rate = Annotated[float, Range(0, above=True)]
@@ -38,8 +39,16 @@ class PlanConfig(Options):
     """Tokens of a shard, as in harvest."""
     heldout_every: Annotated[int, Range(2)] = 20
     """As in harvest: of so many shards one is held out. They are kept for ever, in a bounded cache too."""
+    heldout_tokens: Count | None = None
+    """As in harvest: tokens that are held out at most. Default: no limit."""
     gpus: Positive = 1
     """GPUs of the same kind. In a bounded cache, those that train are as many as there are layers; the others harvest."""
+    nodes: Positive = 1
+    """Machines, each with an equal share of the GPUs."""
+    link_rate: Rate | None = None
+    """GB a second that a GPU sends to the others of its machine, while it receives as much: 450 over NVLink 4."""
+    network_rate: Rate | None = None
+    """GB a second that a machine sends to the others: 50 over a network of 400 Gbit/s."""
     gpu_gigabytes: Rate = 80.0
     """Memory of a GPU. Of it 0.8 GB are taken to be PyTorch's own."""
     harvest_rate: Rate | None = None
@@ -48,6 +57,16 @@ class PlanConfig(Options):
     """Rows a second that one GPU trains on, of one layer."""
     disk_rate: Rate | None = None
     """MB a second to and from the place of the stores, all processes together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpus % self.nodes:
+            raise Refused(f"gpus is {self.gpus} and nodes {self.nodes}; give --gpus a multiple of --nodes")
+        if self.heldout_tokens is not None and self.heldout_tokens < self.shard_tokens:
+            raise Refused(
+                f"heldout_tokens is {self.heldout_tokens:,}, less than a shard of {self.shard_tokens:,} tokens: none would "
+                "be held out; give at least that many"
+            )
 
     @property
     def training(self) -> TrainConfig:

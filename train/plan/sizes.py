@@ -8,10 +8,11 @@ from evaluate.rows import DOCUMENT_SUMS
 from store.counts import ceil_div, duration, gigabytes
 from store.errors import Refused
 from store.loader.schedule import WINDOW_BYTES
-from store.shards.recipe import heldout_below
+from store.shards.recipe import Splits
 from store.sparse.scan import Candidates
 from train.layers.memory import DEAD, WINDOWS, Need, dead_latents, need_of_run
 from train.plan.config import PlanConfig
+from train.plan.links import Together, seconds_of_exchange, together
 from train.step.memory import step_bytes, weight_bytes
 
 ROW_BYTES = 8
@@ -23,6 +24,8 @@ OWN = 0.8e9
 
 MOST_PARTS = 64
 """GPUs that share a dictionary, at most."""
+ENOUGH_HELDOUT = 2_000_000
+"""Held-out tokens that measure a dictionary well: its FVU on 32,389 rows is known to three digits."""
 
 SUMS = 8 * len(COLUMNS) * DOCUMENT_SUMS
 """Bytes of the sums by document that compare keeps of a prefix."""
@@ -53,7 +56,7 @@ def sizes_of(config: PlanConfig) -> Sizes:
     stored = 1 if config.targets == "recomputed" else 2
     row = stored * DTYPE_BYTES * config.d_model + ROW_BYTES
     shards = ceil_div(config.tokens, config.shard_tokens)
-    heldout = heldout_below(shards, config.heldout_every)
+    heldout = Splits.within(config.heldout_every, config.heldout_tokens, config.shard_tokens).heldout_below(shards)
     train = shards - heldout
     kept = heldout + min(train, config.keep_shards or train)
     shard = row * config.shard_tokens * config.layers
@@ -96,9 +99,15 @@ def parts_of_dictionary(config: PlanConfig) -> int:
     )
 
 
+def shared_of(config: PlanConfig, parts: int) -> Together:
+    """The GPUs that train one layer, of which its dictionary needs `parts`."""
+    return together(config, 2 * DTYPE_BYTES * config.d_model, parts)
+
+
 def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
     """Seconds of each part whose rate was given; of a bounded cache they run at once, else one after the other."""
-    trainers = config.layers * parts
+    shared = shared_of(config, parts)
+    trainers = config.layers * shared.gpus
     streamed = config.keep_shards is not None
     harvesters = config.gpus - trainers if streamed else config.gpus
     if harvesters < 1:
@@ -111,12 +120,21 @@ def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
         found[f"the model, on {harvesters} GPUs"] = config.tokens / (config.harvest_rate * harvesters)
     if config.train_rate is not None:
         turns = 1 if streamed else ceil_div(trainers, config.gpus)
-        found["training, one layer a GPU" if parts == 1 else f"training, {parts} GPUs a layer"] = (
-            config.tokens / (config.train_rate * parts) * turns
-        )
+        exchange = seconds_of_exchange(config, shared)
+        seconds = config.tokens / (config.train_rate * shared.gpus) + (exchange or 0.0)
+        found[_training(config, shared, exchange, turns)] = seconds * turns
     if config.disk_rate is not None:
         found["the disk or network: rows written and read once"] = 2 * sizes.moved / (config.disk_rate * 1e6)
     return found
+
+
+def _training(config: PlanConfig, shared: Together, exchange: float | None, turns: int) -> str:
+    """What training is called in the plan; `exchange`: seconds of one turn."""
+    if shared.gpus == 1:
+        return "training, one layer a GPU"
+    option = "--link-rate" if shared.gpus <= config.gpus // config.nodes else "--network-rate"
+    how_long = f"not counted, give {option}" if exchange is None else f"{exchange * turns / 3600:,.1f} h of it"
+    return f"training, {shared.gpus} GPUs a layer; exchanging {gigabytes(round(shared.sent))} each in a step: {how_long}"
 
 
 def large(n_bytes: float) -> str:
@@ -164,18 +182,26 @@ def plan(config: PlanConfig) -> str:
         whole = max(times.values()) if streamed else sum(times.values())
         order = "all at once" if streamed else "one after the other"
         rows.append(("time", f"about {duration(whole)}, {order}; limit: {max(times, key=times.__getitem__)}"))
-    rows.extend(("change", advice) for advice in advice_of(config, sizes))
+    rows.extend(("change", advice) for advice in advice_of(config, sizes, shared_of(config, parts)))
     return "\n".join(f"{name:12s} {text}" for name, text in rows)
 
 
-def advice_of(config: PlanConfig, sizes: Sizes) -> list[str]:
-    """Options that would take less."""
+def advice_of(config: PlanConfig, sizes: Sizes, shared: Together) -> list[str]:
+    """Options that would take less. shared: the GPUs that train one layer."""
     found = []
+    exchange = seconds_of_exchange(config, shared)
+    if exchange and config.train_rate is not None and exchange > config.tokens / (config.train_rate * shared.gpus):
+        found.append(
+            f"{shared.gpus} GPUs a layer exchange for longer than they compute: a larger --batch-rows exchanges less often"
+            if shared.by_rows
+            else f"{shared.gpus} GPUs a layer exchange for longer than they compute: GPUs of more memory would be fewer"
+        )
     if config.targets == "stored":
         found.append("--targets recomputed halves the disk; training then runs the MLP of each layer")
     if config.keep_shards is None and sizes.disk > 1e12:
         found.append("--keep-shards 32, with train --follow, keeps a bounded cache")
-    if config.heldout_every < 1000 and sizes.heldout > 1e12:
-        n = config.heldout_every * ceil_div(sizes.heldout, 10**12)
-        found.append(f"--heldout-every {n} keeps {large(sizes.heldout * config.heldout_every / n)} of held-out rows")
+    limit = max(ENOUGH_HELDOUT, config.shard_tokens)
+    capped = sizes_of(replace(config, heldout_tokens=limit))
+    if sizes.heldout > 1e12 and capped.heldout < sizes.heldout:
+        found.append(f"--heldout-tokens {limit} keeps {large(capped.heldout)} of held-out rows")
     return found

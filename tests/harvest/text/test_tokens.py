@@ -123,3 +123,17 @@ def test_shards_of_short_documents_are_what_they_were_before_long_ones_went_on(d
     with_splits = list(pack(documents, 0, SPECIAL, n_sequences, 8, split_of=split_of))
     without = list(pack(documents, 0, SPECIAL, n_sequences, 8))
     assert [shard.tokens.tolist() for shard in with_splits] == [shard.tokens.tolist() for shard in without]
+
+
+@given(lengths=LONG, n_sequences=st.integers(1, 3), context=st.integers(2, 7), world=st.integers(1, 4))
+def test_shards_that_are_not_wanted_come_without_rows_and_change_no_other(lengths, n_sequences, context, world):
+    asked = (numbered(lengths), 0, SPECIAL, n_sequences, context)
+    whole = list(pack(*asked, split_of=split_of))
+    own = list(pack(*asked, split_of=split_of, wanted=lambda shard: shard % world == 1))
+    for number, (shard, other) in enumerate(zip(whole, own, strict=True)):
+        assert (other.rest, other.first_document, other.next_document) == (
+            shard.rest,
+            shard.first_document,
+            shard.next_document,
+        )
+        assert torch.equal(other.tokens, shard.tokens if number % world == 1 else shard.tokens[:0])

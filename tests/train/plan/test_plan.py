@@ -83,3 +83,14 @@ def test_memory_that_options_change_is_planned():
 
 def test_a_dictionary_too_wide_is_shared():
     assert "needs --shard-dictionary over 4 of 16 GB" in plan(replace(LARGE, layers=1, gpu_gigabytes=16.0))
+
+
+def test_the_plan_names_a_limit_of_held_out_tokens_and_counts_with_it():
+    streamed = replace(LARGE, targets="recomputed", keep_shards=32)
+    assert "--heldout-tokens 2000000 keeps 834.22 GB of held-out rows" in plan(streamed)
+    capped = replace(streamed, heldout_tokens=2_000_000)
+    assert sizes_of(capped).heldout == 30 * 65_536 * (2 * 4608 + 8) * 46
+    assert sizes_of(capped).disk == (30 + 32) * 65_536 * (2 * 4608 + 8) * 46
+    assert "--heldout" not in plan(capped)
+    with pytest.raises(ValueError, match="heldout_tokens is 60,000, less than a shard of 65,536 tokens"):
+        replace(streamed, heldout_tokens=60_000)
