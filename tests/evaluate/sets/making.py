@@ -179,6 +179,7 @@ def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFas
             device="cpu",
             dtype="float32",
             compute_dtype="float32",
+            metric_sequences=0,
         )
     )
     transcoders = {}
