@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -60,7 +61,7 @@ docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-from store.shards.reader import Store  # noqa: E402
+from store.shards.reader import Store, open_store  # noqa: E402
 from store.sparse.switch import VARIABLE, Kernels  # noqa: E402
 from tests import loaded, pretend  # noqa: E402
 from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
@@ -107,9 +108,16 @@ def accelerator() -> Iterator[str]:
         yield str(pretend.DEVICE)
 
 
+@pytest.fixture(scope="session")
+def store_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small store, to be read only."""
+    return make_store(tmp_path_factory.mktemp("once") / "store").directory
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make_store(tmp_path / "store")
+def store(store_once: Path, tmp_path: Path) -> Store:
+    """A small store of the test's own."""
+    return open_store(shutil.copytree(store_once, tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from evaluate.compare.one_layer import compare_runs
 from evaluate.report import drawing, page
 from evaluate.report.figure import Figure
 from store.transcoders.gemma_scope import save_scope2
+from tests.evaluate.making import launched
 from tests.making import make_store
 from train.config import TrainConfig
 from train.loop import train
@@ -22,7 +24,7 @@ from train.loop import train
 
 @pytest.fixture(scope="session", autouse=True)
 def drawn_once() -> Iterator[None]:
-    """Pages of equal figures share their drawings, whose PNG files are small: a report takes 1.5 CPU seconds for them.
+    """Pages of equal figures share their drawings: a report takes 1.5 CPU seconds for them.
 
     report/test_figures.py draws by itself, and finds that equal figures give equal bytes.
     """
@@ -37,8 +39,18 @@ def drawn_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "draw", draw)
-        patch.setattr(drawing, "PNG_DPI", 40)
         yield
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser: it takes 1.3 CPU seconds to start."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = launched(playwright)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")
