@@ -63,10 +63,11 @@ settings.load_profile("tests")
 
 from store.shards.reader import Store, open_store  # noqa: E402
 from store.sparse.switch import VARIABLE, Kernels  # noqa: E402
-from tests import loaded, pretend  # noqa: E402
+from tests import drawn, loaded, pretend  # noqa: E402
 from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
 
 loaded.load_once()
+drawn.draw_once()
 os.fsync = lambda descriptor: None  # no test cuts the power, and the disk takes milliseconds for each
 
 pytest.register_assert_rewrite("tests.train.making")  # so that its assertions show values, as those of tests do

@@ -1,45 +1,20 @@
-"""A store, a run on it and a baseline in Google's layout, trained once; figures of pages, drawn once."""
+"""A store, a run on it and a baseline in Google's layout, trained once; and a browser."""
 
-import functools
-import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.one_layer import compare_runs
-from evaluate.report import drawing, page
-from evaluate.report.figure import Figure
 from store.transcoders.gemma_scope import save_scope2
 from tests.evaluate.making import launched
 from tests.making import make_store
 from train.config import TrainConfig
 from train.loop import train
-
-
-@pytest.fixture(scope="session", autouse=True)
-def drawn_once() -> Iterator[None]:
-    """Pages of equal figures share their drawings: a report takes 1.5 CPU seconds for them.
-
-    report/test_figures.py draws by itself, and finds that equal figures give equal bytes.
-    """
-    known: dict[bytes, SimpleNamespace] = {}
-
-    def draw(figure: Figure) -> SimpleNamespace:
-        content = pickle.dumps(figure)
-        if content not in known:
-            drawn = drawing.draw(figure)
-            known[content] = SimpleNamespace(figure=figure, svg=functools.cache(drawn.svg), png=functools.cache(drawn.png))
-        return known[content]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "draw", draw)
-        yield
 
 
 @pytest.fixture(scope="module")
