@@ -5,16 +5,17 @@ import functools
 import gc
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
 import docstring_parser
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on the CPU
@@ -38,19 +39,35 @@ sources = {path: path.read_text() for room in ROOMS for path in (ROOT / room).rg
 for source in sources.values():
     import_libraries(source)
 shaped = [path.relative_to(ROOT).with_suffix("") for path, source in sources.items() if "from jaxtyping import" in source]
-install_import_hook([".".join(path.parts) for path in shaped], "beartype.beartype")
+check_shapes = jaxtyping.jaxtyped
+
+
+def jaxtyped(*, typechecker: Callable) -> Callable:
+    """The hook's decorator, but for inner functions that name no shape: it takes milliseconds whenever one is made."""
+    check = check_shapes(typechecker=typechecker)
+
+    def checked(function: Callable) -> Callable:
+        inner = "<locals>" in function.__qualname__
+        return function if inner and "jaxtyping" not in str(getattr(function, "__annotations__", "")) else check(function)
+
+    return checked
+
+
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook([".".join(path.parts) for path in shaped], "beartype.beartype")
 # Every command line of a test asks for the texts of its options, and each time the whole file of their class is parsed.
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 # The same examples everywhere, however slow the machine is: a first call may compile, and other tests have the cores.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-from store.shards.reader import Store  # noqa: E402
+from store.shards.reader import Store, open_store  # noqa: E402
 from store.sparse.switch import VARIABLE, Kernels  # noqa: E402
-from tests import loaded, pretend  # noqa: E402
+from tests import drawn, loaded, pretend  # noqa: E402
 from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
 
 loaded.load_once()
+drawn.draw_once()
 os.fsync = lambda descriptor: None  # no test cuts the power, and the disk takes milliseconds for each
 
 pytest.register_assert_rewrite("tests.train.making")  # so that its assertions show values, as those of tests do
@@ -92,9 +109,16 @@ def accelerator() -> Iterator[str]:
         yield str(pretend.DEVICE)
 
 
+@pytest.fixture(scope="session")
+def store_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small store, to be read only."""
+    return make_store(tmp_path_factory.mktemp("once") / "store").directory
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return make_store(tmp_path / "store")
+def store(store_once: Path, tmp_path: Path) -> Store:
+    """A small store of the test's own."""
+    return open_store(shutil.copytree(store_once, tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")

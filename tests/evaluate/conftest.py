@@ -1,17 +1,31 @@
-"""A store, a run on it and a baseline in Google's layout, trained once."""
+"""A store, a run on it and a baseline in Google's layout, trained once; and a browser."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evaluate.compare.config import CompareConfig
 from evaluate.compare.one_layer import compare_runs
 from store.transcoders.gemma_scope import save_scope2
+from tests.evaluate.making import launched
 from tests.making import make_store
 from train.config import TrainConfig
 from train.loop import train
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser: it takes 1.3 CPU seconds to start."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = launched(playwright)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

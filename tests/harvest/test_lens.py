@@ -73,7 +73,7 @@ def dense_jacobian(
             return seen[0][0]
 
         shift = torch.zeros(len(row), WIDTH, dtype=torch.float64)
-        jacobian = torch.autograd.functional.jacobian(last_hidden, shift)
+        jacobian = torch.autograd.functional.jacobian(last_hidden, shift, vectorize=True)
         for token in mask.nonzero().squeeze(1).tolist():
             total += jacobian[token, :, token]
     return total / kept.sum()

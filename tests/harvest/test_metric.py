@@ -114,7 +114,7 @@ def exact_fisher(folder: str, tokens: torch.Tensor, kept: torch.Tensor) -> torch
             return found
 
         shift = torch.zeros(len(row), 16, dtype=torch.float64)
-        jacobian = torch.autograd.functional.jacobian(logits, shift)
+        jacobian = torch.autograd.functional.jacobian(logits, shift, vectorize=True)
         p = torch.softmax(logits(shift), -1).detach()
         for s in mask.nonzero().squeeze(1).tolist():
             fisher = torch.diag(p[s]) - torch.outer(p[s], p[s])
@@ -129,7 +129,7 @@ def test_the_estimate_comes_to_the_fisher_matrix_of_full_jacobians(config, tiny_
     model = load_model(config.model, 1, CPU, torch.float32)
     found = 0
     for seed in range(24):
-        under_way = Estimate(model, {1: store}, 2, seed)
+        under_way = Estimate(model, {1: store}, 2, seed, lens=False)
         found = found + under_way.run().metric[1, "mlp_out"].fisher / 24
         under_way.forget()
     exact = exact_fisher(str(tiny_models["gemma2"]), under_way.drawn.tokens, under_way.drawn.kept)

@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt2"])
 def test_batches_side_by_side_are_those_run_one_by_one(family, tiny_models, two_cores):
     model = load_model(str(tiny_models[family]), 1, CPU, torch.float32)
-    tokens = torch.randint(3, 90, (64, 16), generator=torch.Generator().manual_seed(0))
-    alone = {start: model.run(tokens[start : start + 2]) for start in range(0, 64, 2)}
+    tokens = torch.randint(3, 90, (32, 16), generator=torch.Generator().manual_seed(0))
+    alone = {start: model.run(tokens[start : start + 2]) for start in range(0, 32, 2)}
     lanes, found = Lanes(model), {}
 
     def work(lane, start):

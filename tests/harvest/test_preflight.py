@@ -1,5 +1,6 @@
 """One visit before a harvest: it opens the stores, refuses, and locks them before the model is loaded."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,31 +101,34 @@ def test_a_second_store_that_is_busy_frees_the_first(config):
     assert store_files(second) == {}
 
 
+REFUSED = [
+    ({"layer": 99}, "layer 99 is out of range"),
+    ({"dataset": "nobody/nothing"}, "data set 'nobody/nothing' cannot be fetched"),
+    ({"dataset": "nobody/nothing:0.5,pip:docstrings:0.5"}, "data set 'nobody/nothing' cannot be fetched"),
+]
+
+
 @pytest.mark.parametrize("command", ["run", pytest.param("plan", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layer": 99}, "layer 99 is out of range"),
-        ({"dataset": "nobody/nothing"}, "data set 'nobody/nothing' cannot be fetched"),
-        ({"dataset": "nobody/nothing:0.5,pip:docstrings:0.5"}, "data set 'nobody/nothing' cannot be fetched"),
-    ],
-)
-def test_what_needs_no_library_is_refused_before_one_is_imported(config, command, changes, message):
+def test_what_needs_no_library_is_refused_before_one_is_imported(config, command):
+    """One process is given all lines: a library that one of them imports would stay."""
     code = (
-        "import sys, harvest.__main__ as room\n"
-        "try:\n    room.main()\nexcept SystemExit as end:\n    print(end.code)\n"
-        "print([name for name in ('transformers', 'transformer_lens', 'datasets') if name in sys.modules])"
+        "import json, sys, harvest.__main__ as room\n"
+        "for sys.argv[1:] in json.loads(sys.argv[1]):\n"
+        "    try:\n        room.main()\n    except SystemExit:\n"
+        "        print([name for name in ('transformers', 'transformer_lens', 'datasets') if name in sys.modules])"
     )
-    words = words_of(replace(config, **changes))
+    lines = [[command, *words_of(replace(config, **changes))] for changes, _ in REFUSED]
     done = subprocess.run(
-        [sys.executable, "-c", code, command, *words],
+        [sys.executable, "-c", code, json.dumps(lines)],
         cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
-    assert message in done.stderr
+    assert done.stdout.splitlines() == ["[]"] * len(REFUSED), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("harvest: error: ")]
+    for (_, message), error in zip(REFUSED, errors, strict=True):
+        assert message in error
     assert not config.directory.exists()
 
 

@@ -24,7 +24,7 @@ from store.layout import FEATURES
 from store.shards.reader import open_store
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.dense import Dense, dense
-from tests.evaluate.making import PATIENCE, launched
+from tests.evaluate.making import PATIENCE
 from tests.evaluate.report.making import measured
 from tests.making import hash_of, make_store
 from tests.store.transcoders.making import make_transcoder
@@ -121,20 +121,17 @@ def serving(app) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def browsing(width: int = 1000, scheme: str = "light", failing: bool = False):
+def browsing(chromium, width: int = 1000, scheme: str = "light", failing: bool = False):
     """A page in a headless browser, in which nothing may be complained of but, if said so, an answer of 404 or 500."""
-    from playwright.sync_api import sync_playwright
-
     complaints = []
-    with sync_playwright() as playwright:
-        browser = launched(playwright)
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.set_default_timeout(PATIENCE)
-        try:
-            yield page
-        finally:
-            browser.close()
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.set_default_timeout(PATIENCE)
+    try:
+        yield page
+    finally:
+        context.close()
     assert [text for text in complaints if not (failing and text.startswith("Failed to load resource"))] == []

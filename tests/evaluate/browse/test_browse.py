@@ -162,7 +162,6 @@ def test_a_run_stands_beside_what_it_was_compared_with(client):
     assert "make compare RUN=" in uncompared.text
 
 
-@needs_chromium
 def test_names_sort_as_people_count():
     names = ["m/layer10/a", "m/layer9/b", "m/layer9/a", "m/layer9/a2", "m/layer9/a10", "m/layer/x", "10", "9"]
     assert sorted(names, key=in_number_order) == [
@@ -177,8 +176,9 @@ def test_names_sort_as_people_count():
     ]
 
 
-def test_a_feature_is_found_by_search_sorting_and_keys(results):
-    with serving(make_app(results)) as url, browsing() as page:
+@needs_chromium
+def test_a_feature_is_found_by_search_sorting_and_keys(results, chromium):
+    with serving(make_app(results)) as url, browsing(chromium) as page:
         page.goto(url)
         page.click(f"a[href='/run/{RUN}']")
         page.click("nav.tabs >> text=Features")
@@ -210,8 +210,8 @@ def test_a_feature_is_found_by_search_sorting_and_keys(results):
 @pytest.mark.parametrize(
     ("width", "scheme"), [(360, "light"), pytest.param(768, "dark", marks=pytest.mark.slow), (1280, "light")]
 )
-def test_no_page_is_cut_off_or_complains(results, width, scheme):
-    with serving(make_app(results)) as url, browsing(width, scheme) as page:
+def test_no_page_is_cut_off_or_complains(results, chromium, width, scheme):
+    with serving(make_app(results)) as url, browsing(chromium, width, scheme) as page:
         for path in (
             "/",
             f"/run/{RUN}",
@@ -231,9 +231,9 @@ def test_no_page_is_cut_off_or_complains(results, width, scheme):
 
 
 @needs_chromium
-def test_hostile_text_and_broken_runs_do_nothing_in_a_browser(results):
+def test_hostile_text_and_broken_runs_do_nothing_in_a_browser(results, chromium):
     before = {path: path.stat().st_mtime_ns for path in results.parent.rglob("*")}
-    with serving(make_app(results)) as url, browsing(390, failing=True) as page:
+    with serving(make_app(results)) as url, browsing(chromium, 390, failing=True) as page:
         for path in (f"/feature/{RUN}/0", f"/features/{RUN}?q=%3Cscript%3Ealert(1)", f"/tree/{RUN}", f"/compare?a={RUN}:0"):
             page.goto(url + path)
             assert SCRIPT in page.locator("main").inner_text(), path
@@ -287,7 +287,7 @@ def test_every_link_of_the_export_leads_to_a_file(results, tmp_path):
 
 
 @needs_chromium
-def test_the_export_sorts_and_searches_in_the_page_from_a_host_or_a_disk(results, tmp_path):
+def test_the_export_sorts_and_searches_in_the_page_from_a_host_or_a_disk(results, chromium, tmp_path):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
             pass
@@ -295,7 +295,7 @@ def test_the_export_sorts_and_searches_in_the_page_from_a_host_or_a_disk(results
     out = export(BrowseExportConfig(results=results, out=tmp_path / "web" / "site", features=60))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "web"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with browsing(width=360) as page:
+    with browsing(chromium, width=360) as page:
         for base in (f"http://127.0.0.1:{server.server_port}/site", out.as_uri()):
             page.goto(f"{base}/features/{RUN}.html")
             count, rows = page.locator("#count"), page.locator("tbody tr")

@@ -132,9 +132,9 @@ def test_the_export_shows_notes_and_cannot_change_them_and_a_push_leaves_them_ou
 
 
 @needs_chromium
-def test_two_windows_keep_each_other_s_changes(own):
+def test_two_windows_keep_each_other_s_changes(own, chromium):
     """The second window was opened before the first one's change, and does not know of it."""
-    with serving(make_app(own)) as url, browsing(width=390, failing=True) as page:
+    with serving(make_app(own)) as url, browsing(chromium, width=390, failing=True) as page:
         other = page.context.browser.new_page()
         other.set_default_timeout(PATIENCE)
         for window in (page, other):
@@ -162,11 +162,11 @@ def test_two_windows_keep_each_other_s_changes(own):
 
 
 @needs_chromium
-def test_the_export_filters_by_star_in_the_page(own, tmp_path):
+def test_the_export_filters_by_star_in_the_page(own, chromium, tmp_path):
     change_note(own / RUN, 3, {"star": True})
     change_note(own / RUN, 4, {"name": "zebras"})
     out = export(BrowseExportConfig(results=own, out=tmp_path / "site", features=9))
-    with browsing() as page:
+    with browsing(chromium) as page:
         page.goto(f"{out.as_uri()}/features/{RUN}.html")
         for kind, numbers in (("star", ["3"]), ("any", ["3", "4"])):
             page.select_option("select[name=marked]", kind)

@@ -1,5 +1,8 @@
 """Two transcoders to compare where the language model can be run."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from evaluate.compare.config import CompareConfig
@@ -9,9 +12,10 @@ from store.shards.reader import open_store
 from tests.store.transcoders.making import make_transcoder
 
 
-@pytest.fixture
-def config(tiny_models, text_file, tmp_path) -> CompareConfig:
+@pytest.fixture(scope="session")
+def harvested_once(tiny_models, text_file, tmp_path_factory) -> Path:
     """Two transcoders of one width on a harvest whose tokens are characters, so that no token is a word."""
+    folder = tmp_path_factory.mktemp("harvested")
     model = str(tiny_models["gemma2"])
     harvest(
         HarvestConfig(
@@ -22,24 +26,31 @@ def config(tiny_models, text_file, tmp_path) -> CompareConfig:
             shard_tokens=512,
             context=32,
             heldout_every=2,
-            store=tmp_path / "store",
+            store=folder / "store",
             device="cpu",
             dtype="float32",
             compute_dtype="float32",
         )
     )
-    fingerprint = open_store(tmp_path / "store").fingerprint
+    fingerprint = open_store(folder / "store").fingerprint
     for name, k in (("run", 3), ("other", 4)):
         t = make_transcoder(
             d_in=16, d_out=16, d_sae=20, prefix_sizes=(4, 20), model=model, k=k, store_fingerprint=fingerprint
         )
-        t.save(tmp_path / name)
+        t.save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def config(tiny_models, harvested_once, tmp_path) -> CompareConfig:
+    """A comparison of the two, in a folder of its own."""
+    folder = shutil.copytree(harvested_once, tmp_path / "copy")
     return CompareConfig(
-        model=model,
+        model=str(tiny_models["gemma2"]),
         layer=1,
-        store=tmp_path / "store",
-        run=tmp_path / "run",
-        baseline=(tmp_path / "other",),
+        store=folder / "store",
+        run=folder / "run",
+        baseline=(folder / "other",),
         device="cpu",
         sequences=4,
     )

@@ -117,12 +117,13 @@ def test_figures_equal_dense_float64_jacobians(store, view, activation):
     generator = torch.Generator().manual_seed(0)
     share = torch.rand(len(rows), generator=generator)
     random = torch.randn(rows.shape, generator=generator)
+    of_mlp = [jacrev(lambda x: float64_mlp(make_mlp(), x))(r) for r in rows.double()]
+    of_view = [jacrev(lambda x: float64_view(view, x))(r) for r in rows.double()]
     for size, agreement in found.items():
         prefix, sums = t.prefix(int(size)), torch.zeros(2, 4, dtype=torch.float64)
         on = active(prefix, store.norm, rows)
         for row, r in enumerate(rows.double()):
-            J_m = jacrev(lambda x: float64_mlp(make_mlp(), x))(r)
-            J_v = jacrev(lambda x: float64_view(view, x))(r)
+            J_m, J_v = of_mlp[row], of_view[row]
             W_enc, W_dec = prefix.W_enc.double(), prefix.W_dec.double()
             J_t = W_dec[on[row]].T @ W_enc[:, on[row]].T @ J_v
             if prefix.W_skip is not None:

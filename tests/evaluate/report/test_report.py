@@ -10,7 +10,7 @@ from evaluate.compare.verdict import name_winners
 from evaluate.metrics.measurement import Measurement
 from evaluate.report.verdict import verdict
 from store.shards.reader import Store
-from tests.evaluate.making import PATIENCE, launched, needs_chromium
+from tests.evaluate.making import PATIENCE, needs_chromium
 from tests.evaluate.report.making import measured
 from tests.making import make_store
 
@@ -162,25 +162,23 @@ def test_without_a_tokenizer_tokens_are_numbers_and_the_page_says_why(report):
 
 
 @pytest.fixture
-def open_page(report):
+def open_page(report, chromium):
     """The report in a browser: complaints on the console and requests are gathered."""
-    from playwright.sync_api import sync_playwright
+    complaints, requests, contexts = [], [], []
 
-    complaints, requests = [], []
-    with sync_playwright() as playwright:
-        browser = launched(playwright)
+    def opened(width: int, scheme: str = "light"):
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(report.as_uri())
+        return page
 
-        def opened(width: int, scheme: str = "light"):
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            page.set_default_timeout(PATIENCE)
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: requests.append(request.url))
-            page.goto(report.as_uri())
-            return page
-
-        yield opened
-        browser.close()
+    yield opened
+    for context in contexts:
+        context.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
@@ -252,9 +250,7 @@ def test_in_print_it_is_dark_on_white_and_nothing_is_cut_off(open_page):
 
 
 @needs_chromium
-def test_no_column_of_a_whole_comparison_is_cut_off_on_a_laptop(tmp_path):
-    from playwright.sync_api import sync_playwright
-
+def test_no_column_of_a_whole_comparison_is_cut_off_on_a_laptop(chromium, tmp_path):
     store = make_store(tmp_path / "store")
     ours, theirs = (measurement(name, 0.2, store) for name in ("Matryoshka BatchTopK, k 96", "Google 16k, L0 92"))
     names = ("the mean of the training rows", "best linear map of rank 96", "least squares (full rank)")
@@ -263,11 +259,10 @@ def test_no_column_of_a_whole_comparison_is_cut_off_on_a_laptop(tmp_path):
     everyone += [measurement(name, 0.3, store).plus(trivial=True, **wide) for name in names]
     winners = {"fvu": "not judged: no equal L0 could be reached", "mse": "not judged: fewer than 10 documents"}
     publish(tmp_path, everyone, store, tmp_path, winners)
-    with sync_playwright() as playwright:
-        page = launched(playwright).new_page(viewport={"width": 1280, "height": 900})
-        page.goto((tmp_path / "report.html").as_uri())
-        box = "document.querySelector('#metrics').closest('.scroll')"
-        assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
-        assert page.locator("#metrics thead th").count() == 6
-        figure = page.locator("#metrics tbody td").first
-        assert figure.evaluate("e => e.getClientRects()[0].height") < 120
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    box = "document.querySelector('#metrics').closest('.scroll')"
+    assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
+    assert page.locator("#metrics thead th").count() == 6
+    figure = page.locator("#metrics tbody td").first
+    assert figure.evaluate("e => e.getClientRects()[0].height") < 120

@@ -1,6 +1,7 @@
 """A store of two layers of a tiny model, transcoders of both, and plain transformers with hooks: the oracle of a set."""
 
 import contextlib
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ class Case:
     def texts(self) -> list[TokenRows]:
         store = self.stores[LAYERS[0]]
         return [tokens_of(store, *place) for place in places_of(store, SEQUENCES, 1)]
+
+    @functools.cached_property
+    def clean(self) -> list[tuple[TokenRows, "PlainRun"]]:
+        """The texts, and what plain transformers makes of each with its own MLPs."""
+        return [(text, self.run(text, {})) for text in self.texts()]
 
     def predict(self, layer: int, transcoder: Transcoder | None = None) -> Callable[[Tensor], Tensor]:
         """A layer's output by its transcoder, run densely."""
@@ -179,6 +185,7 @@ def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFas
             device="cpu",
             dtype="float32",
             compute_dtype="float32",
+            metric_sequences=0,
         )
     )
     transcoders = {}
@@ -206,8 +213,7 @@ def figures_by_hand(
     by_layer = case.predict if predict is None else predict
     ce, kl, top1 = [], [], []
     outputs: dict[int, list] = {layer: [] for layer in range(3)}
-    for text in case.texts():
-        clean = case.run(text, {})
+    for text, clean in case.clean:
         after = case.run(text, {layer: by_layer(layer) for layer in layers}, clean.attention if frozen else None)
         counted = ~(text.excluded[:, :-1] | text.excluded[:, 1:])
         p, q = (each.log_p[:, :-1][counted] for each in (clean, after))

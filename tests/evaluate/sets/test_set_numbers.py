@@ -1,5 +1,8 @@
 """Every figure of a set against plain transformers with hooks; MLPs replaced by themselves; one layer against splice."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,13 +59,10 @@ def test_frozen_and_recomputed_attention_differ_above_the_first_replaced_layer(c
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mlps_replaced_by_themselves_change_nothing_at_all(gemma, tmp_path, dtype):
     model = load_model(gemma.model.name, LAYERS[-1], CPU, dtype)
-    gemma.plain.to(dtype)
-    try:
-        own = {layer: Replacement("resid_mid", gemma.own_mlp(layer)) for layer in LAYERS}
-        variants = variants_of(LAYERS, 1, [False, True])
-        table, n = measure(SetRun(gemma.stores[0], [own], LAYERS, variants, SEQUENCES, tmp_path), model)
-    finally:
-        gemma.plain.to(torch.float32)
+    rounded = replace(gemma, plain=deepcopy(gemma.plain).to(dtype))
+    own = {layer: Replacement("resid_mid", rounded.own_mlp(layer)) for layer in LAYERS}
+    variants = variants_of(LAYERS, 1, [False, True])
+    table, n = measure(SetRun(gemma.stores[0], [own], LAYERS, variants, SEQUENCES, tmp_path), model)
     assert n == SEQUENCES
     for variant in variants:
         cost = table.cost(variant)
