@@ -1,6 +1,6 @@
 """What to harvest: the options of `python -m harvest` and of its other commands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from store.errors import Refused
 from store.layers.parse import as_layers
 from store.layout import default_store
 from store.parents import holds_store, layer_folder, layers_in
-from store.shards.recipe import Splits
+from store.shards.recipe import RECORDED_WHEN_SET, Splits
 from store.usage import did_you_mean
 
 SITES = {
@@ -265,19 +265,9 @@ class HarvestConfig(Options):
     @property
     def recorded_when_set(self) -> dict[str, object]:
         """Options that a recipe names only where they are not the default."""
-        return {
-            "documents": None if self.documents == "paragraphs" else self.documents,
-            "bad_records": None if self.bad_records == "refuse" else self.bad_records,
-            "drop_repeats": self.drop_repeats or None,
-            "tokens_column": self.tokens_column,
-            "chat": self.chat,
-            "exclude_first": self.exclude_first or None,
-            "exclude_template": self.exclude_template or None,
-            "exclude_norm": self.exclude_norm,
-            "model_class": self.model_class,
-            "targets": None if self.targets == "stored" else self.targets,
-            "heldout_tokens": self.heldout_tokens,
-        }
+        default = {field.name: field.default for field in fields(self)}
+        given = {name: getattr(self, name) for name in RECORDED_WHEN_SET}
+        return {name: None if value == default[name] else value for name, value in given.items()}
 
     @property
     def shard_format(self) -> str:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from store.counts import ceil_div
-from train.layers.memory import n_weights
 from train.plan.config import PlanConfig
+from train.step.memory import weight_bytes
 
 FLOAT = 4
 """Bytes of what is added up over processes."""
@@ -43,7 +43,7 @@ def together(config: PlanConfig, row_bytes: int, parts: int) -> Together:
     gpus = 1 if config.keep_shards is not None else max(1, config.gpus // config.layers)
     if gpus == 1:
         return Together(1, True, 0, 0)
-    summed = FLOAT * (n_weights(training, config.d_model, config.d_model) + config.d_sae)  # which latents fired, too
+    summed = weight_bytes(training, config.d_model, config.d_model) + FLOAT * config.d_sae  # which latents fired, too
     rows = ceil_div(config.batch_rows, gpus) * (gpus - 1) // gpus
     return Together(gpus, True, summed, rows * row_bytes)
 
