@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 from dataclasses import replace
@@ -141,9 +142,14 @@ def test_on_a_gpu_a_shard_is_written_while_the_next_is_computed_and_no_more_wait
     monkeypatch.setitem(opening.load_model().__dict__, "device", torch.device("cuda"))  # its values stay on the host
     monkeypatch.setattr(loop, "run_shard", run)
     monkeypatch.setattr(StoreWriter, "append", write)
-    harvest(replace(asked, store=tmp_path / "gpu"))
+    harvest(replace(asked, store=tmp_path / "gpu", batch_sequences=3))
     assert len(written) == 16
-    assert store_files(tmp_path / "gpu") == store_files(asked.directory)
+    found, expected = store_files(tmp_path / "gpu"), store_files(asked.directory)
+    for name in ("manifest.json", "manifest.previous.json"):  # a GPU's entries say how many sequences ran at once
+        one, other = json.loads(found.pop(name)), json.loads(expected.pop(name))
+        assert {shard.pop("batch_sequences") for shard in one["shards"]} == {3}
+        assert one == other
+    assert found == expected
 
 
 def test_too_little_text_for_one_shard_is_refused(config, tmp_path):
