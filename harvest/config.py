@@ -266,8 +266,7 @@ class HarvestConfig(Options):
     def recorded_when_set(self) -> dict[str, object]:
         """Options that a recipe names only where they are not the default."""
         default = {field.name: field.default for field in fields(self)}
-        given = {name: getattr(self, name) for name in RECORDED_WHEN_SET}
-        return {name: None if value == default[name] else value for name, value in given.items()}
+        return {name: None if (value := getattr(self, name)) == default[name] else value for name in RECORDED_WHEN_SET}
 
     @property
     def shard_format(self) -> str:
@@ -281,8 +280,7 @@ class HarvestConfig(Options):
     @property
     def directory(self) -> StorePath:
         """The store of the only layer."""
-        (directory,) = self.directories.values()
-        return directory
+        return next(iter(self.directories.values()))
 
     @property
     def directories(self) -> dict[int, StorePath]:

@@ -1,4 +1,4 @@
-"""What a harvest takes on disk; refuses what the disk cannot hold."""
+"""What a harvest takes on disk and in memory; refuses what the disk cannot hold."""
 
 import shutil
 import tempfile
@@ -102,3 +102,23 @@ def refuse_what_does_not_fit(config: HarvestConfig, d_model: int, finished: Mapp
             f"what is still to be written takes {gigabytes(needed)}, {folder} has {gigabytes(free)} free: "
             f"{gigabytes(needed - free)} too little; free some, choose another STORE, or fewer TOKENS, layers or sites"
         )
+
+
+def heldout_in_words(config: HarvestConfig, shard_bytes: int) -> str:
+    """What of all shards asked for is held out, for people."""
+    shards = config.splits.heldout_below(config.n_shards)
+    limit = "" if config.splits.most != shards else ", the most that --heldout-tokens allows"
+    n_bytes = shards * shard_bytes * len(config.layers)
+    return f"{shards * config.tokens_a_shard:,} tokens in {shards:,} shards a layer, {gigabytes(n_bytes)}{limit}"
+
+
+def memory_in_words(config: HarvestConfig, d_model: int, on_device: bool) -> list[tuple[str, str]]:
+    """Where rows lie until they are written: two shards of every layer, and the one that is shuffled."""
+    one = memory_of_shard(config, d_model)
+    all_of_them = gigabytes((2 * len(config.layers) + 1) * one)
+    if not on_device:
+        return [("host memory", f"about {all_of_them} of rows, beside the model")]
+    return [
+        ("GPU memory", f"about {all_of_them} of rows, which stay there until they are written, beside the model"),
+        ("host memory", f"about {gigabytes(one)} of rows, of the shard that is written"),
+    ]

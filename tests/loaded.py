@@ -31,6 +31,8 @@ class Once:
     def __init__(self, load: Any) -> None:
         self.load = load
         self.kept: dict[tuple, TransformerBridge] = {}
+        self.templates: dict[tuple, Any] = {}
+        """Chat templates as they were loaded: a harvest may give the tokenizer another."""
 
     def __call__(self, name: str, *, model_class: Complete, **options: Any) -> TransformerBridge:
         key = _key(name, model_class, options)
@@ -40,6 +42,8 @@ class Once:
         if bridge is None or any(_hooks(bridge)):
             with torch.random.fork_rng(devices=[]):  # what a test draws does not depend on who loaded the model
                 bridge = self.load(name, model_class=model_class, **options)
+            self.templates[key] = bridge.tokenizer.chat_template
+        bridge.tokenizer.chat_template = self.templates[key]
         self.kept[key] = bridge
         if len(self.kept) > KEPT:
             del self.kept[next(iter(self.kept))]

@@ -25,6 +25,7 @@ from tests.killed import Killed, Life, files_of
 
 class Tokenizer:
     bos_token_id, eos_token_id, pad_token_id = 2, 1, 0
+    bos_token = "<bos>"
 
     def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
         return {"input_ids": [[3 + ord(character) % 90 for character in text] for text in texts]}

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.plan import measure, plan
-from harvest.planned import SpeedProbe
+from harvest.plan import SpeedProbe, measure, plan
 from harvest.space import metric_bytes, shard_bytes, shards_on_disk
 from tests.making import make_recipe, on_threads
 

@@ -5,6 +5,8 @@ import pytest
 from store.cli import parse
 from train.advice import warnings_of
 from train.config import TrainConfig
+from train.plan.config import PlanConfig
+from train.plan.sizes import sizes_of
 from train.presets import FOLDER, expand, names, with_defaults
 
 
@@ -28,21 +30,17 @@ def test_every_preset_is_a_valid_recipe(name):
 
 
 def test_the_preset_for_16_gb_states_the_memory_that_its_shapes_need():
-    """16 bytes a parameter and three batches of pre-activations bound a measured peak (test_memory.py)."""
+    """Those of training by the plan's formula, whose terms tests/train/step/test_memory.py counts."""
     config = config_of("--preset", "gemma-2-2b-layer8-t4")
     text = (FOLDER / "gemma-2-2b-layer8-t4.toml").read_text()
     d = 2304
-    parameters = 2 * d * config.d_sae + config.d_sae + d
-    batch = 3 * 4 * config.batch_rows * config.d_sae
-    assert (
-        f"{parameters / 1e6:.1f}M parameters x 16 bytes (weights, gradients, Adam's two) = {16 * parameters / 1e9:.2f} GB"
-        in text
-    )
-    assert f"{config.batch_rows:,} rows x {config.d_sae:,} = {batch / 1e9:.2f} GB of pre-activations" in text
+    training = sizes_of(PlanConfig(tokens=config.tokens, batch_rows=config.batch_rows)).need.on_device()
+    assert training > 16 * (2 * d * config.d_sae + config.d_sae + d)
+    assert f"Training: {training / 1e9:.1f} GB" in text
     assert f"{config.tokens * 4 * d / 1e9:.0f} GB of disk): {config.n_steps:,} steps" in text
     model = 256_000 * d + 26 * (2 * d * 2048 + 2 * d * 1024 + 3 * d * 9216 + 4 * d) + d
     assert f"{model / 1e9:.2f}B parameters x 4 bytes = {4 * model / 1e9:.1f} GB" in text
-    assert 4 * model + 16 * parameters + batch < 15e9
+    assert max(4 * model, training) < 15e9
     assert warnings_of(config) == []
 
 

@@ -64,7 +64,10 @@ def changed_runs(case: Case, folder: Path, changes: dict) -> Path:
         ({"name": "../out"}, "name is '../out'; give one folder name, like my-set"),
         ({"run": Path("one")}, r"one is one folder for layers \(0, 2\); write {layer} where its number stands"),
         ({"store": Path("nowhere")}, "nowhere/layer0"),
-        ({"baseline": Path("nowhere/layer{layer}")}, "nowhere/layer0 holds no transcoder: expected one of"),
+        (
+            {"baseline": Path("nowhere/layer{layer}")},
+            "nowhere/layer0 does not exist; give a folder or file that does; on the hub",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_the_model_is_loaded(gemma, no_model, changes, message):

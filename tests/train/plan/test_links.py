@@ -66,7 +66,7 @@ def test_planned_rows_are_those_that_processes_send_each_other(tmp_path, world, 
 ONE = PlanConfig(d_model=4608, tokens=1_000_000_000, d_sae=131_072, gpus=8, train_rate=50_000.0, link_rate=450.0)
 
 
-def test_gpus_that_are_left_over_share_the_rows_of_a_layer_and_the_link_decides_how_well():
+def test_gpus_left_over_share_a_layers_rows_and_the_link_decides_how_well():
     shared = together(ONE, 4 * 4608, 1)
     assert shared.gpus == 8
     assert seconds_of_exchange(ONE, shared) == pytest.approx(1e9 / 4096 * (1.75 * 4.83e9 + 8.3e6) / 450e9, rel=0.01)
