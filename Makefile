@@ -276,6 +276,8 @@ bench: $(VENV)/dev  ## Speed, as ratios against a dense step, memcpy or a matmul
 	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.loader
 	$(PY) -m tests.bench.loader --cold
+	$(PY) -m tests.bench.distant
+	$(PY) -m tests.bench.gpu --device cpu --parts writer --patience 8
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
 
