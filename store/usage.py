@@ -20,6 +20,23 @@ PYTHONS_OWN = ("invalid literal for int()", "could not convert string to float")
 """How Python's messages about a number begin; they explain nothing to a user."""
 
 
+OTHERS = {
+    "--learning-rate": "--lr",
+    "--batch-size": "--batch-rows",
+    "--train-batch-size-tokens": "--batch-rows",
+    "--training-tokens": "--tokens",
+    "--num-tokens": "--tokens",
+    "--context-size": "--context",
+    "--ctx-len": "--context",
+    "--model-name": "--model",
+    "--hook-layer": "--layer",
+    "--dict-size": "--d-sae",
+    "--num-latents": "--d-sae",
+    "--lr-warm-up-steps": "--warmup-steps",
+}
+"""Options of SAELens, dictionary_learning and sparsify, by what they are called here."""
+
+
 class Misspelt(Refused):
     """A command line that cannot be read: an unknown word, a missing option, or a value that does not parse."""
 
@@ -80,7 +97,8 @@ class CommandLine:
         owners = [name for name, kind in self.commands.items() if flag in flags_of(kind)]
         if owners:
             return f"{flag} is an option of {listed(owners, 'and')} ({self._of_room(owners[0])} --help explains it)"
-        close = nearest(flag, self._own)
+        others = OTHERS.get(flag.lower())
+        close = others if others in self._own else nearest(flag, self._own)
         if close is not None:
             return f"unknown option {flag}; did you mean {close}? {self._help('lists')}"
         owner_of = {option: name for name, kind in self.commands.items() for option in flags_of(kind)}

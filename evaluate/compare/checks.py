@@ -20,8 +20,8 @@ L0_REMARKED = 0.2
 """One further from it than this is remarked on."""
 
 LONGER = (
-    "it was trained too briefly, or the held-out rows are unlike those that its threshold was set on; train it for longer, "
-    "on more text (train/README.md: L0 far from k)"
+    "it was trained too briefly, or for so many passes that it knows its rows by heart, or the held-out rows are unlike "
+    "those that its threshold was set on; train it for longer, on more text (train/README.md: L0 far from k)"
 )
 
 SCALES = (2 / 3, 1.5)

@@ -59,6 +59,8 @@ def _means(result: dict) -> list[str]:
     for name, way in ways.items():
         beyond = f" ({costs[name]:+.4f} to the line above)" if name in costs else ""
         lines.append(f"  {result[f'ce_{name}']:.4f}  {name}: {way}{beyond}")
+    if all(max(prediction["before"]) == 0 for prediction in result["tokens"]):
+        lines.append("the changed latents are silent on this text; the browser, and latents_of, show which ones fire on it")
     affected = _words(result["most_affected"]) or "none: the predictions stay as they are"
     return [*lines, f"mean KL from before to after: {result['kl_mean']:.4g} nats; most affected: {affected}"]
 

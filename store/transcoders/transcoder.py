@@ -98,6 +98,11 @@ class Transcoder:
             shape = list(self.W_skip.shape)
             raise Damaged(f"{c.name}: W_skip has shape {shape} where {[c.d_out, c.d_in]} belongs; {_cure_of_shape(c)}")
 
+    def __repr__(self) -> str:
+        """What it is, without its numbers."""
+        c = self.config
+        return f"Transcoder({c.name!r}: {c.d_in} -> {c.d_sae} latents -> {c.d_out}, on {self.W_dec.device})"
+
     def view(self, resid: Float[Tensor, "rows d"], norm: Norm) -> Float[Tensor, "rows d_in"]:
         """What this transcoder reads, x, from the rows of its source site as stored."""
         return VIEWS[self.config.view](resid, norm)

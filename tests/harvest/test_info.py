@@ -1,4 +1,4 @@
-"""."""
+"""What `harvest info` says of a store."""
 
 from collections import Counter
 from itertools import combinations

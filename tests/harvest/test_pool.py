@@ -1,4 +1,4 @@
-"""."""
+"""Batches side by side: the same results in their order, and errors come out."""
 
 import time
 

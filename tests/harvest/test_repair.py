@@ -1,4 +1,4 @@
-"""."""
+"""Repair: shards that are missing or damaged are made again, the same bytes."""
 
 import os
 from dataclasses import replace

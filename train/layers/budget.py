@@ -55,7 +55,8 @@ def train_pilots(parts: Sequence[Sequence[TrainConfig]], layers_at_once: int | N
         path = pilots[0].run_directory.parent / PILOTS_RESULTS
         if not path.exists():
             costs = [cost_of(each) for each in pilots]
-            log.info("layer %d: estimated KL %s at k %s", pilots[0].layer, costs, [each.k for each in pilots])
+            said = ", ".join(f"{cost:.4f} at k {each.k}" for cost, each in zip(costs, pilots, strict=True))
+            log.info("layer %d: estimated KL of its pilots: %s", pilots[0].layer, said)
             figures = {"k": [each.k for each in pilots], "estimated_kl": costs}
             write_text(path, json.dumps(figures, indent=1) + "\n")
 
@@ -102,17 +103,17 @@ def fall_of(pilots: Sequence[TrainConfig]) -> Fall:
         raise Damaged(f"{path} cannot be read ({error}); delete it, and it is measured again") from None
 
 
-def divided(falls: Sequence[Fall], total: int) -> list[int]:
+def divided(falls: Sequence[Fall], total: int, n_tokens: int) -> list[int]:
     """k of each layer: in proportion to what doubling it saves, from the smaller to the larger k of the pilots.
 
-    They sum to `total`. Refused where more latents save nothing in any layer.
+    They sum to `total`. Refused where more latents save nothing in any layer, after pilots of `n_tokens`.
     """
     savings = [fall.by_doubling for fall in falls]
     if not max(savings) > 0:
         worst = ", ".join(f"{saving:.2g}" for saving in savings)
         raise Refused(
             f"doubling k saves no estimated KL in any layer by the pilots ({worst} nats), so that nothing tells how to "
-            "divide total_l0; give more --pilot-tokens, or --k"
+            f"divide total_l0; give more than --pilot-tokens {n_tokens}, or --k"
         )
     low, high = falls[0].ks
     return whole(scaled([max(saving, 1e-9) for saving in savings], total, (low, high)), total)

@@ -45,7 +45,7 @@ def train_layers(config: LayersTrainConfig) -> Transcoder | str:
         train_pilots(pilots[mine], config.layers_at_once)
         everyone.wait()
         falls = [fall_of(each) for each in pilots]
-        ks = divided(falls, config.total_l0)
+        ks = divided(falls, config.total_l0, pilots[0][0].tokens)
         configs = [replace(one, k=k) for one, k in zip(configs, ks, strict=True)]
         table = table_of(falls, ks)
         log.info("%s", table)

@@ -4,13 +4,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from store.cli import Layers, Positive
+from store.cli import Count, Layers, Positive
 from store.errors import Refused
 from store.layers.parse import as_layers
 from store.layers.words import LAYER
 from store.parents import holds_store
 from train.config import TrainConfig
-from train.layers.pilots import pilot_ks, pilots_of
+from train.layers.pilots import LEAST_STEPS, pilot_ks, pilots_of
 
 
 def layers_of(config: TrainConfig) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ class LayersTrainConfig(TrainConfig):
     """Active latents a row of all layers together, for batchtopk and topk, in place of --k. Two short pilots of each layer
     first tell what twice as many save there of estimated KL, by the stores' metrics; each layer then gets k in proportion,
     between half and twice an equal share. Default: every layer has --k."""
-    pilot_tokens: Positive | None = None
+    pilot_tokens: Count | None = None
     """Tokens that each pilot of --total-l0 is trained on. Default: a quarter of --tokens."""
 
     def __post_init__(self) -> None:
@@ -96,7 +96,12 @@ class LayersTrainConfig(TrainConfig):
             )
         if self.follow:
             raise Refused("total_l0 needs the metrics of finished stores, which follow lacks; leave one out")
-        self.pilots  # noqa: B018  # refuses a bad number of tokens at the door
+        steps = self.pilots[0][0].n_steps
+        if steps < LEAST_STEPS:
+            raise Refused(
+                f"each pilot of total_l0 would have {steps} steps of {self.batch_rows} rows, which tell nothing; give "
+                f"--pilot-tokens {LEAST_STEPS * self.batch_rows} or more, or a smaller --batch-rows"
+            )
 
     @property
     def configs(self) -> list[TrainConfig]:

@@ -8,10 +8,13 @@ from store.layout import PILOTS
 from train.config import TrainConfig
 from train.layers.shares import bounds_of
 
+LEAST_STEPS = 10
+"""Steps of a pilot, at least; a few hundred tell more."""
+
 
 def pilots_of(config: TrainConfig, ks: Sequence[int], tokens: int) -> list[TrainConfig]:
     """The short runs that tell what k is worth in one layer. They lie in the folder of its run."""
-    folder = config.run_directory / PILOTS
+    folder = config.run_directory / PILOTS / f"{tokens}-tokens"
     plain = dict(tokens=tokens, nulls=False, heldout_every=0, features_every=0)
     return [replace(config, k=k, run=folder / f"k{k}", **plain) for k in ks]
 

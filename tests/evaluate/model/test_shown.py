@@ -63,3 +63,9 @@ def test_with_its_error_the_transcoder_is_said_to_be_the_model_again(keep_error)
     text = table(RESULT | {"keep_error": keep_error, "most_affected": []})
     assert ("its error is added back" in text) == ("which is the model again" in text) == keep_error
     assert "most affected: none: the predictions stay as they are" in text
+
+
+@pytest.mark.parametrize(("second", "said"), [(0.0, True), (0.5, False)])
+def test_latents_that_are_silent_on_the_text_are_said_to_be(second, said):
+    tokens = [PREDICTION | {"before": [0.0]}, PREDICTION | {"before": [second]}]
+    assert ("the changed latents are silent on this text" in table(RESULT | {"tokens": tokens})) == said

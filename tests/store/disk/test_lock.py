@@ -1,4 +1,4 @@
-"""."""
+"""A folder has one writer: another one is refused, a dead one's lock is taken."""
 
 import errno
 import logging

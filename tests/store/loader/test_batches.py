@@ -1,4 +1,4 @@
-"""."""
+"""Batches: every row once an epoch, in an order that cursors and processes share."""
 
 import os
 from collections import Counter

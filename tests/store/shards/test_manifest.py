@@ -1,4 +1,4 @@
-"""."""
+"""The manifest: versions, fingerprints, and what is refused."""
 
 import json
 import re

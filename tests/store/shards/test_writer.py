@@ -1,4 +1,4 @@
-"""."""
+"""A store as it is written: shards, sums, what a resume finds and refuses."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""."""
+"""The search for active latents, against a dense one."""
 
 from concurrent.futures import ThreadPoolExecutor
 

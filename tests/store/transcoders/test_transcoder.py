@@ -1,4 +1,4 @@
-"""."""
+"""The artefact: its forward, thresholds, prefixes, files, and what is refused."""
 
 import json
 
@@ -58,6 +58,12 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     again = Transcoder.load(tmp_path)
     assert again.config == t.config
     assert all(torch.equal(array, again.arrays()[name]) for name, array in t.arrays().items())
+
+
+def test_a_transcoder_is_shown_without_its_numbers():
+    shown = repr(make_transcoder())
+    assert "6 -> 10 latents -> " in shown
+    assert len(shown) < 200
 
 
 def test_a_prefix_is_a_transcoder_of_the_first_latents():

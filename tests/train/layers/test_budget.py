@@ -75,7 +75,7 @@ def test_the_table_says_what_the_pilots_cost_and_who_got_what(shared):
     assert head.split() == ["layer", "k", "share", "pilot's", "KL,", "k", "4", "k", "16", "saved", "by", "doubling", "k"]
     assert [line.split()[:2] for line in lines] == [["1", str(low)], ["2", str(high)], ["all", "16"]]
     for layer, line in zip((1, 2), lines, strict=False):
-        folder = config.configs[layer - 1].run_directory / "pilots"
+        folder = config.configs[layer - 1].run_directory / "pilots/3840-tokens"
         found = json.loads((folder / "pilots.json").read_text())
         assert found["k"] == [4, 16]
         assert line.split()[3:5] == [f"{cost:.4f}" for cost in found["estimated_kl"]]
@@ -85,7 +85,7 @@ def test_the_table_says_what_the_pilots_cost_and_who_got_what(shared):
 def test_pilots_are_measured_densely_on_rows_after_theirs(stores, shared):
     """In float64, with rows taken from the stream one by one."""
     config, _ = shared
-    folder = config.configs[1].run_directory / "pilots"
+    folder = config.configs[1].run_directory / "pilots/3840-tokens"
     store = open_store(stores / "layer2")
     fisher = read_metric(store, "mlp_out").fisher
     for place, k in enumerate((4, 16)):
@@ -113,15 +113,15 @@ def test_each_layer_is_the_run_of_its_k_by_itself(stores, shared, tmp_path):
 def test_k_is_in_proportion_to_what_doubling_it_saves():
     """The sum of a - s log2(k) over layers is least where k is in proportion to s: 4 to 1 to 3 of 24 is 12, 3 and 9."""
     falls = [Fall(layer, (4, 16), (2.0, 2.0 - 2 * s)) for layer, s in enumerate((0.4, 0.1, 0.3))]
-    assert divided(falls, 24) == [11, 4, 9]  # 3 is below the pilots' 4, and the others share what is left
-    assert divided([Fall(0, (2, 20), (1.0, 0.6)), Fall(1, (2, 20), (1.0, 0.4))], 20) == [8, 12]
+    assert divided(falls, 24, 999) == [11, 4, 9]  # 3 is below the pilots' 4, and the others share what is left
+    assert divided([Fall(0, (2, 20), (1.0, 0.6)), Fall(1, (2, 20), (1.0, 0.4))], 20, 999) == [8, 12]
     without = [Fall(0, (2, 20), (1.0, 1.1)), Fall(1, (2, 20), (1.0, 0.4))]
-    assert divided(without, 20) == [2, 18]
+    assert divided(without, 20, 999) == [2, 18]
 
 
 def test_no_other_division_costs_less_by_the_pilots():
     falls = [Fall(layer, (4, 16), (1.0, 1.0 - 2 * s)) for layer, s in enumerate((0.10, 0.07, 0.05))]
-    found = divided(falls, 24)
+    found = divided(falls, 24, 999)
     cost = {ks: sum(-f.by_doubling * math.log2(k) for f, k in zip(falls, ks, strict=True)) for ks in _divisions(24)}
     assert cost[tuple(found)] == pytest.approx(min(cost.values()), abs=2e-3)
 
@@ -132,14 +132,14 @@ def _divisions(total: int) -> list[tuple[int, int, int]]:
 
 def test_pilots_that_say_nothing_are_refused():
     falls = [Fall(0, (2, 8), (1.0, 1.1)), Fall(1, (2, 8), (1.0, 1.0))]
-    with pytest.raises(Refused, match=r"doubling k saves no estimated KL .* give more --pilot-tokens, or --k"):
-        divided(falls, 8)
+    with pytest.raises(Refused, match=r"doubling k saves no estimated KL .* give more than --pilot-tokens 999, or --k"):
+        divided(falls, 8, 999)
 
 
 def test_a_damaged_measurement_is_named(stores, tmp_path):
     config = options(stores, tmp_path, total_l0=12, tokens=128 * 40)
     train_layers(config)
-    path = config.configs[0].run_directory / "pilots/pilots.json"
+    path = config.configs[0].run_directory / "pilots/1280-tokens/pilots.json"
     path.write_text("{")
     with pytest.raises(Damaged, match="pilots.json cannot be read .* delete it"):
         train_layers(config)
@@ -192,6 +192,10 @@ def test_killed_anywhere_and_resumed_every_layer_has_the_same_bits(stores, tmp_p
         ({"follow": True}, "total_l0 needs the metrics of finished stores, which follow lacks"),
         ({"total_l0": None, "pilot_tokens": 9}, "pilot_tokens is 9, but only total_l0 has pilots"),
         ({"pilot_tokens": 127}, "tokens 127 do not fill one batch of 128 rows"),
+        (
+            {"pilot_tokens": 1279},
+            "each pilot of total_l0 would have 9 steps of 128 rows.* give --pilot-tokens 1280 or more",
+        ),
     ],
 )
 def test_what_cannot_share_a_budget_is_refused_at_the_door(stores, tmp_path, changes, message):
