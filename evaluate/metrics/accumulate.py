@@ -23,7 +23,7 @@ from store.counts import ceil_div
 from store.errors import Refused
 from store.loader.batches import Batch
 from store.shards.manifest import Split
-from store.shards.metric import read_metric
+from store.shards.metric import estimated_kl, read_metric
 from store.shards.reader import Store
 from store.sparse.scan import Entries
 from store.transcoders.forward import Forward, SharedEncoder, encoder_key
@@ -79,7 +79,7 @@ class Accumulator:
         error = centred.sub_(target)
         by_row["sse"] = torch.linalg.vecdot(error, error)
         if self.fisher is not None:
-            by_row["cost"] = torch.linalg.vecdot(error @ self.fisher, error).double() / 2
+            by_row["cost"] = estimated_kl(error, self.fisher)
         self.by_dimension += error[-1].square().sum(0, dtype=torch.float64)
         self.fired += fired
         on_host = torch.stack([figure.double() for figure in by_row.values()]).cpu()  # one copy: each waits for the device

@@ -26,7 +26,7 @@ from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.devices import of_kind
 from store.errors import Refused
-from store.shards.metric import read_metric
+from store.shards.metric import estimated_kl, read_metric
 from store.shards.reader import Store
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
@@ -159,7 +159,7 @@ def splice(
         put_in = torch.stack([output.to(device) for output in _put_in(part, mean, prepared, forwards, store)])
         estimated = []
         if fisher is not None:
-            some = [estimated_kl(outputs, part.target.to(device), fisher) for outputs in put_in.split(OUTPUTS_AT_ONCE)]
+            some = [estimated_kl(outputs - part.target.to(device), fisher) for outputs in put_in.split(OUTPUTS_AT_ONCE)]
             estimated.append(torch.cat(some)[:, :, :-1][:, counted])
         hidden = torch.cat([_after(lane, part, beside + outputs, counted) for outputs in put_in.split(OUTPUTS_AT_ONCE)])
         ce, kl = ce_and_kl(unembedding, hidden, part.tokens[:, 1:][counted].to(hidden.device))
@@ -177,16 +177,6 @@ def splice(
     table = torch.cat(columns)
     sums = by_document(document, torch.cat([table, torch.ones(len(table), 1).double()], dim=1))
     return SpliceTable([transcoder.config.prefix_sizes for transcoder in prepared], sums, resample(sums))
-
-
-def estimated_kl(
-    put_in: Float[Tensor, "n sequences context d"],
-    target: Float[Tensor, "sequences context d"],
-    fisher: Float[Tensor, "d d"],
-) -> Float[Tensor, "n sequences context"]:
-    """e^T G e / 2 of what is put in the target's place, by row, float64."""
-    error = put_in - target
-    return torch.linalg.vecdot(error @ fisher, error).double() / 2
 
 
 def _after(

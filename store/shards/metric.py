@@ -96,6 +96,11 @@ class SiteMetric(SiteSums):
         return self.products / self.rows.sum() - torch.outer(mean, mean)
 
 
+def estimated_kl(error: Float[Tensor, "*rows d"], fisher: Float[Tensor, "d d"]) -> Float[Tensor, "*rows"]:
+    """e^T G e / 2 of each row: about what its error costs the language model, in nats, float64."""
+    return torch.linalg.vecdot(error @ fisher, error).double() / 2
+
+
 def save_metric(
     directory: StorePath, manifest: Manifest, sites: dict[str, SiteMetric], sequences: int, seed: int
 ) -> Manifest:

@@ -19,7 +19,7 @@ from store.disk.files import write_text
 from store.errors import Damaged, Refused
 from store.layout import PILOTS_RESULTS
 from store.loader.batches import batches, mix_of
-from store.shards.metric import read_metric
+from store.shards.metric import estimated_kl, read_metric
 from store.shards.pair import open_pair
 from store.transcoders.transcoder import Transcoder
 from train.config import TrainConfig
@@ -89,7 +89,7 @@ def cost_of(pilot: TrainConfig) -> float:
     with closing(stream):
         for batch in stream:
             error = transcoder(batch.source) - batch.target
-            total += float(torch.linalg.vecdot(error @ fisher, error).double().sum()) / 2
+            total += float(estimated_kl(error, fisher).sum())
     return total / ROWS
 
 
