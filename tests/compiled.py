@@ -37,6 +37,11 @@ KERNELS = {
 }
 """By name: the kernel, its constants, and its warps."""
 
+TABLES = {"pair_dots": {"x", "encoder"}, "errors_and_gradients": {"decoder"}, "sums_over_entries": {"x", "grad_bags"}}
+"""By kernel: what it gathers, which may be bfloat16."""
+LOW = ", bfloat16"
+"""After the name of a kernel that gathers bfloat16."""
+
 WHOLE = {"row", "latent", "bag", "order", "starts", "row_out", "latent_out", "found"}
 """Arguments that point to int64."""
 
@@ -56,9 +61,12 @@ def type_of(name: str) -> str:
 
 
 def compiled(name: str, capability: int) -> dict[str, int]:
-    function, constants, warps = KERNELS[name]
+    kernel = name.removesuffix(LOW)
+    function, constants, warps = KERNELS[kernel]
     names = [argument for argument in function.arg_names if argument not in constants]
     signature = {argument: type_of(argument) for argument in names} | dict.fromkeys(constants, "constexpr")
+    if name != kernel:
+        signature |= dict.fromkeys(TABLES[kernel], "*bf16")
     aligned = [i for i, argument in enumerate(function.arg_names) if argument in names and argument not in NUMBERS]
     aligned += [i for i, argument in enumerate(function.arg_names) if argument in DIVISIBLE]
     source = ASTSource(function, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
@@ -82,7 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--capability", type=int, default=90)
     options = parser.parse_args()
-    print(json.dumps({name: compiled(name, options.capability) for name in KERNELS}))
+    names = [*KERNELS, *(name + LOW for name in TABLES)]
+    print(json.dumps({name: compiled(name, options.capability) for name in names}))
 
 
 if __name__ == "__main__":

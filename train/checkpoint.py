@@ -110,6 +110,7 @@ ADDED: dict[str, Any] = {
     "decoder_start": "random",
     "piece_bytes": LEAST_PIECE_BYTES,
     "aux_latents": 0,
+    "tables": "float32",
 }
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 

@@ -119,6 +119,9 @@ class TrainConfig(Options):
     candidates: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the search for active latents, whose values and gradients are float32 always. On CUDA bfloat16 also lets
     AuxK multiply in TF32. auto is bfloat16 where the device multiplies it natively, and float32 elsewhere."""
+    tables: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which a step gathers weights, inputs and errors for its active latents; sums, Adam and the weights that
+    are saved are float32 always. bfloat16 halves what a GPU gathers; on a CPU it only rounds."""
     decoder_start: Literal["random", "mlp"] = "random"
     """Start of the decoder: drawn rows, or the MLP's answers to a push along each encoder row (harvest --keep-mlp)."""
     seed: Seed = 0

@@ -30,8 +30,13 @@ def kernels_of(device: torch.device) -> Kernels:
 
 
 def kernels_for(tensor: torch.Tensor) -> Kernels:
-    """The kernels to use on a tensor: those of its device, and operators where it is not float32, as the others want it."""
-    return kernels_of(tensor.device) if tensor.dtype == torch.float32 else "operators"
+    """The kernels to use on a tensor: those of its device, and operators where they cannot read its dtype.
+
+    The host's read float32, and Triton's bfloat16 too.
+    """
+    kernels = kernels_of(tensor.device)
+    read = (torch.float32, torch.bfloat16) if kernels == "triton" else (torch.float32,)
+    return kernels if tensor.dtype in read else "operators"
 
 
 @cache

@@ -129,5 +129,5 @@ class Activation(torch.nn.Module):
     def kth_of_sample(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> Tensor:
         """The threshold at which a sample of the first batch's rows has the first step's k active latents."""
         sample = x[:: max(1, len(x) * self.ranks.rows.world // SAMPLE_ROWS)]
-        values = self.ranks.gather(torch.addmm(b_enc, sample, encoder.T).flatten())
+        values = self.ranks.gather(torch.addmm(b_enc, sample.float(), encoder.float().T).flatten())
         return values.topk(round(self.k_at(0) * len(sample) * self.ranks.rows.world)).values[-1].clamp_min(1e-3)

@@ -25,7 +25,7 @@ class TopK(Activation):
     inference = "topk"
 
     def select(self, x: Tensor, encoder: Tensor, b_enc: Tensor, step: int, may_sync: bool) -> Selection:
-        candidates = "float32" if x.device.type == "cpu" else self.candidates
+        candidates = "float32" if x.device.type == "cpu" and x.dtype == torch.float32 else self.candidates
         entries = largest_in_rows(x, encoder, b_enc, round(self.k_at(step)), self.ranks.latents, may_sync, candidates)
         return Selection(entries, entries.value)
 

@@ -1,7 +1,13 @@
-"""What a step draws at random, from the run's seed and its own number: a resumed run draws the same."""
+"""What training draws at random from the run's seed: first weights, and from a step's number too, prefixes and orders. A
+resumed run draws the same."""
 
 import torch
 from torch import Tensor
+
+from train.parallel import Latents
+
+DRAWN = 1024
+"""Rows that are drawn at once: the same numbers come out whoever holds which."""
 
 
 def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
@@ -16,6 +22,17 @@ def draw_prefixes(d_sae: int, n: int, seed: int, step: int) -> Tensor:
 def draw_order(rows: int, seed: int, step: int) -> Tensor:
     """A random order of a step's rows."""
     return torch.randperm(rows, generator=generator_of(seed, step))
+
+
+def draw_unit_rows(n: int, width: int, generator: torch.Generator, shared: Latents) -> Tensor:
+    """The rows held here of n random rows of norm 1. They are drawn in chunks, so that all n are never in memory."""
+    held = torch.empty(shared.count(n), width)
+    for first in range(0, n, DRAWN):
+        drawn = torch.randn(min(DRAWN, n - first), width, generator=generator)
+        rows = drawn[(shared.rank - first) % shared.world :: shared.world]
+        start = shared.count(first)
+        held[start : start + len(rows)] = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return held
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

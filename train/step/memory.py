@@ -80,6 +80,9 @@ def step_bytes(config: TrainConfig, d_in: int, d_out: int, candidates: Candidate
     if dead or config.resample_every:
         errors += s.targets  # of the whole dictionary
     decoded = KEPT * s.entries + errors
+    if config.tables == "bfloat16":  # rounded, as PyTorch's operators read them
+        batch += s.inputs + FLOAT * s.d_sae * (s.d_in + s.d_out)
+        decoded += errors
     at_first = max(_search(s, config), decoded) - weight_bytes(config, d_in, d_out)  # there are no gradients yet
     logged = 3 * s.targets + FLOAT * d_out**2 if root else s.targets
     return round(batch + max(at_first, decoded + max(_auxk(s, config, dead), logged)))

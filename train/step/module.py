@@ -16,12 +16,13 @@ from store.views import Norm
 from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
-from train.parallel import Latents, Ranks
+from train.parallel import Ranks
 from train.step.auxk import auxk, some_of
-from train.step.draws import draw_order, draw_prefixes
+from train.step.draws import draw_order, draw_prefixes, draw_unit_rows
 from train.step.losses import StepResult, Sums, by_dense_latent, report
 from train.step.moments import moments_of, scale_of, view_moments
 from train.step.sparse import decode_nested, weight_gradients
+from train.step.tables import as_table
 from train.step.target import TargetRoot, in_plain_target
 from train.step.watch import LossMonitor
 
@@ -88,8 +89,8 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("target_root", None if target_root is None else target_root.root.float())
         self.register_buffer("target_inverse", None if target_root is None else target_root.inverse)
         generator = torch.Generator().manual_seed(config.seed)
-        self.encoder = nn.Parameter(_unit_rows(config.d_sae, d_in, generator, ranks.latents))
-        drawn = self.encoder if config.is_sae else _unit_rows(config.d_sae, d_out, generator, ranks.latents)
+        self.encoder = nn.Parameter(draw_unit_rows(config.d_sae, d_in, generator, ranks.latents))
+        drawn = self.encoder if config.is_sae else draw_unit_rows(config.d_sae, d_out, generator, ranks.latents)
         self.decoder = nn.Parameter(drawn.detach().clone())
         self.b_enc = nn.Parameter(torch.zeros(len(self.encoder)))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
@@ -149,7 +150,8 @@ class TrainingTranscoder(nn.Module):
         n_values = rows * y.shape[1]
         unit = 1 / n_values
         may_sync = self.may_sync(step)
-        selection = self.activation.select(x, self.encoder, self.b_enc, step, may_sync)
+        encoder, decoder, gathered_x = (self._table(rows) for rows in (self.encoder, self.decoder, x))
+        selection = self.activation.select(gathered_x, encoder, self.b_enc, step, may_sync)
         entries = selection.entries
         latents = selection.latents
         bags = cut_into_bags(entries, *self._groups_of_step(step), len(x))
@@ -161,7 +163,7 @@ class TrainingTranscoder(nn.Module):
             entries,
             latents,
             bags,
-            self.decoder,
+            decoder,
             self.b_dec,
             goal,
             keep_residual=n_dead > 0 or resamples,
@@ -169,7 +171,7 @@ class TrainingTranscoder(nn.Module):
             weights=self.prefix_weights,
             detached=self.config.detach_prefixes,
         )
-        gate_sse, by_gate = self._decode_gate(selection, bags, goal, unit)
+        gate_sse, by_gate = self._decode_gate(selection, bags, decoder, goal, unit)
         fired = self._fired(entries.latent, latents > 0)
         by_latent = decoded.grad_latent * (2 * unit)
         by_dense = None
@@ -177,8 +179,9 @@ class TrainingTranscoder(nn.Module):
             by_dense = by_dense_latent(fired, rows, self.config.dense_weight).index_select(0, entries.latent)
             by_latent += by_dense
         gradients = self.activation.gradients(selection, by_latent, by_gate, rows, step)
+        by_bag = self._table(decoded.grad_bags)
         weights = weight_gradients(
-            entries, latents * (2 * unit), bags, decoded.grad_bags, gradients.pre, gradients.bias, x, len(self.encoder)
+            entries, latents * (2 * unit), bags, by_bag, gradients.pre, gradients.bias, gathered_x, len(self.encoder)
         )
         self.encoder.grad = weights.encoder
         self.b_enc.grad = weights.b_enc
@@ -214,6 +217,9 @@ class TrainingTranscoder(nn.Module):
         self.watch.note(result.loss, selection.missed)
         return replace(result, residual=decoded.residual) if resamples else result
 
+    def _table(self, rows: Tensor) -> Tensor:
+        return as_table(rows, self.config, self.activation.candidates, self.ranks.latents)
+
     def may_sync(self, step: int) -> bool:
         """Whether this step may wait for the device to learn how long its lists are.
 
@@ -245,7 +251,9 @@ class TrainingTranscoder(nn.Module):
         sizes = draw_prefixes(self.config.d_sae, self.config.random_prefixes, self.config.seed, step)
         return self._groups(sizes.to(self.group_of.device, non_blocking=True)), len(sizes)
 
-    def _decode_gate(self, selection: Selection, bags: Bags, goal: Tensor, unit: float) -> tuple[Tensor, Tensor | None]:
+    def _decode_gate(
+        self, selection: Selection, bags: Bags, decoder: Tensor, goal: Tensor, unit: float
+    ) -> tuple[Tensor, Tensor | None]:
         """Squared error of the gate's own reconstruction, and the gradient by the gate, which alone learns from it."""
         if selection.gate is None:
             return goal.new_zeros(()), None
@@ -253,7 +261,7 @@ class TrainingTranscoder(nn.Module):
             selection.entries,
             selection.gate,
             bags,
-            self.decoder,
+            decoder,
             self.b_dec,
             goal,
             keep_residual=False,
@@ -284,14 +292,3 @@ class TrainingTranscoder(nn.Module):
             return
         for rows in self.decoder.split(CHUNK if self.decoder.device.type == "cpu" else len(self.decoder)):
             rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
-
-
-def _unit_rows(n: int, width: int, generator: torch.Generator, shared: Latents) -> Tensor:
-    """The rows held here of n random rows of norm 1. They are drawn in chunks, so that all n are never in memory."""
-    held = torch.empty(shared.count(n), width)
-    for first in range(0, n, CHUNK):
-        drawn = torch.randn(min(CHUNK, n - first), width, generator=generator)
-        rows = drawn[(shared.rank - first) % shared.world :: shared.world]
-        start = shared.count(first)
-        held[start : start + len(rows)] = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return held

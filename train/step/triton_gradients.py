@@ -84,9 +84,10 @@ def gradients(
     d_sae = len(starts)
     d_in = x.shape[1]
     d_out = grad_bags.shape[1]
-    encoder = x.new_empty(d_sae, d_in)
-    decoder = x.new_empty(d_sae, d_out)
-    bias = x.new_empty(d_sae)
+    new = latents.new_empty  # float32, whatever the dtype of what is gathered
+    encoder = new(d_sae, d_in)
+    decoder = new(d_sae, d_out)
+    bias = new(d_sae)
     columns = columns_of(max(d_in, d_out))
     with on_device_of(x):
         sums_over_entries[(d_sae, ceil_div(max(d_in, d_out), columns))](

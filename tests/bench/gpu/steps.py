@@ -32,9 +32,9 @@ def floor(bench: Bench) -> Table:
 class Steps:
     """Steps of one module on batches that are on the device, in turn."""
 
-    def __init__(self, bench: Bench, n_dead: int = 0) -> None:
+    def __init__(self, bench: Bench, n_dead: int = 0, **changes: object) -> None:
         self.bench = bench
-        self.module, self.optimizer = bench.module(bench.config())
+        self.module, self.optimizer = bench.module(bench.config(**changes))
         self.ready = bench.batches(BATCHES)
         self.n_dead = n_dead
         self.step = 0
@@ -79,7 +79,7 @@ class Steps:
 
 @torch.no_grad()
 def step(bench: Bench) -> Table:
-    """A steady step by each kind of kernels, with and without dead latents, and from the store."""
+    """A steady step by each kind of kernels, with and without dead latents, with smaller tables, and from the store."""
     rows = []
     least = floor_seconds(bench.sizes, *bench.rates())
 
@@ -88,15 +88,15 @@ def step(bench: Bench) -> Table:
 
     for kernels in bench.kernels():
         with using(kernels):
-            for n_dead in (0, int(DEAD * bench.sizes.d_sae)):
+            for n_dead, tables in ((0, "float32"), (int(DEAD * bench.sizes.d_sae), "float32"), (0, "bfloat16")):
                 if bench.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(bench.device)
-                steps = Steps(bench, n_dead)
+                steps = Steps(bench, n_dead, tables=tables)
                 steps.warm()
                 seconds = steps.seconds(5 if bench.small else 40)
                 host = steps.host_seconds(5 if bench.small else 20)
                 peak = torch.cuda.max_memory_allocated(bench.device) / 1e9 if bench.device.type == "cuda" else "-"
-                name = f"{kernels}, {n_dead} dead"
+                name = f"{kernels}, {n_dead} dead" + (", bfloat16 tables" if tables == "bfloat16" else "")
                 row(name, seconds, 1e3 * host, peak, int(steps.module.watch.misses))
                 del steps
             seconds, waiting, missed = from_store(bench)

@@ -18,7 +18,7 @@ def test_every_kernel_compiles_for_an_h200_without_spilling_registers(tmp_path: 
         pytest.skip("this Triton brings no assembler for NVIDIA GPUs (ptxas)")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernels = json.loads(python("-m", "tests.compiled"))
-    assert len(kernels) == 6
+    assert len(kernels) == 9
     for name, found in kernels.items():
         assert found["spills"] <= 16, name
         assert found["registers"] <= 128, f"{name} leaves room for fewer than four programs of four warps"

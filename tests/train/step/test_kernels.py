@@ -43,3 +43,24 @@ def test_a_step_that_waits_equals_the_dense_reference(kernels, store, monkeypatc
 )
 def test_a_step_that_does_not_wait_equals_the_dense_reference(kernels, store, monkeypatch, changes):
     check(store, make_config(**SMALL, **changes), monkeypatch, steady=True)
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "gated"])
+def test_bfloat16_tables_give_the_gradients_of_rounded_weights(kernels, store, activation):
+    module = make_module(store, make_config(activation=activation, tables="bfloat16", candidates="bfloat16", **SMALL))
+    first, batch = batches(store, "train", 8, stop=16)
+    module.step_gradients(first.source, first.target)
+    perturb(module)
+    module.tokens_since_fired.zero_()
+    x, y = module.normalise(batch.source, batch.target)
+    result = module.step_gradients(batch.source, batch.target, 37)
+    found = {name: parameter.grad for name, parameter in module.named_parameters()}
+    for matrix in (module.encoder, module.decoder):
+        matrix.copy_(matrix.bfloat16())
+    loss, expected = reference.step(module, x.bfloat16().float(), y, module.dead, [3, 9, 16], 37)
+    assert_close(result.loss, loss)
+    for name, gradient in found.items():
+        if name == "decoder":  # by the errors, which are rounded too
+            assert (gradient - expected[name]).norm() < 2**-8 * expected[name].norm()
+        else:
+            assert_close(gradient, expected[name])

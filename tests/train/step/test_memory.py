@@ -40,6 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a plain dictionary": dict(d=(96, 96), d_sae=768, batch_rows=512, k=32, prefix_sizes="none", aux_weight=0.0),
     "many random prefixes": dict(d=(64, 64), d_sae=512, batch_rows=512, k=16, random_prefixes=12),
     "resampled": dict(d=(96, 96), d_sae=768, batch_rows=512, k=16, resample_every=2),
+    "rounded tables": dict(d=(96, 64), d_sae=1024, batch_rows=256, k=16, tables="bfloat16"),
     "topk": dict(d=(64, 64), d_sae=1024, batch_rows=512, k=64, activation="topk"),
     "jumprelu": dict(d=(64, 64), d_sae=1024, batch_rows=512, k=16, activation="jumprelu"),
     "relu": dict(d=(64, 64), d_sae=1024, batch_rows=512, k=16, activation="relu"),
