@@ -188,6 +188,7 @@ VARIANTS = {
     "penalty on dense latents, weight 0.1": Variant({"dense_weight": 0.1}),
     "penalty on dense latents, weight 1": Variant({"dense_weight": 1.0}),
     "MinFire": Variant({}, min_fire),
+    "bfloat16 tables": Variant({"tables": "bfloat16"}),
 }
 
 
