@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from evaluate.text import explained
 from evaluate.training_log import read_log
 from store.disk.suggest import command_line
 from store.layout import TRAIN_CONFIG
@@ -20,7 +21,6 @@ MANY_EPOCHS = 10
 MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
 MANY_DEAD = 10.0
 """Percent of the latents above which the end of a training warns of dead ones."""
-GOOD = "above 70% is good"
 log = logging.getLogger(__name__)
 
 
@@ -131,12 +131,7 @@ def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def in_words(config: TrainConfig, last: dict[str, Any]) -> str:
     """What the figures of the last line of a log mean, beside what predicting the mean would reach."""
-    fvu = _fvu(last)
-    rows = "held-out rows" if "heldout_fvu" in last else "the last batch"
-    if fvu > 1:
-        said = f"in words: its errors on {rows} are {fvu:.2f} times the variance, which is what predicting the mean leaves"
-    else:
-        said = f"in words: explains {1 - fvu:.1%} of the variance of {rows}; predicting the mean explains none, {GOOD}"
+    said = f"in words: {explained(_fvu(last), 'held-out rows' if 'heldout_fvu' in last else 'the last batch')}"
     if _weighs_by_cost(config):
         share = _loss_beside_the_mean(config, last)
         said += f"; weighed by what errors cost the model, prefix by prefix, its errors are {share:.1%} of the mean's"
