@@ -16,6 +16,9 @@ record_checkout := $(PY) -c 'import pathlib, sysconfig; \
 # Commands that suggest another one then write it as a make line.
 export STARTED_BY := make
 
+# Those that run several commands in a row say what comes next at their own end.
+demo demo-more demo-all demo-standin: export GOES_ON := yes
+
 # One word of the shell's, whatever spaces, quotes or stars a path holds; ~/ before it is the home folder.
 quoted = '$(subst ','\'',$(subst ^^,,$(subst ^^~/,$(HOME)/,^^$(1))))'
 # The option and its value, where the variable is set.

@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluate.text import explained
 from evaluate.training_log import read_log
-from store.disk.suggest import command_line
+from store.disk.suggest import command_line, next_line
 from store.layout import TRAIN_CONFIG
 from store.shards.manifest import AGREEMENT, load_manifest
 from train.config import TrainConfig
@@ -99,13 +99,17 @@ def summary(config: TrainConfig) -> list[str]:
     if records:
         lines += [in_words(config, records[-1]), *_warnings_of_figures(config, records)]
     lines += [f"WARNING: {warning}" for warning in warnings_of(config)]
-    return [*lines, f"next: {next_command(config)}"]
+    last = next_line("evaluate", "metrics", **_places(config))
+    return lines if last is None else [*lines, last]
 
 
 def next_command(config: TrainConfig) -> str:
     """The command that measures a run on held-out rows."""
-    options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
-    return command_line("evaluate", "metrics", **options)
+    return command_line("evaluate", "metrics", **_places(config))
+
+
+def _places(config: TrainConfig) -> dict[str, object]:
+    return {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
 
 
 def summary_line(config: TrainConfig) -> str:
