@@ -33,7 +33,7 @@ def test_layers_are_trained_together_and_other_sites_need_options_of_their_own(c
     assert "next: " not in said
 
 
-def test_the_metric_is_announced_before_the_first_shard_and_only_where_it_is_lacking(config, caplog):
+def test_the_metric_is_announced_before_the_shards_where_it_is_lacking(config, caplog):
     caplog.set_level(logging.INFO)
     wanted = replace(config, metric_sequences=4)
     run(wanted)
