@@ -47,7 +47,7 @@ reads_train := $(of_run) PRESET TOKENS K D_SAE
 reads_sweep := $(reads_train) SEEDS
 reads_evaluate := $(of_run)
 reads_compare := $(of_run) BASELINE L0
-reads_compare-set := $(of_run) BASELINE
+reads_compare-set := $(of_run) BASELINE L0
 reads_baselines := MODEL LAYER ARGS
 reads_features := $(of_run) BASELINE L0
 reads_analyze := $(of_run)
@@ -155,8 +155,8 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
 
-compare-set: $(VENV)/base  ## Several MLPs replaced at once, attention recomputed and frozen (LAYER=all, BASELINE='FOLDER/layer{layer}')
-	$(PY) -m evaluate compare-set $(where) $(run) $(call option,baseline,BASELINE) $(ARGS)
+compare-set: $(VENV)/base  ## Several MLPs replaced at once, attention recomputed and frozen (LAYER=all, L0=nearest or BASELINE='FOLDER/layer{layer}')
+	$(PY) -m evaluate compare-set $(where) $(run) $(call option,baseline,BASELINE) $(if $(L0),--l0 $(L0)) $(ARGS)
 
 baselines: $(VENV)/base  ## What the hub has to compare with, for a model's layer
 	$(PY) -m evaluate baselines $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
