@@ -45,7 +45,7 @@ def announce(configs: Sequence[TrainConfig], rows: int, store: str, target_view:
         steps = f"{config.n_steps:,} whole steps of {config.batch_rows:,} rows"
         log.info("%s rows asked for become %s: %s", f"{config.tokens:,}", f"{taken:,}", steps)
     for width, rate in {one.d_sae: one.peak_lr for one in configs if one.lr is None}.items():
-        log.info("lr is %.3g, which fits %d steps and %d latents; --lr would choose it", rate, config.n_steps, width)
+        log.info("the learning rate is %.3g, by default for %d steps and %d latents (--lr)", rate, config.n_steps, width)
     if config.follow:
         return
     epochs = taken / rows
