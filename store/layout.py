@@ -5,6 +5,8 @@ from pathlib import Path
 
 DATA = Path("data")
 """Default folder of the stores of all models."""
+RESULTS = Path("results")
+"""Default folder of the runs of all models."""
 CONFIG = "config.json"
 """The transcoder: what it is."""
 WEIGHTS = "transcoder.safetensors"
@@ -127,7 +129,7 @@ def default_store(model: str, layer: int) -> Path:
 
 
 def default_run(model: str, layer: int, run: str) -> Path:
-    return Path("results") / model_slug(model) / f"layer{layer}" / run
+    return RESULTS / model_slug(model) / f"layer{layer}" / run
 
 
 def snapshot_folder(run: Path, step: int) -> Path:

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,9 +116,12 @@ class CommandLine:
     def _unreadable(self, argument: Any, message: str) -> str:
         flag = named(argument)
         given = " ".join(values_of(flag, self.words))
+        if not given.strip():
+            return f"{flag} lacks its value {self._help('explains')}"
         parts = leaves(argument.field.type)
         if any(isinstance(part, PrimitiveConstructorSpec) for part in parts) and not message.startswith(PYTHONS_OWN):
-            return f"{flag} {given}: {message.strip().splitlines()[-1].removeprefix('- ')}"
+            reason = message.strip().splitlines()[-1].removeprefix("- ")
+            return f"{flag} {given}: {TYPE_OF_UNION.sub('', reason)}"
         wanted = "a whole number" if int in parts else "a number" if float in parts else "what it takes"
         several = argument.lowered.nargs != 1 or "," in given
         if several and int in parts:
@@ -215,6 +219,8 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
+TYPE_OF_UNION = re.compile(r"^typing\.Annotated\[.*\]: ")
+"""What tyro writes before the reason where an option may also be None."""
 HELP_FLAGS = ("-h", "--help")
 LEAST_WIDTH = 40
 

@@ -103,6 +103,12 @@ def test_usage_and_errors_call_an_unnamed_option_alike(monkeypatch, capsys):
         ("harvest --tokens 3X", "--tokens 3X: '3X' is not a count; write it like 300000, 300K or 16.4M"),
         ("train sweep --activation topkk", "; did you mean topk?"),
         ("harvest --layer 8,8", "--layer 8,8: '8,8' has layer 8 twice; write each layer once"),
+        (
+            "store export-set --out x --layer 5-2",
+            "--layer 5-2: '5-2' is a range from a higher layer to a lower one; write 2-5",
+        ),
+        ("train --pilot-tokens abc", "--pilot-tokens abc: 'abc' is not a count"),
+        ("train --k=", "--k lacks its value"),
         ("harvest --keep-shards x", "--keep-shards x is not a whole number"),
         ("harvest --layer 8 --plan", "--plan is a command: python -m harvest plan"),
         ("harvest inof", "unknown command 'inof'; did you mean info?"),
