@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -42,6 +43,7 @@ def test_help_fits_the_terminal_and_begins_every_sentence_with_a_word(monkeypatc
     shown = capsys.readouterr().out
     long = [line for line in shown.splitlines() if len(line) > int(columns) and not line.startswith("usage: ")]
     assert long == []
+    assert not re.search(r"\{None|default: (None)?\)", shown)  # Python's words for an option that is not given
     assert "\n\n\n" not in shown.strip("\n")
     if command:
         described = shown.split("\n\nusage: ")[0].split("\n\n")
