@@ -16,6 +16,9 @@ record_checkout := $(PY) -c 'import pathlib, sysconfig; \
 # Commands that suggest another one then write it as a make line.
 export STARTED_BY := make
 
+# Those that run several commands in a row say what comes next at their own end.
+demo demo-more demo-all demo-standin: export GOES_ON := yes
+
 # One word of the shell's, whatever spaces, quotes or stars a path holds; ~/ before it is the home folder.
 quoted = '$(subst ','\'',$(subst ^^,,$(subst ^^~/,$(HOME)/,^^$(1))))'
 # The option and its value, where the variable is set.
@@ -44,7 +47,7 @@ reads_train := $(of_run) PRESET TOKENS K D_SAE
 reads_sweep := $(reads_train) SEEDS
 reads_evaluate := $(of_run)
 reads_compare := $(of_run) BASELINE L0
-reads_compare-set := $(of_run) BASELINE
+reads_compare-set := $(of_run) BASELINE L0
 reads_baselines := MODEL LAYER ARGS
 reads_features := $(of_run) BASELINE L0
 reads_analyze := $(of_run)
@@ -152,8 +155,8 @@ evaluate: $(VENV)/base  ## Metrics on the held-out shards
 compare: $(VENV)/base  ## Against Google's transcoder (or BASELINE=FOLDER), on the same rows
 	$(PY) -m evaluate compare $(where) $(run) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(L0),--l0 $(L0)) $(ARGS)
 
-compare-set: $(VENV)/base  ## Several MLPs replaced at once, attention recomputed and frozen (LAYER=all, BASELINE='FOLDER/layer{layer}')
-	$(PY) -m evaluate compare-set $(where) $(run) $(call option,baseline,BASELINE) $(ARGS)
+compare-set: $(VENV)/base  ## Several MLPs replaced at once, attention recomputed and frozen (LAYER=all, L0=nearest or BASELINE='FOLDER/layer{layer}')
+	$(PY) -m evaluate compare-set $(where) $(run) $(call option,baseline,BASELINE) $(if $(L0),--l0 $(L0)) $(ARGS)
 
 baselines: $(VENV)/base  ## What the hub has to compare with, for a model's layer
 	$(PY) -m evaluate baselines $(call option,model,MODEL) $(if $(LAYER),--layer $(LAYER)) $(ARGS)

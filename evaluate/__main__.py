@@ -1,6 +1,8 @@
 """`python -m evaluate COMMAND`: parses the options, calls the command, prints the paths of what it wrote."""
 
 import json
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from evaluate.browse.config import BrowseConfig, BrowseExportConfig
@@ -15,6 +17,7 @@ from evaluate.model.config import ImportanceConfig, InterveneConfig
 from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConfig, PushConfig
 from evaluate.sets.config import CompareSetConfig
 from store.cli import Commands, run_command
+from store.disk.suggest import next_line
 from store.layout import (
     COLLECTION_SUMMARY,
     COMPARISON,
@@ -86,8 +89,30 @@ def brief(config: object, result: Path | str | None) -> str | None:
     return f"{cost}FVU {found['fvu']:.4f}, L0 {found['l0_mean']:.1f}, dead {found['dead_fraction']:.2%}"
 
 
+def then(configs: Sequence[object]) -> str | None:
+    """What usually follows: metrics, then a comparison, then what latents respond to, then the browser."""
+    config = configs[0]
+    if isinstance(config, FeaturesConfig):
+        results = {one.folder.parent for one in configs if isinstance(one, FeaturesConfig)}
+        inside = all(folder.is_relative_to(BrowseConfig.results) for folder in results)
+        return next_line("evaluate", "browse", results=None if inside else _common(results))
+    if not isinstance(config, EvaluateConfig) or len(configs) > 1:
+        return None
+    options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
+    if type(config) is EvaluateConfig:
+        return next_line("evaluate", "compare", **options)
+    if isinstance(config, CompareConfig) and len(config.layers) == 1:
+        return next_line("evaluate", "features", **options)
+    return None
+
+
+def _common(folders: Iterable[Path]) -> Path:
+    """The folder that holds all of them, or the only one."""
+    return Path(os.path.commonpath([*folders]))
+
+
 def main() -> None:
-    run_command("evaluate", COMMANDS, say=written, check=check_places, brief=brief)
+    run_command("evaluate", COMMANDS, say=written, check=check_places, brief=brief, then=then)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from evaluate.config import BaselinesConfig
 from store.errors import Refused
-from store.hub import fetch_transcoder, fetching, files_of
+from store.hub import fetch_transcoder, fetching, files_of, from_hub_or_cache, parts_of_url
 from store.layout import CONFIG
-from store.names import hub_name, is_hub_url
+from store.names import SET_CONFIG, hub_name, is_hub_url
 from store.shards.reader import Store
 from store.transcoders.files import read_config
 from store.transcoders.gemma_scope import SCOPE2_FOLDER, SCOPE2_KINDS, SCOPE2_WEIGHTS, Scope2Config
@@ -23,6 +23,8 @@ from store.transcoders.transcoder import Transcoder
 log = logging.getLogger(__name__)
 
 SCOPE1_REPOS = {"google/gemma-2-2b": "google/gemma-scope-2b-pt-transcoders"}
+
+SCOPE1_FILE = re.compile(r"layer_(?P<layer>\d+)/width_(?P<width>\d+)k/average_l0_(?P<l0>\d+)/params\.npz")
 
 SCOPE2_MODEL = re.compile(r"google/gemma-3-(270m|1b|4b|12b|27b)(?:-(pt|it))?")
 
@@ -151,15 +153,15 @@ def listed(repo: str, files: Iterable[str], layer: int, open_file: Callable[[str
         layer: of the model.
         open_file: gives the path of a file on this machine.
     """
-    scope1 = re.compile(rf"(layer_{layer}/width_(\d+)k/average_l0_(\d+))/params\.npz")
     everything = list(files)
     found = []
     for file in everything:
         folder, _, name = file.rpartition("/")
         kind, _, leaf = folder.rpartition("/")
         match = SCOPE2_FOLDER.fullmatch(leaf)
-        if match1 := scope1.fullmatch(file):
-            found.append(Published(repo, match1[1], float(match1[3]), match1[3], latents_of(match1[2])))
+        if scope1 := SCOPE1_FILE.fullmatch(file):
+            if int(scope1["layer"]) == layer:
+                found.append(Published(repo, folder, float(scope1["l0"]), scope1["l0"], latents_of(scope1["width"])))
         elif match is None or name != SCOPE2_WEIGHTS or kind not in SCOPE2_KINDS or int(match["layer"]) != layer:
             continue
         elif f"{folder}/{CONFIG}" in everything:
@@ -176,13 +178,17 @@ def latents_of(thousands: str) -> int:
 
 
 def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transcoder) -> tuple[Path, ...]:
-    """Replaces each folder that is a copy of a Gemma Scope repository by the transcoders that `choose` selects from it.
+    """Replaces each place that is laid out as a Gemma Scope repository by the transcoders that `choose` selects from it.
 
-    Other folders stay, and places on the hub are fetched. Refused when a copy has none of the layer, or when an L0 is
-    given where there is nothing to choose from.
+    Such a place is a folder, or a repository of the hub. Other folders stay, and other places on the hub are fetched.
+    Refused when a copy has none of the layer, or when an L0 is given where there is nothing to choose from.
     """
     found: list[Path] = []
     for place in folders:
+        on_hub = scope_on_hub(place, layer) if is_hub_url(place) else None
+        if on_hub is not None:
+            found += [Path(f"hf://{each.repo}") for each in choose(on_hub, intended_l0(ours), ours.config.d_sae, l0)]
+            continue
         folder = on_this_machine(place, layer)
         files = [*folder.glob("layer_*/width_*/*/params.npz"), *folder.glob(f"transcoder*/*/{SCOPE2_WEIGHTS}")]
         if files:
@@ -197,6 +203,27 @@ def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transc
         else:
             found.append(folder)
     return tuple(found)
+
+
+def scope_on_hub(place: Path, layer: int) -> list[Published] | None:
+    """What a repository in the layout of Gemma Scope's has of a layer; None for another repository, or a part of one.
+
+    Their `repo` has the path and the revision. Refused when it has some of other layers alone; errors of the hub as
+    `store.hub` explains them.
+    """
+    repo, path, revision = parts_of_url(place)
+    if path:
+        return None
+    with fetching(f"the repository {place}", ELSEWHERE):
+        files = from_hub_or_cache(lambda cached: files_of(repo, revision, cached))
+        scope = [file for file in files if SCOPE1_FILE.fullmatch(file) or file.rpartition("/")[2] == SCOPE2_WEIGHTS]
+        if not scope or SET_CONFIG in files:
+            return None
+        found = listed(repo, files, layer, lambda file: Path(hf_hub_download(repo, file, revision=revision)))
+    if not found:
+        raise Refused(f"{repo} holds no transcoder for layer {layer}, but {len(scope)} for others")
+    at = f"@{revision}" if revision else ""
+    return [replace(each, repo=f"{repo}/{each.path}{at}") for each in found]
 
 
 def intended_l0(ours: Transcoder) -> float:

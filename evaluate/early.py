@@ -1,9 +1,12 @@
 """What is refused before a command imports the libraries of language models, which takes many seconds."""
 
 from evaluate.config import EvaluateConfig, LayersConfig
+from store.errors import Refused
 
 NEED_ROWS = ("metrics", "compare", "compare-set", "features", "compare-layers", "circuit", "importance", "judge-export")
 """Commands that read a store."""
+LISTED = 3
+"""Runs that a message names."""
 
 
 def check_places(command: str, config: object) -> None:
@@ -18,5 +21,17 @@ def check_places(command: str, config: object) -> None:
     each = [config.for_layer(layer) for layer in config.layers] if isinstance(config, LayersConfig) else [config]
     for one in each:
         if not (one.run_directory / CONFIG).exists():
-            load_run(one.run_directory)  # refuses it
+            try:
+                load_run(one.run_directory)  # refuses it
+            except Refused as error:
+                raise Refused(f"{error}{'' if one.run else _runs_there()}") from None
         require_store(store_of(one))
+
+
+def _runs_there() -> str:
+    """The runs in the default folder, to be named by MODEL, LAYER or RUN; empty where there are none."""
+    from store.layout import CONFIG, RESULTS
+
+    found = [str(path.parent) for path in sorted(RESULTS.glob(f"*/layer*/*/{CONFIG}"))]
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return f"; there are {', '.join(found[:LISTED])}{more} (MODEL=, LAYER= or RUN= chooses)" if found else ""

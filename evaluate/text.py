@@ -42,3 +42,10 @@ def markdown_table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[
     """The lines of a table in Markdown; bars within cells are escaped."""
     rule = ["---"] * len(heads)
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows)]
+
+
+def explained(fvu: float, rows: str) -> str:
+    """What an FVU on some rows means, beside that of predicting the mean, which is 1."""
+    if fvu > 1:
+        return f"its errors on {rows} are {fvu:.2f} times the variance, which is what predicting the mean leaves"
+    return f"explains {1 - fvu:.1%} of the variance of {rows}; predicting the mean explains none, above 70% is good"

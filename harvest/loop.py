@@ -8,10 +8,12 @@ from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from harvest.config import MOST_SHARD_TOKENS, HarvestConfig
 from harvest.metric.add import estimate, lacks_lens, lacks_metric
+from harvest.metric.estimate import SEQUENCES
 from harvest.model.language_model import LanguageModel
 from harvest.opening import bounded, fitted, mlp_bytes, open_all, recipe_of, with_batch
 from harvest.pool import Lanes, lanes_of
@@ -26,6 +28,7 @@ from harvest.text.stream import ahead, packed_from
 from harvest.text.together import TokenSharing
 from harvest.text.tokens import PackedShard
 from store.counts import share
+from store.devices import of_kind
 from store.errors import Refused
 from store.layout import METRIC_STATE
 from store.loader.repeats import find_repeats
@@ -67,7 +70,7 @@ def harvest_rest(stores: Visit) -> list[Manifest]:
             writers[layer] = stack.enter_context(writer)
         ring = RingKeeper(config.keep_shards, list(writers.values())) if config.keep_shards else None
         if rank.index == 0:
-            announce_metric(config, writers)
+            announce_metric(config, writers, model.device)
         n_shards = _fill(config, corpus, model, writers, rank, ring)
         if rank.index == 0:
             _wait_for_ranks(writers, n_shards, ring)
@@ -230,12 +233,17 @@ def _note_the_end(config: HarvestConfig, writers: dict[int, StoreWriter], shards
             writer.mark_exhausted()
 
 
-def announce_metric(config: HarvestConfig, writers: dict[int, StoreWriter]) -> None:
-    """Marks a store whose metric or lens is wanted, so that a harvest that is killed before it has them continues."""
+def announce_metric(config: HarvestConfig, writers: dict[int, StoreWriter], device: torch.device) -> None:
+    """Says what follows the shards, and marks a store whose metric or lens is wanted, so that a harvest that is killed
+    before it has them continues."""
     directory = writers[min(writers)].directory
     manifests = [writer.manifest for writer in writers.values()]
     lacking = any(manifest.metric is None or manifest.lens is None for manifest in manifests)
-    if config.wants_metric and lacking and isinstance(directory, Path):
+    if not (config.wants_metric and lacking):
+        return
+    sequences = config.metric_sequences or of_kind(SEQUENCES, device)
+    log.info("after the shards: metric and lens, from %d training sequences run back through the model", sequences)
+    if isinstance(directory, Path):
         (directory / METRIC_STATE).touch()
 
 

@@ -1,5 +1,6 @@
 """The damaged shards of a store, harvested again from the documents that the manifest records."""
 
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,15 @@ from tqdm import tqdm
 from harvest.config import HarvestConfig
 from harvest.model.loading import model_of
 from harvest.opening import recipe_of
-from harvest.pool import Lanes
+from harvest.pool import Lanes, lanes_of
 from harvest.shard import run_shard
 from harvest.store_config import RepairConfig
-from harvest.text.corpus import Corpus, open_corpus
+from harvest.text.corpus import open_corpus
 from harvest.text.encode import parsed_template
 from harvest.text.recorded import options_of
 from harvest.text.repeats import without_repeats
 from harvest.text.stream import packed_from
+from harvest.text.tokens import PackedShard
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.disk.lock import WRITER_LOCK, lock_of
@@ -30,6 +32,8 @@ from store.shards.manifest import Manifest, ShardEntry, load_manifest
 from store.shards.reader import damage_of_mlp, find_damage
 from store.shards.ring import present
 from store.shards.rows import shard_arrays
+
+log = logging.getLogger(__name__)
 
 
 def repair(config: RepairConfig) -> str:
@@ -74,11 +78,21 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str], m
         raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}{cure}")
     if mlp_is_damaged:
         repair_mlp(directory, manifest, model.mlp_of(recipe.layer))
-    lanes = Lanes(model)
+    lanes: Lanes | None = None
     for number, shard in enumerate(manifest.shards):
-        if shard.name in damaged:
-            at_once = config.batch_sequences or shard.batch_sequences
-            repair_shard(replace(harvest, batch_sequences=at_once), manifest, number, corpus, lanes)
+        if shard.name not in damaged:
+            continue
+        same = replace(harvest, batch_sequences=config.batch_sequences or shard.batch_sequences)
+        packed = next(packed_from(same, corpus, model, manifest.shards[:number]))
+        lanes = lanes or lanes_of(model, same, packed)
+        try:
+            repair_shard(same, manifest, number, packed, lanes)
+        except Damaged:
+            if lanes.models[0].plain is None:
+                raise
+            log.info("%s comes out otherwise without TransformerLens's bridge: once more through it", shard.name)
+            lanes = Lanes(model)
+            repair_shard(same, manifest, number, packed, lanes)
 
 
 def repair_mlp(directory: StorePath, manifest: Manifest, mlp: Mlp) -> None:
@@ -101,12 +115,15 @@ def harvest_config(config: RepairConfig, manifest: Manifest) -> HarvestConfig:
     )
 
 
-def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, corpus: Corpus, lanes: Lanes) -> None:
-    """Harvests one shard again. Damaged when it comes out otherwise than recorded; the file that was there then stays."""
+def repair_shard(harvest: HarvestConfig, manifest: Manifest, number: int, packed: PackedShard, lanes: Lanes) -> None:
+    """Harvests one shard again. Damaged when it comes out otherwise than recorded; the file that was there then stays.
+
+    harvest: the options of the harvest, with the batches of this shard.
+    packed: the shard's tokens.
+    """
     shard = manifest.shards[number]
     recipe = manifest.recipe
     model = lanes.models[0]
-    packed = next(packed_from(harvest, corpus, model, manifest.shards[:number]))
     with tqdm(total=shard.rows, unit="tok", unit_scale=True, desc=f"repair {shard.name}") as bar:
         on_device = shard.summed_on is not None and model.device.type != "cpu"
         rows = run_shard(lanes, packed, harvest, (recipe.layer,), number, bar.update, on_device)[recipe.layer]

@@ -7,6 +7,8 @@ from harvest.config import HarvestConfig, PlanConfig
 from harvest.preflight import refuse_what_is_known, rounding_of, visit
 from harvest.ranks import Rank
 from harvest.text.origin import ignored_options
+from store.disk.suggest import next_line
+from store.layers.parse import spell_layers
 
 log = logging.getLogger(__name__)
 
@@ -57,4 +59,7 @@ def run(config: HarvestConfig) -> str:
             f"{manifest.n_rows('train'):,} rows to train on, {manifest.n_rows('heldout'):,} held out; "
             f"fingerprint {manifest.fingerprint}"
         )
-    return "\n".join(lines)
+    if not config.keep_shards and {"resid_mid", "mlp_out"} <= {*config.sites}:  # else training needs options of its own
+        options = {"model": config.model, "layer": spell_layers(config.layers), "store": config.store}
+        lines.append(next_line("train", "run", **options) or "")
+    return "\n".join(lines).rstrip("\n")

@@ -40,7 +40,7 @@ class ExportConfig(Options):
     held-out rows. Default: the store that the run records, or data/MODEL/layerL, if the run was trained on that one.
     Another project's transcoder needs it: the run that is written records this store."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the weights. bfloat16 halves the files; what rounding changes of FVU is measured and printed."""
+    """Dtype of the weights. bfloat16 halves the files; what rounding changes of FVU and L0 is printed."""
     view: ViewName | None = None
     """View to write, where the layout can name several: raw, rms (before the norm's gain) or normed (what the MLP reads).
     Default: the run's own, else the one that it converts to exactly."""
@@ -68,7 +68,7 @@ class ExportSetConfig(Options):
     store: StorePathOption | None = None
     """Folder or URL that holds the stores layer8, layer12, ... Default: what each run records."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the weights. bfloat16 halves the files; what rounding changes of FVU is measured and printed."""
+    """Dtype of the weights. bfloat16 halves the files; what rounding changes of FVU and L0 is printed."""
     view: ViewName | None = None
     """View to write: raw, rms or normed. Default: the runs' own, else the one that it converts to exactly."""
 

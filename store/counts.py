@@ -73,7 +73,7 @@ def parse_weights(text: str, prefixes: Sequence[int]) -> tuple[float, ...]:
     if len(weights) != len(prefixes) or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         raise Refused(
             f"prefix_weights {text!r} must be {len(prefixes)} numbers, one for each of the prefixes "
-            f"{', '.join(map(str, prefixes))}, not negative and not all 0, like 1,1,4"
+            f"{', '.join(map(str, prefixes))}, not negative and not all 0, like {','.join(['1'] * len(prefixes))}"
         )
     return weights
 

@@ -42,10 +42,14 @@ class HubUnreachable(Refused):
     exit_code = 69
 
 
-def files_of(repo: str) -> list[str]:
-    """The paths of all files in a model repository of the hub. Errors as `fetching` explains them."""
+def files_of(repo: str, revision: str | None = None, cached: bool = False) -> list[str]:
+    """The paths of all files in a model repository of the hub, or of those in the cache. Errors as `fetching` explains
+    them."""
+    if cached:
+        folder = cached_snapshot(repo, revision)
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     check_connection()
-    return [file.rfilename for file in HfApi().model_info(repo, timeout=TIMEOUT).siblings or ()]
+    return [file.rfilename for file in HfApi().model_info(repo, revision=revision, timeout=TIMEOUT).siblings or ()]
 
 
 HUB_URL = re.compile(r"hf:/{1,2}([^/@?]+/[^/@?]+)/?([^@?]*)(?:(?:@|\?revision=)(.+))?")
@@ -55,17 +59,22 @@ Choice = Callable[[str, Sequence[str]], Sequence[str]]
 """Those of a repository's files that are wanted, given the path within it and all of its files."""
 
 
-def fetch(url: Path | str, choose: Choice, what: str = "transcoder") -> Path:
-    """The folder or file on this machine of hf://user/repo/path@revision, fetched unless it is cached.
-
-    what: what it holds, for messages. Errors as `fetching` explains them, and Refused where `choose` finds nothing.
-    """
+def parts_of_url(url: Path | str) -> tuple[str, str, str | None]:
+    """Repository, path within it and revision of hf://user/repo/path@revision. Refused for another text."""
     match = HUB_URL.fullmatch(str(url))
     if match is None:
         raise Refused(
             f"{url} is no place on the hub; write hf://user/repo/path, and @revision behind it where one is meant"
         )
-    repo, path, revision = match[1], match[2].strip("/"), match[3]
+    return match[1], match[2].strip("/"), match[3]
+
+
+def fetch(url: Path | str, choose: Choice, what: str = "transcoder") -> Path:
+    """The folder or file on this machine of hf://user/repo/path@revision, fetched unless it is cached.
+
+    what: what it holds, for messages. Errors as `fetching` explains them, and Refused where `choose` finds nothing.
+    """
+    repo, path, revision = parts_of_url(url)
 
     def get(cached: bool) -> Path:
         if cached:

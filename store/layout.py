@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+DATA = Path("data")
+"""Default folder of the stores of all models."""
+RESULTS = Path("results")
+"""Default folder of the runs of all models."""
 CONFIG = "config.json"
 """The transcoder: what it is."""
 WEIGHTS = "transcoder.safetensors"
@@ -121,11 +125,11 @@ def model_slug(model: str) -> str:
 
 
 def default_store(model: str, layer: int) -> Path:
-    return Path("data") / model_slug(model) / f"layer{layer}"
+    return DATA / model_slug(model) / f"layer{layer}"
 
 
 def default_run(model: str, layer: int, run: str) -> Path:
-    return Path("results") / model_slug(model) / f"layer{layer}" / run
+    return RESULTS / model_slug(model) / f"layer{layer}" / run
 
 
 def snapshot_folder(run: Path, step: int) -> Path:

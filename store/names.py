@@ -31,6 +31,22 @@ def is_hub_url(place: Path | str) -> bool:
     return str(place).startswith("hf:/")
 
 
+WEB = re.compile(
+    r"(?:https?:/+)?(?:www\.)?huggingface\.co/([\w-][\w.-]*/[\w.-]+)(?:/(?:tree|blob|resolve)/([^/?]+))?/?([^?]*)(?:\?.*)?"
+)
+"""The address of a repository's page, or of a folder or file in it."""
+
+
+def hub_url_of(address: str) -> str | None:
+    """hf://user/repo/path@revision of a page of the hub; None for another text."""
+    match = WEB.fullmatch(address)
+    if match is None:
+        return None
+    repo, revision, path = match.groups()
+    place = f"hf://{repo}/{path}".rstrip("/")
+    return place if revision in (None, "main") else f"{place}@{revision}"
+
+
 def hub_name(place: Path) -> str | None:
     """hf://user/repo/path@commit of what lies in the hub's cache; None for other places."""
     match = SNAPSHOT.fullmatch(str(place))

@@ -3,11 +3,13 @@
 import difflib
 import functools
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from tyro import _errors as parse_errors  # private, hence the exact version of tyro in pyproject.toml
@@ -115,9 +117,12 @@ class CommandLine:
     def _unreadable(self, argument: Any, message: str) -> str:
         flag = named(argument)
         given = " ".join(values_of(flag, self.words))
+        if not given.strip():
+            return f"{flag} lacks its value {self._help('explains')}"
         parts = leaves(argument.field.type)
         if any(isinstance(part, PrimitiveConstructorSpec) for part in parts) and not message.startswith(PYTHONS_OWN):
-            return f"{flag} {given}: {message.strip().splitlines()[-1].removeprefix('- ')}"
+            reason = message.strip().splitlines()[-1].removeprefix("- ")
+            return f"{flag} {given}: {TYPE_OF_UNION.sub('', reason)}"
         wanted = "a whole number" if int in parts else "a number" if float in parts else "what it takes"
         several = argument.lowered.nargs != 1 or "," in given
         if several and int in parts:
@@ -215,6 +220,8 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
+TYPE_OF_UNION = re.compile(r"^typing\.Annotated\[.*\]: ")
+"""What tyro writes before the reason where an option may also be None."""
 HELP_FLAGS = ("-h", "--help")
 LEAST_WIDTH = 40
 
@@ -242,7 +249,7 @@ def room_help(kinds: Mapping[str, type], default: str | None, prog: str) -> str:
 def for_tyro(kind: type) -> type:
     """The dataclass without its checks, for tyro: each field's text on one line, since tyro breaks before indented lines.
 
-    A text that names the default is not followed by tyro's own `(default: None)`.
+    A text that names the default is not followed by tyro's own, nor one of an option that is off when it is not given.
     """
     documented = {}
     for base in reversed(kind.__mro__[:-1]):
@@ -250,14 +257,33 @@ def for_tyro(kind: type) -> type:
             documented[parameter.arg_name] = " ".join((parameter.description or "").split())
     listed = "".join(f"\n    {name}: {text}" for name, text in documented.items())
     hints = get_type_hints(kind, include_extras=True)
-    silent = arg(help_behavior_hint="")
-    explained = [name for name, text in documented.items() if "Default:" in text]
+    unset = {field.name for field in fields(kind) if field.default is None or field.default == ()}
+    unset |= {name for name in positionals_of(kind) if any(get_origin(part) is tuple for part in leaves(hints[name]))}
+    shown = {}
+    for name, text in documented.items():
+        silent = "Default:" in text or name in unset
+        word = _value_of(hints[name])
+        if silent or word is not None:
+            shown[name] = Annotated[hints[name], arg(metavar=word, help_behavior_hint="" if silent else None)]
     attributes = {
-        "__annotations__": {name: Annotated[hints[name], silent] for name in explained},
+        "__annotations__": shown,
         "__doc__": f"{kind.__name__}\n\nArgs:{listed}",
         "__post_init__": lambda self: None,
     }
     return type(kind.__name__, (kind,), attributes)
+
+
+def _value_of(hint: Any) -> str | None:
+    """What stands for the value of an option that may be None, without tyro's `{None}|`; None for any other option."""
+    parts = leaves(hint)
+    if type(None) not in parts:
+        return None
+    for part in parts:
+        if isinstance(part, PrimitiveConstructorSpec):
+            return part.metavar
+        if get_origin(part) is Literal:
+            return f"{{{','.join(get_args(part))}}}"
+    return next((part.__name__.upper() for part in parts if part in (int, float, str, Path)), None)
 
 
 def _wrapped(text: str, first_indent: str = "", indent: str = "") -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -42,6 +43,7 @@ def test_help_fits_the_terminal_and_begins_every_sentence_with_a_word(monkeypatc
     shown = capsys.readouterr().out
     long = [line for line in shown.splitlines() if len(line) > int(columns) and not line.startswith("usage: ")]
     assert long == []
+    assert not re.search(r"\{None|default: (None)?\)", shown)  # Python's words for an option that is not given
     assert "\n\n\n" not in shown.strip("\n")
     if command:
         described = shown.split("\n\nusage: ")[0].split("\n\n")
@@ -103,6 +105,12 @@ def test_usage_and_errors_call_an_unnamed_option_alike(monkeypatch, capsys):
         ("harvest --tokens 3X", "--tokens 3X: '3X' is not a count; write it like 300000, 300K or 16.4M"),
         ("train sweep --activation topkk", "; did you mean topk?"),
         ("harvest --layer 8,8", "--layer 8,8: '8,8' has layer 8 twice; write each layer once"),
+        (
+            "store export-set --out x --layer 5-2",
+            "--layer 5-2: '5-2' is a range from a higher layer to a lower one; write 2-5",
+        ),
+        ("train --pilot-tokens abc", "--pilot-tokens abc: 'abc' is not a count"),
+        ("train --k=", "--k lacks its value"),
         ("harvest --keep-shards x", "--keep-shards x is not a whole number"),
         ("harvest --layer 8 --plan", "--plan is a command: python -m harvest plan"),
         ("harvest inof", "unknown command 'inof'; did you mean info?"),

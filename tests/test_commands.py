@@ -9,6 +9,9 @@ import pytest
 
 from store.cli import one_line_errors as command_of_a_room
 from store.cli import parse, parse_count
+from store.disk.suggest import GOES_ON
+from store.errors import Refused
+from store.hub import HubUnreachable
 from tests.child import ROOT, python
 from tests.command import run
 from tests.making import make_store
@@ -86,6 +89,18 @@ def test_an_error_of_the_system_names_the_file_and_the_cure(capsys):
         "harvest: error: /disk/writer.lock: No space left on device; free some space, then run the same command again\n"
     )
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(("goes_on", "expected"), [("", "evaluate: error: no hub\n"), ("yes", "evaluate: no hub\n")])
+def test_what_the_makefile_has_another_way_for_is_no_error(capsys, monkeypatch, goes_on, expected):
+    """As where `make demo` finds no hub, and trains a stand-in."""
+    monkeypatch.setenv(GOES_ON, goes_on)
+    with pytest.raises(SystemExit, match="69"), command_of_a_room("evaluate"):
+        raise HubUnreachable("no hub")
+    assert capsys.readouterr().err == expected
+    with pytest.raises(SystemExit, match="1"), command_of_a_room("evaluate"):
+        raise Refused("no run")
+    assert capsys.readouterr().err == "evaluate: error: no run\n"
 
 
 def test_a_misspelt_option_is_refused_with_the_nearest_name(monkeypatch, capsys):

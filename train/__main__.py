@@ -22,7 +22,7 @@ def check_stores(command: str, config: LayersTrainConfig | SweepConfig | PlanCon
     for one in config.configs:
         for directory in (one.store_directory, one.target_directory):
             if directory is not None and not one.follow:
-                require_store(directory)
+                require_store(directory, one.model)
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """What people should know of a run before it starts and at its end: options that do not fit its length, and its figures."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from evaluate.text import explained
 from evaluate.training_log import read_log
-from store.disk.suggest import command_line
+from store.disk.suggest import command_line, next_line
+from store.layout import TRAIN_CONFIG
+from store.shards.manifest import AGREEMENT, load_manifest
 from train.config import TrainConfig
 from train.scaling import defaults
 
@@ -16,6 +19,8 @@ TOO_SLOW = 1 / 4
 
 MANY_EPOCHS = 10
 MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
+MANY_DEAD = 10.0
+"""Percent of the latents above which the end of a training warns of dead ones."""
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +45,7 @@ def announce(configs: Sequence[TrainConfig], rows: int, store: str, target_view:
         steps = f"{config.n_steps:,} whole steps of {config.batch_rows:,} rows"
         log.info("%s rows asked for become %s: %s", f"{config.tokens:,}", f"{taken:,}", steps)
     for width, rate in {one.d_sae: one.peak_lr for one in configs if one.lr is None}.items():
-        log.info("lr is %.3g, which fits %d steps and %d latents; --lr would choose it", rate, config.n_steps, width)
+        log.info("the learning rate is %.3g, by default for %d steps and %d latents (--lr)", rate, config.n_steps, width)
     if config.follow:
         return
     epochs = taken / rows
@@ -88,25 +93,33 @@ def warnings_of(config: TrainConfig) -> list[str]:
 
 
 def summary(config: TrainConfig) -> list[str]:
-    """The last figures in a run's log, what did not fit its length, and the command that comes next."""
-    lines = [*_figures(config.run_directory), *(f"WARNING: {warning}" for warning in warnings_of(config))]
-    return [*lines, f"next: {next_command(config)}"]
+    """The last figures in a run's log, what they mean, what did not fit its length, and the command that comes next."""
+    records = read_log(config.run_directory)
+    lines = _figures(records)
+    if records:
+        lines += [in_words(config, records[-1]), *_warnings_of_figures(config, records)]
+    lines += [f"WARNING: {warning}" for warning in warnings_of(config)]
+    last = next_line("evaluate", "metrics", **_places(config))
+    return lines if last is None else [*lines, last]
 
 
 def next_command(config: TrainConfig) -> str:
     """The command that measures a run on held-out rows."""
-    options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
-    return command_line("evaluate", "metrics", **options)
+    return command_line("evaluate", "metrics", **_places(config))
+
+
+def _places(config: TrainConfig) -> dict[str, object]:
+    return {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
 
 
 def summary_line(config: TrainConfig) -> str:
     """The last figures in a run's log, for one of several layers; its log begins with them where it has held-out ones."""
-    return "; ".join(_figures(config.run_directory)) or "trained"
+    records = read_log(config.run_directory)
+    return "; ".join([*_figures(records), *_warnings_of_figures(config, records)]) or "trained"
 
 
-def _figures(folder: Path) -> list[str]:
+def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
     """FVU, L0 and dead share of the last batch, and the last held-out figures, where the log has any."""
-    records = read_log(folder)
     if not records:
         return []
     lines = [f"last batch: {figures_of(records[-1])}"]
@@ -117,9 +130,70 @@ def _figures(folder: Path) -> list[str]:
             f"held-out rows at step {last['step']:,}: FVU {last['heldout_fvu']:.4f}, L0 {last['heldout_l0']:.1f}, "
             f"silent {last['heldout_dead_fraction']:.1%}"
         )
-    if records[-1]["fvu"] > 1:
-        lines.append("WARNING: FVU is above 1, worse than predicting the mean: train for longer, or change --lr")
     return lines
+
+
+def in_words(config: TrainConfig, last: dict[str, Any]) -> str:
+    """What the figures of the last line of a log mean, beside what predicting the mean would reach."""
+    said = f"in words: {explained(_fvu(last), 'held-out rows' if 'heldout_fvu' in last else 'the last batch')}"
+    if _weighs_by_cost(config):
+        share = _loss_beside_the_mean(config, last)
+        said += f"; weighed by what errors cost the model, prefix by prefix, its errors are {share:.1%} of the mean's"
+    return said
+
+
+def _fvu(record: dict[str, Any]) -> float:
+    """On held-out rows, where they were measured at that step, else in the batch."""
+    return record.get("heldout_fvu", record["fvu"])
+
+
+def _weighs_by_cost(config: TrainConfig) -> bool:
+    """Whether the finished run's loss saw errors through the store's metric."""
+    return json.loads((config.run_directory / TRAIN_CONFIG).read_text(encoding="utf-8")).get("target_view") == "fisher"
+
+
+def _loss_beside_the_mean(config: TrainConfig, record: dict[str, Any]) -> float:
+    """The squared error that the loss sees, as a share of that of predicting the mean, which is 1 for each prefix."""
+    weights = config.weights or [1.0] * len(record["fvu_per_prefix"])
+    return record["l2_loss"] / sum(weights)
+
+
+def _warnings_of_figures(config: TrainConfig, records: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for a figure that is bad at the end of a log, with its cure."""
+    if not records:
+        return []
+    last = records[-1]
+    found = []
+    if _fvu(last) > 1:
+        found.append(f"WARNING: FVU is above 1, worse than predicting the mean: {_cure_of_fvu(config, records)}")
+    dead = last["dead_features_percentage"]
+    if dead is not None and dead > MANY_DEAD:
+        found.append(
+            f"WARNING: {dead:.1f}% of the latents are dead: lower --dead-after, which is {config.n_dead_after:,} tokens, "
+            f"raise --aux-k, or lower --d-sae"
+        )
+    return found
+
+
+def _cure_of_fvu(config: TrainConfig, records: Sequence[dict[str, Any]]) -> str:
+    """What to do about an FVU above 1, by what the loss did."""
+    last = records[-1]
+    weighed = _weighs_by_cost(config)
+    if not weighed or _loss_beside_the_mean(config, last) >= 1:
+        seen = "l2_loss" if weighed else "fvu"
+        falls = last[seen] < records[0][seen]
+        return "its loss still falls, train for longer" if falls else f"give a lower --lr than {config.peak_lr:.3g}"
+    said = "the loss, which weighs errors by what they cost the model, is below that of the mean all the same"
+    directory = config.target_directory or config.store_directory
+    info = load_manifest(directory).metric
+    cosine = None if info is None else info.agreement.get(config.target_site)
+    if info is None or cosine is None or cosine >= AGREEMENT:
+        return f"{said}; --target-view raw weighs all errors alike"
+    more = command_line("harvest", "metric", store=directory, force=True, sequences=4 * info.sequences)
+    return (
+        f"{said}, and the store's metric is rough (its halves agree to a cosine of {cosine:.2f}, below {AGREEMENT}); "
+        f"estimate it from more sequences ({more}), or train with --target-view raw"
+    )
 
 
 def figures_of(record: dict[str, Any]) -> str:

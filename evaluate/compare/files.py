@@ -83,6 +83,7 @@ def publish(
     run: Path,
     winners: Mapping[str, str] = {},
     checks: Sequence[Check] = (),
+    said: str = "",
 ) -> None:
     """Writes summary.txt, report.md and report.html.
 
@@ -93,8 +94,9 @@ def publish(
         run: the folder with the training log.
         winners: of a comparison, by metric.
         checks: of a comparison.
+        said: the last line of summary.txt, where there is one.
     """
-    write_text(folder / SUMMARY, summary(measured, store, winners))
+    write_text(folder / SUMMARY, summary(measured, store, winners) + (f"{said}\n" if said else ""))
     write_text(folder / REPORT_MARKDOWN, markdown(measured, store, winners))
     write_report(folder / REPORT, measured, store, run, winners, checks)
 

@@ -6,6 +6,7 @@ from evaluate.labels import shown_in
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.readings import Reading, readings
 from evaluate.report.chance import of_chance
+from evaluate.text import explained
 
 FEW_DOCUMENTS = 50
 """With fewer held-out documents their number is said beside the verdict."""
@@ -24,6 +25,18 @@ def verdict(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
     own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(other)}."
     chance = of_chance(measured, winners)
     return " ".join([*costs(measured[:2]), own, judgement(measured, winners), *chance, *beaten_by(measured), *few])
+
+
+def in_words(m: Measurement, cost_of_mean: float | None) -> str:
+    """What the figures of one transcoder by itself mean, in a line.
+
+    cost_of_mean: the estimated KL of predicting the mean, in nats; None where the store has no metric.
+    """
+    said = explained(m.fvu, "the held-out rows")
+    if cost_of_mean is not None and m.has("estimated_kl"):
+        share = m.estimated_kl / cost_of_mean
+        said += f"; costs the model an estimated KL of {m.estimated_kl:.4f} nats, {share:.1%} of what the mean costs there"
+    return f"in words: {said}; {m.dead_fraction:.2%} of the latents never fire there, below 10% is good"
 
 
 def costs(measured: Sequence[Measurement]) -> list[str]:

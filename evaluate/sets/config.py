@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evaluate.config import LayersConfig, at_layer, check_name
 from store.cli import Layers, Positive
+from store.errors import Refused
 from store.layout import SET
 
 
@@ -26,10 +27,14 @@ class CompareSetConfig(LayersConfig):
     """Name of the set: results/MODEL/set/NAME. Default: the name of the runs' folders."""
     baseline: Path | None = None
     """Folder or hf://user/repo/path@revision of each layer's transcoder to compare with, with {layer} where its number
-    stands; or one folder that holds all layers: a set of circuit-tracer's, or a copy of a Gemma Scope repository, of which
-    the transcoder of the nearest L0 is taken."""
+    stands; or one folder or repository that holds all layers: a set of circuit-tracer's, or one laid out as Gemma Scope's,
+    of which --l0 chooses."""
     baseline_name: str | None = None
     """Name of the baseline in the report."""
+    l0: str | None = None
+    """Which transcoder of each layer, of Google's on the hub or of a baseline laid out as theirs: nearest, the one nearest
+    to the L0 of your run of that layer, or part of a path (width_65k), of which the nearest is taken. Default: nearest of
+    the baseline's, and none of Google's where no baseline is given."""
     sequences: Positive = 64
     """Held-out sequences, spread over the held-out shards."""
     linear: bool = True
@@ -40,6 +45,8 @@ class CompareSetConfig(LayersConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name, "my-set")
+        if self.l0 == "all":
+            raise Refused("l0 is all, but a set has one baseline a layer; give nearest, or part of a path (width_65k)")
 
     @property
     def folder(self) -> Path:

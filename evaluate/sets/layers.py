@@ -13,12 +13,14 @@ from evaluate.runs import OpenRun, check_fits, check_in_model, open_runs
 from evaluate.sets.config import CompareSetConfig
 from evaluate.sets.replaced import READABLE, Replacement
 from evaluate.sets.result import SetMember
-from store.errors import Refused
+from store.errors import Damaged, Refused
 from store.layers.words import LAYER
 from store.layout import WEIGHTS, model_slug
 from store.transcoders.layouts import load_run
 from store.transcoders.transcoder import Transcoder
 
+NEAREST = "nearest"
+"""The --l0 that chooses by the run's own."""
 CURE = "give runs that predict mlp_out of their own layer"
 
 
@@ -65,20 +67,37 @@ def refuse_transcoder(transcoder: Transcoder, where: str) -> None:
 
 
 def open_baseline(config: CompareSetConfig, runs: Sequence[OpenRun]) -> Side | None:
-    """The baseline of every layer; None where none is asked for. Refused where one does not fit its layer."""
-    if config.baseline is None:
+    """The baseline of every layer; None where none is asked for. Refused, naming the layer, where it has none that fits."""
+    if config.baseline is None and config.l0 is None:
         return None
     found = {}
     for run in runs:
         layer = run.transcoder.config.layer
-        place = config.for_layer(layer).baseline
-        assert place is not None
-        folders = in_folders((place,), None, layer, run.transcoder)
-        [other, *_] = find_baselines(folders, config.baseline_name, None, run.store, run.transcoder)
-        check_fits(other, run.store)
-        refuse_transcoder(other, str(place))
-        found[layer] = other
-    return Side("baseline", config.baseline_name or name_of_set(config.baseline, list(found.values())), found)
+        try:
+            found[layer] = baseline_of_layer(config, run)
+        except (Refused, Damaged) as error:
+            raise type(error)(f"layer {layer}: {error}") from None
+    others = list(found.values())
+    name = named_of_google(others) if config.baseline is None else name_of_set(config.baseline, others)
+    return Side("baseline", config.baseline_name or name, found)
+
+
+def baseline_of_layer(config: CompareSetConfig, run: OpenRun) -> Transcoder:
+    """What stands beside the run of one layer. Refused where it does not fit, HubUnreachable without a network."""
+    layer = run.transcoder.config.layer
+    place = config.for_layer(layer).baseline
+    l0 = None if config.l0 == NEAREST else config.l0
+    folders = () if place is None else in_folders((place,), l0, layer, run.transcoder)
+    [other, *_] = find_baselines(folders[:1], config.baseline_name, l0, run.store, run.transcoder)
+    check_fits(other, run.store)
+    refuse_transcoder(other, str(place or other.config.source))
+    return other
+
+
+def named_of_google(transcoders: Sequence[Transcoder]) -> str:
+    """What Google's are called together: by their repository, and their architectures."""
+    repo = "/".join(transcoders[0].config.source.split("/")[:2])
+    return f"{repo} ({', '.join(sorted({each.config.architecture for each in transcoders}))})"
 
 
 def name_of_set(place: Path, transcoders: Sequence[Transcoder]) -> str:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import torch
 
-from harvest.metric.estimate import AGREEMENT, SEQUENCES, Estimate
+from harvest.metric.estimate import SEQUENCES, Estimate
 from harvest.model.language_model import LanguageModel
 from harvest.model.loading import model_that_made
 from harvest.store_config import MetricConfig
@@ -14,7 +14,7 @@ from store.devices import of_kind, resolve_device
 from store.disk.lock import WRITER_LOCK, lock_of
 from store.disk.suggest import command_line
 from store.lens.site_lens import damage_of_lens, save_lens
-from store.shards.manifest import load_manifest, save_manifest
+from store.shards.manifest import AGREEMENT, load_manifest, save_manifest
 from store.shards.metric import check_sums, damage_of_metric, save_metric
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, open_store

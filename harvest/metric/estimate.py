@@ -34,8 +34,6 @@ from store.shards.reader import Store
 
 SEQUENCES = {"cpu": 48, "cuda": 256}
 """Sequences where the options do not say, by kind of device."""
-AGREEMENT = 0.8
-"""Cosine of the metric's two halves below which a warning asks for more sequences."""
 APART = 0.1
 """Relative difference of a sequence's activations from the store's above which they are others. bfloat16 makes 0.01."""
 SAVE_EVERY = 30.0

@@ -1,17 +1,14 @@
 """What a model's config.json alone says: known before the libraries that load the model are imported."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download
 
 from harvest.model.embedded import folder_of, is_embedded
 from store.errors import Refused
 from store.hub import fetching
-
-KEYS = ("num_hidden_layers", "n_layer", "num_layers")
+from store.model_config import depth_in, settings_of
 
 
 def check_layer(model: str, layer: int, n_layers: int) -> None:
@@ -22,12 +19,7 @@ def check_layer(model: str, layer: int, n_layers: int) -> None:
 
 def layers_of(model: str, revision: str | None) -> int | None:
     """The number of layers; None where the files are not on this machine yet, or do not say."""
-    return _depth_in(_settings_of(model, revision))
-
-
-def _depth_in(config: dict[str, Any]) -> int | None:
-    text = config.get("text_config") or config
-    return next((text[key] for key in KEYS if isinstance(text.get(key), int)), None)
+    return depth_in(_settings_of(model, revision))
 
 
 def every_layer(model: str, revision: str | None) -> range:
@@ -37,7 +29,7 @@ def every_layer(model: str, revision: str | None) -> range:
     """
     found = layers_of(model, revision)
     if found is None:
-        found = _depth_in(_fetched(model, revision))
+        found = depth_in(_fetched(model, revision))
     if found is None:
         raise Refused(f"layer is all, but {model} does not say how many it has; write the layers out, like 0-25")
     return range(found)
@@ -63,21 +55,7 @@ def architecture_of(model: str, revision: str | None = None) -> str | None:
 
 def _settings_of(model: str, revision: str | None) -> dict[str, Any]:
     """config.json; empty where it is not on this machine, or cannot be read: the model's own library will say why."""
-    path = _config_of(model, revision)
-    try:
-        return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _config_of(model: str, revision: str | None) -> Path | None:
-    if is_embedded(model):
-        folder = folder_of(model)
-        return None if folder is None else folder / "config.json"
-    if Path(model).is_dir():
-        return Path(model) / "config.json"
-    try:
-        cached = try_to_load_from_cache(model, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(cached) if isinstance(cached, str) else None
+    if not is_embedded(model):
+        return settings_of(model, revision)
+    folder = folder_of(model)
+    return {} if folder is None else settings_of(str(folder))

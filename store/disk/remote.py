@@ -8,6 +8,7 @@ import errno
 import io
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -51,8 +52,10 @@ def filesystem(protocol: str) -> fsspec.AbstractFileSystem:
     """The file system of a protocol. Refused when nothing is installed that speaks it."""
     try:
         found = fsspec.filesystem(protocol, use_listings_cache=False, **OPTIONS.get(protocol, {}))
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise Refused(f"{protocol}:// cannot be opened ({error}); install what it names into .venv") from None
+    except ValueError as error:
+        raise Refused(f"{protocol}:// cannot be opened ({error}); write s3://, gs:// or hf://, or a folder") from None
     if protocol == "s3":
         found.retries = 2  # of one part of an upload; `with_retries` does the rest
     return found
@@ -256,5 +259,11 @@ StorePath = Path | Remote
 """Where a store, or a file of it, lies."""
 
 
+ONE_SLASH = re.compile(r"(s3|gs|hf):/(?!/)")
+
+
 def parse_store_path(text: str) -> StorePath:
+    """The folder or URL that a text names. Refused for a URL with one slash, which would be a folder called `s3:`."""
+    if ONE_SLASH.match(text):
+        raise Refused(f"{text} has one slash behind the colon; write {text.replace(':/', '://', 1)}")
     return Remote(text) if "://" in text else Path(text)

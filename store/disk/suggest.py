@@ -8,9 +8,12 @@ from pathlib import Path
 STARTED_BY = "STARTED_BY"
 """Environment variable that the Makefile sets to `make`."""
 
+GOES_ON = "GOES_ON"
+"""Environment variable that the Makefile sets where one target runs several commands: none of them says what comes next."""
+
 TARGETS = {("evaluate", "metrics"): "evaluate", ("harvest", "run"): "harvest", ("train", "run"): "train"}
 """Targets of make that have another name than their command."""
-VARIABLES = ("model", "layer", "store", "run", "layout", "out")
+VARIABLES = ("model", "layer", "store", "run", "layout", "out", "results")
 """Options that make takes as variables; ARGS passes the others on."""
 POSITIONAL = {("store", "export"): "run"}
 """The option whose value stands without its name in Python's command line."""
@@ -28,6 +31,14 @@ def command_line(room: str, command: str, **options: object) -> str:
     for name, value in given.items():
         words += [str(value)] if POSITIONAL.get((room, command)) == name else _flag(name, value)
     return shlex.join(words)
+
+
+def next_line(room: str, command: str, **options: object) -> str | None:
+    """The last line of a command that another one usually follows; None where that one is run anyway.
+
+    options: as for `command_line`.
+    """
+    return None if os.environ.get(GOES_ON) else f"next: {command_line(room, command, **options)}"
 
 
 def _of_make(room: str, command: str, given: dict[str, object]) -> str:

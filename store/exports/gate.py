@@ -54,6 +54,9 @@ class Gate:
     """FVU of the run on FVU_ROWS of these rows; only of rounded weights."""
     fvu_written: float | None = None
     """The same of what was written."""
+    l0: float | None = None
+    """Mean active latents of the run on these rows: rounded thresholds let more or fewer pass."""
+    l0_written: float | None = None
 
     def __str__(self) -> str:
         """For people."""
@@ -63,7 +66,8 @@ class Gate:
         if self.fvu is None or self.fvu_written is None:
             return text
         change = self.fvu_written - self.fvu
-        return f"{text}; rounding changes FVU by {change:+.1e} ({self.fvu:.4f} to {self.fvu_written:.4f})"
+        text += f"; rounding changes FVU by {change:+.1e} ({self.fvu:.4f} to {self.fvu_written:.4f})"
+        return f"{text}, and L0 from {self.l0:.1f} to {self.l0_written:.1f}"
 
 
 def sample_of(ours: Transcoder, store: Store | None) -> Sample:
@@ -118,11 +122,19 @@ def gate(name: str, folder: Path, ours: Transcoder, made: Transcoder, sample: Sa
 
 
 def _with_fvu(found: Gate, read: ReadBack, ours: Transcoder, sample: Sample) -> Gate:
-    seen = _seen(read.view, sample, ours)
-    written = torch.from_numpy(read.decode(read.encode(seen), seen))
     assert sample.target is not None
-    plain = fvu(ours(_input_of(ours, sample)), sample.target)
-    return replace(found, fvu=plain, fvu_written=fvu(written, sample.target))
+    seen = _seen(read.view, sample, ours)
+    latents_written = read.encode(seen)
+    written = torch.from_numpy(read.decode(latents_written, seen))
+    x = _input_of(ours, sample)
+    latents = ours.encode(x)
+    return replace(
+        found,
+        fvu=fvu(ours.decode(latents, x), sample.target),
+        fvu_written=fvu(written, sample.target),
+        l0=float((latents > 0).sum() / len(x)),
+        l0_written=float((latents_written > 0).sum() / len(x)),
+    )
 
 
 def fvu(recon: Float[Tensor, "rows d"], target: Float[Tensor, "rows d"]) -> float:

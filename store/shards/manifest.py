@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 5
 """The newest that this code reads."""
 
+AGREEMENT = 0.8
+"""Cosine of the metric's two halves below which it is rough, and more sequences make it better."""
+
 PREVIOUS = "manifest.previous.json"
 """The manifest before the last change, should the manifest itself be damaged."""
 

@@ -12,7 +12,7 @@ import torch
 from store.disk.suggest import command_line
 from store.errors import Refused
 from store.layout import CONFIG, WEIGHTS, model_slug
-from store.names import SET_CONFIG
+from store.names import SET_CONFIG, hub_url_of
 from store.transcoders.circuit_tracer import (
     LOST_TOPK,
     is_circuit_tracer,
@@ -209,7 +209,8 @@ def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None
     """
     name = layout_of(path)
     if name is None and not path.exists():
-        on_hub = f"; on the hub it would be hf://{path}" if HUB_NAME.fullmatch(str(path)) else ""
+        place = hub_url_of(str(path)) or (f"hf://{path}" if HUB_NAME.fullmatch(str(path)) else None)
+        on_hub = "" if place is None else f"; on the hub it would be {place}"
         raise Refused(f"{path} does not exist; give a folder or file that does{on_hub}")
     if name is None:
         expected = ", ".join(f"{layout.files} ({each})" for each, layout in LAYOUTS.items())

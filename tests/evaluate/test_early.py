@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.child import ROOT
+from tests.command import run
 
 CODE = (
     "import sys, evaluate.__main__ as room\n"
@@ -34,3 +35,19 @@ def test_what_is_gone_is_noticed_before_the_slow_imports(trained_once, tmp_path,
     of_run, of_store = done.stderr.splitlines()
     assert f"{gone} holds no transcoder" in of_run
     assert "which is gone: x holds no store, /x holds no store" in of_store
+
+
+def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path, monkeypatch, capsys):
+    """As where MODEL was forgotten behind `make demo`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c", "d"):
+        folder = tmp_path / "results/tiny/layer1" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    code, errors = run(monkeypatch, capsys, "evaluate", "metrics")
+    assert code == 1
+    assert "results/gemma-2-2b/layer8/matryoshka_batchtopk holds no transcoder" in errors
+    listed = ", ".join(f"results/tiny/layer1/{name}" for name in ("a", "b", "c"))
+    assert errors.rstrip().endswith(f"; there are {listed} and 1 more (MODEL=, LAYER= or RUN= chooses)")
+    _, errors = run(monkeypatch, capsys, "evaluate", "metrics", "--run", "elsewhere")
+    assert "there are" not in errors

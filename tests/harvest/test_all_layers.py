@@ -8,6 +8,7 @@ import pytest
 
 from harvest.model import depth
 from harvest.model.depth import every_layer
+from store import model_config
 from store.errors import Refused
 from store.layers.parse import spell_layers
 from store.shards.reader import open_store
@@ -45,7 +46,8 @@ def test_the_depth_of_a_model_on_the_hub_is_asked_for_its_config_alone(tmp_path,
         (tmp_path / name).write_text(json.dumps({"text_config": {"num_hidden_layers": 26} if revision else {}}))
 
     monkeypatch.setattr(depth, "hf_hub_download", download)
-    monkeypatch.setattr(depth, "try_to_load_from_cache", lambda *a, **k: str(tmp_path / "config.json") if asked else None)
+    cached = str(tmp_path / "config.json")
+    monkeypatch.setattr(model_config, "try_to_load_from_cache", lambda *a, **k: cached if asked else None)
     assert every_layer("google/gemma-2-2b", "abc") == range(26)
     assert asked == [("google/gemma-2-2b", "config.json", "abc")]
     (tmp_path / "config.json").unlink()

@@ -9,6 +9,7 @@ import pytest
 from harvest import repair as care
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
+from harvest.model.plain import PlainModel
 from harvest.text import stream
 from harvest.text.corpus import resuming
 from store.disk.lock import WriterLock
@@ -82,3 +83,51 @@ def test_a_repair_reads_the_data_set_and_commit_that_the_manifest_records(tmp_pa
     store = make_store(tmp_path, dataset="wikimedia/wikipedia:20231101.en", dataset_revision="b04c8d1")
     asked = care.harvest_config(care.RepairConfig(store=tmp_path), store.manifest)
     assert (asked.dataset, asked.subset, asked.dataset_revision) == ("wikimedia/wikipedia", "20231101.en", "b04c8d1")
+
+
+def counted(monkeypatch) -> list[int]:
+    """Grows with each batch that runs without the bridge."""
+    seen: list[int] = []
+    run_plain = PlainModel.run_layers
+
+    def count(self, tokens, layers):
+        seen.append(len(tokens))
+        return run_plain(self, tokens, layers)
+
+    monkeypatch.setattr(PlainModel, "run_layers", count)
+    return seen
+
+
+def test_a_repair_runs_the_model_as_the_harvest_does(config, monkeypatch, capsys):
+    """A shard's 16 sequences are batches of 5, 5, 5 and 1. The first of all is compared with the
+    bridge's, and then run by the bridge, which alone has the sites whose sum is checked."""
+    harvest(config)
+    before = files_of(config.store)
+    damage(*shards_of(config.store))
+    batches = counted(monkeypatch)
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert sorted(batches) == [1] * 3 + [5] * 9
+    assert files_of(config.store) == before
+
+
+def test_what_comes_out_otherwise_without_the_bridge_is_repaired_through_it(config, monkeypatch, capsys, caplog):
+    """Without the bridge all but the first batch, which is compared, has other bits here."""
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainModel, "of", lambda model: None)
+        harvest(config)
+    before = files_of(config.store)
+    damage(*shards_of(config.store))
+    batches = counted(monkeypatch)
+    run_counted = PlainModel.run_layers
+
+    def off_by_a_bit(self, tokens, layers):
+        found = run_counted(self, tokens, layers)
+        if len(batches) > 1:
+            found[1]["mlp_out"] += found[1]["mlp_out"].abs().max() / 4
+        return found
+
+    monkeypatch.setattr(PlainModel, "run_layers", off_by_a_bit)
+    assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
+    assert files_of(config.store) == before
+    assert sum("once more through it" in message for message in caplog.messages) == 1

@@ -1,5 +1,6 @@
 """Defaults that scale with the run, warnings where an option exceeds it, and what the end of a training says."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from store.cli import parse
 from store.disk.suggest import STARTED_BY, interpreter
+from store.shards.manifest import save_manifest
+from tests.making import with_metric
 from tests.train.making import results_of
 from train import advice
 from train.checkpoint import identity
@@ -95,4 +98,64 @@ def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplo
     assert said[1] == f"last batch: {advice.figures_of(log[-1])}"
     assert said[1].endswith("%")
     assert said[2].startswith(f"held-out rows at step 40: FVU {log[-1]['heldout_fvu']:.4f}, L0 ")
-    assert len(said) == 4 + (log[-1]["fvu"] > 1)
+    assert said[3].startswith(f"in words: its errors on held-out rows are {log[-1]['heldout_fvu']:.2f} times the variance")
+    assert said[-1].startswith("next: ")
+
+
+def with_log(config: TrainConfig, *records: dict, target_view: str = "raw") -> list[str]:
+    """What the end of a run says whose log has these records."""
+    config.run_directory.mkdir(exist_ok=True)
+    usual = {"fvu": 0.2, "l0_norm": 4.0, "dead_features_percentage": None, "l2_loss": 1.0, "fvu_per_prefix": [0.3, 0.2]}
+    lines = [json.dumps(usual | record) + "\n" for record in records]
+    (config.run_directory / "training_log.jsonl").write_text("".join(lines))
+    (config.run_directory / "train_config.json").write_text(json.dumps({"target_view": target_view}))
+    return advice.summary(config)
+
+
+def test_the_end_says_what_the_figures_mean_beside_the_mean(config):
+    config = replace(config, prefix_weights="1,3", prefix_sizes="20,40")
+    said = with_log(config, {"fvu": 0.351, "l2_loss": 0.6}, target_view="fisher")
+    assert said[1] == (
+        "in words: explains 64.9% of the variance of the last batch; predicting the mean explains none, above 70% is good; "
+        "weighed by what errors cost the model, prefix by prefix, its errors are 15.0% of the mean's"
+    )
+    assert not [line for line in said if "explains none" not in line and line.startswith("WARNING")]
+
+
+@pytest.mark.parametrize("target_view", ["raw", "fisher"])
+@pytest.mark.parametrize(
+    ("first", "last", "cure"),
+    [(9.0, 2.5, "its loss still falls, train for longer"), (2.2, 2.5, "give a lower --lr than 0.005")],
+)
+def test_an_fvu_above_1_is_told_a_cure_by_what_the_loss_did(config, target_view, first, last, cure):
+    """Of two prefixes, predicting the mean has a loss of 2."""
+    records = [{"l2_loss": loss, "fvu": loss / 2} for loss in (first, last)]
+    said = with_log(config, *records, target_view=target_view)
+    assert said[1].startswith(
+        "in words: its errors on the last batch are 1.25 times the variance, which is what predicting"
+    )
+    assert said[2] == f"WARNING: FVU is above 1, worse than predicting the mean: {cure}"
+
+
+def test_a_rough_metric_is_named_where_the_loss_is_good_and_fvu_is_not(config, store, monkeypatch):
+    monkeypatch.setenv(STARTED_BY, "make")
+    rough = with_metric(store)
+    manifest = rough.manifest
+    assert manifest.metric is not None
+    for cosine, cure in ((0.12, "its halves agree to a cosine of 0.12, below 0.8"), (0.95, "weighs all errors alike")):
+        info = manifest.metric.model_copy(update={"agreement": {"mlp_out": cosine}})
+        save_manifest(store.directory, manifest.model_copy(update={"metric": info}))
+        said = with_log(config, {"l2_loss": 0.4, "fvu": 1.5}, target_view="fisher")
+        assert "below that of the mean all the same" in said[2]
+        assert cure in said[2]
+        assert "--target-view raw" in said[2]
+        assert (f"make metric STORE={store.directory} ARGS='--force --sequences 64'" in said[2]) == (cosine < 0.8)
+        assert "--lr" not in said[2]
+
+
+def test_many_dead_latents_are_told_with_their_cure(config):
+    said = with_log(config, {"dead_features_percentage": 31.4})
+    assert said[2] == (
+        "WARNING: 31.4% of the latents are dead: lower --dead-after, which is 200 tokens, raise --aux-k, or lower --d-sae"
+    )
+    assert len(with_log(config, {"dead_features_percentage": 9.0})) == 3

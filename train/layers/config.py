@@ -1,5 +1,6 @@
 """How to train several layers together: the options of `python -m train`."""
 
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from store.layers.words import LAYER
 from store.parents import holds_store
 from train.config import TrainConfig
 from train.layers.pilots import LEAST_STEPS, pilot_ks, pilots_of
+
+log = logging.getLogger(__name__)
 
 
 def layers_of(config: TrainConfig) -> tuple[int, ...]:
@@ -56,15 +59,20 @@ class LayersTrainConfig(TrainConfig):
     """Train so many of several layers at a time, one group after the other, where memory does not hold them all. Each run
     is the same. Default: all layers."""
     total_l0: Positive | None = None
-    """Active latents a row of all layers together, for batchtopk and topk, in place of --k. Two short pilots of each layer
-    first tell what twice as many save there of estimated KL, by the stores' metrics; each layer then gets k in proportion,
-    between half and twice an equal share. Default: every layer has --k."""
+    """Active latents a row of all layers together, for batchtopk and topk, in place of --k, which then counts for nothing.
+    Two short pilots of each layer first tell what twice as many save there of estimated KL, by the stores' metrics; each
+    layer then gets k in proportion, between half and twice an equal share. Default: every layer has --k."""
     pilot_tokens: Count | None = None
     """Tokens that each pilot of --total-l0 is trained on. Default: a quarter of --tokens."""
 
     def __post_init__(self) -> None:
         if self.total_l0 is not None:  # --k stands for nothing then, and may not fit
-            object.__setattr__(self, "k", max(1, self.total_l0 // len(layers_of(self))))
+            equal = max(1, self.total_l0 // len(layers_of(self)))
+            if self.k not in (LayersTrainConfig.k, equal):
+                log.warning(
+                    "k is %d, but total_l0 gives each layer a k of its own, %d on average: leave k out", self.k, equal
+                )
+            object.__setattr__(self, "k", equal)
         super().__post_init__()
         if len(layers_of(self)) > 1 and self.shard_dictionary:
             raise Refused(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from evaluate.compare import files, one_layer, one_run
 from evaluate.compare.files import read_comparison
@@ -22,11 +23,12 @@ from evaluate.labels import Label
 from evaluate.metrics.measurement import AtL0
 from evaluate.report.comparison import provenance
 from store.errors import Damaged
+from store.shards.metric import read_metric
 from store.shards.reader import Store, open_store
 from store.shards.writer import StoreWriter
 from store.transcoders.gemma_scope import save_scope2
 from store.transcoders.transcoder import Transcoder
-from tests.making import make_norm, make_recipe, make_rows, make_store
+from tests.making import make_norm, make_recipe, make_rows, make_store, with_metric
 from tests.store.transcoders.making import make_transcoder
 
 
@@ -59,6 +61,25 @@ def test_measuring_alone_and_beside_another_gives_the_same(trained, compared):
     alone.pop("key")
     beside.pop("frontier")
     assert alone == beside
+
+
+def test_a_run_by_itself_ends_with_what_its_figures_mean(trained, store):
+    """The cost of the mean: by hand, over the rows that the metric was made from."""
+    last = (evaluate_run(trained) / "summary.txt").read_text().splitlines()[-1]
+    fvu = json.loads((trained.run / "evaluation/metrics.json").read_text())["fvu"]
+    assert last.startswith(f"in words: explains {1 - fvu:.1%} of the variance of the held-out rows; ")
+    assert "nats" not in last
+    weighed = with_metric(store)
+    folder = evaluate_run(replace(trained, force=True))
+    found = json.loads((folder / "metrics.json").read_text())
+    rows = torch.cat([store.array(each, "mlp_out")[: each.kept].double() for each in store.manifest.of_split("train")])
+    metric = read_metric(weighed, "mlp_out")
+    error = rows[: int(metric.rows.sum())] - rows[: int(metric.rows.sum())].mean(0)
+    by_hand = torch.stack([row @ metric.fisher @ row / 2 for row in error]).mean()
+    last = (folder / "summary.txt").read_text().splitlines()[-1]
+    share = found["estimated_kl"] / float(by_hand)
+    assert f"an estimated KL of {found['estimated_kl']:.4f} nats, {share:.1%} of what the mean costs there; " in last
+    assert last.endswith(f"{found['dead_fraction']:.2%} of the latents never fire there, below 10% is good")
 
 
 def test_a_second_time_nothing_is_measured_again(trained, monkeypatch):

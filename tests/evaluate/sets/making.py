@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -27,6 +28,8 @@ LAYERS = (0, 2)
 """Of three: one that is not replaced lies between."""
 SEQUENCES = 6
 STRONGER = 8
+D, D_SAE = 16, 24
+"""Widths of the model, and of transcoders written by `write_scope`."""
 CPU = torch.device("cpu")
 
 
@@ -201,6 +204,23 @@ def make_case(folder: Path, architecture: str, tokenizer: PreTrainedTokenizerFas
     plain = kind.from_pretrained(name, dtype=torch.float32, attn_implementation="eager").eval()
     stores = {layer: open_store(folder / "stores" / f"layer{layer}") for layer in LAYERS}
     return Case(folder, load_model(name, LAYERS[-1], CPU, torch.float32), plain, parts, stores, transcoders)
+
+
+def write_scope(folder: Path, layer: int, l0: int, width: int = 16) -> dict[str, Tensor]:
+    """A transcoder of a layer in the layout of Gemma Scope 1, below a copy of its repository; returns its arrays."""
+    drawn = np.random.default_rng([layer, l0])
+    arrays = {
+        "W_enc": drawn.normal(size=(D, D_SAE)),
+        "b_enc": drawn.normal(size=D_SAE),
+        "W_dec": drawn.normal(size=(D_SAE, D)),
+        "b_dec": drawn.normal(size=D),
+        "threshold": drawn.uniform(0, 1, D_SAE),
+    }
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    place = folder / f"layer_{layer}/width_{width}k/average_l0_{l0}"
+    place.mkdir(parents=True)
+    np.savez(place / "params.npz", **arrays)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def figures_by_hand(

@@ -1,7 +1,6 @@
 """What others put in the MLPs' place: a set of circuit-tracer's, a copy of a Gemma Scope repository, linear maps."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,10 @@ from evaluate.sets.command import compare_set
 from evaluate.sets.layers import linear_maps, open_set
 from evaluate.sets.result import SetResult, SetSide, read_set
 from store.errors import Refused
-from tests.evaluate.sets.making import CPU, LAYERS, Case, figures_by_hand
+from tests.evaluate.sets.making import CPU, D_SAE, LAYERS, Case, D, figures_by_hand, write_scope
 from tests.store.transcoders.making import write_circuit_tracer
 
 WAYS = {"recomputed": False, "frozen": True}
-D, D_SAE = 16, 24
 
 
 def sides_of(case: Case, **changes) -> tuple[SetResult, list[SetSide]]:
@@ -68,22 +66,6 @@ def test_a_set_of_circuit_tracers_is_measured_as_its_arrays_say(gemma, tmp_path)
         assert other.minus_ours["kl"].value == pytest.approx(other.kl.value - whole.kl.value, rel=1e-6)
 
 
-def write_scope(folder: Path, layer: int, l0: int) -> dict[str, Tensor]:
-    drawn = np.random.default_rng([layer, l0])
-    arrays = {
-        "W_enc": drawn.normal(size=(D, D_SAE)),
-        "b_enc": drawn.normal(size=D_SAE),
-        "W_dec": drawn.normal(size=(D_SAE, D)),
-        "b_dec": drawn.normal(size=D),
-        "threshold": drawn.uniform(0, 1, D_SAE),
-    }
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    place = folder / f"layer_{layer}/width_16k/average_l0_{l0}"
-    place.mkdir(parents=True)
-    np.savez(place / "params.npz", **arrays)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
 def test_of_a_copy_of_gemma_scope_each_layers_nearest_l0_is_taken(gemma, tmp_path):
     """The case's runs were made for an L0 of 3. Gemma Scope 1 reads the norm without its gain."""
     l0s = {0: (2, 9, 90), 2: (4, 8)}
@@ -127,9 +109,12 @@ def test_a_baseline_with_the_layer_in_its_path_that_is_ours_costs_exactly_the_sa
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: write_circuit_tracer(folder, (0,), d=D), "has layers 0, but not 2; give LAYER= of one of them"),
+        (
+            lambda folder: write_circuit_tracer(folder, (0,), d=D),
+            "layer 2: .* has layers 0, but not 2; give LAYER= of one",
+        ),
         (lambda folder: write_circuit_tracer(folder, LAYERS, d=D + 1), "17"),
-        (lambda folder: write_scope(folder, 0, 3), "holds no transcoder for layer 2, but 1 for others"),
+        (lambda folder: write_scope(folder, 0, 3), "layer 2: .* holds no transcoder for layer 2, but 1 for others"),
     ],
 )
 def test_a_baseline_that_does_not_fit_is_refused_before_the_model_is_loaded(gemma, tmp_path, monkeypatch, make, message):

@@ -118,7 +118,7 @@ def test_a_url_is_told_from_a_folder():
 
 
 def test_an_unknown_protocol_is_one_clear_error():
-    with pytest.raises(ValueError, match="nonsense:// cannot be opened"):
+    with pytest.raises(ValueError, match="nonsense:// cannot be opened .*; write s3://, gs:// or hf://, or a folder"):
         load_manifest(Remote("nonsense://x"))
 
 
@@ -260,3 +260,9 @@ def test_a_plan_measures_the_upload_and_leaves_nothing():
     place = Remote(f"memory://{os.getpid()}/plan")
     assert write_seconds(place) > 0
     assert place.sizes() == {}
+
+
+def test_a_url_with_one_slash_is_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="s3:/bucket/x has one slash behind the colon; write s3://bucket/x"):
+        parse_store_path("s3:/bucket/x")
+    assert parse_store_path(f"{tmp_path}/s3:/x") == tmp_path / "s3:/x"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from store.disk.suggest import STARTED_BY, command_line, interpreter
+from store.disk.suggest import GOES_ON, STARTED_BY, command_line, interpreter, next_line
 from tests.child import OUTSIDE, ROOT
 
 PLACES = ["results/a/layer8/b", "my runs/it's", "$HOME/x", "~/runs", "模型"]
@@ -61,3 +61,24 @@ def test_the_makefile_says_that_it_is_make(tmp_path):
         ["make", f"VENV={tmp_path}", "train", "LAYER=8"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True
     )
     assert "started by make: -m train --layer 8" in done.stdout
+
+
+def test_nothing_comes_next_where_the_makefile_runs_it_anyway(monkeypatch):
+    monkeypatch.delenv(GOES_ON, raising=False)
+    assert next_line("train", "run", layer="8") == f"next: {command_line('train', 'run', layer='8')}"
+    monkeypatch.setenv(GOES_ON, "yes")
+    assert next_line("train", "run", layer="8") is None
+
+
+@pytest.mark.parametrize(("target", "said"), [("demo", "yes"), ("demo-more", "yes"), ("demo-all", "yes"), ("train", "")])
+def test_commands_of_a_demo_do_not_say_what_comes_next(tmp_path, target, said):
+    """An environment whose Python prints what it is told."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "goes on: ${GOES_ON}"\n')
+    python.chmod(0o755)
+    for mark in ("base", "dev"):
+        (tmp_path / mark).touch()
+    words = ["make", target, f"VENV={tmp_path}"]
+    done = subprocess.run(words, cwd=ROOT, env=OUTSIDE, capture_output=True, text=True)
+    assert {line for line in done.stdout.splitlines() if line.startswith("goes on")} == {f"goes on: {said}"}

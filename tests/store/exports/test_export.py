@@ -352,9 +352,15 @@ def test_bfloat16_is_written_on_request_and_what_it_costs_is_said(tmp_path, stor
     again = load_folder(tmp_path / "out", 1, "")
     for key, transcoder in (("fvu", t), ("fvu_written", again)):
         assert found[key] == pytest.approx(float((target - transcoder(x).double()).square().sum() / around), rel=1e-4)
+    for key, transcoder in (("l0", t), ("l0_written", again)):
+        passing = x.float() @ transcoder.W_enc.float() + transcoder.b_enc.float() > transcoder.threshold.float().clamp_min(
+            0
+        )
+        assert found[key] == pytest.approx(float(passing.sum() / len(x)), abs=0.1)
     assert card["dtype"] == "bfloat16"
     assert found["relative_error"] < 1e-5
     assert "rounding changes FVU by " in said
+    assert f", and L0 from {found['l0']:.1f} to {found['l0_written']:.1f}" in said
 
 
 def test_bfloat16_is_refused_where_a_layout_holds_float32_alone(tmp_path, store):

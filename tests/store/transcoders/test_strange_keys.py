@@ -83,6 +83,12 @@ def test_a_file_of_another_kind_lacks_keys_and_has_others(tmp_path):
     [
         ("google/gemma-scope-2b-pt-transcoders", "; on the hub it would be hf://google/gemma-scope-2b-pt-transcoders"),
         ("google/x/layer_3/width_16k", "; on the hub it would be hf://google/x/layer_3/width_16k"),
+        ("https://huggingface.co/google/x", "; on the hub it would be hf://google/x"),
+        (
+            "https://huggingface.co/google/x/tree/main/layer_3/width_16k",
+            "; on the hub it would be hf://google/x/layer_3/width_16k",
+        ),
+        ("huggingface.co/google/x/blob/v1/a/b.npz?download=true", "; on the hub it would be hf://google/x/a/b.npz@v1"),
         ("/nowhere/at/all", ""),
         ("nowhere", ""),
     ],
@@ -91,4 +97,4 @@ def test_a_name_of_the_hub_where_a_folder_is_wanted_gets_a_hint(place, hint, tmp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused) as refused:
         load_folder(Path(place), 1, "tiny")
-    assert str(refused.value) == f"{place} does not exist; give a folder or file that does{hint}"
+    assert str(refused.value) == f"{Path(place)} does not exist; give a folder or file that does{hint}"

@@ -209,3 +209,12 @@ def test_a_layer_without_a_metric_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(Refused, match=r"layer8 has no metric of mlp_out; run `make metric LAYER=8`, or give --k"):
         train_layers(plain_options(tmp_path / "stores", tmp_path / "runs", total_l0=12))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("k", "said"), [(96, False), (8, False), (30, True)])
+def test_a_k_beside_a_budget_is_told_to_count_for_nothing(stores, tmp_path, caplog, k, said):
+    """96 is what k is when it is not given, and 8 an equal share."""
+    config = options(stores, tmp_path, total_l0=16, k=k, d_sae=128)
+    assert [one.k for one in config.configs] == [8, 8]
+    expected = [f"k is {k}, but total_l0 gives each layer a k of its own, 8 on average: leave k out"]
+    assert caplog.messages == (expected if said else [])

@@ -94,7 +94,7 @@ def test_a_run_without_a_rate_is_the_run_with_the_number_bit_for_bit(unchosen, t
     assert_same_run(unchosen, given)
     assert saved_lr(unchosen.run_directory) == rate == saved_lr(given.run_directory)
     assert max(record["learning_rate"] for record in results_of(unchosen)[1]) <= rate
-    assert f"lr is {rate:g}, which fits 40 steps and 40 latents" in caplog.text
+    assert f"the learning rate is {rate:g}, by default for 40 steps and 40 latents (--lr)" in caplog.text
 
 
 def test_a_run_begun_with_another_rate_is_refused_with_both_numbers(unchosen):
