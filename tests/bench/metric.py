@@ -7,6 +7,7 @@ by document. Runs that are finished are kept in --results, and not trained again
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +16,10 @@ from unittest import mock
 import torch
 from safetensors.torch import load_file
 
+from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.results import evaluate
 from evaluate.model.splice import splice
+from evaluate.model.splice_table import SpliceTable
 from harvest.metric.estimate import Estimate
 from harvest.model.loading import model_of
 from store.cli import one_line_errors, parse
@@ -24,6 +27,7 @@ from store.counts import parse_count
 from store.disk.files import write_tensors
 from store.shards.metric import SiteMetric
 from store.shards.reader import Store, open_store
+from store.transcoders.transcoder import Transcoder
 from train.config import TrainConfig
 from train.loop import train
 from train.presets import expand
@@ -32,7 +36,49 @@ MIXES = (0.3, 0.1, 0.03, 0.01)
 COUNTS = (8, 32, 128)
 SITE = "mlp_out"
 FORMS = {"fvu": "{:.4f}", "l0_mean": "{:.1f}", "dead_features": "{:.0f}", "estimated_kl": "{:.4f}"}
+"""Figures from cached rows alone, by key."""
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one dictionary reaches: on cached rows, and at a place of a table in the language model."""
+
+    rows: Measurement
+    table: SpliceTable
+    place: int
+
+    def spliced(self, key: str) -> float:
+        """KL or delta CE, in nats."""
+        return self.table.estimate(self.table.statistic(self.place, key)).value
+
+
+def score(transcoders: Sequence[Transcoder], store: Store, sequences: int, limit: int | None = None) -> list[Scored]:
+    """Each on all held-out rows, or the first `limit`, and put into the language model on as many held-out sequences."""
+    rows = evaluate(transcoders, store, "heldout", 2048, CPU, limit=limit)
+    table = splice(transcoders, store, model_of(store.manifest.recipe, CPU), sequences, False)
+    return [Scored(found, table, place) for place, found in enumerate(rows)]
+
+
+def print_table(by_seed: Mapping[str, Sequence[Scored]]) -> None:
+    """A line for each name, with figures by seed. KL and delta CE stand beside their differences from the first line's of
+    the same seed, paired by document; the interval is the hull of the seeds' 95% intervals."""
+    first, *_ = by_seed
+    heads = ["", "FVU", "L0", "dead", "estimated KL", "KL", "minus the first", "delta CE", "minus the first"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for name, scored in by_seed.items():
+        cells = [name]
+        for key, form in FORMS.items():
+            cells.append(", ".join(form.format(one.rows.value(key)) for one in scored))
+        for key in ("kl", "delta_ce"):
+            cells.append(", ".join(f"{one.spliced(key):.4f}" for one in scored))
+            pairs = zip(scored, by_seed[first], strict=False) if name != first else ()
+            minus = [one.table.minus(one.place, other.place)[key] for one, other in pairs]
+            ends = [e.ci95 for e in minus if e.ci95 is not None]
+            cells.append(", ".join(f"{e.value:+.4f}" for e in minus))
+            if ends:
+                cells[-1] += f" in [{min(low for low, _ in ends):+.4f}, {max(high for _, high in ends):+.4f}]"
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 @dataclass(frozen=True)
@@ -118,30 +164,8 @@ def main() -> None:
             config = replace(recipe, run=folder, seed=seed, target_view=view, fisher_mix=variant.mix)
             with mock.patch("train.loop.read_metric", lambda *args, metric=variant.metric: metric):
                 transcoders.append(train(config))
-    rows = evaluate(transcoders, store, "heldout", 2048, CPU)
-    table = splice(transcoders, store, model_of(store.manifest.recipe, CPU), options.heldout, False)
-    n = len(variants)
-    heads = ["", "FVU", "L0", "dead", "estimated KL", "KL", "minus plain", "delta CE", "minus plain"]
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for index, variant in enumerate(variants):
-        places = [seed * n + index for seed in range(options.seeds)]
-        cells = [variant.name]
-        for key, form in (
-            ("fvu", "{:.4f}"),
-            ("l0_mean", "{:.1f}"),
-            ("dead_features", "{:.0f}"),
-            ("estimated_kl", "{:.4f}"),
-        ):
-            cells.append(", ".join(form.format(rows[place].value(key)) for place in places))
-        for key in ("kl", "delta_ce"):
-            values = [table.estimate(table.statistic(place, key)).value for place in places]
-            cells.append(", ".join(f"{value:.4f}" for value in values))
-            minus = [table.minus(place, place - index)[key] for place in places] if index else []
-            ends = [e.ci95 for e in minus if e.ci95 is not None]
-            cells.append(", ".join(f"{e.value:+.4f}" for e in minus))
-            if ends:
-                cells[-1] += f" in [{min(low for low, _ in ends):+.4f}, {max(high for _, high in ends):+.4f}]"
-        print(f"| {' | '.join(cells)} |", flush=True)
+    scored = score(transcoders, store, options.heldout)
+    print_table({variant.name: scored[index :: len(variants)] for index, variant in enumerate(variants)})
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class DictionaryLearning:
             warmup_steps=c["warm"],
             decay_start=c["steps"] * 4 // 5,
             threshold_start_step=0,
-            seed=0,
+            seed=c["seed"],
             device="cpu",
         )
         self.number = 0
@@ -116,7 +116,6 @@ class Sparsify:
         from sparsify.sign_sgd import SignSGD
         from sparsify.sparse_coder import SparseCoder
 
-        torch.manual_seed(0)
         config = SparseCoderConfig(num_latents=c["d_sae"], k=c["k"], transcode=True)
         self.coder = coder = SparseCoder(source.shape[1], config, "cpu", torch.float32)
         coder.encoder.bias.data = -source[: c["batch"]].mean(0) @ coder.encoder.weight.data.T
@@ -143,6 +142,7 @@ def main() -> None:
     name, c = sys.argv[1], json.loads(sys.argv[2])
     rows = load_file(c["rows"])
     source, target = rows["source"], rows["target"]
+    torch.manual_seed(c["seed"])
     made, n_batches, number = PEERS[name](c, source, target), len(source) // c["batch"], 0
 
     def step() -> float:

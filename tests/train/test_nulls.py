@@ -7,7 +7,7 @@ import torch
 
 from store.transcoders.transcoder import Transcoder
 from tests.making import make_store
-from tests.train.making import assert_same_run, first_batch, make_config, make_module, run_config
+from tests.train.making import assert_same_run, first_batch, make_config, make_module, perturb, run_config
 from train import loop
 from train.config import NULLS, TrainConfig
 from train.loop import train
@@ -31,6 +31,22 @@ def test_the_random_matrix_stays_as_it_was_drawn_and_the_others_learn(store, nul
     }
     assert same == {frozen}
     assert len(optimizer.state) == len(drawn) - 1
+
+
+@pytest.mark.parametrize(("null", "frozen"), [("random_decoder", "decoder"), ("random_encoder", "encoder")])
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "gated"])
+def test_a_frozen_matrix_gets_no_gradient_and_the_others_their_own(store, null, frozen, activation):
+    """Bit for bit, those of the run with the same weights, of which AuxK helps two dead latents."""
+    modules = [make_module(store, make_config(null=each, activation=activation, aux_weight=1.0)) for each in ("none", null)]
+    batch = first_batch(store, modules[0].config)
+    for module in modules:
+        perturb(module)
+        module.tokens_since_fired[[2, 30]] = module.config.n_dead_after
+        module.step_gradients(batch.source, batch.target)
+    whole, without = ({name: p.grad for name, p in module.named_parameters()} for module in modules)
+    assert {name for name, gradient in without.items() if gradient is None} == {frozen}
+    assert whole[frozen][[2, 30]].any()
+    assert all(torch.equal(gradient, whole[name]) for name, gradient in without.items() if name != frozen)
 
 
 def test_a_random_decoder_is_the_one_that_the_run_beside_it_starts_from(store):

@@ -55,7 +55,7 @@ def auxk(
 ) -> Tensor:
     """The loss of dead latents that predict the residual of the others, detached. Adds its gradient to theirs.
 
-    weights: encoder, b_enc and decoder.
+    weights: encoder, b_enc and decoder; a frozen one has no gradient.
     dead: which latents are dead, of those held here.
     index: those that were listed as dead, of those held here. Latents that fired since take no part.
     n_dead: how many were listed over all processes.
@@ -66,17 +66,20 @@ def auxk(
     shared = ranks.latents
     with torch.enable_grad(), tf32(low and x.is_cuda):
         encoder, b_enc, decoder = (parameter.detach()[index] for parameter in weights)
-        encoder.requires_grad_()
-        decoder.requires_grad_()
-        b_enc = b_enc.masked_fill(~dead[index], -torch.inf).requires_grad_()
+        b_enc = b_enc.masked_fill(~dead[index], -torch.inf)
+        learnt = [
+            (parameter, own.requires_grad_())
+            for parameter, own in zip(weights, (encoder, b_enc, decoder), strict=True)
+            if parameter.grad is not None
+        ]
         top = torch.addmm(b_enc, x, encoder.T).topk(min(k, len(index)), dim=1, sorted=False)
         values = shared.largest(top.values, min(k, n_dead)).relu()
         recon = torch.zeros(len(x), len(index), device=x.device).scatter(1, top.indices, values) @ decoder
         error = shared.sum(recon.detach().clone()).add_(residual)
         norm = ranks.rows.sum(residual.square().sum())
         by_recon = error * (2 * config.aux_weight / norm)
-        gradients = torch.autograd.grad(recon, (encoder, b_enc, decoder), by_recon)
-    for parameter, gradient in zip(weights, gradients, strict=True):
+        gradients = torch.autograd.grad(recon, [own for _, own in learnt], by_recon)
+    for (parameter, _), gradient in zip(learnt, gradients, strict=True):
         assert parameter.grad is not None
         parameter.grad.index_add_(0, index, gradient)
     return error.square().sum() / norm

@@ -33,7 +33,7 @@ BY_LATENT = frozenset({"encoder", "decoder", "b_enc", "tokens_since_fired"})
 """State with a row, or a number, for each latent, beside the activation's."""
 
 FROZEN = {"random_decoder": frozenset({"decoder"}), "random_encoder": frozenset({"encoder"})}
-"""By null: the weights that stay as they were drawn."""
+"""By null: the weights that stay as they were drawn. They get no gradient, so that a step costs less."""
 
 WAIT_EVERY = 100
 """Steps between two that wait for a GPU; the first WAIT_EVERY steps wait too."""
@@ -137,7 +137,7 @@ class TrainingTranscoder(nn.Module):
         return x, y
 
     def step_gradients(self, source: Tensor, target: Tensor, step: int = 0) -> StepResult:
-        """Loss of a batch; sets every parameter's gradient and counts which latents fired.
+        """Loss of a batch; sets the gradient of every parameter that is not frozen and counts which latents fired.
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes (arXiv 2503.17547) by their
         weights, equal ones by default, plus aux_weight * AuxK (arXiv 2406.04093), plus the penalty of the activation.
@@ -179,10 +179,10 @@ class TrainingTranscoder(nn.Module):
             by_dense = by_dense_latent(fired, rows, self.config.dense_weight).index_select(0, entries.latent)
             by_latent += by_dense
         gradients = self.activation.gradients(selection, by_latent, by_gate, rows, step)
-        by_bag = self._table(decoded.grad_bags)
-        weights = weight_gradients(
-            entries, latents * (2 * unit), bags, by_bag, gradients.pre, gradients.bias, gathered_x, len(self.encoder)
-        )
+        by_group = (bags, self._table(decoded.grad_bags))
+        by_pre = (gradients.pre, gradients.bias)
+        known = (entries, latents * (2 * unit), *by_group, *by_pre, gathered_x)
+        weights = weight_gradients(*known, len(self.encoder), self.frozen)
         self.encoder.grad = weights.encoder
         self.b_enc.grad = weights.b_enc
         self.decoder.grad = weights.decoder
@@ -275,7 +275,8 @@ class TrainingTranscoder(nn.Module):
     def _share_gradients(self) -> None:
         """Adds gradients up over all processes that share rows."""
         for parameter in self.parameters():
-            self.ranks.rows.sum(parameter.grad)  # type: ignore[arg-type]
+            if parameter.grad is not None:
+                self.ranks.rows.sum(parameter.grad)
 
     def _fired(self, latent: Tensor, active: Tensor) -> Tensor:
         """On how many of the batch's rows, over all processes, each latent held here fired."""

@@ -3,7 +3,8 @@
 On a CPU numba compiles the decoder's pass, so that everything a row needs stays in the processor's cache.
 """
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -156,9 +157,11 @@ def _decode_on_host(
 
 @dataclass(frozen=True)
 class WeightGradients:
-    encoder: Float[Tensor, "d_sae d_in"]
+    """By weight; None for one that is frozen."""
+
+    encoder: Float[Tensor, "d_sae d_in"] | None
     b_enc: Float[Tensor, " d_sae"]
-    decoder: Float[Tensor, "d_sae d_out"]
+    decoder: Float[Tensor, "d_sae d_out"] | None
 
 
 def weight_gradients(
@@ -170,21 +173,23 @@ def weight_gradients(
     grad_bias: Tensor | None,
     x: Tensor,
     d_sae: int,
+    frozen: Set[str] = frozenset(),
 ) -> WeightGradients:
     """Gradients of the weights: for each latent the sum over its entries.
 
     `latents` are the entries' values by which `grad_bags` (from `decode_nested`) is weighted. `grad_pre` [n] is the
     gradient by the pre-activations; `grad_bias` [n], if given, takes its place for b_enc. x [rows, d_in] are the
-    normalised rows.
+    normalised rows. `frozen`: "encoder" or "decoder", whose sums are not made.
     """
     by_bias = grad_pre if grad_bias is None else grad_bias
     starts = starts_by_latent(entries.latent, d_sae)
     if kernels_for(x) == "triton":
         from train.step.triton_gradients import gradients
 
-        return WeightGradients(*gradients(entries.row, bags.bag, grad_pre, by_bias, latents, starts, x, grad_bags))
+        made = WeightGradients(*gradients(entries.row, bags.bag, grad_pre, by_bias, latents, starts, x, grad_bags))
+        return replace(made, **dict.fromkeys(frozen))  # one kernel makes both sums
     return WeightGradients(
-        encoder=bag_sums(x, entries.row, starts, grad_pre),
+        encoder=None if "encoder" in frozen else bag_sums(x, entries.row, starts, grad_pre),
         b_enc=sums_by_latent(entries.latent, by_bias, d_sae, starts),
-        decoder=bag_sums(grad_bags, bags.bag, starts, latents),
+        decoder=None if "decoder" in frozen else bag_sums(grad_bags, bags.bag, starts, latents),
     )

@@ -98,6 +98,16 @@ def test_weight_gradients_equal_dense_float64_products(kernels, sizes, groups, o
     assert_close(found.decoder, by_latent.squeeze(2))
 
 
+@pytest.mark.parametrize("frozen", ["encoder", "decoder"])
+def test_the_gradient_of_a_frozen_matrix_is_left_out(kernels, frozen):
+    p = problem((4, 6, 5, 3), 1)
+    arguments = (p.entries, p.entries.value, p.bags, torch.randn(4, 3), p.entries.value, None, p.x, 6)
+    whole, without = weight_gradients(*arguments), weight_gradients(*arguments, frozen={frozen})
+    assert getattr(without, frozen) is None
+    for name in {"encoder", "decoder", "b_enc"} - {frozen}:
+        assert torch.equal(getattr(without, name), getattr(whole, name))
+
+
 @every_size
 def test_sums_by_latent_equal_dense_float64_sums(kernels, sizes):
     p = problem(sizes, 1)

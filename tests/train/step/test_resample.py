@@ -41,6 +41,17 @@ def state_of(module, optimizer) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize(("null", "frozen"), [("random_decoder", "decoder"), ("random_encoder", "encoder")])
+def test_a_null_keeps_its_random_matrix_when_silent_latents_are_resampled(store, batch, null, frozen):
+    module, optimizer, x, y = after_a_step(store, batch, null=null)
+    before = state_of(module, optimizer)
+    resample(module, optimizer, x, y, step=7)
+    after = state_of(module, optimizer)
+    assert torch.equal(after[frozen], before[frozen])
+    [learnt] = {"encoder", "decoder"} - {frozen}
+    assert not torch.equal(after[learnt][SILENT], before[learnt][SILENT])
+
+
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu", "gated"])
 def test_silent_latents_become_rows_and_the_others_stay(store, batch, activation):
     module, optimizer, x, y = after_a_step(store, batch, activation=activation)
