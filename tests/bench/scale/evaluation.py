@@ -31,7 +31,7 @@ D_OUT = 64
 
 def tables(small: bool) -> list[Table]:
     rows = [8192, 16_384] if small else [32_768, 131_072, 524_288]
-    widths = [256, 1024] if small else [4096, 16_384, 65_536]
+    widths = [256, 1024] if small else [16_384, 32_768, 65_536]  # the last two above what cosines compare with all
     subjects = [1, 4] if small else [1, 4, 16]
     found = {"held-out rows": (rows, Costs()), "latents": (widths, Costs()), "transcoders": (subjects, Costs())}
     with TemporaryDirectory() as name, mock.patch("store.loader.schedule.WINDOW_BYTES", 2**20):

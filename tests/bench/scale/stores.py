@@ -28,7 +28,7 @@ LAST = 20
 
 
 def tables(small: bool) -> list[Table]:
-    shards = [100, 300] if small else [1000, 5000, 20_000]
+    shards = [100, 300] if small else [1500, 5500, 19_500]  # in the midst of a chapter of 1,000
     rings = [200, 400] if small else [1000, 4000]
     documents = [2000, 8000] if small else [40_000, 160_000]
     with TemporaryDirectory() as folder:
