@@ -284,7 +284,7 @@ bench: $(VENV)/dev  ## Speed, as ratios against a dense step, memcpy or a matmul
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
 
-bench-scale: $(VENV)/dev  ## How costs grow with shards, rows and latents (ARGS=--small for a try)
+bench-scale: $(VENV)/dev  ## How costs grow with shards, rows, latents, layers, processes (ARGS=--small for a try)
 	$(PY) -m tests.bench.scale $(ARGS)
 
 gpu-check: $(VENV)/dev  ## What a GPU reaches, part by part, and whether its numbers are right (no network; DEVICE=cpu ARGS=--small anywhere)

@@ -1,6 +1,7 @@
 """`python -m harvest` harvests; its commands plan a harvest, and describe and repair the stores made."""
 
-from harvest.config import HarvestConfig, PlanConfig
+from harvest.config import HarvestConfig
+from harvest.planning.config import PlanConfig
 from harvest.store_config import InfoConfig, MetricConfig, RepairConfig
 from store.cli import Commands, run_command
 from store.layers.words import LayerWords, layers_there

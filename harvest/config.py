@@ -290,11 +290,3 @@ class HarvestConfig(Options):
         if len(self.layers) == 1 and (holds_store(self.store) or not layers_in(self.store)):
             return {self.layers[0]: layer_folder(self.store, self.layers[0])}
         return {layer: self.store / f"layer{layer}" for layer in self.layers}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig(HarvestConfig):
-    """Say what a harvest takes (disk, time, memory, what limits it), from a few measured batches; write no store.
-
-    The options are those of `python -m harvest`. The command writes a shard and 64 MB beside the store and removes them.
-    """

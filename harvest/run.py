@@ -3,7 +3,8 @@
 import logging
 import time
 
-from harvest.config import HarvestConfig, PlanConfig
+from harvest.config import HarvestConfig
+from harvest.planning.config import PlanConfig
 from harvest.preflight import refuse_what_is_known, rounding_of, visit
 from harvest.ranks import Rank
 from harvest.text.origin import ignored_options
@@ -14,15 +15,15 @@ log = logging.getLogger(__name__)
 
 
 def plan(config: PlanConfig) -> str:
-    """What the harvest would take, as `harvest.plan.plan` says, after what is refused without a model."""
+    """What the harvest would take, as `harvest.planning.plan.plan` says, after what is refused without a model."""
     started = time.perf_counter()
     stores = visit(config)
     refuse_what_is_known(config)
     say_what_differs(stores.config)
     log.info("loading the libraries of models and data sets, then the model, to measure it")
-    from harvest.plan import plan as measured
+    from harvest.planning.plan import plan as measured
 
-    return measured(config, started)
+    return measured(config, started, config.cluster)
 
 
 def say_what_differs(config: HarvestConfig) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +16,9 @@ from store.shards.reader import Store, open_store
 from store.shards.rows import ShardRows
 from store.shards.writer import StoreWriter
 from store.views import Norm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = 2, 1, 0
 FAMILIES = ("gemma2", "gemma3", "gpt2")
@@ -119,6 +122,17 @@ def with_metric(store: Store, strong: int = 2, site: str = "mlp_out") -> Store:
     )
     save_manifest(store.directory, save_metric(store.directory, store.manifest, {site: sums}, sequences=16, seed=0))
     return open_store(store.directory)
+
+
+def make_tokenizer() -> "PreTrainedTokenizerFast":
+    """A token for each character."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    characters = {chr(code): index + 3 for index, code in enumerate(range(32, 127))}
+    tokenizer = Tokenizer(models.BPE(vocab={"<pad>": PAD, "<eos>": EOS, "<bos>": BOS} | characters, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
 
 
 def hash_of(tokenizer: Path) -> str:

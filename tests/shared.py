@@ -64,7 +64,7 @@ settings.load_profile("tests")
 from store.shards.reader import Store, open_store  # noqa: E402
 from store.sparse.switch import VARIABLE, Kernels  # noqa: E402
 from tests import drawn, loaded, pretend  # noqa: E402
-from tests.making import BOS, EOS, PAD, make_store, on_threads  # noqa: E402
+from tests.making import BOS, EOS, PAD, make_store, make_tokenizer, on_threads  # noqa: E402
 
 loaded.load_once()
 drawn.draw_once()
@@ -124,7 +124,6 @@ def store(store_once: Path, tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each family with a character tokenizer, saved where transformers loads it."""
-    from tokenizers import Tokenizer, decoders, models
     from transformers import (
         Gemma2Config,
         Gemma2ForCausalLM,
@@ -132,13 +131,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Gemma3TextConfig,
         GPT2Config,
         GPT2LMHeadModel,
-        PreTrainedTokenizerFast,
     )
 
-    characters = {chr(code): index + 3 for index, code in enumerate(range(32, 127))}
-    tokenizer = Tokenizer(models.BPE(vocab={"<pad>": PAD, "<eos>": EOS, "<bos>": BOS} | characters, merges=[]))
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    fast = make_tokenizer()
     special = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     gemma = dict(
         vocab_size=98,

@@ -1,7 +1,8 @@
 """`python -m tests.bench.ablation STORE`: what each choice of the default buys, on held-out rows.
 
-The demo's recipe on fewer rows, and the same with one choice changed. A change within CLOSE of the default, and the default
-itself, are trained with three seeds and compared seed by seed. What is finished is kept in --results, and not done again.
+The demo's recipe on fewer rows (of another width, too), and the same with one choice changed. A change within CLOSE of the
+default, and the default itself, are trained with three seeds and compared seed by seed. What is finished is kept in
+--results, and not done again.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from store.shards.reader import Store, open_store
 from store.sparse.scan import Entries
 from train.activations.base import Selection
 from train.checkpoint import identity
-from train.config import TrainConfig
+from train.config import Activation, TrainConfig
 from train.export import export
 from train.loop import run_to_the_end, start
 from train.parallel import Ranks
@@ -152,6 +154,7 @@ VARIANTS = {
     "view raw": Variant({"view": "raw"}),
     "input not centred": Variant({}, centre_nothing),
     "AuxK off": Variant({"aux_weight": 0.0}),
+    "AuxK of 256 latents a step": Variant({"aux_latents": 256}),
     "dead after 20,000 tokens": Variant({"dead_after": 20_000}),
     "dead after 20,000 tokens, AuxK weight 1/4": Variant({"dead_after": 20_000, "aux_weight": 0.25}),
     "encoder starts as the decoder": Variant({}, tied),
@@ -195,7 +198,8 @@ VARIANTS = {
 def measured(name: str, seed: int, store: Store, base: TrainConfig, results: Path) -> dict:
     """Trains a variant and measures it on held-out rows, unless that was done before."""
     variant = VARIANTS[name]
-    folder = results / f"{base.tokens}_{base.lr}" / f"{name.replace(' ', '_').replace('/', '_')}_{seed}"
+    kind = f"{base.tokens}_{base.lr}_{base.activation}_{base.d_sae}_{base.dead_after}"
+    folder = results / kind / f"{name.replace(' ', '_').replace('/', '_')}_{seed}"
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text())
     recipe = store.manifest.recipe
@@ -253,13 +257,22 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--tokens", type=parse_count, default=100_000)
     parser.add_argument("--lr", type=float, help="the demo's when not given")
+    parser.add_argument("--d-sae", type=int, help="the demo's when not given")
+    parser.add_argument("--dead-after", type=int, help="the demo's when not given")
+    parser.add_argument("--activation", choices=get_args(Activation), default="batchtopk")
     parser.add_argument("--results", type=Path, default=Path("results/ablation"))
     parser.add_argument("--only", nargs="*", choices=[*VARIANTS, MOVING], default=[*VARIANTS, MOVING])
     options = parser.parse_args()
     with one_line_errors("ablation"):
         store = open_store(options.store)
         base = parse(TrainConfig, "ablation", expand(["--preset", "demo", "--tokens", str(options.tokens)]))
-        base = replace(base, lr=options.lr or base.lr)
+        base = replace(
+            base,
+            lr=options.lr or base.lr,
+            d_sae=options.d_sae or base.d_sae,
+            dead_after=options.dead_after or base.dead_after,
+            activation=options.activation,
+        )
         heads = ["changed", "estimated KL", "minus the default, by seed", "FVU", "minus the default, by seed"]
         heads += ["FVU of the smallest prefix", "L0", "dead"]
         print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")

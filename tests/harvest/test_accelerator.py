@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from harvest import loop
-from harvest import plan as plans
 from harvest.loop import harvest
 from harvest.metric.gradients import TOKENS_AT_ONCE
 from harvest.model.loading import load_model
-from harvest.plan import plan
+from harvest.planning import probe as probes
+from harvest.planning.plan import plan
 from harvest.pool import Lanes
 from harvest.shard import run_shard
 from harvest.text.tokens import PackedShard
@@ -75,7 +75,7 @@ def test_the_model_lies_on_the_device(config, accelerator):
 def test_a_plan_measures_there_what_the_harvest_does(config, accelerator, monkeypatch, room):
     monkeypatch.setattr("harvest.space.free_bytes", lambda device: room)
     stays = room > 1 << 20
-    run, write = plans.run_shard, plans.write_shard
+    run, write = probes.run_shard, probes.write_shard
     seen = []
 
     def running(lanes, *given, on_device):
@@ -87,8 +87,8 @@ def test_a_plan_measures_there_what_the_harvest_does(config, accelerator, monkey
         seen.append((one.tokens.numel(), one.device))
         write(writers, rows, number)
 
-    monkeypatch.setattr(plans, "run_shard", running)
-    monkeypatch.setattr(plans, "write_shard", writing)
+    monkeypatch.setattr(probes, "run_shard", running)
+    monkeypatch.setattr(probes, "write_shard", writing)
     text = plan(replace(config, device=accelerator))
     assert set(seen) == {(True, stays), (config.tokens_a_shard, DEVICE.type if stays else None)}
     assert "while the model runs" in text

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.plan import plan
+from harvest.planning.plan import plan
 from harvest.repair import harvest_config
 from harvest.space import shard_bytes, shards_on_disk
 from harvest.store_config import RepairConfig

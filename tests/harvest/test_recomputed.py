@@ -11,7 +11,7 @@ from harvest.config import HarvestConfig
 from harvest.info import describe
 from harvest.loop import harvest
 from harvest.model.language_model import LanguageModel
-from harvest.plan import plan
+from harvest.planning.plan import plan
 from harvest.space import disk_shortage, shard_bytes
 from store.config import VerifyConfig
 from store.errors import Refused

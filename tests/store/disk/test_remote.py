@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import torch
 
-from harvest.plan import write_seconds
+from harvest.planning.probe import write_seconds
 from store.disk import remote
 from store.disk.lock import RemoteLock
 from store.disk.remote import Remote, parse_store_path

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.plan import SpeedProbe, measure, plan
+from harvest.planning.plan import ALONE, measure, plan
+from harvest.planning.timing import Cluster, seconds_of
 from harvest.space import metric_bytes, shard_bytes, shards_on_disk
 from tests.making import make_recipe, on_threads
 
@@ -91,14 +92,6 @@ def test_a_plan_for_another_harvest_s_store_is_refused(config):
         plan(replace(config, layer=2))
 
 
-def test_a_plan_adds_up_what_happens_one_after_the_other():
-    speeds = dict(tokens_per_second=100.0, bytes_per_second=1000.0, text_seconds=0.01, shard_seconds=0.02)
-    model, text, writing = 500 / 100, 500 * 0.01, 500 * 0.02 + 4000 / 1000
-    on_cpu = SpeedProbe(**speeds, start_seconds=20.0, one_after_the_other=True)
-    assert on_cpu.seconds(500, 4000) == pytest.approx(20 + model + text + writing)
-    assert SpeedProbe(**speeds, start_seconds=20.0).seconds(500, 4000) == pytest.approx(20 + max(model, text, writing))
-
-
 def test_a_plan_says_the_start_and_what_waits(config):
     lines = dict(line.split(maxsplit=1) for line in plan(config).splitlines() if line.startswith(("start", "writing")))
     assert "for libraries, the model and the first text" in lines["start"]
@@ -115,7 +108,7 @@ SHAPES = {
         tokens=24 * 512, sites=("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
     ),
 }
-TIMED = ("harvest.plan", "harvest.metric.gradients")
+TIMED = ("harvest.planning.plan", "harvest.planning.probe", "harvest.metric.gradients")
 
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (n > 1)) for n, each in enumerate(SHAPES)])
@@ -132,24 +125,20 @@ def test_planned_seconds_are_those_of_a_harvest(config, monkeypatch, name):
             start = time.process_time()
             harvest(asked)
             seconds = time.process_time() - start
-            off.append(abs(planned.speed.seconds(planned.tokens, planned.n_bytes) / seconds - 1))
+            off.append(abs(seconds_of(planned.speed, planned.work, ALONE) / seconds - 1))
             shutil.rmtree(asked.store)
     assert min(off) <= 0.25, off
 
 
-@pytest.mark.parametrize(
-    ("changes", "one_after_the_other", "expected"),
-    [
-        ({}, False, "the model's speed"),
-        ({"text_seconds": 0.02}, False, "reading and tokenizing the text"),
-        ({"shard_seconds": 0.03}, False, "shuffling rows and adding them up, on the host's processor"),
-        ({"bytes_per_second": 100.0}, False, "the disk's speed"),
-        ({"shard_seconds": 0.008, "bytes_per_second": 1333.0}, False, "shuffling rows and adding them up"),
-        ({"shard_seconds": 0.008, "bytes_per_second": 1333.0}, True, "the model's speed"),
-    ],
-)
-def test_a_plan_names_what_the_time_goes_by(changes, one_after_the_other, expected):
-    """500 tokens of 4000 bytes: 5 s in the model; a part that others wait for counts with them."""
-    speeds = dict(tokens_per_second=100.0, bytes_per_second=4000.0, text_seconds=0.001, shard_seconds=0.001) | changes
-    probe = SpeedProbe(**speeds, one_after_the_other=one_after_the_other)
-    assert probe.limit(500, 4000).startswith(expected)
+def test_a_plan_for_many_gpus_says_how_shards_fall_to_them(config):
+    asked = replace(config, tokens=100 * 512)
+    lines = dict(line.split(maxsplit=1) for line in plan(asked, cluster=Cluster(gpus=8, nodes=2)).splitlines())
+    assert lines["GPUs"].startswith("8 on 2 machines, taken to be as fast as this one; the busiest runs 13 of 100 shards")
+    assert "so that 96% of their time is used" in lines["GPUs"]
+    assert lines["model"].endswith("for all layers at once on 8 GPUs")
+    assert "measured by one process, and taken for all together (--disk-rate)" in lines["writing"]
+    assert "change" not in lines
+    few = plan(asked, cluster=Cluster(gpus=80, disk_rate=1e8))
+    assert "62% of their time is used" in few
+    assert "100 MB/s given for all together" in few
+    assert "change       --shard-tokens 160 gives each GPU four shards or more" in few

@@ -1,0 +1,1 @@
+"""What a harvest takes, measured."""

@@ -1,0 +1,1 @@
+"""How costs grow with shards, rows, latents and processes, as exponents: parts that run one by one."""

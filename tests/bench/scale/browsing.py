@@ -1,0 +1,117 @@
+"""Costs of collecting features and of the browser's pages, by latents and by runs."""
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from starlette.testclient import TestClient
+
+from evaluate.browse.server import make_app
+from evaluate.features.config import FeaturesConfig
+from evaluate.features.samples import collect_samples
+from store.layout import EVALUATION, FEATURES, METRICS, SAMPLES, TRAIN_CONFIG, TRAINING_LOG
+from store.shards.reader import Store, open_store
+from store.shards.writer import StoreWriter
+from tests.bench.browse import repeat
+from tests.bench.scale.evaluation import dictionaries
+from tests.bench.scale.tables import Costs, Table, cpu, peak
+from tests.evaluate.report.making import measured
+from tests.making import hash_of, make_norm, make_recipe, make_rows, make_tokenizer
+
+
+def tables(small: bool) -> list[Table]:
+    widths = [256, 1024] if small else [4096, 16_384, 65_536]
+    runs = [5, 20] if small else [25, 100, 400]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        make_tokenizer().save_pretrained(folder / "tokenizer")
+        store = store_of(folder)
+        found = [Table("latents", widths, of_features(folder, store, widths))]
+        found.append(Table("latents of a browsed run", widths, of_pages(folder, widths)))
+        found.append(Table("browsed runs", runs, of_runs(folder, store, runs)))
+        return found
+
+
+def store_of(folder: Path) -> Store:
+    """Two shards, 8,192 held-out rows."""
+    recipe = make_recipe(
+        context=128,
+        shard_sequences=64,
+        heldout_every=2,
+        excluded_tokens=(),
+        tokenizer_hash=hash_of(folder / "tokenizer"),
+    )
+    with StoreWriter(folder / "store", recipe, make_norm()) as writer:
+        for number in range(2):
+            writer.append(make_rows(number, recipe))
+    return open_store(folder / "store")
+
+
+def of_features(folder: Path, store: Store, widths: list[int]) -> Costs:
+    """Features of 8,192 rows, without the tokens that they promote."""
+    found = Costs()
+    for width in widths:
+        run = folder / f"run-{width}"
+        dictionaries(store, width, 1)[0].save(run)
+        config = FeaturesConfig(
+            store=store.directory,
+            run=run,
+            tokenizer=folder / "tokenizer",
+            device="cpu",
+            json=False,
+            promoted_tokens=False,
+        )
+        with peak() as most:
+            found.note("features collected, CPU s", cpu(lambda config=config: collect_samples(config)))
+        found.note("features collected, peak MB", most[0])
+        found.note("features collected, MB of the file", (run / SAMPLES / FEATURES).stat().st_size / 1e6)
+    return found
+
+
+def of_pages(folder: Path, widths: list[int]) -> Costs:
+    """Pages of a run with so many latents: the narrowest one's features, again and again."""
+    found = Costs()
+    (folder / f"run-{widths[0]}" / TRAIN_CONFIG).write_text("{}")
+    for width in widths:
+        results = folder / f"browsed-{width}"
+        repeat(folder / f"run-{widths[0]}", results / "run", width)
+        client = TestClient(make_app(results), base_url="http://127.0.0.1")
+        pages = {
+            "first page of a feature": f"/feature/run/{width // 2}",
+            "page of a feature": f"/feature/run/{width // 3}",
+            "table": "/features/run",
+            "table, sorted": "/features/run?sort=density&desc=1",
+            "first search of the text": "/features/run?q=abc",
+            "search of the text": "/features/run?q=abd",
+            "coarse to fine": "/tree/run",
+        }
+        for name, url in pages.items():
+            found.note(f"{name}, CPU s", cpu(lambda url=url, client=client: client.get(url).raise_for_status()))
+    return found
+
+
+def of_runs(folder: Path, store: Store, sizes: list[int]) -> Costs:
+    """The list of so many measured runs."""
+    found = Costs()
+    log = "".join(json.dumps({"tokens": n * 100, "fvu": 1 / n}) + "\n" for n in range(1, 200))
+    one = folder / "one"
+    dictionaries(store, 64, 1)[0].save(one)
+    (one / TRAIN_CONFIG).write_text("{}")
+    (one / TRAINING_LOG).write_text(log)
+    (one / EVALUATION).mkdir()
+    (one / EVALUATION / METRICS).write_text(json.dumps(measured("one", 0.25, store)))
+    for size in sizes:
+        results = folder / f"list-{size}"
+        for number in range(size):
+            shutil.copytree(one, results / f"run-{number}")
+        client = TestClient(make_app(results), base_url="http://127.0.0.1")
+        pages = []
+
+        def listed(client: TestClient = client, pages: list = pages) -> None:
+            pages.append(client.get("/").raise_for_status())
+
+        found.note("first list, CPU s", cpu(listed))
+        found.note("list, CPU s", cpu(listed, 3))
+        found.note("list, KB", len(pages[0].content) / 1e3)
+    return found
