@@ -12,6 +12,7 @@ from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
 from train.scaling import defaults
+from train.scaling.sharers import Sharers
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 Null = Literal["none", "random_decoder", "random_encoder", "shuffled_targets"]
@@ -154,9 +155,10 @@ class TrainConfig(Options):
     """Read shards while the harvest writes them, once, in its order. Wait for shards that are missing. Beside
     `harvest --keep-shards N` a shard is deleted once it is trained on and saved. Means and scales are those of the first
     two training shards."""
-    shard_dictionary: bool = False
-    """Split the latents over the processes of torchrun. Each process reads every row. This is for dictionaries too wide for
-    one GPU; the result is the same."""
+    shard_dictionary: Sharers = False
+    """Split the latents over so many neighbouring processes of torchrun, of one machine at best; without a number over all
+    of them. With 8 of 16 processes, two groups of 8 share the rows of a batch. This is for dictionaries too wide for one
+    GPU; the result is the same. Default: each process holds the whole dictionary, as with 0."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 

@@ -113,7 +113,7 @@ class TrainingTranscoder(nn.Module):
 
     def whole(self, name: str, state: Tensor) -> Tensor:
         """The whole dictionary's state of this name (or Adam's state of it), on rank 0. Every process has to call."""
-        return self.ranks.latents.whole(state, self.config.d_sae) if self._is_shared(name, state) else state
+        return self.ranks.whole(state, self.config.d_sae) if self._is_shared(name, state) else state
 
     def own(self, name: str, state: Tensor) -> Tensor:
         """The part held here of the whole dictionary's state."""
@@ -140,7 +140,7 @@ class TrainingTranscoder(nn.Module):
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes (arXiv 2503.17547) by their
         weights, equal ones by default, plus aux_weight * AuxK (arXiv 2406.04093), plus the penalty of the activation.
-        Each process computes its rows' share, or its latents'; gradients and losses are the sums over all processes.
+        Each process computes its rows' share, of its latents; gradients and losses are the sums over all processes.
         """
         x, y = self.normalise(source, target)
         if self.config.null == "shuffled_targets":
