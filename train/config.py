@@ -126,11 +126,9 @@ class TrainConfig(Options):
     """Seed of initialisation, data order and random prefixes."""
     null: Null = "none"
     """Train a dictionary that shows what chance reaches (arXiv 2602.14111): random_decoder and random_encoder leave that
-    matrix as it was drawn, shuffled_targets gives each row of a batch the target of another row. none trains all of it on
-    the rows as they are."""
+    matrix as it was drawn, shuffled_targets gives each row of a batch the target of another row. none is no null."""
     nulls: bool = False
-    """Also train the three nulls, from the same pass, into null/ in the run's folder. `python -m evaluate compare` then
-    shows what chance reaches."""
+    """Also train the three nulls, from the same pass, into null/ in the run's folder: `compare` then shows chance."""
     device: str = "auto"
     """Device to train on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
     checkpoint_minutes: Annotated[float, Range(0)] = 10.0
@@ -156,9 +154,13 @@ class TrainConfig(Options):
     `harvest --keep-shards N` a shard is deleted once it is trained on and saved. Means and scales are those of the first
     two training shards."""
     shard_dictionary: Sharers = False
-    """Split the latents over so many neighbouring processes of torchrun, of one machine at best; without a number over all
-    of them. With 8 of 16 processes, two groups of 8 share the rows of a batch. This is for dictionaries too wide for one
-    GPU; the result is the same. Default: each process holds the whole dictionary, as with 0."""
+    """Split the latents over so many neighbouring processes of torchrun, for dictionaries too wide for one GPU; without a
+    number over all. With 8 of 16 processes, two groups of 8 share the rows of a batch. The result is the same. Default:
+    each process holds the whole dictionary, as with 0."""
+    shard_optimizer: bool = False
+    """Share Adam's state and work out over processes that share rows (ZeRO-1, arXiv 1910.02054). The result is the same."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which processes that share rows send and add up the gradients of matrices."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 
@@ -171,15 +173,15 @@ class TrainConfig(Options):
             raise Refused(f"null is {self.null}, which is one of the nulls itself; leave out --nulls or --null")
         if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
             raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
-        if self.random_prefixes and len(self.prefixes) == 1:
-            raise Refused("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
         if self.target_view == "fisher" and self.follow:
             raise Refused("target_view fisher needs the metric of a finished store, which follow lacks; leave one out")
         self.weights  # noqa: B018
-        if self.detach_prefixes and len(self.prefixes) == 1:
-            raise Refused("detach_prefixes needs a nested dictionary, but prefix_sizes is one size; leave one out")
-        if self.shard_dictionary and self.follow:
-            raise Refused("shard_dictionary and follow do not go together: each would save by itself; leave one out")
+        for name in ("random_prefixes", "detach_prefixes"):
+            if getattr(self, name) and len(self.prefixes) == 1:
+                raise Refused(f"{name} needs a nested dictionary, but prefix_sizes is one size; leave one out")
+        for name in ("shard_dictionary", "shard_optimizer"):
+            if getattr(self, name) and self.follow:
+                raise Refused(f"{name} and follow do not go together: each would save by itself; leave one out")
 
     def _check_numbers(self) -> None:
         if self.k > self.d_sae:

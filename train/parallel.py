@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from store.counts import ceil_div
 from store.errors import Refused
 from store.loader.sharing import Sharing
 
@@ -45,6 +46,29 @@ class Group:
             dist.all_reduce(tensor, group=self.processes)
         return tensor
 
+    def part(self, n: int) -> slice:
+        """Which of n rows fall to this process where they are shared out in order; the last parts may be shorter."""
+        each = ceil_div(n, self.world)
+        return slice(min(n, self.rank * each), min(n, (self.rank + 1) * each))
+
+    def sum_part(self, rows: Tensor) -> Tensor:
+        """This process's part of the rows [n, width], added up over all processes."""
+        padded = _padded(rows, ceil_div(len(rows), self.world) * self.world)
+        found = padded.new_empty(len(padded) // self.world, *padded.shape[1:])
+        dist.reduce_scatter_tensor(found, padded, group=self.processes)
+        own = self.part(len(rows))
+        return found[: own.stop - own.start]
+
+    def all_parts(self, own: Tensor, into: Tensor) -> Tensor:
+        """All rows, written `into` [n, width], from the part of each process; `own` may be its place there."""
+        each = ceil_div(len(into), self.world)
+        if each * self.world == len(into):
+            dist.all_gather_into_tensor(into, own, group=self.processes)
+            return into
+        found = into.new_empty(each * self.world, *into.shape[1:])
+        dist.all_gather_into_tensor(found, _padded(own, each), group=self.processes)
+        return into.copy_(found[: len(into)])
+
     def gather(self, values: Tensor) -> Tensor:
         """The values of all processes, one after the other; their numbers may differ."""
         if self.world == 1:
@@ -62,6 +86,11 @@ class Group:
         if self.world == 1:
             return n
         return int(self.sum(torch.tensor(n, device="cuda" if dist.get_backend() == "nccl" else "cpu")))
+
+
+def _padded(rows: Tensor, n: int) -> Tensor:
+    """The rows [up to n, width], with rows of zeros up to n."""
+    return rows if len(rows) == n else torch.nn.functional.pad(rows, (0, 0, 0, n - len(rows)))
 
 
 class Latents(Group):

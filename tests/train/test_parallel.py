@@ -1,5 +1,5 @@
 """Several processes under torchrun against one: the same training up to the rounding of sums, the same checkpoints, whether
-two share the rows of a batch or the latents of the dictionary, or four both."""
+two share the rows of a batch or the latents of the dictionary, or four both, with a sharded optimizer and without."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -108,7 +108,8 @@ def test_several_processes_train_what_one_does_up_to_rounding(both, subtests):
             assert one.keys() == others.keys()
             assert all(torch.equal(array, others[name]) for name, array in one.items())
     with subtests.test("Ctrl-C for one and a loss that is not finite stop all"):
-        told = ["rows-stopped: stopped", "latents-stopped: stopped", "latents-bad: the loss is not finite at step 7 "]
+        told = [f"{shared}-stopped: stopped" for shared in ("rows", "zero", "latents")]
+        told.append("latents-bad: the loss is not finite at step 7 ")
         assert both.said == {2: [told] * 2, 4: [["grid-stopped: stopped"]] * 4}
         one, two = (
             load_file(runs["latents-bad"].run_directory / "nonfinite.safetensors") for runs in (both.alone, both.together)
@@ -166,9 +167,10 @@ def test_a_group_smaller_than_the_processes_is_refused():
     check_one_stream([config], Ranks(0, 2, sharers=2))
 
 
-def test_following_a_harvest_with_a_shared_dictionary_is_refused():
-    with pytest.raises(ValueError, match="shard_dictionary and follow do not go together"):
-        make_config(shard_dictionary=True, follow=True)
+@pytest.mark.parametrize("shared", ["shard_dictionary", "shard_optimizer"])
+def test_following_a_harvest_with_what_is_saved_together_is_refused(shared):
+    with pytest.raises(ValueError, match=f"{shared} and follow do not go together"):
+        make_config(**{shared: True}, follow=True)
 
 
 def test_ranks_left_over_in_a_shell_are_named_with_the_cure(monkeypatch):

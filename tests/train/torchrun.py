@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -51,15 +51,25 @@ RECIPES = ["batchtopk-recipes", "jumprelu-recipes"]
 KINDS = [*BEGUN, *RECIPES, "batchtopk-sae", "batchtopk-fisher"]
 KINDS += [f"{activation}-{nesting}" for activation, nesting in product(("batchtopk", "gated"), ("plain", "skip", "random"))]
 """Nesting is decoded alike for all; gated alone decodes twice."""
-STOPPED = {f"{shared}-stopped": "jumprelu-nested" for shared in ("rows", "latents", "grid")}
-RESUMED = {"grid-resumed": "batchtopk-nested"}
-"""Of runs that four processes begin where one was killed."""
+STOPPED = {f"{shared}-stopped": "jumprelu-nested" for shared in ("rows", "zero", "latents", "grid")}
+RESUMED = {"grid-resumed": "batchtopk-nested", "zero-resumed": "gated-nested"}
+"""Of runs that several processes begin where one was killed."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rows": {},
+    "latents": {"shard_dictionary": True},
+    "zero": {"shard_optimizer": True},
+    "grid": {"shard_dictionary": 2},
+    "both": {"shard_dictionary": 2, "shard_optimizer": True},
+}
+"""By the first word of a run's name: what its processes share."""
+FOUR = ("grid", "both")
+"""What four processes share; the others are two."""
 SAVED, STEPS, FEW = 10, 15, 8
 CPU = torch.device("cpu")
 
 
 def configs(folder: Path) -> dict[str, TrainConfig]:
-    """By the run's folder, which begins with what processes share: rows, latents, or both. `followed` has a ring."""
+    """By the run's folder, which begins with what processes share. `followed` has a ring."""
     base = TrainConfig(
         model="tiny",
         layer=1,
@@ -83,20 +93,13 @@ def configs(folder: Path) -> dict[str, TrainConfig]:
     found = {"rows-followed": replace(base, follow=True, store=folder / "ring", tokens=32 * 9), "latents-bad": base}
     names = {f"latents-{kind}": kind for kind in KINDS} | STOPPED | RESUMED
     names |= {f"{shared}-{kind}": kind for shared in ("rows", "grid") for kind in [*BEGUN, *RECIPES]}
+    names |= {f"{shared}-{kind}": kind for shared in ("zero", "both") for kind in RECIPES}
     for name, kind in names.items():
         activation, nesting = kind.split("-")
         found[name] = replace(base, activation=activation, **NESTING[nesting])
         if kind not in BEGUN:
             found[name] = replace(found[name], tokens=32 * FEW, heldout_every=FEW)
-    return {name: replace(one, run=folder / name, shard_dictionary=SHARERS[shared_by(name)]) for name, one in found.items()}
-
-
-SHARERS: dict[str, bool | int] = {"rows": False, "latents": True, "grid": 2}
-
-
-def shared_by(name: str) -> str:
-    """What the processes of a run share."""
-    return name.split("-")[0]
+    return {name: replace(one, run=folder / name, **OPTIONS[name.split("-")[0]]) for name, one in found.items()}
 
 
 @contextmanager
@@ -151,11 +154,12 @@ def save_again(config: TrainConfig, ranks: Ranks, folder: Path) -> None:
 def main(folder: Path) -> None:
     """One of two processes, or of four."""
     world = int(os.environ["WORLD_SIZE"])
-    asked = {name: one for name, one in configs(folder).items() if (shared_by(name) == "grid") == (world == 4)}
+    asked = {name: one for name, one in configs(folder).items() if name.startswith(FOUR) == (world == 4)}
     ranks = join("cpu", shard_dictionary=2)
     said = []
     for kind in BEGUN:
-        save_again(configs(folder)[f"latents-{kind}"], ranks, folder / f"again-{world}-{kind}")
+        one = replace(configs(folder)[f"latents-{kind}"], shard_optimizer=world == 4)
+        save_again(one, ranks, folder / f"again-{world}-{kind}")
     for name in [name for name in STOPPED if name in asked]:
         with before_step(SAVED - 7, press):
             try:
@@ -174,7 +178,7 @@ def main(folder: Path) -> None:
 
 
 def begin_on_another_layout(asked: dict[str, TrainConfig]) -> None:
-    """Puts checkpoints of `begin` where four processes go on."""
+    """Puts checkpoints of `begin` where several processes go on."""
     for name, kind in RESUMED.items():
         shutil.copytree(asked[f"latents-{kind}"].run_directory, asked[name].run_directory)
 

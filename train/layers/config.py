@@ -66,10 +66,9 @@ class LayersTrainConfig(TrainConfig):
         if self.total_l0 is not None:  # --k stands for nothing then, and may not fit
             object.__setattr__(self, "k", max(1, self.total_l0 // len(layers_of(self))))
         super().__post_init__()
-        if len(layers_of(self)) > 1 and self.shard_dictionary:
-            raise Refused(
-                "shard_dictionary shares one layer's latents out, but several layers are shared out whole; leave it out"
-            )
+        for name in ("shard_dictionary", "shard_optimizer"):
+            if len(layers_of(self)) > 1 and getattr(self, name):
+                raise Refused(f"{name} is for processes that share a layer, but several are shared out whole; leave it out")
         self._check_budget()
         self.configs  # noqa: B018  # refuses a bad option at the door
 

@@ -136,11 +136,12 @@ class TrainingTranscoder(nn.Module):
         return x, y
 
     def step_gradients(self, source: Tensor, target: Tensor, step: int = 0) -> StepResult:
-        """Loss of a batch; sets every parameter's gradient and counts which latents fired.
+        """Loss of a batch; sets every parameter's gradient by this process's rows and counts which latents fired.
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes (arXiv 2503.17547) by their
         weights, equal ones by default, plus aux_weight * AuxK (arXiv 2406.04093), plus the penalty of the activation.
-        Each process computes its rows' share, of its latents; gradients and losses are the sums over all processes.
+        Each process computes its rows' share, of its latents. Losses are the sums over all processes; the optimizer adds up
+        gradients.
         """
         x, y = self.normalise(source, target)
         if self.config.null == "shuffled_targets":
@@ -207,7 +208,6 @@ class TrainingTranscoder(nn.Module):
             penalty=gradients.penalty if by_dense is None else gradients.penalty + torch.dot(by_dense, latents),
             n_active=(latents > 0).float().sum(),
         )
-        self._share_gradients()
         self.tokens_since_fired.add_(rows).masked_fill_(fired > 0, 0)
         sums = sums.all_reduced(self.ranks)
         result = report(sums, rows, n_values, self.config.aux_weight, gradients.bias_shift, self.prefix_weights)
@@ -263,11 +263,6 @@ class TrainingTranscoder(nn.Module):
         )
         sse = decoded.sse if self.prefix_weights is None else decoded.sse * self.prefix_weights
         return sse.sum(), decoded.grad_latent * (2 * unit)
-
-    def _share_gradients(self) -> None:
-        """Adds gradients up over all processes that share rows."""
-        for parameter in self.parameters():
-            self.ranks.rows.sum(parameter.grad)  # type: ignore[arg-type]
 
     def _fired(self, latent: Tensor, active: Tensor) -> Tensor:
         """On how many of the batch's rows, over all processes, each latent held here fired."""

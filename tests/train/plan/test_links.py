@@ -26,7 +26,7 @@ def test_planned_sums_are_those_of_a_step(tmp_path, monkeypatch, kind, d, d_sae,
     monkeypatch.setattr(Group, "sum", lambda self, tensor: (summed.append(tensor.nbytes * (type(self) is kind)), tensor)[1])
     monkeypatch.setattr(Group, "total", lambda self, n: n)
     monkeypatch.setattr(Group, "gather", lambda self, values: values)
-    ranks = Ranks(0, 4, sharers=4) if kind is Latents else Ranks()
+    ranks = Ranks(0, 4, sharers=4 if kind is Latents else 1)
     with StoreWriter(tmp_path, make_recipe(), make_norm(d)) as writer:
         writer.append(make_rows(0, writer.recipe, d_in=d, d_out=d))
     config = TrainConfig(model="tiny", layer=1, d_sae=d_sae, k=8, batch_rows=rows, tokens=rows)
