@@ -18,6 +18,7 @@ from store.loader.schedule import LEAST_PIECE_BYTES
 from store.shards.reader import Store
 from store.sparse.scan import Candidates
 from train.config import TrainConfig
+from train.step.adam import Adam
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import load_state, state_of
 
@@ -35,6 +36,7 @@ NOT_PART_OF_THE_RUN = (
     "tokenizer",
     "wandb_project",
     "shard_dictionary",
+    "shard_optimizer",
     "check",
     "nulls",
 )
@@ -111,6 +113,7 @@ ADDED: dict[str, Any] = {
     "piece_bytes": LEAST_PIECE_BYTES,
     "aux_latents": 0,
     "tables": "float32",
+    "gradient_dtype": "float32",
 }
 """Options that came after the first runs, with the value that stands for what the code did before it had them."""
 
@@ -135,7 +138,7 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 def save(
     path: Path,
     module: TrainingTranscoder,
-    optimizer: torch.optim.Adam,
+    optimizer: Adam,
     step: int,
     run: dict[str, Any],
     write: Callable[[Path, dict[str, Tensor], dict[str, str]], None] = write_tensors,
@@ -150,7 +153,7 @@ def save(
         write(path, tensors, {"step": str(step), "run": json.dumps(run)})
 
 
-def load(path: Path, module: TrainingTranscoder, optimizer: torch.optim.Adam, run: dict[str, Any]) -> int:
+def load(path: Path, module: TrainingTranscoder, optimizer: Adam, run: dict[str, Any]) -> int:
     """Puts a checkpoint's state into module and optimizer; returns the number of steps that it had done.
 
     `run` is the identity of the run that is to go on. Damaged when the file cannot be read; Refused when it belongs to a

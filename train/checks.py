@@ -142,12 +142,14 @@ def check_one_stream(configs: Sequence[TrainConfig], ranks: Ranks) -> None:
     if twice is not None:
         raise Refused(f"two runs of this sweep would lie in {twice}; leave out the value that is given twice")
     if configs[0].batch_rows % ranks.rows.world:
-        raise Refused(f"batch_rows {configs[0].batch_rows} cannot be shared evenly by {ranks.world} processes")
+        raise Refused(
+            f"batch_rows {configs[0].batch_rows} cannot be shared evenly by {ranks.rows.world} processes; give a multiple"
+        )
     smallest = min(last - first for config in configs for first, last in pairwise((0, *config.prefixes)))
     if smallest < ranks.latents.world:
         raise Refused(
             f"the smallest group of prefix_sizes has {smallest} latents, but --shard-dictionary gives each of "
-            f"{ranks.world} processes at least one of every group; make it larger, or use fewer processes"
+            f"{ranks.latents.world} processes at least one of every group; make it larger, or use fewer processes"
         )
 
 

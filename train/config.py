@@ -12,6 +12,7 @@ from store.layout import default_run, default_store
 from store.names import ViewName
 from store.parents import holds_store, layer_folder
 from train.scaling import defaults
+from train.scaling.sharers import Sharers
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu", "gated"]
 Null = Literal["none", "random_decoder", "random_encoder", "shuffled_targets"]
@@ -103,8 +104,7 @@ class TrainConfig(Options):
     """Steps between two resamplings, until four fifths of the run: latents silent for so long start anew from rows that are
     predicted badly, with fresh state in Adam (Bricken et al. 2023, arXiv 2404.16014). 0 for none."""
     dense_weight: Annotated[float, Range(0)] = 0.0
-    """Weight of a penalty on latents that fire on more than a tenth of a batch's rows: their mean activation, times what
-    their share exceeds a tenth by. 0 leaves it out."""
+    """Weight of a penalty on the activations of latents that fire on over a tenth of a batch's rows. 0 leaves it out."""
     l0_weight: Annotated[float, Range(0)] = 1.0
     """Weight of jumprelu's penalty, (L0 / k - 1)^2. 0 leaves it out."""
     bandwidth: AboveZero = 0.5
@@ -128,11 +128,9 @@ class TrainConfig(Options):
     """Seed of initialisation, data order and random prefixes."""
     null: Null = "none"
     """Train a dictionary that shows what chance reaches (arXiv 2602.14111): random_decoder and random_encoder leave that
-    matrix as it was drawn, shuffled_targets gives each row of a batch the target of another row. none trains all of it on
-    the rows as they are."""
+    matrix as it was drawn, shuffled_targets gives each row of a batch the target of another row. none is no null."""
     nulls: bool = False
-    """Also train the three nulls, from the same pass, into null/ in the run's folder. `python -m evaluate compare` then
-    shows what chance reaches."""
+    """Also train the three nulls, from the same pass, into null/ in the run's folder: `compare` then shows chance."""
     device: str = "auto"
     """Device to train on: cpu, cuda, cuda:1. auto takes CUDA where there is one."""
     checkpoint_minutes: Annotated[float, Range(0)] = 10.0
@@ -147,8 +145,7 @@ class TrainConfig(Options):
     heldout_rows: Count = 8192
     """Held-out rows in each of these measurements."""
     features_every: NotNegative = 0
-    """Steps between snapshots, 0 for none. Each is a run of its own in the run's folder. A process of its own collects the
-    features of one snapshot at a time, as `python -m evaluate features` does."""
+    """Steps between snapshots, 0 for none: each a run in the run's folder, of which a process of its own finds features."""
     tokenizer: Path | None = None
     """Folder of the tokenizer for --features-every, where the store's model cannot be reached."""
     wandb_project: str = "matryoshka-transcoders"
@@ -157,9 +154,13 @@ class TrainConfig(Options):
     """Read shards while the harvest writes them, once, in its order. Wait for shards that are missing. Beside
     `harvest --keep-shards N` a shard is deleted once it is trained on and saved. Means and scales are those of the first
     two training shards."""
-    shard_dictionary: bool = False
-    """Split the latents over the processes of torchrun. Each process reads every row. This is for dictionaries too wide for
-    one GPU; the result is the same."""
+    shard_dictionary: Sharers = False
+    """Split the latents over so many neighbouring processes of torchrun, for dictionaries too wide for one GPU; without a
+    number over all. Groups of them share the rows of a batch (8 of 16: two). The result is the same. 0 for none."""
+    shard_optimizer: bool = False
+    """Share Adam's state and work out over processes that share rows (ZeRO-1, arXiv 1910.02054). The result is the same."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which processes that share rows send and add up the gradients of matrices."""
     check: bool = True
     """Verify the checksums of all training shards first."""
 
@@ -172,15 +173,15 @@ class TrainConfig(Options):
             raise Refused(f"null is {self.null}, which is one of the nulls itself; leave out --nulls or --null")
         if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
             raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
-        if self.random_prefixes and len(self.prefixes) == 1:
-            raise Refused("random_prefixes need a nested dictionary, but prefix_sizes is one size; leave one out")
         if self.target_view == "fisher" and self.follow:
             raise Refused("target_view fisher needs the metric of a finished store, which follow lacks; leave one out")
         self.weights  # noqa: B018
-        if self.detach_prefixes and len(self.prefixes) == 1:
-            raise Refused("detach_prefixes needs a nested dictionary, but prefix_sizes is one size; leave one out")
-        if self.shard_dictionary and self.follow:
-            raise Refused("shard_dictionary and follow do not go together: each would save by itself; leave one out")
+        for name in ("random_prefixes", "detach_prefixes"):
+            if getattr(self, name) and len(self.prefixes) == 1:
+                raise Refused(f"{name} needs a nested dictionary, but prefix_sizes is one size; leave one out")
+        for name in ("shard_dictionary", "shard_optimizer"):
+            if getattr(self, name) and self.follow:
+                raise Refused(f"{name} and follow do not go together: each would save by itself; leave one out")
 
     def _check_numbers(self) -> None:
         if self.k > self.d_sae:

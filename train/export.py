@@ -13,7 +13,7 @@ from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
 from train.activations import ACTIVATIONS
 from train.config import TrainConfig
-from train.parallel import Latents
+from train.parallel import Ranks
 from train.step.module import TrainingTranscoder
 
 CALIBRATION_ROWS = 32_768
@@ -39,7 +39,7 @@ def export(
     """
     folded = module.activation.fold(module.b_enc)
     limit = folded.threshold if threshold is None else threshold
-    shared = module.ranks.latents if gather else Latents()
+    shared = module.ranks if gather else Ranks()
     d_sae = module.config.d_sae
     encoder = shared.whole(module.encoder, d_sae)
     decoder = shared.whole(module.decoder, d_sae)

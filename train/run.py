@@ -262,7 +262,7 @@ class Run:
             "b_enc": module.b_enc,
             "threshold": module.activation.fold(module.b_enc).threshold,
         }
-        return {name: self.ranks.latents.whole(values, self.config.d_sae) for name, values in own.items()}
+        return {name: self.ranks.whole(values, self.config.d_sae) for name, values in own.items()}
 
 
 @dataclass(frozen=True)

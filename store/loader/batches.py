@@ -165,7 +165,7 @@ def batches(
     rank, world: which of how many processes this is; each serves rows of its own.
     seed, shuffle, mix: the order (schedule.py); None for the mix of `mix_of`.
     target_dtype: in which the MLP of a store with recomputed targets multiplies.
-    sharing: the processes that read together. Where they are more than `world`, which is then 1, each serves all rows.
+    sharing: the processes that read together: `world`, or a multiple of it, of which neighbours serve the same rows.
 
     Memory is two windows, or this process's part of them: at most `2 * WINDOW_BYTES` whatever the size of the store; on
     CUDA that much of pinned memory, and on any device but the host as much there.

@@ -46,13 +46,16 @@ class Sharing:
     exchange: Exchange = nothing
 
     def wanted(self, of_ranks: Sequence[Rows], rank: int) -> Sequence[Rows]:
-        """The rows that each process which reads together serves, by those of each that serves rows of its own.
+        """The rows that each process which reads together serves.
 
-        A process alone serves those of `rank`; where no other process has rows of its own, each serves all.
+        of_ranks: the shares of a batch. They are fewer than the processes where some serve the same: neighbours, equally
+        many for each share.
+        rank: of the share that a process alone serves.
         """
         if self.world == 1:
             return [of_ranks[rank]]
-        return of_ranks if len(of_ranks) == self.world else list(of_ranks) * self.world
+        each = self.world // len(of_ranks)
+        return [of_ranks[process // each] for process in range(self.world)]
 
     def bounds(self, n_rows: int) -> np.ndarray:
         """int64 [world + 1]: the places of a window at which the parts of the processes begin, and its end."""

@@ -51,7 +51,7 @@ def test_lists_that_do_not_end_at_d_sae_are_refused(text):
         ({"detach_prefixes": True, "prefix_sizes": "none"}, "detach_prefixes needs a nested dictionary"),
         ({"l0_warmup": 1.5}, "l0_warmup is 1.5"),
         ({"random_prefixes": 1}, "give 2 to d_sae"),
-        ({"random_prefixes": 3, "prefix_sizes": "none"}, "need a nested dictionary"),
+        ({"random_prefixes": 3, "prefix_sizes": "none"}, "random_prefixes needs a nested dictionary"),
         ({"source_site": "mlp_out", "skip": True}, "a skip connection would copy it"),
         ({"source_site": "mlp_out", "view": "rms"}, "give --view raw"),
         ({"target_site": "resid_mid", "view": "rms"}, "an autoencoder reads what it predicts"),

@@ -1,54 +1,70 @@
-"""Two processes under torchrun against one: the same training up to the rounding of sums, the same checkpoints, whether
-they share the rows of a batch or the latents of the dictionary."""
+"""Several processes under torchrun against one: the same training up to the rounding of sums, the same checkpoints, whether
+two share the rows of a batch or the latents of the dictionary, or four both, with a sharded optimizer and without."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from store.cli import parse
 from store.errors import Refused
 from store.shards.ring import Ring, load_trained, save
 from tests.child import forked, python
 from tests.making import make_store, with_metric
 from tests.train.making import make_config, results_of
-from tests.train.torchrun import BEGUN, KINDS, SAVED, STOPPED, before_step, begin, configs, poison, save_again
+from tests.train.torchrun import (
+    BEGUN,
+    KINDS,
+    RESUMED,
+    SAVED,
+    STOPPED,
+    before_step,
+    begin,
+    begin_on_another_layout,
+    configs,
+    poison,
+    save_again,
+)
 from train.checks import check_one_stream
 from train.config import TrainConfig
 from train.loop import train
 from train.parallel import Ranks, join
+from train.presets import options_of
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer
 
-TORCHRUN = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2"
+TORCHRUN = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node"
 """Whatever the machine is called, and whether that name leads anywhere."""
 FORKS = """
 import sys
 from pathlib import Path
 import train.loop
-from tests.train.torchrun import two_processes
+from tests.train.torchrun import processes
 
-two_processes(Path(sys.argv[1]))
+processes(Path(sys.argv[1]), 4)
+processes(Path(sys.argv[1]), 2)
 """
 
 
 @dataclass(frozen=True)
 class Both:
-    """The runs of one process and of two; some of the latter changed from one to two, or from two to one."""
+    """The runs of one process and of several; some of the latter changed from one to several, or from several to one."""
 
     alone: dict[str, TrainConfig]
     together: dict[str, TrainConfig]
-    said: list[list[str]]
-    """By process, lines in their order."""
+    said: dict[int, list[list[str]]]
+    """Of two processes and of four, by process, lines in their order."""
 
     def pairs(self) -> Iterator[tuple[str, TrainConfig, TrainConfig]]:
-        """Each run of two processes by name, and what one process made of the same options."""
+        """Each run of several processes by name, and what one process made of the same options."""
         for name, config in self.together.items():
             shared, kind = name.split("-", 1)
             if kind != "bad":
                 one = shared if kind == "followed" else "latents"
-                yield name, self.alone[f"{one}-{STOPPED.get(name, kind)}"], config
+                yield name, self.alone[f"{one}-{(STOPPED | RESUMED).get(name, kind)}"], config
 
 
 @pytest.fixture(params=["forks", pytest.param("torchrun", marks=pytest.mark.slow)])
@@ -62,6 +78,7 @@ def both(request, tmp_path_factory) -> Both:
     for kind in BEGUN:
         begin(together[f"latents-{kind}"])
         save_again(together[f"latents-{kind}"], Ranks(), folders[0] / f"again-{kind}")
+    begin_on_another_layout(together)
     for name in (*(f"latents-{kind}" for kind in KINDS), "rows-followed"):
         train(alone[name])
     with before_step(SAVED - 4, poison), pytest.raises(ValueError, match="not finite at step 7"):
@@ -69,29 +86,31 @@ def both(request, tmp_path_factory) -> Both:
     if request.param == "forks":
         forked(FORKS, str(folders[1]))
     else:
-        python(*TORCHRUN.split(), "tests/train/torchrun.py", str(folders[1]), GLOO_SOCKET_IFNAME="lo")
+        for world in "42":
+            python(*TORCHRUN.split(), world, "tests/train/torchrun.py", str(folders[1]), GLOO_SOCKET_IFNAME="lo")
     for name in STOPPED:
-        train(together[name])
-    said = [(folders[1] / f"said-{rank}").read_text().splitlines() for rank in range(2)]
+        train(replace(together[name], shard_dictionary=False))
+    said = {
+        world: [(folders[1] / f"said-{world}-{rank}").read_text().splitlines() for rank in range(world)] for world in (2, 4)
+    }
     return Both(alone, together, said)
 
 
-def test_two_processes_train_what_one_does_up_to_rounding(both, subtests):
+def test_several_processes_train_what_one_does_up_to_rounding(both, subtests):
     for name, one, two in both.pairs():
         with subtests.test(name):
             check_same_training(one, two)
     with subtests.test("checkpoints and artefacts are the same, bit for bit, whoever writes them"):
-        for kind in BEGUN:
-            for file in ("checkpoint.safetensors", "transcoder.safetensors"):
-                one, two = (
-                    load_file(configs[f"latents-{kind}"].run_directory.parent / f"again-{kind}" / file)
-                    for configs in (both.alone, both.together)
-                )
-                assert one.keys() == two.keys()
-                assert all(torch.equal(array, two[name]) for name, array in one.items())
-    with subtests.test("Ctrl-C for one and a loss that is not finite stop both"):
-        told = [f"{name}: stopped" for name in STOPPED] + ["latents-bad: the loss is not finite at step 7 "]
-        assert both.said == [told, told]
+        folders = [runs["latents-bad"].run_directory.parent for runs in (both.alone, both.together)]
+        for kind, world, file in product(BEGUN, (2, 4), ("checkpoint.safetensors", "transcoder.safetensors")):
+            one = load_file(folders[0] / f"again-{kind}" / file)
+            others = load_file(folders[1] / f"again-{world}-{kind}" / file)
+            assert one.keys() == others.keys()
+            assert all(torch.equal(array, others[name]) for name, array in one.items())
+    with subtests.test("Ctrl-C for one and a loss that is not finite stop all"):
+        told = [f"{shared}-stopped: stopped" for shared in ("rows", "zero", "latents")]
+        told.append("latents-bad: the loss is not finite at step 7 ")
+        assert both.said == {2: [told] * 2, 4: [["grid-stopped: stopped"]] * 4}
         one, two = (
             load_file(runs["latents-bad"].run_directory / "nonfinite.safetensors") for runs in (both.alone, both.together)
         )
@@ -119,7 +138,7 @@ def check_same_training(one: TrainConfig, two: TrainConfig) -> None:
 def test_a_process_holds_its_own_latents_only(store):
     """Of each latent 25 weights (gated), Adam's 50, a counter and a group; and 62 numbers that are not of latents."""
     config = make_config(d_sae=41, activation="gated")
-    for ranks, latents in [(Ranks(), 41)] + [(Ranks(rank, 3, shards_dictionary=True), 14 - rank // 2) for rank in range(3)]:
+    for ranks, latents in [(Ranks(), 41)] + [(Ranks(rank, 3, sharers=3), 14 - rank // 2) for rank in range(3)]:
         module = TrainingTranscoder(config, store.manifest, store.norm, "float32", ranks=ranks)
         optimizer = make_optimizer(module, 1e-3)
         for parameter in module.parameters():
@@ -135,9 +154,7 @@ def test_a_dictionary_starts_with_the_same_latents_whoever_holds_them(store, mon
     config = make_config(d_sae=41)
     whole = TrainingTranscoder(config, store.manifest, store.norm, "float32").state_dict()
     for rank in range(3):
-        part = TrainingTranscoder(
-            config, store.manifest, store.norm, "float32", ranks=Ranks(rank, 3, shards_dictionary=True)
-        )
+        part = TrainingTranscoder(config, store.manifest, store.norm, "float32", ranks=Ranks(rank, 3, sharers=3))
         assert torch.equal(part.encoder, whole["encoder"][rank::3])
         assert torch.equal(part.decoder, whole["decoder"][rank::3])
         assert part.group_of.tolist() == [sum(latent >= size for size in config.prefixes) for latent in range(rank, 41, 3)]
@@ -146,13 +163,14 @@ def test_a_dictionary_starts_with_the_same_latents_whoever_holds_them(store, mon
 def test_a_group_smaller_than_the_processes_is_refused():
     config = make_config(prefix_sizes="3,5,40", shard_dictionary=True)
     with pytest.raises(ValueError, match="smallest group of prefix_sizes has 2 latents, but .* each of 3 processes"):
-        check_one_stream([config], Ranks(0, 3, shards_dictionary=True))
-    check_one_stream([config], Ranks(0, 2, shards_dictionary=True))
+        check_one_stream([config], Ranks(0, 3, sharers=3))
+    check_one_stream([config], Ranks(0, 2, sharers=2))
 
 
-def test_following_a_harvest_with_a_shared_dictionary_is_refused():
-    with pytest.raises(ValueError, match="shard_dictionary and follow do not go together"):
-        make_config(shard_dictionary=True, follow=True)
+@pytest.mark.parametrize("shared", ["shard_dictionary", "shard_optimizer"])
+def test_following_a_harvest_with_what_is_saved_together_is_refused(shared):
+    with pytest.raises(ValueError, match=f"{shared} and follow do not go together"):
+        make_config(**{shared: True}, follow=True)
 
 
 def test_ranks_left_over_in_a_shell_are_named_with_the_cure(monkeypatch):
@@ -167,4 +185,30 @@ def test_ranks_left_over_in_a_shell_are_named_with_the_cure(monkeypatch):
 def test_rows_that_processes_cannot_share_are_refused():
     with pytest.raises(ValueError, match="batch_rows 32 cannot be shared evenly by 3 processes"):
         check_one_stream([make_config()], Ranks(0, 3))
-    check_one_stream([make_config()], Ranks(0, 3, shards_dictionary=True))
+    check_one_stream([make_config()], Ranks(0, 3, sharers=3))
+
+
+@pytest.mark.parametrize(("world", "sharers"), [("4", 3), ("2", 4), ("1", 8)])
+def test_processes_that_dictionaries_cannot_share_evenly_are_refused(monkeypatch, world, sharers):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(Refused, match=f"shard_dictionary is {sharers}, but {world} process.* a multiple of {sharers}"):
+        join("cpu", sharers)
+
+
+@pytest.mark.parametrize(
+    ("words", "sharers"), [([], False), (["--shard-dictionary"], True), (["--shard-dictionary", "8"], 8)]
+)
+def test_the_number_of_processes_that_share_a_dictionary_may_be_left_out(words, sharers):
+    assert parse(TrainConfig, "train", [*words, "--d-sae", "4096"]).shard_dictionary is sharers
+    assert parse(TrainConfig, "train", ["--d-sae", "4096", *words]).shard_dictionary is sharers
+
+
+def test_two_numbers_of_processes_are_refused():
+    with pytest.raises(Refused, match="'4' is one number too many; give one"):
+        parse(TrainConfig, "train", ["--shard-dictionary", "8", "4"])
+
+
+@pytest.mark.parametrize(("said", "sharers"), [("true", True), ("false", False), ("4", 4)])
+def test_a_recipe_may_say_how_a_dictionary_is_shared(tmp_path, said, sharers):
+    (tmp_path / "mine.toml").write_text(f"shard_dictionary = {said}\n")
+    assert parse(TrainConfig, "train", options_of(str(tmp_path / "mine.toml"))).shard_dictionary == sharers

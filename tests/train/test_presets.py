@@ -6,7 +6,7 @@ from store.cli import parse
 from train.advice import warnings_of
 from train.config import TrainConfig
 from train.plan.config import PlanConfig
-from train.plan.sizes import sizes_of
+from train.plan.layouts import layout_of
 from train.presets import FOLDER, expand, names, with_defaults
 
 
@@ -34,7 +34,7 @@ def test_the_preset_for_16_gb_states_the_memory_that_its_shapes_need():
     config = config_of("--preset", "gemma-2-2b-layer8-t4")
     text = (FOLDER / "gemma-2-2b-layer8-t4.toml").read_text()
     d = 2304
-    training = sizes_of(PlanConfig(tokens=config.tokens, batch_rows=config.batch_rows)).need.on_device()
+    training = layout_of(PlanConfig(tokens=config.tokens, batch_rows=config.batch_rows)).need.on_device()
     assert training > 16 * (2 * d * config.d_sae + config.d_sae + d)
     assert f"Training: {training / 1e9:.1f} GB" in text
     assert f"{config.tokens * 4 * d / 1e9:.0f} GB of disk): {config.n_steps:,} steps" in text

@@ -12,7 +12,7 @@ import torch, torch.distributed as dist
 from store.loader.batches import batches
 from store.shards.reader import open_store
 from tests.train.making import make_config
-from train.parallel import Group, Latents, Ranks
+from train.parallel import Group, Ranks, grid
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
 
@@ -47,20 +47,20 @@ def train(ranks, name):
         torch.save(state | {"misses": module.watch.misses}, f"{folder}/{name}")
 
 
-def child(rank, world, shares):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}-{shares}", rank=rank, world_size=world)
-    train(Ranks(rank, world, shares), f"{world}-{shares}")
+def child(rank, world, sharers):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}-{sharers}", rank=rank, world_size=world)
+    train(grid(sharers), f"{world}-{sharers}")
 
 
 train(Ranks(), "1")
-for world, shares in ((2, False), (2, True), (3, True)):
+for world, sharers in ((2, 1), (2, 2), (3, 3), (4, 2)):
     pids = []
     for rank in range(world):
         if (pid := os.fork()) == 0:
-            child(rank, world, shares)
+            child(rank, world, sharers)
             os._exit(0)
         pids.append(pid)
-    assert not any([os.waitpid(pid, 0)[1] for pid in pids]), (world, shares)
+    assert not any([os.waitpid(pid, 0)[1] for pid in pids]), (world, sharers)
 """
 
 
@@ -70,7 +70,7 @@ def test_steady_steps_of_several_processes_equal_those_of_one(tmp_path, activati
     forked(STEPS, str(tmp_path), activation)
     alone = torch.load(tmp_path / "1")
     assert alone.pop("misses") == 0
-    for name in ("2-False", "2-True", "3-True"):
+    for name in ("2-1", "2-2", "3-3", "4-2"):
         together = torch.load(tmp_path / name)
         assert together.pop("misses") == 0
         assert together.keys() == alone.keys()

@@ -1,9 +1,12 @@
-"""`torchrun --nproc-per-node 2 tests/train/torchrun.py FOLDER`: what test_parallel.py compares with one process.
+"""`torchrun --nproc-per-node N tests/train/torchrun.py FOLDER`: what test_parallel.py compares with one process.
 
-`two_processes` starts them by itself, without the imports that torchrun and each of its processes begin with.
+Two processes share rows, or latents; four are a grid, two of which share a dictionary. Four go first: they save again the
+checkpoints that two go on from. `processes` starts them by itself, without the imports that torchrun and each of its
+processes begin with.
 """
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -48,7 +51,19 @@ RECIPES = ["batchtopk-recipes", "jumprelu-recipes"]
 KINDS = [*BEGUN, *RECIPES, "batchtopk-sae", "batchtopk-fisher"]
 KINDS += [f"{activation}-{nesting}" for activation, nesting in product(("batchtopk", "gated"), ("plain", "skip", "random"))]
 """Nesting is decoded alike for all; gated alone decodes twice."""
-STOPPED = {"rows-stopped": "jumprelu-nested", "latents-stopped": "jumprelu-nested"}
+STOPPED = {f"{shared}-stopped": "jumprelu-nested" for shared in ("rows", "zero", "latents", "grid")}
+RESUMED = {"grid-resumed": "batchtopk-nested", "zero-resumed": "gated-nested"}
+"""Of runs that several processes begin where one was killed."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rows": {},
+    "latents": {"shard_dictionary": True},
+    "zero": {"shard_optimizer": True},
+    "grid": {"shard_dictionary": 2},
+    "both": {"shard_dictionary": 2, "shard_optimizer": True},
+}
+"""By the first word of a run's name: what its processes share."""
+FOUR = ("grid", "both")
+"""What four processes share; the others are two."""
 SAVED, STEPS, FEW = 10, 15, 8
 CPU = torch.device("cpu")
 
@@ -76,14 +91,15 @@ def configs(folder: Path) -> dict[str, TrainConfig]:
         target_view="raw",
     )
     found = {"rows-followed": replace(base, follow=True, store=folder / "ring", tokens=32 * 9), "latents-bad": base}
-    names = {f"latents-{kind}": kind for kind in KINDS} | {f"rows-{kind}": kind for kind in [*BEGUN, *RECIPES]} | STOPPED
+    names = {f"latents-{kind}": kind for kind in KINDS} | STOPPED | RESUMED
+    names |= {f"{shared}-{kind}": kind for shared in ("rows", "grid") for kind in [*BEGUN, *RECIPES]}
+    names |= {f"{shared}-{kind}": kind for shared in ("zero", "both") for kind in RECIPES}
     for name, kind in names.items():
         activation, nesting = kind.split("-")
         found[name] = replace(base, activation=activation, **NESTING[nesting])
         if kind not in BEGUN:
             found[name] = replace(found[name], tokens=32 * FEW, heldout_every=FEW)
-    shards = {name: name.startswith("latents") for name in found}
-    return {name: replace(config, run=folder / name, shard_dictionary=shards[name]) for name, config in found.items()}
+    return {name: replace(one, run=folder / name, **OPTIONS[name.split("-")[0]]) for name, one in found.items()}
 
 
 @contextmanager
@@ -136,43 +152,53 @@ def save_again(config: TrainConfig, ranks: Ranks, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """One of the two processes."""
-    asked = configs(folder)
-    ranks = join("cpu", shard_dictionary=True)
+    """One of two processes, or of four."""
+    world = int(os.environ["WORLD_SIZE"])
+    asked = {name: one for name, one in configs(folder).items() if name.startswith(FOUR) == (world == 4)}
+    ranks = join("cpu", shard_dictionary=2)
     said = []
     for kind in BEGUN:
-        save_again(asked[f"latents-{kind}"], ranks, folder / f"again-{kind}")
-    for name in STOPPED:
+        one = replace(configs(folder)[f"latents-{kind}"], shard_optimizer=world == 4)
+        save_again(one, ranks, folder / f"again-{world}-{kind}")
+    for name in [name for name in STOPPED if name in asked]:
         with before_step(SAVED - 7, press):
             try:
                 train(asked.pop(name))
             except KeyboardInterrupt:
                 said.append(f"{name}: stopped")
-    with before_step(SAVED - 4, poison):
-        try:
-            train(asked.pop("latents-bad"))
-        except ValueError as error:
-            said.append(f"latents-bad: {str(error).partition('(')[0]}")
+    if "latents-bad" in asked:
+        with before_step(SAVED - 4, poison):
+            try:
+                train(asked.pop("latents-bad"))
+            except ValueError as error:
+                said.append(f"latents-bad: {str(error).partition('(')[0]}")
     for one in asked.values():
         train(one)
-    (folder / f"said-{ranks.rank}").write_text("\n".join(said))
+    (folder / f"said-{world}-{ranks.rank}").write_text("\n".join(said))
 
 
-def two_processes(folder: Path) -> None:
-    """Both processes, as forks of this one with the environment that torchrun gives them."""
+def begin_on_another_layout(asked: dict[str, TrainConfig]) -> None:
+    """Puts checkpoints of `begin` where several processes go on."""
+    for name, kind in RESUMED.items():
+        shutil.copytree(asked[f"latents-{kind}"].run_directory, asked[name].run_directory)
+
+
+def processes(folder: Path, world: int) -> None:
+    """All of them, as forks of this one with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     pids = []
-    for rank in ("0", "1"):
+    for rank in map(str, range(world)):
         if (pid := os.fork()) == 0:
-            os.environ |= meeting | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ |= meeting | {"RANK": rank, "LOCAL_RANK": rank}
+            os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
             main(folder)
             os._exit(0)
         pids.append(pid)
     endings = [os.waitpid(pid, 0)[1] for pid in pids]
-    assert endings == [0, 0]
+    assert not any(endings)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,9 @@ class LayersTrainConfig(TrainConfig):
                 )
             object.__setattr__(self, "k", equal)
         super().__post_init__()
-        if len(layers_of(self)) > 1 and self.shard_dictionary:
-            raise Refused(
-                "shard_dictionary shares one layer's latents out, but several layers are shared out whole; leave it out"
-            )
+        for name in ("shard_dictionary", "shard_optimizer"):
+            if len(layers_of(self)) > 1 and getattr(self, name):
+                raise Refused(f"{name} is for processes that share a layer, but several are shared out whole; leave it out")
         self._check_budget()
         self.configs  # noqa: B018  # refuses a bad option at the door
 

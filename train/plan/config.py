@@ -42,13 +42,14 @@ class PlanConfig(Options):
     heldout_tokens: Count | None = None
     """As in harvest: tokens that are held out at most. Default: no limit."""
     gpus: Positive = 1
-    """GPUs of the same kind. In a bounded cache, those that train are as many as there are layers; the others harvest."""
+    """GPUs of the same kind, shared evenly by the layers; those of a layer train it together. In a bounded cache those that
+    train are as many as there are layers; the others harvest."""
     nodes: Positive = 1
     """Machines, each with an equal share of the GPUs."""
     link_rate: Rate | None = None
     """GB a second that a GPU sends to the others of its machine, while it receives as much: 450 over NVLink 4."""
     network_rate: Rate | None = None
-    """GB a second that a machine sends to the others: 50 over a network of 400 Gbit/s."""
+    """GB a second that a machine sends to the others: 50 over one network of 400 Gbit/s, 400 over eight."""
     gpu_gigabytes: Rate = 80.0
     """Memory of a GPU. Of it 0.8 GB are taken to be PyTorch's own."""
     harvest_rate: Rate | None = None

@@ -1,64 +1,54 @@
-"""What GPUs that train one layer together exchange, and how long that takes."""
+"""What GPUs that train one layer send each other in a step, and how long that takes."""
 
 from dataclasses import dataclass
 
-from store.counts import ceil_div
 from train.plan.config import PlanConfig
-from train.step.memory import weight_bytes
-
-FLOAT = 4
-"""Bytes of what is added up over processes."""
 
 
 @dataclass(frozen=True)
-class Together:
-    """The GPUs that train one layer."""
+class Exchange:
+    """Bytes of one step."""
 
-    gpus: int
-    by_rows: bool
-    """Whether they share the rows of a batch; else the latents."""
-    summed: int
-    """Bytes that all add up in each step: gradients where they share rows, decoded rows where they share latents."""
-    rows: int
-    """Bytes of the rows that one of them sends to others in each step: each reads its part of the store."""
+    sent: float = 0.0
+    """By each GPU, wherever they go."""
+    inside: float = 0.0
+    """Those of them that go to GPUs of its machine, for the GPU that sends most of them."""
+    network: float = 0.0
+    """By each machine, to the others."""
 
-    @property
-    def sent(self) -> float:
-        """Bytes that one GPU sends in a step; a ring adds numbers up by sending them twice, but for its own part."""
-        return 2 * (self.gpus - 1) / self.gpus * self.summed + self.rows
+    def seconds(self, config: PlanConfig) -> float | None:
+        """How long it takes, both ways at once; None where the rate of a way that is used was not given."""
+        ways = [(self.inside, config.link_rate), (self.network, config.network_rate)]
+        taken = [None if rate is None else n_bytes / (rate * 1e9) for n_bytes, rate in ways if n_bytes]
+        known = [seconds for seconds in taken if seconds is not None]
+        return max(known, default=0.0) if len(known) == len(taken) else None
 
 
-def together(config: PlanConfig, row_bytes: int, parts: int) -> Together:
-    """The GPUs of one layer: those that its dictionary needs, or where it fits one and GPUs are left over, all by rows.
+def ring(config: PlanConfig, summed: float, n: int, apart: int) -> Exchange:
+    """How n GPUs add numbers up: each sends all of them twice, but for its own part, to the next one of a ring.
+
+    summed: bytes of the numbers.
+    apart: places from each GPU to the next. A ring enters and leaves each machine once, and a machine has as many rings as
+    GPUs lie between, or as it has GPUs.
+
+    A reduce-scatter and an all-gather, of the same numbers, send as much as this.
+    """
+    sent = 2 * (n - 1) / n * summed
+    machine = config.gpus // config.nodes
+    if (n - 1) * apart < machine:
+        return Exchange(sent, sent)
+    return Exchange(sent, sent if apart < machine else 0.0, sent * min(apart, machine))
+
+
+def reading(config: PlanConfig, row_bytes: int, sharers: int, lines: int) -> Exchange:
+    """How rows get from the GPUs that read them to those that train on them: each to all `sharers` of one of the `lines`.
 
     row_bytes: of both sites of a row.
-    parts: GPUs that the dictionary needs.
     """
-    training = config.training
-    if parts > 1:
-        groups = len(training.prefixes)
-        summed = FLOAT * (groups + 1) * config.batch_rows * config.d_model  # AuxK adds its own rows up
-        rows = ceil_div(config.batch_rows, parts) * (parts - 1)
-        return Together(parts, False, summed, rows * row_bytes)
-    gpus = 1 if config.keep_shards is not None else max(1, config.gpus // config.layers)
-    if gpus == 1:
-        return Together(1, True, 0, 0)
-    summed = weight_bytes(training, config.d_model, config.d_model) + FLOAT * config.d_sae  # which latents fired, too
-    rows = ceil_div(config.batch_rows, gpus) * (gpus - 1) // gpus
-    return Together(gpus, True, summed, rows * row_bytes)
-
-
-def rate_between(config: PlanConfig, gpus: int) -> float | None:
-    """Bytes a second that each of these GPUs of one layer can send; None where the rate was not given."""
-    on_one = config.gpus // config.nodes
-    if gpus <= on_one:
-        return None if config.link_rate is None else config.link_rate * 1e9
-    return None if config.network_rate is None else config.network_rate * 1e9 / on_one
-
-
-def seconds_of_exchange(config: PlanConfig, shared: Together) -> float | None:
-    """Seconds that the exchange of a layer's training takes, beside its computing; None where the rate was not given."""
-    if shared.gpus == 1:
-        return 0.0
-    rate = rate_between(config, shared.gpus)
-    return None if rate is None else config.tokens / config.batch_rows * shared.sent / rate
+    gpus = sharers * lines
+    machine = config.gpus // config.nodes
+    sent = config.batch_rows / gpus * (sharers - 1 / lines) * row_bytes
+    if gpus <= machine:
+        return Exchange(sent, sent)
+    leaves = sent * (gpus - machine) / gpus  # the rows are as likely to go to any GPU
+    return Exchange(sent, sent - leaves, machine * leaves)

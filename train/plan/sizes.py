@@ -7,23 +7,15 @@ from evaluate.metrics.accumulate import COLUMNS
 from evaluate.rows import DOCUMENT_SUMS
 from store.counts import ceil_div, duration, gigabytes
 from store.errors import Refused
-from store.loader.schedule import WINDOW_BYTES
 from store.shards.recipe import Splits
 from store.sparse.scan import Candidates
-from train.layers.memory import DEAD, WINDOWS, Need, dead_latents, need_of_run
+from train.layers.memory import DEAD, dead_latents
 from train.plan.config import PlanConfig
-from train.plan.links import Together, seconds_of_exchange, together
-from train.step.memory import step_bytes, weight_bytes
+from train.plan.layouts import DTYPE_BYTES, Layout, best, held_by, layout_of, layouts_of, share_of
+from train.step.memory import step_bytes
 
 ROW_BYTES = 8
 """Bytes of a token and of the place of its row."""
-DTYPE_BYTES = 2
-"""Of a stored number, in bfloat16."""
-OWN = 0.8e9
-"""Bytes of a GPU that PyTorch and its libraries take: a guess, to be measured."""
-
-MOST_PARTS = 64
-"""GPUs that share a dictionary, at most."""
 ENOUGH_HELDOUT = 2_000_000
 """Held-out tokens that measure a dictionary well: its FVU on 32,389 rows is known to three digits."""
 
@@ -43,16 +35,10 @@ class Sizes:
     """Those of them that are held out."""
     moved: int
     """Bytes that are written in all, and read once more by training."""
-    need: Need
-    """Memory of one layer's training."""
-    half_dead: int
-    """Bytes more of a step in which half of the latents are dead."""
-    gradients: int
-    """Bytes that several GPUs add up in each step of data parallel training."""
 
 
 def sizes_of(config: PlanConfig) -> Sizes:
-    """Bytes on disk and in memory."""
+    """Bytes on disk."""
     stored = 1 if config.targets == "recomputed" else 2
     row = stored * DTYPE_BYTES * config.d_model + ROW_BYTES
     shards = ceil_div(config.tokens, config.shard_tokens)
@@ -60,54 +46,26 @@ def sizes_of(config: PlanConfig) -> Sizes:
     train = shards - heldout
     kept = heldout + min(train, config.keep_shards or train)
     shard = row * config.shard_tokens * config.layers
-    width = config.d_model
-    run = max(
-        (need_of_run(config.training, width, width, True, precision) for precision in get_args(Candidates)),
-        key=Need.on_device,
-    )
-    windows = WINDOWS * min(WINDOW_BYTES, train * config.shard_tokens * stored * DTYPE_BYTES * config.d_model)
     return Sizes(
         row=row,
         disk=kept * shard,
         heldout=heldout * shard,
         moved=shards * shard,
-        need=run.plus(Need(0, windows, 0, 0)),
-        half_dead=max(0, _step_with_half_dead(config) - run.step),
-        gradients=weight_bytes(config.training, width, width),
     )
 
 
-def _step_with_half_dead(config: PlanConfig) -> int:
-    """Bytes of a step in which half of the latents are dead."""
+def more_if_half_dead(config: PlanConfig, layout: Layout) -> int:
+    """Bytes that a GPU's step takes more where half of the latents are dead."""
     width = config.d_model
-    dead = dead_latents(config.training, 0.5)
-    return max(step_bytes(config.training, width, width, precision, dead, True) for precision in get_args(Candidates))
+    held = held_by(config, layout.sharers, layout.lines).training
+    dead = dead_latents(held, 0.5)
+    step = max(step_bytes(held, width, width, precision, dead, True) for precision in get_args(Candidates))
+    return max(0, step - layout.need.step)
 
 
-def parts_of_dictionary(config: PlanConfig) -> int:
-    """GPUs that have to share one dictionary (--shard-dictionary). Refused where rows alone do not fit."""
-    room = config.gpu_gigabytes * 1e9 - OWN
-    needed = 0
-    for parts in range(1, MOST_PARTS + 1):
-        own = replace(config, d_sae=ceil_div(config.d_sae, parts), k=ceil_div(config.k, parts))
-        needed = sizes_of(own).need.on_device()
-        if needed <= room:
-            return parts
-    raise Refused(
-        f"gpu_gigabytes is {config.gpu_gigabytes:g}, but of a dictionary shared by {MOST_PARTS} each GPU's part, windows "
-        f"and rows of a step take {gigabytes(needed)}; give a smaller --batch-rows"
-    )
-
-
-def shared_of(config: PlanConfig, parts: int) -> Together:
-    """The GPUs that train one layer, of which its dictionary needs `parts`."""
-    return together(config, 2 * DTYPE_BYTES * config.d_model, parts)
-
-
-def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
+def hours_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> dict[str, float]:
     """Seconds of each part whose rate was given; of a bounded cache they run at once, else one after the other."""
-    shared = shared_of(config, parts)
-    trainers = config.layers * shared.gpus
+    trainers = config.layers * layout.gpus
     streamed = config.keep_shards is not None
     harvesters = config.gpus - trainers if streamed else config.gpus
     if harvesters < 1:
@@ -120,21 +78,39 @@ def hours_of(config: PlanConfig, sizes: Sizes, parts: int) -> dict[str, float]:
         found[f"the model, on {harvesters} GPUs"] = config.tokens / (config.harvest_rate * harvesters)
     if config.train_rate is not None:
         turns = 1 if streamed else ceil_div(trainers, config.gpus)
-        exchange = seconds_of_exchange(config, shared)
-        seconds = config.tokens / (config.train_rate * shared.gpus) + (exchange or 0.0)
-        found[_training(config, shared, exchange, turns)] = seconds * turns
+        exchange = layout.seconds_of_exchange(config) or 0.0
+        seconds = config.tokens / (config.train_rate * layout.gpus) + exchange
+        found[_training(layout)] = seconds * turns
     if config.disk_rate is not None:
         found["the disk or network: rows written and read once"] = 2 * sizes.moved / (config.disk_rate * 1e6)
     return found
 
 
-def _training(config: PlanConfig, shared: Together, exchange: float | None, turns: int) -> str:
-    """What training is called in the plan; `exchange`: seconds of one turn."""
-    if shared.gpus == 1:
-        return "training, one layer a GPU"
-    option = "--link-rate" if shared.gpus <= config.gpus // config.nodes else "--network-rate"
-    how_long = f"not counted, give {option}" if exchange is None else f"{exchange * turns / 3600:,.1f} h of it"
-    return f"training, {shared.gpus} GPUs a layer; exchanging {gigabytes(round(shared.sent))} each in a step: {how_long}"
+def _training(layout: Layout) -> str:
+    """What training is called in the plan."""
+    return "training, one layer a GPU" if layout.gpus == 1 else f"training, {layout.gpus} GPUs a layer"
+
+
+def layout_rows(config: PlanConfig, layouts: list[Layout], chosen: Layout) -> list[tuple[str, str]]:
+    """The chosen layout, and of each other kind the best: what they exchange, and what to type."""
+    by_kind: dict[tuple[bool, bool], list[Layout]] = {}
+    for layout in layouts:
+        by_kind.setdefault((layout.sharers > 1, layout.lines > 1), []).append(layout)
+    others = [best(config, each) for each in by_kind.values() if chosen not in each]
+    return [("layout", _described(config, chosen)), *(("or", _described(config, other)) for other in others)]
+
+
+def _described(config: PlanConfig, layout: Layout) -> str:
+    """A layout in words."""
+    told = f"{layout.name}: {gigabytes(layout.need.on_device())} a GPU"
+    if layout.gpus == 1:
+        return f"{told}, exchanges nothing; `{layout.command(config)}`"
+    seconds = layout.seconds_of_exchange(config)
+    option = "--link-rate" if config.link_rate is None else "--network-rate"
+    time = f"not counted, give {option}" if seconds is None else f"{seconds / 3600:,.1f} h of the training"
+    told += f", which sends {gigabytes(round(layout.sent))} in a step"
+    told += f", a machine {gigabytes(round(layout.network))}" if layout.network else ""
+    return f"{told}: {time}; `{layout.command(config)}`"
 
 
 def large(n_bytes: float) -> str:
@@ -147,20 +123,19 @@ def large(n_bytes: float) -> str:
 def plan(config: PlanConfig) -> str:
     """The plan, as a person reads it: what it takes, what limits it, and what to change."""
     sizes = sizes_of(config)
-    need = sizes.need
+    layouts = layouts_of(config)
+    layout = best(config, layouts)
+    need = layout.need
     training = config.training
-    parts = parts_of_dictionary(config)
-    times = hours_of(config, sizes, parts)
+    times = hours_of(config, sizes, layout)
     streamed = config.keep_shards is not None
-    fits = "fits one" if parts == 1 else f"needs --shard-dictionary over {parts}"
     rows = [
         ("a token", f"{sizes.row:,} bytes a layer; {large(sizes.moved)} written in all"),
         ("disk", f"{large(sizes.disk)} at one time, {large(sizes.heldout)} of it held out and kept for ever"),
         (
             "a GPU",
             f"{gigabytes(need.on_device())}: {gigabytes(need.state)} weights, gradients and Adam, "
-            f"{gigabytes(need.windows)} windows of rows, {gigabytes(need.step)} a step; "
-            f"{fits} of {config.gpu_gigabytes:g} GB",
+            f"{gigabytes(need.windows)} windows of rows, {gigabytes(need.step)} a step; of {config.gpu_gigabytes:g} GB",
         ),
         ("steps", f"{training.n_steps:,} of {config.batch_rows:,} rows, at a learning rate of {training.peak_lr:.3g}"),
         ("host", f"{gigabytes(need.on_host())} for each training: pinned windows and the copy of a checkpoint"),
@@ -168,34 +143,44 @@ def plan(config: PlanConfig) -> str:
             "compare",
             f"at most {gigabytes(SUMS * len(training.prefixes))} of sums for each transcoder, whatever the rows",
         ),
-        (
-            "sharing",
-            "layers on GPUs of their own exchange nothing; GPUs that share the rows of one layer add up "
-            f"{gigabytes(sizes.gradients)} in every step",
-        ),
+        *layout_rows(config, layouts, layout),
         *((f"{seconds / 3600:,.1f} h", part) for part, seconds in times.items()),
     ]
-    if sizes.half_dead:
-        more = f"{gigabytes(sizes.half_dead)} more where half are; --aux-latents bounds it"
+    half_dead = more_if_half_dead(config, layout)
+    if half_dead:
+        more = f"{gigabytes(half_dead)} more where half are; --aux-latents bounds it"
         rows.append(("dead latents", f"{DEAD:.0%} are taken to be; AuxK takes {more}"))
     if times:
         whole = max(times.values()) if streamed else sum(times.values())
         order = "all at once" if streamed else "one after the other"
         rows.append(("time", f"about {duration(whole)}, {order}; limit: {max(times, key=times.__getitem__)}"))
-    rows.extend(("change", advice) for advice in advice_of(config, sizes, shared_of(config, parts)))
+    rows.extend(("change", advice) for advice in advice_of(config, sizes, layout))
     return "\n".join(f"{name:12s} {text}" for name, text in rows)
 
 
-def advice_of(config: PlanConfig, sizes: Sizes, shared: Together) -> list[str]:
-    """Options that would take less. shared: the GPUs that train one layer."""
+def _less_exchange(layout: Layout) -> str:
+    """What would shorten the exchange of a layout."""
+    if layout.gradients.sent > layout.decoded.sent:
+        return "a larger --batch-rows exchanges less often"
+    return "GPUs of more memory would be fewer"
+
+
+def advice_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> list[str]:
+    """Options that would take less."""
     found = []
-    exchange = seconds_of_exchange(config, shared)
-    if exchange and config.train_rate is not None and exchange > config.tokens / (config.train_rate * shared.gpus):
-        found.append(
-            f"{shared.gpus} GPUs a layer exchange for longer than they compute: a larger --batch-rows exchanges less often"
-            if shared.by_rows
-            else f"{shared.gpus} GPUs a layer exchange for longer than they compute: GPUs of more memory would be fewer"
-        )
+    share = share_of(config)
+    if layout.gpus < share:
+        found.append(f"{layout.gpus} of a layer's {share} GPUs train it faster than all: the others can train other layers")
+    if layout.lines > 1 and not layout.shards_optimizer:
+        sharded = layout_of(config, layout.sharers, layout.lines, shards_optimizer=True)
+        less = layout.need.on_device() - sharded.need.on_device()
+        found.append(f"--shard-optimizer holds {gigabytes(less)} less on each GPU, and sends as much")
+    exchange = layout.seconds_of_exchange(config)
+    if exchange and config.train_rate is not None and exchange > config.tokens / (config.train_rate * layout.gpus):
+        found.append(f"{layout.gpus} GPUs a layer exchange for longer than they compute: {_less_exchange(layout)}")
+    if layout.lines > 1:
+        saved = layout.gradients.sent / (4 if layout.shards_optimizer else 2)
+        found.append(f"--gradient-dtype bfloat16 sends {gigabytes(round(saved))} less of gradients; sums are rounded")
     if config.targets == "stored":
         found.append("--targets recomputed halves the disk; training then runs the MLP of each layer")
     if config.keep_shards is None and sizes.disk > 1e12:

@@ -8,7 +8,7 @@ from pathlib import Path
 from store.disk.remote import StorePath, parse_store_path
 from store.errors import Refused
 from store.parents import holds_store, layers_in, named_by
-from store.usage import did_you_mean
+from store.usage import did_you_mean, flags_of
 from train.config import TrainConfig
 
 FOLDER = Path(__file__).parent
@@ -52,8 +52,10 @@ def options_of(name: str) -> list[str]:
 
 def _option(key: str, value: object) -> list[str]:
     flag = key.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
+    if value is True:
+        return [f"--{flag}"]
+    if value is False:
+        return [f"--no-{flag}"] if f"--no-{flag}" in flags_of(TrainConfig) else [f"--{flag}", "0"]
     return [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 

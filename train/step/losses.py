@@ -46,7 +46,7 @@ class Sums:
     plain_variation: Tensor
 
     def all_reduced(self, ranks: Ranks) -> "Sums":
-        """The sums over all processes. Processes that share the latents have every row: errors are not added up there."""
+        """The sums over all processes. Those that share latents have the same rows: errors are not added up there."""
         n = len(self.sse)
         scalars = torch.stack([self.gate_loss, self.aux_loss, self.variation, self.plain_variation])
         errors = ranks.rows.sum(torch.cat([self.sse, self.plain_sse, scalars]))

@@ -114,7 +114,7 @@ class TrainingTranscoder(nn.Module):
 
     def whole(self, name: str, state: Tensor) -> Tensor:
         """The whole dictionary's state of this name (or Adam's state of it), on rank 0. Every process has to call."""
-        return self.ranks.latents.whole(state, self.config.d_sae) if self._is_shared(name, state) else state
+        return self.ranks.whole(state, self.config.d_sae) if self._is_shared(name, state) else state
 
     def own(self, name: str, state: Tensor) -> Tensor:
         """The part held here of the whole dictionary's state."""
@@ -137,11 +137,13 @@ class TrainingTranscoder(nn.Module):
         return x, y
 
     def step_gradients(self, source: Tensor, target: Tensor, step: int = 0) -> StepResult:
-        """Loss of a batch; sets the gradient of every parameter that is not frozen and counts which latents fired.
+        """Loss of a batch; sets the gradient of every parameter that is not frozen by this process's rows, and counts which
+        latents fired.
 
         Loss: the mean over rows and dimensions of the squared error, summed over all prefixes (arXiv 2503.17547) by their
         weights, equal ones by default, plus aux_weight * AuxK (arXiv 2406.04093), plus the penalty of the activation.
-        Each process computes its rows' share, or its latents'; gradients and losses are the sums over all processes.
+        Each process computes its rows' share, of its latents. Losses are the sums over all processes; the optimizer adds up
+        gradients.
         """
         x, y = self.normalise(source, target)
         if self.config.null == "shuffled_targets":
@@ -150,7 +152,7 @@ class TrainingTranscoder(nn.Module):
         n_values = rows * y.shape[1]
         unit = 1 / n_values
         may_sync = self.may_sync(step)
-        encoder, decoder, gathered_x = (self._table(rows) for rows in (self.encoder, self.decoder, x))
+        encoder, decoder, gathered_x = map(self._table, (self.encoder, self.decoder, x))
         selection = self.activation.select(gathered_x, encoder, self.b_enc, step, may_sync)
         entries = selection.entries
         latents = selection.latents
@@ -210,7 +212,6 @@ class TrainingTranscoder(nn.Module):
             penalty=gradients.penalty if by_dense is None else gradients.penalty + torch.dot(by_dense, latents),
             n_active=(latents > 0).float().sum(),
         )
-        self._share_gradients()
         self.tokens_since_fired.add_(rows).masked_fill_(fired > 0, 0)
         sums = sums.all_reduced(self.ranks)
         result = report(sums, rows, n_values, self.config.aux_weight, gradients.bias_shift, self.prefix_weights)
@@ -271,12 +272,6 @@ class TrainingTranscoder(nn.Module):
         )
         sse = decoded.sse if self.prefix_weights is None else decoded.sse * self.prefix_weights
         return sse.sum(), decoded.grad_latent * (2 * unit)
-
-    def _share_gradients(self) -> None:
-        """Adds gradients up over all processes that share rows."""
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                self.ranks.rows.sum(parameter.grad)
 
     def _fired(self, latent: Tensor, active: Tensor) -> Tensor:
         """On how many of the batch's rows, over all processes, each latent held here fired."""

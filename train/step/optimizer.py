@@ -1,4 +1,4 @@
-"""One training step, its learning rate, and Adam over float32 master weights with its state on disk."""
+"""One training step, its learning rate, and Adam's state on disk."""
 
 import math
 
@@ -6,14 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from train.config import SETTLES, TrainConfig
+from train.parallel import Group
+from train.step.adam import Adam, Part
 from train.step.module import StepResult, TrainingTranscoder
 from train.step.resample import resample
 
 
-def make_optimizer(module: TrainingTranscoder, lr: float) -> torch.optim.Adam:
-    """`lr_scale` of a group multiplies the schedule's learning rate."""
-    groups = [{"params": list(named.values()), "lr_scale": scale} for scale, named in _learnt(module).items()]
-    return torch.optim.Adam(groups, lr=lr, fused=True)
+def make_optimizer(module: TrainingTranscoder, lr: float) -> Adam:
+    """Adam over what is learnt. With shard_optimizer the processes that share rows share encoder and decoder out."""
+    config = module.config
+    rows = module.ranks.rows
+
+    def sharers(name: str, parameter: nn.Parameter) -> Group:
+        return rows if config.shard_optimizer and name in module.by_latent and parameter.ndim == 2 else Group()
+
+    parts = {
+        scale: {name: Part.of(parameter, sharers(name, parameter)) for name, parameter in named.items()}
+        for scale, named in _learnt(module).items()
+    }
+    return Adam(parts, lr, rows, getattr(torch, config.gradient_dtype))
 
 
 def _learnt(module: TrainingTranscoder) -> dict[float, dict[str, nn.Parameter]]:
@@ -27,8 +38,8 @@ def _learnt(module: TrainingTranscoder) -> dict[float, dict[str, nn.Parameter]]:
     return groups
 
 
-def update(module: TrainingTranscoder, optimizer: torch.optim.Adam, lr: float) -> None:
-    """One step of Adam from the gradients; none where the watch holds it."""
+def update(module: TrainingTranscoder, optimizer: Adam, lr: float) -> None:
+    """One step of Adam from the gradients of all processes; none where the watch holds it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     optimizer.found_inf = module.watch.holds  # type: ignore[attr-defined]
@@ -49,7 +60,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def train_step(
-    module: TrainingTranscoder, optimizer: torch.optim.Adam, source: Tensor, target: Tensor, lr: float, step: int = 0
+    module: TrainingTranscoder, optimizer: Adam, source: Tensor, target: Tensor, lr: float, step: int = 0
 ) -> StepResult:
     """One step: gradients, Adam, decoder rows back to norm 1. Weights stay as they are from a loss that is not finite on.
 
@@ -66,20 +77,23 @@ def train_step(
     return result
 
 
-def state_of(module: TrainingTranscoder, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """Adam's state of the whole dictionary by `index.name`, on rank 0; every process has to ask for it."""
-    learnt = [item for named in _learnt(module).values() for item in named.items()]
-    return {
-        f"{index}.{name}": module.whole(of, value)
-        for index, (of, parameter) in enumerate(learnt)
-        for name, value in optimizer.state[parameter].items()
-    }
+def state_of(module: TrainingTranscoder, optimizer: Adam) -> dict[str, Tensor]:
+    """Adam's state of the whole dictionary by `index.name`, on rank 0, and nothing on others; all have to ask for it."""
+    found: dict[str, Tensor] = {}
+    for index, (of, part) in enumerate(optimizer.parts.items()):
+        for name, value in optimizer.state[part.own].items():
+            whole = module.whole(of, part.joined(value))
+            if module.ranks.rank == 0:  # what processes have joined is never twice on a device
+                found[f"{index}.{name}"] = whole if part.own is part.weight else whole.cpu()
+    return found
 
 
-def load_state(module: TrainingTranscoder, optimizer: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
-    learnt = [name for named in _learnt(module).values() for name in named]
+def load_state(module: TrainingTranscoder, optimizer: Adam, tensors: dict[str, Tensor]) -> None:
+    """Puts Adam's state of the whole dictionary, by `index.name`, into the parts that are kept here."""
+    learnt = list(optimizer.parts.items())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = module.own(learnt[int(index)], value)
+        of, part = learnt[int(index)]
+        state.setdefault(int(index), {})[name] = part.cut(module.own(of, value))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from train.step.adam import Adam
 from train.step.module import TrainingTranscoder
 
 NORM = 0.2
@@ -11,7 +12,7 @@ NORM = 0.2
 that the demo's JumpReLU diverged."""
 
 
-def resample(module: TrainingTranscoder, optimizer: torch.optim.Adam, x: Tensor, residual: Tensor, step: int) -> None:
+def resample(module: TrainingTranscoder, optimizer: Adam, x: Tensor, residual: Tensor, step: int) -> None:
     """Starts silent latents anew, at most as many as the batch has rows. Waits for the device.
 
     x [rows, d_in] has this process's normalised rows, residual [rows, d_out] their reconstruction minus the target.
@@ -45,9 +46,12 @@ def resample(module: TrainingTranscoder, optimizer: torch.optim.Adam, x: Tensor,
             parameter[index] = normalize(-errors[mine], dim=1)
         else:
             parameter[index] = mean_of_living(parameter)
-        state = optimizer.state[parameter]
-        state["exp_avg"][index] = 0
-        state["exp_avg_sq"][index] = mean_of_living(state["exp_avg_sq"])
+        part = optimizer.parts[name]
+        state = optimizer.state[part.own]
+        kept = torch.zeros_like(silent).index_fill_(0, index, True)[part.rows]
+        squares = part.group.sum(shared.sum(state["exp_avg_sq"][~silent[part.rows]].sum(0)))
+        state["exp_avg"][kept] = 0
+        state["exp_avg_sq"][kept] = squares / (config.d_sae - n_silent)
     module.tokens_since_fired[index] = 0
 
 

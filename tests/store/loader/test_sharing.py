@@ -44,6 +44,19 @@ def test_processes_that_share_latents_share_the_reading_too(store):
         assert all(torch.equal(got.source, one.source) for got, one in zip(found, alone, strict=True))
 
 
+def test_a_grid_serves_each_line_of_neighbours_its_share(store):
+    asked = dict(stop=119 * 2, mix=SMALL, cursor=7)
+    alone = [list(batches(store, "train", 6, rank=line, world=2, **asked)) for line in range(2)]
+
+    def shared(sharing: Sharing):
+        return list(batches(store, "train", 6, rank=sharing.rank // 3, world=2, sharing=sharing, **asked))
+
+    for rank, found in enumerate(in_ranks(6, shared)):
+        for got, expected in zip(found, alone[rank // 3], strict=True):
+            assert torch.equal(got.source, expected.source)
+            assert torch.equal(got.target, expected.target)
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_processes_that_follow_a_harvest_share_the_reading(store, world):
     asked = dict(view="rms", sites=("resid_mid", "mlp_out"), device=torch.device("cpu"), cursor=0, stop=200, wait=print)

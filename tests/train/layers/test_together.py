@@ -157,7 +157,8 @@ def test_the_command_line_trains_all_layers_that_have_a_store(stores, solo, tmp_
     ("changes", "message"),
     [
         ({"run": Path("one")}, "one is one folder for several layers; write {layer} where the number stands"),
-        ({"shard_dictionary": True}, "several layers are shared out whole; leave it out"),
+        ({"shard_optimizer": True}, "shard_optimizer is for processes that share a layer, but several are"),
+        ({"shard_dictionary": True}, "several are shared out whole; leave it out"),
         ({"k": 50}, "k is 50, but the dictionary has only 40"),
         ({"layers_at_once": 0}, "layers_at_once is 0; it must be at least 1"),
     ],

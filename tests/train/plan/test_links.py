@@ -1,6 +1,7 @@
-"""Planned exchanges against the bytes that real small trainings add up and send."""
+"""Planned exchanges against the bytes that real small trainings add up and send, and by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,38 +12,61 @@ from store.shards.writer import StoreWriter
 from tests.making import make_norm, make_recipe, make_rows, make_store
 from tests.store.loader.making import in_ranks
 from train.config import TrainConfig
-from train.parallel import Group, Latents, Ranks
+from train.parallel import Group, Ranks
 from train.plan.config import PlanConfig
-from train.plan.links import seconds_of_exchange, together
-from train.plan.sizes import plan
+from train.plan.layouts import layout_of
+from train.plan.links import Exchange, reading, ring
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
 
+LAYOUTS = [(1, 4, False), (1, 4, True), (4, 1, False), (2, 2, False), (2, 2, True)]
+"""GPUs that share a dictionary, groups of them, and whether they share the optimizer."""
+
 
 @pytest.mark.parametrize(("d", "d_sae", "rows"), [(64, 256, 64), (64, 1024, 128), (128, 512, 256)])
-@pytest.mark.parametrize("kind", [Group, Latents])
-def test_planned_sums_are_those_of_a_step(tmp_path, monkeypatch, kind, d, d_sae, rows):
-    summed = []
-    monkeypatch.setattr(Group, "sum", lambda self, tensor: (summed.append(tensor.nbytes * (type(self) is kind)), tensor)[1])
+@pytest.mark.parametrize(("sharers", "lines", "shards_optimizer"), LAYOUTS)
+def test_planned_sums_are_those_of_a_step(tmp_path, monkeypatch, sharers, lines, shards_optimizer, d, d_sae, rows):
+    sent = 0.0
+
+    def send(group: Group, tensor: torch.Tensor, times: int) -> None:
+        nonlocal sent
+        sent += times * (group.world - 1) / group.world * tensor.nbytes
+
+    def add_up(group: Group, tensor: torch.Tensor) -> torch.Tensor:
+        send(group, tensor, 2)
+        return tensor
+
+    def add_up_part(group: Group, tensor: torch.Tensor) -> torch.Tensor:
+        send(group, tensor, 1)
+        return tensor[group.part(len(tensor))]
+
+    def join_parts(group: Group, own: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+        send(group, into, 1)
+        return into
+
+    monkeypatch.setattr(Group, "sum", add_up)
+    monkeypatch.setattr(Group, "sum_part", add_up_part)
+    monkeypatch.setattr(Group, "all_parts", join_parts)
     monkeypatch.setattr(Group, "total", lambda self, n: n)
     monkeypatch.setattr(Group, "gather", lambda self, values: values)
-    ranks = Ranks(0, 4, shards_dictionary=True) if kind is Latents else Ranks()
+    mesh: object = SimpleNamespace(get_group=lambda name: None)
+    ranks = Ranks(0, 4, sharers=sharers, mesh=mesh)  # type: ignore[arg-type]
     with StoreWriter(tmp_path, make_recipe(), make_norm(d)) as writer:
         writer.append(make_rows(0, writer.recipe, d_in=d, d_out=d))
-    config = TrainConfig(model="tiny", layer=1, d_sae=d_sae, k=8, batch_rows=rows, tokens=rows)
+    sizes = dict(d_sae=d_sae, k=8, batch_rows=rows, tokens=rows)
+    config = TrainConfig(model="tiny", layer=1, shard_optimizer=shards_optimizer, **sizes)  # type: ignore[arg-type]
     with torch.no_grad():
         module = TrainingTranscoder(config, writer.manifest, make_norm(d), "float32", ranks=ranks)
         optimizer = make_optimizer(module, 1e-3)
-        train_step(module, optimizer, torch.randn(rows, d), torch.randn(rows, d), 1e-3)
-    asked = PlanConfig(d_model=d, d_sae=d_sae, batch_rows=rows, gpus=4)
-    assert together(asked, 4 * d, 1 if kind is Group else 4).summed == pytest.approx(sum(summed), rel=0.25)
+        own = rows // lines
+        train_step(module, optimizer, torch.randn(own, d), torch.randn(own, d), 1e-3)
+    layout = layout_of(PlanConfig(d_model=d, gpus=4, **sizes), sharers, lines, shards_optimizer)  # type: ignore[arg-type]
+    assert layout.decoded.sent + layout.gradients.sent == pytest.approx(sent, rel=0.25)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("shares", ["rows", "latents"])
-def test_planned_rows_are_those_that_processes_send_each_other(tmp_path, world, shares):
+@pytest.mark.parametrize(("sharers", "lines"), [(1, 2), (1, 4), (2, 1), (4, 1), (2, 2)])
+def test_planned_rows_are_those_that_processes_send_each_other(tmp_path, sharers, lines):
     store = make_store(tmp_path / "store", 12)
-    asked = dict(stop=40 * 24)
 
     def act(sharing: Sharing) -> int:
         sent = 0
@@ -53,35 +77,46 @@ def test_planned_rows_are_those_that_processes_send_each_other(tmp_path, world, 
             return sharing.exchange(rows, to, received)
 
         counted = replace(sharing, exchange=exchange)
-        own = dict(rank=sharing.rank, world=world) if shares == "rows" else {}
-        for _ in batches(store, "train", 24 // own.get("world", 1), sharing=counted, **asked, **own):
+        line = sharing.rank // sharers
+        for _ in batches(store, "train", 24 // lines, rank=line, world=lines, sharing=counted, stop=40 * 24):
             pass
         return sent
 
-    sent = in_ranks(world, act)
-    planned = together(PlanConfig(batch_rows=24, gpus=world), 2 * (12 + 10), 1 if shares == "rows" else world).rows
-    assert planned == pytest.approx(sum(sent) / world / 40, rel=0.25)
+    sent = in_ranks(sharers * lines, act)
+    planned = reading(PlanConfig(batch_rows=24, gpus=sharers * lines), 2 * (12 + 10), sharers, lines).sent
+    assert planned == pytest.approx(sum(sent) / len(sent) / 40, rel=0.25)
 
 
-ONE = PlanConfig(d_model=4608, tokens=1_000_000_000, d_sae=131_072, gpus=8, train_rate=50_000.0, link_rate=450.0)
+MACHINES = PlanConfig(gpus=64, nodes=8, link_rate=400.0, network_rate=50.0)
 
 
-def test_gpus_left_over_share_a_layers_rows_and_the_link_decides_how_well():
-    shared = together(ONE, 4 * 4608, 1)
-    assert shared.gpus == 8
-    assert seconds_of_exchange(ONE, shared) == pytest.approx(1e9 / 4096 * (1.75 * 4.83e9 + 8.3e6) / 450e9, rel=0.01)
-    spread = replace(ONE, gpus=64, nodes=8, network_rate=400.0)
-    far = together(spread, 4 * 4608, 1)
-    assert seconds_of_exchange(spread, far) == pytest.approx(1e9 / 4096 * (126 / 64 * 4.83e9) / 50e9, rel=0.01)
-    assert seconds_of_exchange(replace(spread, network_rate=None), far) is None
-    assert "training, 8 GPUs a layer; exchanging 8.47 GB each in a step: 1.3 h of it" in plan(ONE)
-    assert "give --network-rate" in plan(replace(spread, network_rate=None))
-    assert "64 GPUs a layer exchange for longer than they compute: a larger --batch-rows" in plan(spread)
+@pytest.mark.parametrize(
+    ("n", "apart", "expected"),
+    [
+        (8, 1, Exchange(1.75e9, 1.75e9)),  # all in one machine
+        (4, 2, Exchange(1.5e9, 1.5e9)),
+        (64, 1, Exchange(126 / 64 * 1e9, 126 / 64 * 1e9, 126 / 64 * 1e9)),  # one ring through all machines
+        (8, 8, Exchange(1.75e9, 0, 8 * 1.75e9)),  # eight rings, each with one GPU of every machine
+        (16, 4, Exchange(1.875e9, 1.875e9, 4 * 1.875e9)),  # four rings, each with two GPUs of every machine
+    ],
+)
+def test_a_ring_leaves_each_machine_once(n, apart, expected):
+    assert ring(MACHINES, 1e9, n, apart) == expected
 
 
-def test_layers_on_gpus_of_their_own_exchange_nothing():
-    assert together(replace(ONE, layers=8), 4 * 4608, 1).sent == 0
-    assert together(replace(ONE, layers=3, keep_shards=32), 4 * 4608, 1).gpus == 1
+def test_an_exchange_takes_as_long_as_its_slower_way():
+    assert Exchange(4e9, 4e9, 1e9).seconds(MACHINES) == pytest.approx(0.02)
+    assert Exchange(9e9, 9e9, 1e9).seconds(MACHINES) == pytest.approx(9 / 400)
+    assert Exchange().seconds(replace(MACHINES, link_rate=None)) == 0
+    assert Exchange(4e9, 4e9, 1e9).seconds(replace(MACHINES, network_rate=None)) is None
+    assert Exchange(4e9, 4e9).seconds(replace(MACHINES, network_rate=None)) == pytest.approx(0.01)
+
+
+def test_rows_read_by_sixteen_gpus_of_two_machines_leave_half_the_time():
+    """Each reads a 16th of 4,096 rows and sends it to the 8 GPUs of one machine: 7 others of its own, or 8 of the other."""
+    found = reading(replace(MACHINES, gpus=16, nodes=2, batch_rows=4096), 1000, 8, 2)
+    assert found.sent == 256 * 1000 * 7.5
+    assert found.network == pytest.approx(8 * 256 * 1000 * 7.5 / 2)
 
 
 def test_gpus_that_machines_cannot_share_evenly_are_refused():

@@ -10,6 +10,7 @@ from tests.making import make_norm, make_recipe, make_rows
 from train.checkpoint import candidates
 from train.config import TrainConfig
 from train.plan.config import PlanConfig
+from train.plan.layouts import layout_of
 from train.plan.sizes import plan, sizes_of
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
@@ -44,7 +45,7 @@ def test_planned_state_is_that_of_a_training(tmp_path, d, d_sae, rows):
         train_step(module, optimizer, torch.randn(rows, d), torch.randn(rows, d), 1e-3)
     tensors = [tensor for p in module.parameters() for tensor in (p, p.grad) if tensor is not None]
     tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
-    planned = sizes_of(PlanConfig(d_model=d, d_sae=d_sae, batch_rows=rows)).need.state - 12 * d**2
+    planned = layout_of(PlanConfig(d_model=d, d_sae=d_sae, batch_rows=rows)).need.state - 12 * d**2
     assert planned == pytest.approx(sum(tensor.nbytes for tensor in tensors), rel=0.05)
 
 
@@ -68,21 +69,18 @@ def test_27b_is_too_much_to_store_and_can_be_streamed():
 
 @pytest.mark.parametrize("gigabytes", [16.0, 24.0])
 def test_the_recipe_of_gemma_2_2b_fits_small_cards(gigabytes):
-    assert f"fits one of {gigabytes:g} GB" in plan(PlanConfig(gpu_gigabytes=gigabytes))
+    text = plan(PlanConfig(gpu_gigabytes=gigabytes))
+    assert "a GPU        3.27 GB: " in text
+    assert f"of {gigabytes:g} GB\n" in text
+    assert "layout       one GPU a layer" in text
 
 
 def test_memory_that_options_change_is_planned():
-    one = sizes_of(PlanConfig()).need
-    assert sizes_of(PlanConfig(batch_rows=16_384)).need.step > 3 * one.step
-    assert sizes_of(PlanConfig(k=1024)).need.step > one.step + 64 * 4096 * (1024 - 96) // 2
-    assert sizes_of(PlanConfig(skip=True)).need.state == one.state + 16 * 2304**2
+    one = layout_of(PlanConfig()).need
+    assert layout_of(PlanConfig(batch_rows=16_384)).need.step > 3 * one.step
+    assert layout_of(PlanConfig(k=1024)).need.step > one.step + 64 * 4096 * (1024 - 96) // 2
+    assert layout_of(PlanConfig(skip=True)).need.state == one.state + 16 * 2304**2
     assert "dead latents 10% are taken to be; AuxK takes 0.40 GB more where half are; --aux-latents" in plan(PlanConfig())
-    with pytest.raises(ValueError, match="gpu_gigabytes is 2, but of a dictionary shared by 64 .* smaller --batch-rows"):
-        plan(PlanConfig(gpu_gigabytes=2.0))
-
-
-def test_a_dictionary_too_wide_is_shared():
-    assert "needs --shard-dictionary over 4 of 16 GB" in plan(replace(LARGE, layers=1, gpu_gigabytes=16.0))
 
 
 def test_the_plan_names_a_limit_of_held_out_tokens_and_counts_with_it():
