@@ -21,8 +21,7 @@ from train.step.auxk import auxk, some_of
 from train.step.draws import draw_order, draw_prefixes, draw_unit_rows
 from train.step.losses import StepResult, Sums, by_dense_latent, report
 from train.step.moments import moments_of, scale_of, view_moments
-from train.step.sparse import decode_nested, weight_gradients
-from train.step.tables import as_table
+from train.step.sparse import as_table, decode_nested, weight_gradients
 from train.step.target import TargetRoot, in_plain_target
 from train.step.watch import LossMonitor
 

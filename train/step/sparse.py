@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from store.sparse.kernels import compiled, in_parallel
-from store.sparse.scan import Bags, Entries, bag_sums, sampled_dots, starts_by_latent, sums_by_latent
-from store.sparse.switch import kernels_for
+from store.sparse.scan import Bags, Candidates, Entries, bag_sums, sampled_dots, starts_by_latent, sums_by_latent
+from store.sparse.switch import kernels_for, kernels_of
+from train.config import TrainConfig
 from train.parallel import Latents
 
 
@@ -193,3 +194,17 @@ def weight_gradients(
         b_enc=sums_by_latent(entries.latent, by_bias, d_sae, starts),
         decoder=None if "decoder" in frozen else bag_sums(grad_bags, bags.bag, starts, latents),
     )
+
+
+def as_table(rows: Tensor, config: TrainConfig, candidates: Candidates, shared: Latents) -> Tensor:
+    """The rows as they are gathered. In bfloat16 they take half the bytes where Triton's kernels read them. Other kernels
+    read float32, where they are only rounded: all kernels work with the same numbers.
+
+    candidates: a search in float32 reads float32.
+    shared: the processes that share latents, which decode by PyTorch's operators.
+    """
+    if config.tables == "float32":
+        return rows
+    low = rows.bfloat16()
+    halved = kernels_of(rows.device) == "triton" and candidates == "bfloat16" and shared.world == 1
+    return low if halved else low.float()
