@@ -6,6 +6,7 @@ last two sizes. Each part runs in a process of its own, so that the memory of on
 """
 
 import argparse
+import resource
 import subprocess
 import sys
 import time
@@ -52,9 +53,10 @@ def main() -> None:
         if done.returncode not in (0, ABOVE):
             print(f"\n{part} FAILED: {done.stderr[-3000:]}", flush=True)
     seconds = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     named = ", ".join(part for part, end in ends.items() if end)
     said = f"too fast or failed: {named}" if named else f"none is above {LIMIT}, or {SHARED_OUT} of what is shared out"
-    print(f"\n{said}; {seconds:,.0f} s")
+    print(f"\n{said}; {seconds:,.0f} s, {used.ru_utime + used.ru_stime:,.0f} s of the processor's time")
     sys.exit(bool(named))
 
 
