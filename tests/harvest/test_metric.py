@@ -374,3 +374,10 @@ def test_too_few_sequences_and_other_stores_are_refused(config, caplog):
     described = json.loads((config.store / "manifest.json").read_text())
     assert described["format_version"] == 3
     assert described["metric"]["sequences"] < 1_000_000
+
+
+def test_a_metric_that_is_there_already_is_said_to_stay(config, caplog):
+    caplog.set_level("INFO")
+    harvest(replace(config, metric_sequences=4))
+    add_metric(MetricConfig(store=config.store, device="cpu", sequences=2))
+    assert "metric and lens are there already; --force estimates them again" in caplog.messages
