@@ -109,8 +109,8 @@ def published(model: str, layer: int) -> list[Published]:
     scope2 = SCOPE2_MODEL.fullmatch(name)
     if name not in SCOPE1_REPOS and scope2 is None:
         raise NonePublished(
-            f"Google publishes no transcoders for {model}; give BASELINE=FOLDER (a layout of Gemma Scope, SAELens or the "
-            "earlier code, or a run of ours)"
+            f"Google publishes no transcoders for {model}; give BASELINE= another run, or the folder or "
+            "hf://user/repo/path of another project's transcoder"
         )
     repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
     with fetching(f"Google's repository {repo}", ELSEWHERE):

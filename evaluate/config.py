@@ -71,7 +71,9 @@ class LayersConfig(EvaluateConfig):
         super().__post_init__()
         plain = [str(path) for path in self.paths if path and LAYER not in str(path)]
         if len(self.layers) > 1 and plain:
-            raise Refused(f"{plain[0]} is one folder for layers {self.layers}; write {LAYER} where its number stands")
+            raise Refused(
+                f"{plain[0]} is one folder for layers {spell_layers(self.layers)}; write {LAYER} where its number stands"
+            )
 
     @property
     def paths(self) -> tuple[Path | None, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from evaluate.config import EvaluateConfig, LayersConfig
 from store.disk.remote import StorePath
 from store.errors import Refused
+from store.layers.parse import spell_layers
 from store.layout import CONFIG, default_store
 from store.parents import holds_store, layer_folder
 from store.shards.origin import find_store, read_origin, store_without_rows
@@ -49,7 +50,7 @@ def open_runs(config: LayersConfig, refuse: Callable[[OpenRun], None], purpose: 
     purpose: what needs them, for people (`a map`).
     """
     if len(config.layers) < 2:
-        raise Refused(f"layer is {config.layer}; {purpose} needs two or more, like 8,17")
+        raise Refused(f"layer is {spell_layers(config.layers)}; {purpose} needs two or more, like 8,17")
     runs = [open_run(config.for_layer(layer)) for layer in config.layers]
     for run in runs:
         refuse(run)

@@ -18,7 +18,7 @@ from store.counts import ceil_div
 from store.disk.lock import RemoteLock, WriterLock
 from store.disk.remote import StorePath
 from store.errors import Refused
-from store.layout import METRIC_STATE
+from store.layout import METRIC_STATE, TRAIN_CONFIG, WEIGHTS
 from store.shards.manifest import MANIFEST, Manifest, load_manifest
 from store.shards.reader import check_sizes
 from store.shards.writer import holds_shards, lock_for_writing
@@ -79,10 +79,15 @@ def visit(config: HarvestConfig) -> Visit:
 
     Damaged when a shard is missing or has another size than recorded.
     """
+    for name, value in (("model", config.model), ("dataset", config.dataset)):
+        if not value.strip():
+            raise Refused(f"{name} is empty; give its name, or leave --{name} out for the default")
     manifests = {}
     for layer, directory in config.directories.items():
         if (directory / MANIFEST).exists():
             manifests[layer] = load_manifest(directory)
+        elif (directory / WEIGHTS).exists() or (directory / TRAIN_CONFIG).exists():
+            raise Refused(f"{directory} holds a run, among whose files shards do not belong; give another STORE")
     config = _with_size_of(config, manifests)
     if config.splits.most == 0:
         raise Refused(

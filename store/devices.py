@@ -18,6 +18,9 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise Refused(f"device {name!r} is none that PyTorch knows; give cpu, cuda, cuda:1 or auto") from None
+    try:
         torch.empty(0, device=device).cpu()  # meta and its like hold no values
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); give cpu or auto") from None

@@ -14,6 +14,7 @@ from store.disk.files import refuse_unwritable
 from store.disk.lock import WriterLock
 from store.errors import Refused
 from store.layout import COMPARISON_FOLDER, EVALUATION, SAMPLES, TRAIN_LOCK, WEIGHTS
+from store.parents import holds_store
 from store.shards.manifest import load_manifest
 from store.shards.pair import open_pair
 from store.shards.reader import Store, check_shards
@@ -212,6 +213,8 @@ def check_outputs(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
         folder = config.run_directory
         refuse_unwritable(folder, "run", "RUN")
+        if holds_store(folder):
+            raise Refused(f"{folder} is an activation store, among whose files a run does not belong; give another RUN")
         for results in (SAMPLES, EVALUATION, COMPARISON_FOLDER):
             if (folder / results).exists() and not (folder / WEIGHTS).exists():
                 raise Refused(

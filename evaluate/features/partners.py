@@ -23,6 +23,7 @@ from evaluate.runs import open_run, store_of
 from store.devices import resolve_device
 from store.disk.files import appearing_whole
 from store.errors import Refused
+from store.layers.parse import spell_layers
 from store.layout import FEATURES, SAMPLES
 from store.shards.pair import check_same_rows
 from store.shards.reader import Store, check_shards, open_store
@@ -57,7 +58,7 @@ def match_features(config: CompareLayersConfig) -> Path:
     Refused for fewer than two layers, ValueError when layers were not harvested together.
     """
     if len(config.layers) < 2:
-        raise Refused(f"layer is {config.layer}; give two or more, like 8,17")
+        raise Refused(f"layer is {spell_layers(config.layers)}; give two or more, like 8,17")
     each = [config.for_layer(layer) for layer in config.layers]
     stores = [open_store(store_of(one)) for one in each]
     for a, b in pairwise(stores):

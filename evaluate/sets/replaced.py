@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evaluate.model.splice import hidden_states, restarted
-from harvest.config import SITES
 from harvest.model.language_model import LanguageModel
 from store.transcoders.forward import Forward
 from store.transcoders.transcoder import Transcoder
@@ -123,11 +122,6 @@ def run_replaced(
     return hidden, {layer: sites[layer, "resid_post"] for layer in wanted}
 
 
-def point_of(model: LanguageModel, layer: int, site: str) -> torch.nn.Module:
-    """The module through which a site passes."""
-    return model.bridge.hook_dict[SITES[site].format(layer=layer)]
-
-
 Hook = Callable[[torch.nn.Module, tuple, Tensor], Tensor | None]
 
 
@@ -153,7 +147,7 @@ def kept(model: LanguageModel, places: Sequence[Place]) -> Iterator[dict[Place, 
 
         return hook
 
-    with hooked([(point_of(model, *place), keep(place)) for place in places]):
+    with hooked([(model.point_of(*place), keep(place)) for place in places]):
         yield sites
 
 
@@ -164,7 +158,7 @@ def attention_frozen(model: LanguageModel, attn_out: Mapping[int, Tensor]) -> It
     def put_in(given: Tensor) -> Hook:
         return lambda module, args, value: given.view_as(value)
 
-    with hooked([(point_of(model, layer, "attn_out"), put_in(given)) for layer, given in attn_out.items()]):
+    with hooked([(model.point_of(layer, "attn_out"), put_in(given)) for layer, given in attn_out.items()]):
         yield
 
 
@@ -186,6 +180,6 @@ def replaced(
         return hook
 
     with kept(model, list(sources.values())) as sites:
-        outputs = [(point_of(model, layer, "mlp_out"), put_in(layer, each, sites)) for layer, each in replacements.items()]
+        outputs = [(model.point_of(layer, "mlp_out"), put_in(layer, each, sites)) for layer, each in replacements.items()]
         with hooked(outputs):
             yield

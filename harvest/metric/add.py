@@ -31,7 +31,9 @@ def add_metric(config: MetricConfig) -> str:
         check_same_rows(first, store, "train")
     metric = config.force or any(map(lacks_metric, stores.values()))
     lens = config.force or any(map(lacks_lens, stores.values()))
-    if metric or lens:
+    if not (metric or lens):
+        log.info("metric and lens are there already; --force estimates them again")
+    else:
         device = resolve_device(config.device)
         with ExitStack() as stack:
             for store in stores.values():

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harvest.metric.draw import LABELS, Drawn, cached_rows, draw_labelled
-from harvest.metric.gradients import Place, forget_gradients, gradients, names_of, sequences_at_once
+from harvest.metric.gradients import Place, forget_gradients, gradients, places_in, sequences_at_once
 from harvest.metric.lens import PASSES, Directions, lens_sums
 from harvest.model.language_model import LanguageModel
 from harvest.model.unembedding import Unembedding
@@ -99,8 +99,8 @@ class Estimate:
         self.path = None if isinstance(first.directory, Remote) else first.directory / METRIC_STATE
         """Where it is saved; nowhere for a store at a URL."""
         sites = first.manifest.recipe.sites
-        self.names = names_of(list(stores), sites)
-        widths = {(layer, site): stores[layer].manifest.widths[site] for layer, site in self.names}
+        self.places = places_in(list(stores), sites)
+        widths = {(layer, site): stores[layer].manifest.widths[site] for layer, site in self.places}
         self.sums = Sums(
             metric={place: SiteMetric.zeros(width) for place, width in widths.items()} if metric else {},
             lens={place: SiteLens.zeros(width) for place, width in widths.items()} if lens else {},
@@ -133,7 +133,7 @@ class Estimate:
             labelled = draw_labelled(kept, start, self.seed) if self.sums.metric else None
             directions = [self.directions.at(part, number).to(model.whole.dtype) for number in range(self.passes)]
             seed = self.seed * 1_000_003 + start
-            found = gradients(model, unembedding, tokens[part], self.names, labelled, seed, directions)
+            found = gradients(model, unembedding, tokens[part], self.places, labelled, seed, directions)
             if start == 0:
                 check_sites(found.sites, self.stores, tokens[0])
             metric = {}

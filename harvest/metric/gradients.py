@@ -3,8 +3,9 @@
 One run forth serves both. Only the blocks from the lowest layer on are differentiated.
 """
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,26 +13,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from harvest.config import SITES
 from harvest.metric.draw import draw_labelled
 from harvest.metric.lens import PASSES
 from harvest.model.language_model import LanguageModel
 from harvest.model.unembedding import Unembedding
 from harvest.pool import Lanes
 from store.devices import of_kind
+from store.errors import Refused
 
 LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 """Logits that are held at a time, by kind of device."""
 TOKENS_AT_ONCE = {"cpu": 1, "cuda": 4096}
 """Tokens of one backward pass, by kind of device; at least one sequence."""
 
+log = logging.getLogger(__name__)
+
 Place = tuple[int, str]
 """Layer and site."""
 
 
-def names_of(layers: Sequence[int], sites: Sequence[str]) -> dict[Place, str]:
-    """TransformerLens's names of the sites of some layers."""
-    return {(layer, site): SITES[site].format(layer=layer) for layer in sorted(layers) for site in sites}
+def places_in(layers: Sequence[int], sites: Sequence[str]) -> list[Place]:
+    """The sites of some layers, the lowest layer first."""
+    return [(layer, site) for layer in sorted(layers) for site in sites]
 
 
 def sampled_scores(
@@ -52,15 +55,15 @@ def sampled_scores(
 
 
 @contextmanager
-def differentiable(model: LanguageModel, names: Mapping[Place, str], lowest: int) -> Iterator[dict[Place, Tensor]]:
+def differentiable(model: LanguageModel, places: Sequence[Place], lowest: int) -> Iterator[dict[Place, Tensor]]:
     """Within the context, a run of the model is differentiable from the block `lowest` on, and leaves its sites here."""
     sites: dict[Place, Tensor] = {}
-    hooks = model.bridge.hook_dict
-    begins = hooks[SITES["resid_pre"].format(layer=lowest)]
+    begins = model.point_of(lowest, "resid_pre")
+    points = {place: model.point_of(*place) for place in places}
     handles = [begins.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())]
-    for place, name in names.items():
+    for place, point in points.items():
         take = lambda module, args, output, place=place: sites.__setitem__(place, output)  # noqa: E731
-        handles.append(hooks[name].register_forward_hook(take))
+        handles.append(point.register_forward_hook(take))
     try:
         with torch.enable_grad():
             yield sites
@@ -90,7 +93,7 @@ def gradients(
     model: LanguageModel,
     unembedding: Unembedding,
     tokens: Int[Tensor, "sequences context"],
-    names: Mapping[Place, str],
+    places: Sequence[Place],
     labelled: Bool[Tensor, "sequences context"] | None = None,
     seed: int = 0,
     directions: Sequence[Float[Tensor, "sequences context d"]] = (),
@@ -101,7 +104,7 @@ def gradients(
         model: runs them.
         unembedding: the model's.
         tokens: the sequences.
-        names: of the sites.
+        places: the sites.
         labelled: rows at which a label is drawn; None for no labels.
         seed: that draws the labels.
         directions: at each hidden state that the model unembeds; a backward pass for each.
@@ -109,9 +112,9 @@ def gradients(
     there = unembedding.weight.device  # another than the last block's where a model is spread over devices
     generator = torch.Generator(there).manual_seed(seed)
     of_labels: Sequence[Tensor] = ()
-    with differentiable(model, names, min(layer for layer, _ in names)) as sites:
+    with differentiable(model, places, min(layer for layer, _ in places)) as sites:
         hidden = model.whole.base_model(input_ids=tokens.to(model.device), use_cache=False).last_hidden_state
-        wanted = [sites[place] for place in names]
+        wanted = [sites[place] for place in places]
         if labelled is not None:
             with torch.no_grad():
                 by_hidden = torch.zeros_like(hidden)
@@ -120,27 +123,34 @@ def gradients(
             of_labels = torch.autograd.grad(hidden, wanted, by_hidden, retain_graph=bool(directions))
         along = [torch.autograd.grad(hidden, wanted, each.to(hidden), retain_graph=True) for each in directions]
     return Gradients(
-        sites={place: sites[place].detach() for place in names},
-        of_labels=dict(zip(names, of_labels, strict=False)),
-        of_directions=[dict(zip(names, found, strict=True)) for found in along],
+        sites={place: sites[place].detach() for place in places},
+        of_labels=dict(zip(places, of_labels, strict=False)),
+        of_directions=[dict(zip(places, found, strict=True)) for found in along],
     )
 
 
 def seconds_a_sequence(
     model: LanguageModel, tokens: Int[Tensor, "sequences context"], layers: Sequence[int], sites: Sequence[str]
 ) -> float:
-    """How long a sequence takes, from a batch on every lane, after one to warm up."""
+    """How long a sequence takes, from a batch on every lane, after one to warm up; 0 where a site has no gradient, which a
+    line of the log says."""
     lanes = Lanes(model)
     at_once = sequences_at_once(model, tokens.shape[1])
-    names = names_of(layers, sites)
+    places = places_in(layers, sites)
     unembedding = Unembedding.of(model)
 
     def work(lane: LanguageModel, start: int) -> None:
         part = tokens[start : start + at_once].long()
         labelled = draw_labelled(torch.ones_like(part, dtype=torch.bool), 0, 0)
         directions = [torch.ones(*part.shape, model.d_model)] * PASSES
-        gradients(lane, unembedding, part, names, labelled, 0, directions)
+        gradients(lane, unembedding, part, places, labelled, 0, directions)
 
+    try:
+        for place in places:
+            model.point_of(*place)
+    except Refused as error:
+        log.warning("metric and lens will not be estimated: %s", error)
+        return 0.0
     starts = range(0, min(len(tokens), 2 * lanes.n * at_once), at_once)
     begun = 0.0
     for _ in range(2):

@@ -92,6 +92,20 @@ class LanguageModel:
         hook.remove()
         return seen[0]
 
+    def point_of(self, layer: int, site: str) -> torch.nn.Module:
+        """The module through which a site passes, for PyTorch's hooks.
+
+        Refused where it passes none: Granite scales what a block adds, which TransformerLens shows to its own hooks alone.
+        """
+        scaled = getattr(self.bridge.blocks[layer], "residual_contribution_scale", None)
+        if site in ("attn_out", "mlp_out") and scaled is not None:
+            raise Refused(
+                f"{self.name} scales {site} before it is added (residual_multiplier {scaled:g}), and no module gives the "
+                "scaled one: it can be harvested and compared, but neither replaced in a set nor differentiated; train "
+                "with --target-view raw"
+            )
+        return self.bridge.hook_dict[SITES[site].format(layer=layer)]
+
     def check_sites(self, sites: Sequence[str]) -> None:
         """Refused unless the model has these sites."""
         if not set(sites) <= set(self.sites):

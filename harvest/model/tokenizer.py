@@ -48,6 +48,8 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, rows: int, model: str) -> None
 
 def load_tokenizer(recipe: Recipe, source: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that wrote a store, from its model or from a folder. Refused when it is not that one."""
+    if source is not None and not source.exists():
+        raise Refused(f"tokenizer is {source}, which does not exist; give the folder that holds tokenizer.json")
     place = str(source) if source else base_of(recipe.model)
     try:
         if source is None and embedded.is_embedded(recipe.model):  # its one file says all about ids and texts, sooner

@@ -16,6 +16,7 @@ from torch import Tensor
 from store.disk.files import write_tensors, write_text
 from store.errors import Damaged, Refused
 from store.layout import CONFIG, WEIGHTS
+from store.parents import holds_store
 from store.transcoders.files import check_arrays, read_arrays, read_config
 from store.views import VIEWS, Norm, ViewName
 
@@ -210,14 +211,24 @@ class Transcoder:
         directory = Path(directory)
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).exists():
-                raise Refused(
-                    f"{directory} holds no transcoder: {name} is missing; train one with `make train`, "
-                    "or give a transcoder of another project as BASELINE="
-                )
+                raise Refused(f"{directory} holds no transcoder: {name} is missing; {_what_instead(directory)}")
         config = read_config(directory / CONFIG, cls.config_kind)
         arrays = read_arrays(directory / WEIGHTS)
         check_arrays(directory / WEIGHTS, arrays, set(_shapes(config)), optional={"W_skip"})
         return cls(config, **arrays).to(device)
+
+
+def _what_instead(directory: Path) -> str:
+    """What to give in the place of a folder that is no run, by what lies there."""
+    if directory.is_file():
+        return f"it is a file: give its folder, {directory.parent}"
+    if holds_store(directory):
+        return "it is an activation store, which STORE= takes; give a run's folder"
+    inside = sorted(str(path.parent) for path in directory.glob(f"*/{WEIGHTS}"))
+    if inside:
+        more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        return f"it is the folder of {', '.join(inside[:3])}{more}: give one of these"
+    return "train one with `make train`, or give a transcoder of another project as BASELINE="
 
 
 def _cure_of_shape(config: TranscoderConfig) -> str:

@@ -16,7 +16,7 @@ from harvest.loop import harvest
 from harvest.metric import estimate as estimating
 from harvest.metric.add import add_metric
 from harvest.metric.estimate import Estimate
-from harvest.metric.gradients import gradients, names_of
+from harvest.metric.gradients import gradients, places_in
 from harvest.metric.lens import Directions, lens_sums, orthogonal
 from harvest.model.families import FAMILIES
 from harvest.model.loading import load_model
@@ -89,7 +89,7 @@ def test_a_complete_basis_gives_the_mean_of_the_dense_jacobians(architecture, ti
     model = load_model(folder, N_LAYERS - 1, CPU, torch.float32)
     tokens = torch.randint(3, 95, (1, 6), generator=torch.Generator().manual_seed(0))
     tokens[:, 0] = BOS
-    names = names_of((0, 1, N_LAYERS - 1), ("mlp_out", "resid_post"))
+    names = places_in((0, 1, N_LAYERS - 1), ("mlp_out", "resid_post"))
     sums = dict.fromkeys(names, SiteLens.zeros(WIDTH))
     kept = torch.ones(1, 6, dtype=torch.bool)
     kept[:, 0] = False

@@ -16,7 +16,7 @@ from harvest.metric import gradients as differentiating
 from harvest.metric.add import add_metric
 from harvest.metric.draw import draw_labelled
 from harvest.metric.estimate import Estimate
-from harvest.metric.gradients import gradients, names_of, sampled_scores
+from harvest.metric.gradients import gradients, places_in, sampled_scores
 from harvest.model.families import FAMILIES
 from harvest.model.loading import load_model
 from harvest.model.unembedding import Unembedding
@@ -74,7 +74,7 @@ def test_gradients_of_every_family_equal_autograd_on_plain_transformers(architec
 
     monkeypatch.setattr(torch, "multinomial", always(LABEL))
     model = load_model(folder, N_LAYERS - 1, CPU, torch.float32)
-    names = names_of((0, N_LAYERS - 1), ("resid_pre", "resid_mid", "mlp_out", "resid_post"))
+    names = places_in((0, N_LAYERS - 1), ("resid_pre", "resid_mid", "mlp_out", "resid_post"))
     ran = gradients(model, Unembedding.of(model), tokens, names, labelled)
     sites, found = ran.sites, ran.of_labels
 
@@ -374,3 +374,10 @@ def test_too_few_sequences_and_other_stores_are_refused(config, caplog):
     described = json.loads((config.store / "manifest.json").read_text())
     assert described["format_version"] == 3
     assert described["metric"]["sequences"] < 1_000_000
+
+
+def test_a_metric_that_is_there_already_is_said_to_stay(config, caplog):
+    caplog.set_level("INFO")
+    harvest(replace(config, metric_sequences=4))
+    add_metric(MetricConfig(store=config.store, device="cpu", sequences=2))
+    assert "metric and lens are there already; --force estimates them again" in caplog.messages

@@ -206,3 +206,18 @@ def test_ranks_that_torchrun_did_not_start_say_that_they_do_a_share(monkeypatch,
     rank.warn_unless_torchrun()
     Rank().warn_unless_torchrun()
     assert not caplog.text
+
+
+@pytest.mark.parametrize("file", ["transcoder.safetensors", "train_config.json"])
+def test_no_store_is_harvested_into_a_run(config, file):
+    config.store.mkdir()
+    (config.store / file).touch()
+    with pytest.raises(Refused, match="store holds a run, among whose files shards do not belong; give another STORE"):
+        visit(config)
+
+
+@pytest.mark.parametrize("name", ["model", "dataset"])
+def test_an_empty_name_is_not_the_present_folder(config, name):
+    """As from a variable of the shell that is not set."""
+    with pytest.raises(Refused, match=f"{name} is empty; give its name, or leave --{name} out for the default"):
+        visit(replace(config, **{name: ""}))

@@ -10,7 +10,7 @@ from store.errors import Damaged, Refused
 from store.layout import COMPARISON_FOLDER, EVALUATION, SAMPLES, TRAIN_LOCK
 from store.shards import pair, reader
 from store.shards.reader import Store
-from tests.making import make_store
+from tests.making import files_of, make_store
 from tests.train.making import store_of
 from train import checks
 from train.config import TrainConfig
@@ -157,3 +157,10 @@ def test_results_of_weights_that_are_gone_are_not_left_beside_new_ones(config, r
     train(config)
     (config.run_directory / results).mkdir()
     train(config)  # finished: nothing is trained anew
+
+
+def test_no_run_is_trained_into_a_store(config, store):
+    before = files_of(store.directory)
+    with pytest.raises(Refused, match="is an activation store, among whose files a run does not belong; give another RUN"):
+        train(replace(config, run=store.directory))
+    assert files_of(store.directory) == before

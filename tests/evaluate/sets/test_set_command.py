@@ -60,9 +60,10 @@ def changed_runs(case: Case, folder: Path, changes: dict) -> Path:
     ("changes", "message"),
     [
         ({"layer": 2}, "layer is 2; a set needs two or more, like 8,17"),
+        ({"layer": (2,)}, "layer is 2; a set needs two or more, like 8,17"),
         ({"layer": (0, 1)}, "layer1/run holds no transcoder: config.json is missing"),
         ({"name": "../out"}, "name is '../out'; give one folder name, like my-set"),
-        ({"run": Path("one")}, r"one is one folder for layers \(0, 2\); write {layer} where its number stands"),
+        ({"run": Path("one")}, r"one is one folder for layers 0,2; write {layer} where its number stands"),
         ({"store": Path("nowhere")}, "nowhere/layer0"),
         (
             {"baseline": Path("nowhere/layer{layer}")},

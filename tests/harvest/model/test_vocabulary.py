@@ -8,7 +8,9 @@ import torch
 from transformers import AutoTokenizer
 
 from harvest.model.loading import load_model
+from harvest.model.tokenizer import load_tokenizer
 from store.errors import Refused
+from tests.making import make_recipe
 
 
 def with_tokens(model: Path, folder: Path, special: bool = False, **roles: str) -> Path:
@@ -41,3 +43,8 @@ def test_a_bos_or_eos_without_an_embedding_is_refused(tiny_models, tmp_path, rol
 
 def test_a_special_token_that_text_never_gives_may_lie_beyond(tiny_models, tmp_path):
     load(with_tokens(tiny_models["gpt2"], tmp_path / "model", special=True))
+
+
+def test_a_tokenizers_folder_that_is_not_there_is_no_name_on_the_hub(tmp_path):
+    with pytest.raises(Refused, match="nowhere, which does not exist; give the folder that holds tokenizer.json"):
+        load_tokenizer(make_recipe(), tmp_path / "nowhere")

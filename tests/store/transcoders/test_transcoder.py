@@ -1,6 +1,7 @@
 """The artefact: its forward, thresholds, prefixes, files, and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from store.transcoders.transcoder import Transcoder, TranscoderConfig
+from tests.making import make_store
 from tests.store.transcoders.making import make_transcoder
 
 
@@ -140,3 +142,17 @@ def test_nan_is_refused(tmp_path, name):
     t.save(tmp_path)
     with pytest.raises(ValueError, match=rf"\d+ of \d+ numbers of {name} are NaN; train or download it again"):
         Transcoder.load(tmp_path)
+
+
+def test_what_lies_where_a_run_is_wanted_is_named_with_what_to_give(tmp_path):
+    make_store(tmp_path / "store")
+    for name in ("a", "b", "c", "d"):
+        make_transcoder().save(tmp_path / "runs" / name)
+    runs = tmp_path / "runs"
+    for place, message in (
+        (tmp_path / "store", "it is an activation store, which STORE= takes; give a run's folder"),
+        (runs / "a/config.json", f"it is a file: give its folder, {runs / 'a'}"),
+        (runs, f"it is the folder of {runs / 'a'}, {runs / 'b'}, {runs / 'c'} and 1 more: give one of these"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{place} holds no transcoder: config.json is missing; {message}")):
+            Transcoder.load(place)
