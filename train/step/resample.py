@@ -38,7 +38,7 @@ def resample(module: TrainingTranscoder, optimizer: Adam, x: Tensor, residual: T
 
     length = NORM * mean_of_living(torch.linalg.vector_norm(module.encoder, dim=1))
     for name, parameter in module.named_parameters():
-        if name not in module.by_latent:
+        if name not in module.by_latent or name in module.frozen:
             continue
         if name == "encoder":
             parameter[index] = length * normalize(inputs[mine], dim=1)
