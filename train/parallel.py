@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeVar, cast
 
 import torch
@@ -139,12 +139,12 @@ class Ranks(Group):
     mesh: DeviceMesh | None = None
     """The grid, where it has more than one line and more than one column."""
 
-    @property
+    @cached_property
     def rows(self) -> Group:
         """The processes that hold the same latents, and share rows."""
         return Group(self.rank // self.sharers, self.world // self.sharers, self._along("rows"))
 
-    @property
+    @cached_property
     def latents(self) -> Latents:
         """The processes that have the same rows, and share latents."""
         return Latents(self.rank % self.sharers, self.sharers, self._along("latents"))

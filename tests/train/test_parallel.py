@@ -203,9 +203,16 @@ def test_the_number_of_processes_that_share_a_dictionary_may_be_left_out(words, 
     assert parse(TrainConfig, "train", ["--d-sae", "4096", *words]).shard_dictionary is sharers
 
 
-def test_two_numbers_of_processes_are_refused():
-    with pytest.raises(Refused, match="'4' is one number too many; give one"):
-        parse(TrainConfig, "train", ["--shard-dictionary", "8", "4"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["8", "4"], "--shard-dictionary 8 4: '4' is one number too many; give one"),
+        (["some"], "--shard-dictionary some: it takes a number of processes, such as 8"),
+    ],
+)
+def test_words_that_are_no_number_of_processes_are_refused(words, said):
+    with pytest.raises(Refused, match=said):
+        parse(TrainConfig, "train", ["--shard-dictionary", *words])
 
 
 @pytest.mark.parametrize(("said", "sharers"), [("true", True), ("false", False), ("4", 4)])

@@ -35,8 +35,8 @@ NESTING = {
     "skip": {"skip": True},
     "random": {"random_prefixes": 3},
     "recipes": {
-        "k_start": 3.0,
-        "resample_every": 2,
+        "k_start": 1.5,
+        "resample_every": 1,
         "dense_weight": 0.1,
         "prefix_weights": "2,1,1,1,3",
         "detach_prefixes": True,

@@ -11,6 +11,8 @@ from store.errors import Refused
 def _number_or_all(words: list[str]) -> bool | int:
     if len(words) > 1:
         raise Refused(f"{words[1]!r} is one number too many; give one, or none for all processes")
+    if words and not words[0].isdecimal():
+        raise Refused("it takes a number of processes, such as 8, or none for all of them")
     return int(words[0]) if words else True
 
 

@@ -81,6 +81,16 @@ def test_silent_latents_become_rows_and_the_others_stay(store, batch, activation
             assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize(("null", "frozen"), [("random_decoder", "decoder"), ("random_encoder", "encoder")])
+def test_a_null_keeps_its_random_matrix_where_latents_start_anew(store, batch, null, frozen):
+    module, optimizer, x, y = after_a_step(store, batch, null=null)
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    resample(module, optimizer, x, y, step=7)
+    for name in ("encoder", "decoder"):
+        same = (module.get_parameter(name) == before[name]).all(dim=1)
+        assert same.all() if name == frozen else same.logical_not().nonzero().flatten().tolist() == SILENT
+
+
 def test_rows_are_drawn_in_proportion_to_their_squared_error(store, batch):
     """A third of the error lies in row 4, the rest in row 9; no other row is ever drawn."""
     module, optimizer, x, y = after_a_step(store, batch)
