@@ -129,7 +129,7 @@ def test_a_sharded_optimizer_trains_the_same_weights_on_every_process(found, wor
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_joined_states_are_those_of_the_whole_optimizer_also_of_latents_that_start_anew(found, world):
+def test_joined_states_are_those_of_the_whole_optimizer(found, world):
     """Parts hold one or two of them; their second moments are the mean of all that fire, whoever keeps those."""
     whole, joined = (found[world][0][shards, "float32"]["adam"] for shards in (False, True))
     assert joined.keys() == whole.keys()
