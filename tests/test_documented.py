@@ -18,8 +18,10 @@ from train.presets import with_defaults
 
 PAGES = ("README.md", *(f"{room}/README.md" for room in rooms.NAMES), "store/FORMAT.md")
 DEFAULT = {"harvest": "run", "train": "run"}
-ELSEWHERE = {"--nproc-per-node", "--graph_file_dir", "--small"}
-"""Options of torchrun, of circuit-tracer, and of what `make gpu-check` runs."""
+OF_TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+OF_SLURM = {"--ntasks-per-node", "--gpus-per-node", "--exclusive"}
+ELSEWHERE = OF_TORCHRUN | OF_SLURM | {"--graph_file_dir", "--small"}
+"""Options of other tools; the last two are circuit-tracer's and those of what `make gpu-check` runs."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 KINDS: Mapping[str, dict[str, type]] = {
     room: {name: kind for name, (kind, _) in module.COMMANDS.items()} for room, module in rooms.ROOMS.items()
@@ -66,7 +68,7 @@ def test_what_a_page_tells_to_run_can_be_run(page):
     assert commands or page == "store/FORMAT.md"
     for command in commands:
         for line in lines_of(command):
-            found = re.search(rf"-m ({'|'.join(ROOMS)})\b(.*)", line)
+            found = re.search(rf"-m ({'|'.join(rooms.NAMES)})\b(.*)", line)
             if found is None:
                 continue
             room = found[1]

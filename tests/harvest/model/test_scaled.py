@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from evaluate.sets.replaced import attention_frozen
 from harvest.loop import harvest
 from harvest.model.loading import load_model
-from harvest.plan import plan
+from harvest.planning.plan import plan
 from store.errors import Refused
 from store.shards.reader import open_store
 from tests.harvest.model.making import save_tiny
