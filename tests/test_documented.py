@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,17 @@ from harvest.config import HarvestConfig
 from store.cli import parse
 from store.usage import flags_of
 from tests.child import OUTSIDE, ROOT
+from tests.rooms import ROOMS
 from train.config import TrainConfig
 from train.presets import with_defaults
 
-ROOMS = ("harvest", "store", "train", "evaluate")
 PAGES = ("README.md", *(f"{room}/README.md" for room in ROOMS), "store/FORMAT.md")
 DEFAULT = {"harvest": "run", "train": "run"}
 ELSEWHERE = {"--nproc-per-node", "--graph_file_dir", "--small"}
 """Options of torchrun, of circuit-tracer, and of what `make gpu-check` runs."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 KINDS: Mapping[str, dict[str, type]] = {
-    room: {name: kind for name, (kind, _) in import_module(f"{room}.__main__").COMMANDS.items()} for room in ROOMS
+    room: {name: kind for name, (kind, _) in main.COMMANDS.items()} for room, main in ROOMS.items()
 }
 NAMED_ALONE = re.compile(r"(make|python -m \w+)( [a-z-]+)?")
 """A command that a sentence names, without what it is given."""

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.__main__ import then
 from evaluate.compare.config import CompareConfig
 from evaluate.config import EvaluateConfig
 from evaluate.features.config import AnalyzeConfig, FeaturesConfig
 from store.disk.suggest import GOES_ON, STARTED_BY
+from tests.rooms import ROOMS
 
 RUN = Path("results/tiny/layer1/run")
+then = ROOMS["evaluate"].then
 
 
 @pytest.fixture(autouse=True)
