@@ -93,7 +93,9 @@ def then(configs: Sequence[object]) -> str | None:
     """What usually follows: metrics, then a comparison, then what latents respond to, then the browser."""
     config = configs[0]
     if isinstance(config, FeaturesConfig):
-        results = {one.folder.parent for one in configs if isinstance(one, FeaturesConfig)}
+        beside = bool(config.baseline or config.l0)  # a baseline becomes a run beside the run
+        runs = [one.run_directory for one in configs if isinstance(one, FeaturesConfig)]
+        results = {run.parent if beside else run for run in runs}
         inside = all(folder.is_relative_to(BrowseConfig.results) for folder in results)
         return next_line("evaluate", "browse", results=None if inside else _common(results))
     if not isinstance(config, EvaluateConfig) or len(configs) > 1:

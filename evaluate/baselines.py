@@ -50,6 +50,8 @@ class NonePublished(Refused):
 
 
 ELSEWHERE = "give BASELINE=FOLDER"
+NEAREST = "nearest"
+"""The --l0 that chooses by the run's own, as none does."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def in_folders(folders: Sequence[Path], l0: str | None, layer: int, ours: Transc
             if not there:
                 raise Refused(f"{folder} holds no transcoder for layer {layer}, but {n_files} for others")
             found += [folder / item.path for item in choose(there, intended_l0(ours), ours.config.d_sae, l0)]
-        elif l0 is not None:
+        elif l0 not in (None, NEAREST):
             raise Refused(f"l0 is {l0}, but there is nothing to choose from in {folder}; leave out --l0")
         else:
             found.append(folder)
@@ -238,8 +240,9 @@ def choose(candidates: list[Published], l0: float, d_sae: int, wanted: str | Non
         candidates: what is published.
         l0: ours; without `wanted`, the candidate nearest to it is taken.
         d_sae: ours; of candidates equally near, the one of the nearest width is taken.
-        wanted: `all`, a label, or (unless it is a number) words of a path.
+        wanted: `all`, `nearest`, a label, or (unless it is a number) words of a path.
     """
+    wanted = None if wanted == NEAREST else wanted
     ordered = sorted(candidates, key=lambda c: (abs(c.l0 - l0), abs(c.width - d_sae), c.path))
     if wanted is None and math.isinf(ordered[0].l0):
         raise Refused(f"no L0 is stated for {', '.join(c.path for c in candidates)}; choose one with --l0, by its label")

@@ -50,7 +50,7 @@ def open_all(config: HarvestConfig, rank: Rank) -> tuple[Corpus, LanguageModel, 
         context=config.context,
         model_class=config.model_class,
     )
-    model.check_sites(config.sites)
+    model.check_sites(config.sites, config.layers)
     if config.keeps_mlp:
         for layer in config.layers:
             check_mlp(model.mlp_of(layer), config)

@@ -84,7 +84,7 @@ def run_shard(
     def run_batch(model: LanguageModel, start: int) -> int:
         tokens = packed.tokens[start : start + at_once]
         first = number == start == 0
-        found = model.run_layers(tokens, layers, model.sites if first else config.sites)
+        found = model.run_layers(tokens, layers, model.sites_of(layers) if first else config.sites)
         for layer, sites in found.items():
             if first:
                 check_identity(sites)
@@ -147,12 +147,15 @@ def check_recomputed(sites: dict[str, Tensor], mlp: Mlp, dtype: torch.dtype) -> 
 
 
 def check_identity(sites: dict[str, Tensor]) -> None:
-    """Refused unless resid_post = resid_mid + mlp_out and resid_mid = resid_pre + attn_out, as far as rounding goes.
+    """Refused unless resid_post = resid_mid + mlp_out, as far as rounding goes; and, where there is attn_out, resid_mid =
+    resid_pre + attn_out.
 
     Args:
         sites: every site of one layer, [batch, context, d] each.
     """
     for whole, *parts in IDENTITIES if "resid_mid" in sites else PARALLEL_IDENTITIES:
+        if whole == "resid_mid" and "attn_out" not in sites:
+            continue
         equation = f"{whole} = {' + '.join(parts)}"
         shapes = {sites[name].numel() for name in (whole, *parts)}
         if len(shapes) > 1:

@@ -11,12 +11,12 @@ import pytest
 from harvest.config import HarvestConfig
 from store.cli import parse
 from store.usage import flags_of
-from tests import rooms
 from tests.child import OUTSIDE, ROOT
+from tests.rooms import ROOMS
 from train.config import TrainConfig
 from train.presets import with_defaults
 
-PAGES = ("README.md", *(f"{room}/README.md" for room in rooms.NAMES), "store/FORMAT.md")
+PAGES = ("README.md", *(f"{room}/README.md" for room in ROOMS), "store/FORMAT.md")
 DEFAULT = {"harvest": "run", "train": "run"}
 OF_TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
 OF_SLURM = {"--ntasks-per-node", "--gpus-per-node", "--exclusive"}
@@ -24,7 +24,7 @@ ELSEWHERE = OF_TORCHRUN | OF_SLURM | {"--graph_file_dir", "--small"}
 """Options of other tools; the last two are circuit-tracer's and those of what `make gpu-check` runs."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 KINDS: Mapping[str, dict[str, type]] = {
-    room: {name: kind for name, (kind, _) in module.COMMANDS.items()} for room, module in rooms.ROOMS.items()
+    room: {name: kind for name, (kind, _) in main.COMMANDS.items()} for room, main in ROOMS.items()
 }
 NAMED_ALONE = re.compile(r"(make|python -m \w+)( [a-z-]+)?")
 """A command that a sentence names, without what it is given."""
@@ -68,7 +68,7 @@ def test_what_a_page_tells_to_run_can_be_run(page):
     assert commands or page == "store/FORMAT.md"
     for command in commands:
         for line in lines_of(command):
-            found = re.search(rf"-m ({'|'.join(rooms.NAMES)})\b(.*)", line)
+            found = re.search(rf"-m ({'|'.join(ROOMS)})\b(.*)", line)
             if found is None:
                 continue
             room = found[1]

@@ -23,8 +23,8 @@ class CompareConfig(LayersConfig):
     baseline_name: str | None = None
     """Name of the first baseline in the report."""
     l0: str | None = None
-    """Which of Google's transcoders: an L0 label (92, small), part of a path (width_65k), or all. Default: the one nearest
-    to your L0."""
+    """Which of Google's transcoders: an L0 label (92, small), part of a path (width_65k), all, or nearest, the one nearest
+    to your L0. Default: nearest."""
     sequences: NotNegative = 64
     """Held-out sequences on which each output is spliced into the language model (delta CE, KL). 0 leaves the model out."""
     every_prefix: bool = False

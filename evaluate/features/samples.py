@@ -41,8 +41,7 @@ def baseline_run(config: FeaturesConfig) -> Path:
     run = open_run(config)
     ours = run.transcoder
     store = run.store
-    l0 = None if config.l0 == "nearest" else config.l0
-    [other] = find_baselines([config.baseline] if config.baseline else [], None, l0, store, ours)
+    [other] = find_baselines([config.baseline] if config.baseline else [], None, config.l0, store, ours)
     check_fits(other, store)
     folder = run.folder.parent / model_slug(other.config.name).strip("-")
     # the store's name for the model: by it later commands find the store

@@ -59,7 +59,7 @@ def choose_quizzes(features: Features, config: JudgeExportConfig, random: np.ran
     if not quizzes:
         raise Refused(
             f"no latent has {config.per_quantile} samples in every quantile; lower --per-quantile, or collect more with "
-            + command_line("evaluate", "features", samples=40)
+            + command_line("evaluate", "features", run=config.run_directory, force=True, samples=40)
         )
     return quizzes
 

@@ -31,4 +31,6 @@ def export_features(config: ExportFeaturesConfig) -> str:
         by_layer[layer] = collected
     with appearing_folder(config.out) as partial:
         lines = WRITERS[config.layout](config, partial, dict(sorted(by_layer.items())))
-    return "\n".join([f"{config.out}: features of {len(by_layer)} layers for {config.layout}", *lines])
+    return "\n".join(
+        [f"{config.out}: features of {len(by_layer)} layer{'s' * (len(by_layer) > 1)} for {config.layout}", *lines]
+    )

@@ -19,8 +19,6 @@ from store.layout import WEIGHTS, model_slug
 from store.transcoders.layouts import load_run
 from store.transcoders.transcoder import Transcoder
 
-NEAREST = "nearest"
-"""The --l0 that chooses by the run's own."""
 CURE = "give runs that predict mlp_out of their own layer"
 
 
@@ -86,9 +84,8 @@ def baseline_of_layer(config: CompareSetConfig, run: OpenRun) -> Transcoder:
     """What stands beside the run of one layer. Refused where it does not fit, HubUnreachable without a network."""
     layer = run.transcoder.config.layer
     place = config.for_layer(layer).baseline
-    l0 = None if config.l0 == NEAREST else config.l0
-    folders = () if place is None else in_folders((place,), l0, layer, run.transcoder)
-    [other, *_] = find_baselines(folders[:1], config.baseline_name, l0, run.store, run.transcoder)
+    folders = () if place is None else in_folders((place,), config.l0, layer, run.transcoder)
+    [other, *_] = find_baselines(folders[:1], config.baseline_name, config.l0, run.store, run.transcoder)
     check_fits(other, run.store)
     refuse_transcoder(other, str(place or other.config.source))
     return other

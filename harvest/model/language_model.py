@@ -69,12 +69,16 @@ class LanguageModel:
     @property
     def is_sequential(self) -> bool:
         """Whether attention comes first and the MLP after it; elsewhere both read the block's input side by side."""
-        return f"blocks.{self.layer}.hook_resid_mid" in self.bridge.hook_dict
+        return self._has("resid_mid", self.layer)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites that its blocks have, in their order."""
-        return tuple(site for site in SITES if self.is_sequential or site != "resid_mid")
+        """The sites that its last block has, in their order."""
+        return self.sites_of((self.layer,))
+
+    def sites_of(self, layers: Sequence[int]) -> tuple[str, ...]:
+        """The sites that all of these blocks have, in their order. Blocks with linear attention lack attn_out."""
+        return tuple(site for site in SITES if all(self._has(site, layer) for layer in layers))
 
     @property
     def beside_mlp(self) -> tuple[str, ...]:
@@ -106,13 +110,27 @@ class LanguageModel:
             )
         return self.bridge.hook_dict[SITES[site].format(layer=layer)]
 
-    def check_sites(self, sites: Sequence[str]) -> None:
-        """Refused unless the model has these sites."""
-        if not set(sites) <= set(self.sites):
-            raise Refused(
-                f"{self.name} has no resid_mid: its attention and MLP both read the block's input, side by side. "
-                "Harvest what does exist with --sites resid_pre,mlp_out, and train with --source-site resid_pre --view rms"
-            )
+    def check_sites(self, sites: Sequence[str], layers: Sequence[int] | None = None) -> None:
+        """Refused unless these blocks have these sites; the last block where no layers are given."""
+        for layer in (self.layer,) if layers is None else layers:
+            if not self._has("mlp_out", layer):
+                raise Refused(
+                    f"{self.name} ({type(self.whole).__name__}) has no MLP of its own in block {layer}: only decoders are "
+                    "harvested whose blocks add attention and an MLP to one residual stream"
+                )
+            lacking = [site for site in sites if not self._has(site, layer)]
+            if "resid_mid" in lacking:
+                raise Refused(
+                    f"{self.name} has no resid_mid: its attention and MLP both read the block's input, side by side. "
+                    "Harvest what does exist with --sites resid_pre,mlp_out, and train with --source-site resid_pre --view "
+                    "rms"
+                )
+            if lacking:
+                raise Refused(f"{self.name} has no {lacking[0]} in block {layer}; leave it out of --sites")
+
+    def _has(self, site: str, layer: int) -> bool:
+        """Whether TransformerLens knows a site of a layer."""
+        return SITES[site].format(layer=layer) in self.bridge.hook_dict
 
     @property
     def whole(self) -> PreTrainedModel:

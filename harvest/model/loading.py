@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,6 +81,13 @@ def load_model(
     where = {"device": device} if device_map is None else {"device_map": device_map}
     try:
         architecture = determine_architecture_from_hf_config(config)
+    except ValueError:  # which lists all that there are
+        named = ", ".join(config.architectures or ()) or "no class"
+        raise Refused(
+            f"the config.json of {name} names {named}, which TransformerLens {version('transformer-lens')} does not know; "
+            "give a class that it knows and that loads these weights as --model-class, or another model"
+        ) from None
+    try:
         with fetching(f"model {name!r}", ELSEWHERE), no_images:
             bridge = TransformerBridge.boot_transformers(
                 source.base,

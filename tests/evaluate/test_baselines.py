@@ -43,6 +43,7 @@ def test_scope1_is_listed_and_the_nearest_l0_chosen(hub):
     assert sorted(item.label for item in found) == ["314", "52", "92"]
     [nearest] = choose(found, 96.0, 18432, None)
     assert nearest.path == "layer_8/width_16k/average_l0_92"
+    assert choose(found, 96.0, 18432, "nearest") == [nearest]
     assert [item.label for item in choose(found, 96.0, 18432, "52")] == ["52"]
     assert len(choose(found, 96.0, 18432, "all")) == 3
     for number in ("77", "16", "9"):  # though paths hold 16 and 9

@@ -32,6 +32,7 @@ def test_features_elsewhere_are_browsed_where_they_are():
     elsewhere = [FeaturesConfig(run=Path(f"runs/layer{layer}/mine"), layer=layer) for layer in (1, 2)]
     assert then(elsewhere[:1]) == "next: make browse RESULTS=runs/layer1/mine"
     assert then(elsewhere) == "next: make browse RESULTS=runs"
+    assert then([replace(elsewhere[0], l0="nearest")]) == "next: make browse RESULTS=runs/layer1"
 
 
 def test_several_layers_name_the_browser_alone():

@@ -35,11 +35,14 @@ class Model:
     """Sites that depend on the tokens alone, at once."""
 
     revision, tokenizer_hash, d_model, tokenizer, device = "r", "t", 4, Tokenizer(), torch.device("cpu")
-    sites = tuple(SITES)
     devices = {device}  # noqa: RUF012
 
-    def check_sites(self, sites) -> None:
+    def check_sites(self, sites, layers) -> None:
         """It has them all."""
+
+    def sites_of(self, layers) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(SITES)
 
     def without_bridge(self, tokens, layers) -> "Model":
         """There is none."""
