@@ -17,7 +17,7 @@ from store.disk.suggest import command_line
 from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
 from store.shards.reader import Store
 
-DEFINITIONS = 3
+DEFINITIONS = 4
 """Counts the changes of what a figure means. Results of earlier definitions are measured again."""
 
 
