@@ -12,8 +12,9 @@ ALIKE = 0.9
 CHUNK = 2048
 
 SAMPLED = 20_000
-"""All latents of a dictionary up to this width are compared with all others; of a wider one as many, evenly spaced. So work
-and memory grow with the width, not with its square."""
+"""All latents of a dictionary up to this width are compared with all others, and of a wider one as many, evenly spaced. A
+prefix up to this width has all its own compared, a wider one those of the whole dictionary's sample. So work and memory
+grow with the width, not with its square."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,33 @@ def redundancy_by_prefix(
 ) -> list[Redundancy]:
     """That of the first rows alone, for each of these numbers of them; every cosine is calculated once.
 
-    sampled: the latents of a prefix that are compared with all others in it: all up to this number, else so many.
+    sampled: the most latents of the whole dictionary that are compared with all others, and of a prefix where it is wider.
     """
     unit = torch.nn.functional.normalize(W_dec.float(), dim=1)
-    samples = [_evenly(size, sampled).to(unit.device) for size in sizes]
-    compared = torch.cat(samples).unique()
+    whole = _evenly(max(sizes), sampled)
+    samples = [(torch.arange(size) if size <= sampled else whole[whole < size]).to(unit.device) for size in sizes]
+    columns = torch.zeros(max(sizes), dtype=torch.int64, device=unit.device)
+    for size, sample in sorted(zip(sizes, samples, strict=True), key=lambda each: each[0]):
+        columns[sample] = size  # the widest prefix in which a latent is compared
+    by_columns = columns.argsort(stable=True)[int((columns == 0).sum()) :]
     largest: list[list[Tensor]] = [[] for _ in sizes]
+    where: list[list[Tensor]] = [[] for _ in sizes]
     pairs = [0] * len(sizes)
-    for latents in compared.split(CHUNK):
-        cosine = (unit[latents] @ unit.T).abs_()
+    for latents in by_columns.split(CHUNK):
+        cosine = (unit[latents] @ unit[: int(columns[latents[-1]])].T).abs_()
         cosine[torch.arange(len(latents), device=unit.device), latents] = 0
         for index, (size, sample) in enumerate(zip(sizes, samples, strict=True)):
-            inside = cosine[torch.isin(latents, sample), :size]
+            compared = torch.isin(latents, sample)
+            inside = cosine[compared, :size]
             pairs[index] += int((inside > ALIKE).sum())
             largest[index].append(inside.amax(1))
-    found = zip(sizes, samples, pairs, map(torch.cat, largest), strict=True)
-    return [
-        Redundancy(p / (len(sample) * (n - 1)) if n > 1 else 0.0, most.mean().item(), most) for n, sample, p, most in found
-    ]
+            where[index].append(latents[compared])
+    found = []
+    for size, sample, alike, values, latents in zip(sizes, samples, pairs, largest, where, strict=True):
+        most = torch.cat(values)[torch.cat(latents).argsort()]
+        share = alike / (len(sample) * (size - 1)) if size > 1 else 0.0
+        found.append(Redundancy(share, most.mean().item(), most))
+    return found
 
 
 def _evenly(size: int, most: int) -> Tensor:

@@ -118,8 +118,9 @@ def open_store(directory: StorePath | str, manifest: Manifest | None = None) -> 
 
 def check_sizes(directory: StorePath, manifest: Manifest) -> None:
     """Damaged naming the first shard that is missing or has another size than recorded, but for deleted ones of a ring."""
-    sizes = sizes_in(directory)
-    for shard in present(directory, manifest).shards:
+    shards = present(directory, manifest).shards
+    sizes = sizes_in(directory, [shard.name for shard in shards])
+    for shard in shards:
         size = sizes.get(shard.name)
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"

@@ -55,7 +55,11 @@ def main() -> None:
     seconds = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     named = ", ".join(part for part, end in ends.items() if end)
-    said = f"too fast or failed: {named}" if named else f"none is above {LIMIT}, or {SHARED_OUT} of what is shared out"
+    said = (
+        f"too fast or failed: {named}"
+        if named
+        else f"none is above {LIMIT}, or {SHARED_OUT} of what is shared out, but what compares all pairs"
+    )
     print(f"\n{said}; {seconds:,.0f} s, {used.ru_utime + used.ru_stime:,.0f} s of the processor's time")
     sys.exit(bool(named))
 

@@ -17,7 +17,7 @@ CONTEXT = 128
 
 def tables(small: bool) -> list[Table]:
     layers = [1, 2] if small else [1, 2, 8]
-    tokens = [512, 1024] if small else [2048, 8192, 32_768]
+    tokens = [512, 1024] if small else [1024, 4096, 16_384]
     with TemporaryDirectory() as name:
         folder = Path(name)
         model = make_model(folder / "model", max(layers))

@@ -18,7 +18,7 @@ from train.loop import train_together
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
 
-BASE: dict[str, Any] = dict(width=256, rows=2048, d_sae=8192, k=32, prefixes=4)
+BASE: dict[str, Any] = dict(width=256, rows=1024, d_sae=8192, k=32, prefixes=4)
 """A step of the bench; the tables vary one of them at a time."""
 TIMES = 3
 LR = 1e-3
@@ -32,13 +32,13 @@ def tables(small: bool) -> list[Table]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         varied: dict[str, tuple[str, list[int], dict[str, Any]]] = {
-            "rows of a step": ("rows", [512, 2048, 8192], {}),
+            "rows of a step": ("rows", [256, 1024, 4096], {}),
             "latents": ("d_sae", widths, {}),
             "active latents a row": ("k", [16, 64, 256], {}),
             "prefixes": ("prefixes", [1, 4, 16], {}),
-            "width of the model": ("width", [144, 576, 2304], {}),
-            "dead latents of 32,768": ("dead", [1024, 4096, 16_384], dict(d_sae=32_768)),
-            "rows of a step, 8,192 latents dead": ("rows", [256, 1024, 4096], dict(d_sae=16_384, dead=8192)),
+            "width of the model": ("width", [144, 576, 2304], dict(d_sae=4096)),
+            "dead latents of 32,768": ("dead", [1024, 4096, 16_384], dict(d_sae=32_768, rows=512)),
+            "rows of a step, 8,192 latents dead": ("rows", [128, 512, 2048], dict(d_sae=16_384, dead=8192)),
             "latents, TopK": ("d_sae", widths, dict(activation="topk")),
         }
         if small:

@@ -1,5 +1,6 @@
 """Costs at growing sizes as a table with exponents, and what costs are measured by."""
 
+import ctypes
 import gc
 import math
 import time
@@ -15,6 +16,7 @@ SHARED_OUT = -0.9
 """The largest exponent, by the number of processes, of what they share out: -1 is an equal share each."""
 LEAST = 1e-6
 """What a cost of nothing counts as: it has no logarithm."""
+LIBC = ctypes.CDLL("libc.so.6")
 
 LEAST_MB = 4.0
 """What a smaller peak of memory counts as: allocators move by that much."""
@@ -88,6 +90,7 @@ def resident(kind: str) -> float:
 def peak() -> Iterator[list[float]]:
     """MB that the block takes at its peak above what was there before: the list's one element at its end."""
     gc.collect()
+    LIBC.malloc_trim(0)  # what earlier measurements have freed goes back to the system
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmHWM")
     found: list[float] = []

@@ -224,12 +224,14 @@ def test_redundancy_by_hand():
 
 def test_of_a_wide_dictionary_a_sample_of_latents_is_compared_with_all_others():
     W_dec = torch.randn(300, 5)
-    whole, prefix = redundancy_by_prefix(W_dec, (300, 60), sampled=100)
+    prefix, wide, whole = redundancy_by_prefix(W_dec, (60, 150, 300), sampled=100)
     unit = (W_dec / W_dec.norm(dim=1, keepdim=True)).double()
     cosine = (unit @ unit.T).abs().fill_diagonal_(0)
     sample = cosine[::3]
     assert whole.share == (sample > 0.9).sum() / (100 * 299)
     torch.testing.assert_close(whole.max_cosine.double(), sample.amax(1), rtol=0, atol=1e-6)
+    assert wide.share == (cosine[:150:3, :150] > 0.9).sum() / (50 * 149)
+    torch.testing.assert_close(wide.max_cosine.double(), cosine[:150:3, :150].amax(1), rtol=0, atol=1e-6)
     assert prefix.share == (cosine[:60, :60] > 0.9).sum() / (60 * 59)
     torch.testing.assert_close(prefix.max_cosine.double(), cosine[:60, :60].amax(1), rtol=0, atol=1e-6)
     assert prefix.mean_max_cosine == pytest.approx(float(prefix.max_cosine.mean()))

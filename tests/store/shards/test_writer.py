@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from store.errors import Damaged
 from store.shards.manifest import load_manifest
 from store.shards.reader import Store, check_shards, open_store
 from store.shards.rows import shard_order
@@ -211,3 +212,18 @@ def test_a_ring_unlinks_what_it_has_not_unlinked_before(tmp_path, monkeypatch):
         for trained in (3, 4, 6):
             writer.keep_ring(2, trained)
     assert [name for name in unlinked if name in train] == train[:5]
+
+
+def test_a_store_of_one_shard_is_opened_without_listing_its_folder(store, monkeypatch):
+    """A training beside its harvest opens shards one by one, in a folder that may hold any number of them."""
+    shard = store.manifest.shards[1]
+    alone = store.manifest.model_copy(update={"shards": (shard,)})
+    path = store.directory / shard.name
+    monkeypatch.setattr("store.disk.files.os.scandir", lambda folder: pytest.fail(f"{folder} was listed"))
+    assert open_store(store.directory, alone).manifest.shards == (shard,)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Damaged, match=f"{shard.name} has {shard.bytes - 1} bytes, the manifest says {shard.bytes}"):
+        open_store(store.directory, alone)
+    path.unlink()
+    with pytest.raises(Damaged, match=f"{shard.name} is missing"):
+        open_store(store.directory, alone)
