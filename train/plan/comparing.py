@@ -11,7 +11,7 @@ def hours_of_comparison(config: PlanConfig, rows: int) -> str:
     """How long `evaluate compare` takes for all layers, one GPU a layer, in words; a row is taken to be measured as
     fast as it is trained on.
 
-    The model's part is left out: 64 sequences take it less time than the rows of one shard. So are other seeds and nulls,
+    The model's part is left out: 64 sequences of 128 are an eighth of a shard. So are other seeds and nulls,
     each of which takes a third more.
 
     rows: held-out rows of a layer.
