@@ -1,6 +1,7 @@
 """Costs of collecting features and of the browser's pages, by latents and by runs."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.bench.scale.tables import Costs, Table, cpu, peak
 from tests.evaluate.report.making import measured
 from tests.making import hash_of, make_norm, make_recipe, make_rows, make_tokenizer
 
+TIMES = 3
 ALL_PAIRS = 2.2
 """The largest exponent of what compares every latent with every other: nearest neighbours are exact."""
 
@@ -98,17 +100,25 @@ def of_pages(folder: Path, widths: list[int]) -> Costs:
         repeat(folder / f"run-{widths[0]}", results / "run", width)
         client = TestClient(make_app(results), base_url="http://127.0.0.1")
         pages = {
-            "first page of a feature": f"/feature/run/{width // 2}",
             "page of a feature": f"/feature/run/{width // 3}",
             "table": "/features/run",
             "table, sorted": "/features/run?sort=density&desc=1",
-            "first search of the text": "/features/run?q=abc",
             "search of the text": "/features/run?q=abd",
             "coarse to fine": "/tree/run",
         }
         for name, url in pages.items():
-            times = 1 if name.startswith("first") else 3
-            found.note(f"{name}, CPU s", cpu(lambda url=url, client=client: client.get(url).raise_for_status(), times))
+            found.note(f"{name}, CPU s", cpu(lambda url=url, client=client: client.get(url).raise_for_status(), TIMES))
+        parquet = results / "run" / SAMPLES / FEATURES
+        firsts: dict[str, list[float]] = {"first page of a feature": [], "first search of the text": []}
+        for number in range(TIMES):
+            os.utime(parquet, (number, number))  # a file that has changed is opened anew
+            for name, url in (
+                ("first page of a feature", "/feature/run/0"),
+                ("first search of the text", "/features/run?q=abc"),
+            ):
+                firsts[name].append(cpu(lambda url=url, client=client: client.get(url).raise_for_status()))
+        for name, seconds in firsts.items():
+            found.note(f"{name}, CPU s", min(seconds))
     return found
 
 
@@ -132,7 +142,7 @@ def of_runs(folder: Path, store: Store, sizes: list[int]) -> Costs:
         def listed(client: TestClient = client, pages: list = pages) -> None:
             pages.append(client.get("/").raise_for_status())
 
-        found.note("first list, CPU s", min(cpu(lambda listed=listed: (_known.clear(), listed())) for _ in range(3)))
-        found.note("list, CPU s", cpu(listed, 3))
+        found.note("first list, CPU s", min(cpu(lambda listed=listed: (_known.clear(), listed())) for _ in range(TIMES)))
+        found.note("list, CPU s", cpu(listed, TIMES))
         found.note("list, KB", len(pages[0].content) / 1e3)
     return found
