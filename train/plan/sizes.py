@@ -10,6 +10,7 @@ from store.errors import Refused
 from store.shards.recipe import Splits
 from store.sparse.scan import Candidates
 from train.layers.memory import DEAD, dead_latents
+from train.plan.comparing import hours_of_comparison
 from train.plan.config import PlanConfig
 from train.plan.layouts import DTYPE_BYTES, Layout, best, held_by, layout_of, layouts_of, share_of
 from train.step.memory import step_bytes
@@ -141,7 +142,8 @@ def plan(config: PlanConfig) -> str:
         ("host", f"{gigabytes(need.on_host())} for each training: pinned windows and the copy of a checkpoint"),
         (
             "compare",
-            f"at most {gigabytes(SUMS * len(training.prefixes))} of sums for each transcoder, whatever the rows",
+            f"at most {gigabytes(SUMS * len(training.prefixes))} of sums for each transcoder, whatever the rows; "
+            + hours_of_comparison(config, sizes.heldout // (sizes.row * config.layers)),
         ),
         *layout_rows(config, layouts, layout),
         *((f"{seconds / 3600:,.1f} h", part) for part, seconds in times.items()),
