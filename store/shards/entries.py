@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -117,8 +118,14 @@ def write_chapter(
 
 def read_chapters(directory: StorePath, chapters: Iterable[ChapterInfo]) -> tuple[ShardEntry, ...]:
     """The entries of all chapters, in order. Damaged naming the first that is missing or was changed."""
-    parts = (_entries(_path(directory, number), info.xxh3_128) for number, info in enumerate(chapters))
-    return tuple(entry for part in parts for entry in part)
+    return _joined(directory, tuple(info.xxh3_128 for info in chapters))
+
+
+@lru_cache(maxsize=4)
+def _joined(directory: StorePath, checksums: tuple[str, ...]) -> tuple[ShardEntry, ...]:
+    """Joined once: a run that follows a harvest asks at each new shard."""
+    parts = (_entries(_path(directory, number), checksum) for number, checksum in enumerate(checksums))
+    return tuple(chain.from_iterable(parts))
 
 
 @cache
