@@ -217,13 +217,16 @@ def scope_on_hub(place: Path, layer: int) -> list[Published] | None:
     if path:
         return None
     with fetching(f"the repository {place}", ELSEWHERE):
-        files = from_hub_or_cache(lambda cached: files_of(repo, revision, cached))
+        files, cached = from_hub_or_cache(lambda cached: (files_of(repo, revision, cached), cached))
         scope = [file for file in files if SCOPE1_FILE.fullmatch(file) or file.rpartition("/")[2] == SCOPE2_WEIGHTS]
         if not scope or SET_CONFIG in files:
             return None
         found = listed(repo, files, layer, lambda file: Path(hf_hub_download(repo, file, revision=revision)))
+    if cached:
+        log.warning("the hub was not asked: the transcoder is chosen from the %d of %s in the cache", len(found), repo)
     if not found:
-        raise Refused(f"{repo} holds no transcoder for layer {layer}, but {len(scope)} for others")
+        here = f"the cache of {repo}" if cached else repo
+        raise Refused(f"{here} holds no transcoder for layer {layer}, but {len(scope)} for others")
     at = f"@{revision}" if revision else ""
     return [replace(each, repo=f"{repo}/{each.path}{at}") for each in found]
 

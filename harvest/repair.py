@@ -78,21 +78,25 @@ def harvest_again(config: RepairConfig, manifest: Manifest, damaged: set[str], m
         raise Refused(f"{directory} cannot be repaired here, its harvest differs: {recipe.differences(now)}{cure}")
     if mlp_is_damaged:
         repair_mlp(directory, manifest, model.mlp_of(recipe.layer))
-    lanes: Lanes | None = None
+    ways: list[Lanes] = []
     for number, shard in enumerate(manifest.shards):
         if shard.name not in damaged:
             continue
         same = replace(harvest, batch_sequences=config.batch_sequences or shard.batch_sequences)
         packed = next(packed_from(same, corpus, model, manifest.shards[:number]))
-        lanes = lanes or lanes_of(model, same, packed)
+        if not ways:
+            ways = [lanes_of(model, same, packed)]
+            if ways[0].models[0].plain is not None:
+                ways.append(Lanes(model))
         try:
-            repair_shard(same, manifest, number, packed, lanes)
+            repair_shard(same, manifest, number, packed, ways[0])
         except Damaged:
-            if lanes.models[0].plain is None:
+            if len(ways) == 1:
                 raise
-            log.info("%s comes out otherwise without TransformerLens's bridge: once more through it", shard.name)
-            lanes = Lanes(model)
-            repair_shard(same, manifest, number, packed, lanes)
+            ways.reverse()
+            way = "through" if ways[0].models[0].plain is None else "without"
+            log.info("%s comes out otherwise: once more %s TransformerLens's bridge", shard.name, way)
+            repair_shard(same, manifest, number, packed, ways[0])
 
 
 def repair_mlp(directory: StorePath, manifest: Manifest, mlp: Mlp) -> None:

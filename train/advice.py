@@ -181,7 +181,7 @@ def _cure_of_fvu(config: TrainConfig, records: Sequence[dict[str, Any]]) -> str:
     weighed = _weighs_by_cost(config)
     if not weighed or _loss_beside_the_mean(config, last) >= 1:
         seen = "l2_loss" if weighed else "fvu"
-        falls = last[seen] < records[0][seen]
+        falls = len(records) < 2 or last[seen] < records[0][seen]
         return "its loss still falls, train for longer" if falls else f"give a lower --lr than {config.peak_lr:.3g}"
     said = "the loss, which weighs errors by what they cost the model, is below that of the mean all the same"
     directory = config.target_directory or config.store_directory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from evaluate.baselines import find_baselines
+from evaluate.baselines import find_baselines, in_folders
 from evaluate.features.collect import Collection, collect, key_of
 from evaluate.features.config import FeaturesConfig
 from evaluate.features.contexts import SIDE
@@ -41,7 +41,8 @@ def baseline_run(config: FeaturesConfig) -> Path:
     run = open_run(config)
     ours = run.transcoder
     store = run.store
-    [other] = find_baselines([config.baseline] if config.baseline else [], None, config.l0, store, ours)
+    places = in_folders((config.baseline,), None, store.manifest.recipe.layer, ours) if config.baseline else ()
+    [other, *_] = find_baselines(places, None, config.l0, store, ours)  # the nearest first
     check_fits(other, store)
     folder = run.folder.parent / model_slug(other.config.name).strip("-")
     # the store's name for the model: by it later commands find the store

@@ -121,7 +121,7 @@ def read_chapters(directory: StorePath, chapters: Iterable[ChapterInfo]) -> tupl
     return _joined(directory, tuple(info.xxh3_128 for info in chapters))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=128)
 def _joined(directory: StorePath, checksums: tuple[str, ...]) -> tuple[ShardEntry, ...]:
     """Joined once: a run that follows a harvest asks at each new shard."""
     parts = (_entries(_path(directory, number), checksum) for number, checksum in enumerate(checksums))

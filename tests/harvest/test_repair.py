@@ -130,4 +130,4 @@ def test_what_comes_out_otherwise_without_the_bridge_is_repaired_through_it(conf
     monkeypatch.setattr(PlainModel, "run_layers", off_by_a_bit)
     assert run(monkeypatch, capsys, *REPAIR, str(config.store))[0] == 0
     assert files_of(config.store) == before
-    assert sum("once more through it" in message for message in caplog.messages) == 1
+    assert sum("once more through TransformerLens" in message for message in caplog.messages) == 1

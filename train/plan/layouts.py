@@ -136,8 +136,10 @@ def layouts_over(config: PlanConfig, gpus: int) -> list[Layout]:
     for shards_optimizer, sharers in product((False, True), range(1, min(gpus, MOST_SHARERS, smallest) + 1)):
         lines = gpus // sharers
         even = sharers * lines == gpus and config.batch_rows % lines == 0
-        by_machine = gpus <= machine or machine % sharers == 0 or sharers % machine == 0
-        if even and by_machine and not (shards_optimizer and lines == 1):
+        aligned = machine % sharers == 0 or sharers % machine == 0
+        by_machine = gpus <= machine or (gpus % machine == 0 and aligned)
+        refused = config.keep_shards is not None and (shards_optimizer or sharers > 1)  # by train --follow
+        if even and by_machine and not refused and not (shards_optimizer and lines == 1):
             found.append(layout_of(config, sharers, lines, shards_optimizer))
     fitting = [layout for layout in found if fits(config, layout)]
     return [layout for layout in fitting if layout.sharers <= machine] or fitting
@@ -160,6 +162,12 @@ def layouts_of(config: PlanConfig) -> list[Layout]:
         if found := layouts_over(config, gpus):
             fewer = [layouts_over(config, n) for n in sorted({1, machine}) if n < gpus]
             return [*chain(*fewer), *found]
+    if config.keep_shards is not None:
+        needed = layout_of(config).need.on_device()
+        raise Refused(
+            f"keep_shards is {config.keep_shards}, whose training shares no dictionary, but one takes {gigabytes(needed)} "
+            f"of {config.gpu_gigabytes:g} GB; leave out --keep-shards, or give a smaller --d-sae"
+        )
     needed = layout_of(config, MOST_SHARERS).need.on_device()
     raise Refused(
         f"gpu_gigabytes is {config.gpu_gigabytes:g}, but of a dictionary shared by {MOST_SHARERS} each GPU's part, windows "

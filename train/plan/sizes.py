@@ -78,7 +78,7 @@ def hours_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> dict[str, floa
     if config.harvest_rate is not None:
         found[f"the model, on {harvesters} GPUs"] = config.tokens / (config.harvest_rate * harvesters)
     if config.train_rate is not None:
-        turns = 1 if streamed else ceil_div(trainers, config.gpus)
+        turns = 1 if streamed else ceil_div(config.layers, max(1, config.gpus // layout.gpus))
         exchange = layout.seconds_of_exchange(config) or 0.0
         seconds = config.tokens / (config.train_rate * layout.gpus) + exchange
         found[_training(layout)] = seconds * turns
@@ -173,7 +173,9 @@ def advice_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> list[str]:
     share = share_of(config)
     if layout.gpus < share:
         found.append(f"{layout.gpus} of a layer's {share} GPUs train it faster than all: the others can train other layers")
-    if layout.lines > 1 and not layout.shards_optimizer:
+    if layout.gpus > config.gpus:
+        found.append(f"--gpus {layout.gpus} or more: fewer do not hold a layer; the hours are of so many")
+    if layout.lines > 1 and not layout.shards_optimizer and config.keep_shards is None:
         sharded = layout_of(config, layout.sharers, layout.lines, shards_optimizer=True)
         less = layout.need.on_device() - sharded.need.on_device()
         found.append(f"--shard-optimizer holds {gigabytes(less)} less on each GPU, and sends as much")

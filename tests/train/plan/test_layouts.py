@@ -1,12 +1,14 @@
 """Which layout a plan chooses, and what it says of it, by hand."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from store.errors import Refused
 from train.plan.config import PlanConfig
 from train.plan.layouts import best, layout_of, layouts_of
-from train.plan.sizes import plan
+from train.plan.sizes import hours_of, plan, sizes_of
 
 WIDE = PlanConfig(d_model=4608, tokens=1_000_000_000, d_sae=131_072, gpus=8, train_rate=50_000.0, link_rate=450.0)
 WEIGHTS = 4 * (131_072 * (2 * 4608 + 2) + 4608)
@@ -104,3 +106,27 @@ def test_a_plan_names_the_layouts_their_bytes_and_hours_and_what_to_type():
     layers = replace(WIDE, layers=8)
     assert "one GPU a layer: " in plan(layers)
     assert "exchanges nothing; `torchrun --nproc-per-node 8 -m train --layer all`" in plan(layers)
+
+
+def test_a_bounded_cache_plans_no_layout_that_following_refuses():
+    wide = PlanConfig(d_model=4096, d_sae=2**20, gpus=16, layers=2, keep_shards=32)
+    with pytest.raises(Refused, match="keep_shards is 32, whose training shares no dictionary, .*leave out --keep-shards"):
+        plan(wide)
+    assert "--shard-optimizer" not in plan(replace(WIDE, keep_shards=32))
+
+
+def test_layers_of_three_gpus_take_turns_on_eight():
+    config = PlanConfig(d_model=4096, d_sae=1_400_000, gpus=8, layers=5, tokens=16_384_000, train_rate=20_000.0)
+    found = best(config, layouts_of(config))
+    assert found.gpus == 3
+    turns = hours_of(config, sizes_of(config), found)["training, 3 GPUs a layer"]
+    assert turns == pytest.approx(3 * 16_384_000 / (20_000 * 3))  # two layers at once, and the fifth alone
+
+
+@pytest.mark.parametrize(("gpus", "nodes", "layers"), [(24, 3, 2), (6, 3, 2), (16, 2, 1), (8, 1, 3)])
+def test_the_command_starts_the_processes_of_its_layout(gpus, nodes, layers):
+    config = replace(WIDE, gpus=gpus, nodes=nodes, layers=layers, batch_rows=6144, train_rate=None)
+    for layout in layouts_of(config):
+        said = re.search(r"(?:--nnodes (\d+) )?--nproc-per-node (\d+)", layout.command(config))
+        started = int(said[1] or 1) * int(said[2]) if said else 1
+        assert layout.gpus == 1 or started == layout.gpus, layout.name
