@@ -14,7 +14,7 @@ from evaluate.metrics.results import ROW_METRICS, WITH_METRIC
 from evaluate.report.comparison import markdown, summary, write_report
 from store.disk.files import hash_file, write_text
 from store.disk.suggest import command_line
-from store.layout import COMPARISON, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
+from store.layout import COMPARISON, CONFIG, REPORT, REPORT_MARKDOWN, SUMMARY, WEIGHTS
 from store.shards.reader import Store
 
 DEFINITIONS = 4
@@ -25,6 +25,14 @@ def what_is_measured() -> list[str]:
     """The key of every figure. Results of code that measured others are measured again."""
     fields = {*Measurement.model_fields, *PrefixMeasurement.model_fields, *Comparison.model_fields}
     return sorted(fields | {label.key for label in LABELS} | ROW_METRICS.keys() | WITH_METRIC.keys())
+
+
+def files_of_transcoder(folder: Path) -> list[Path]:
+    """The files that make a baseline: of a run of ours its weights and their configuration, not what commands and readers
+    leave beside them later; of another layout all."""
+    if (folder / WEIGHTS).exists():
+        return [folder / CONFIG, folder / WEIGHTS]
+    return sorted(path for path in [folder, *folder.glob("*"), *folder.glob("checkpoints/*.pt")] if path.is_file())
 
 
 def key_of(run: Path, store: Store, config: CompareConfig | None, beside: Sequence[Path] = ()) -> str:
@@ -55,7 +63,7 @@ def key_of(run: Path, store: Store, config: CompareConfig | None, beside: Sequen
     )
     digest.update(repr(asked).encode())
     for folder in config.baseline:
-        for path in sorted(p for p in [folder, *folder.glob("*"), *folder.glob("checkpoints/*.pt")] if p.is_file()):
+        for path in files_of_transcoder(folder):
             digest.update(path.read_bytes())
     for path in beside:
         digest.update(f"{path.parent}".encode())
