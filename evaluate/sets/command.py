@@ -27,6 +27,7 @@ from evaluate.sets.table import SetTable
 from harvest.model.loading import model_that_made
 from store.devices import resolve_device
 from store.disk.files import refuse_unwritable
+from store.disk.lock import WriterLock
 from store.disk.unfinished import unfinished_folder
 from store.layout import REPORT, SET_RESULT, UNFINISHED
 from store.shards.reader import check_shards
@@ -58,23 +59,25 @@ def compare_set(config: CompareSetConfig) -> Path:
     model = model_that_made(first.manifest.recipe, device, "harvest the layers and train them again")
     if config.check:
         check_shards(first, "heldout")
-    work = unfinished_folder(folder / UNFINISHED, key, config.force)
-    sides = [ours]
-    if config.linear:
-        sides.append(linear_maps(runs, work, device))
-    if baseline is not None:
-        sides.append(baseline)
-    layers = list(ours.transcoders)
-    ways = [False, True] if config.frozen else [False]
-    replacements = [replacements_of(side, runs, device, config.batch_rows) for side in sides]
-    variants = variants_of(layers, len(sides), ways)
-    log.info("layers %s: the model runs %d times on each sequence", ", ".join(map(str, layers)), len(variants) + 2)
-    run = SetRun(first, replacements, layers, variants, config.sequences, work)
-    table, n_sequences = measure(run, model)
-    result = result_of(runs, sides, table, ways, n_sequences, model.n_layers).plus(key=key)
-    publish(folder, result)
-    write_json(folder / SET_RESULT, result)  # last: it says that the others are its own
-    shutil.rmtree(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    with WriterLock(folder / f"{UNFINISHED}.lock"):
+        work = unfinished_folder(folder / UNFINISHED, key, config.force)
+        sides = [ours]
+        if config.linear:
+            sides.append(linear_maps(runs, work, device))
+        if baseline is not None:
+            sides.append(baseline)
+        layers = list(ours.transcoders)
+        ways = [False, True] if config.frozen else [False]
+        replacements = [replacements_of(side, runs, device, config.batch_rows) for side in sides]
+        variants = variants_of(layers, len(sides), ways)
+        log.info("layers %s: the model runs %d times on each sequence", ", ".join(map(str, layers)), len(variants) + 2)
+        run = SetRun(first, replacements, layers, variants, config.sequences, work)
+        table, n_sequences = measure(run, model)
+        result = result_of(runs, sides, table, ways, n_sequences, model.n_layers).plus(key=key)
+        publish(folder, result)
+        write_json(folder / SET_RESULT, result)  # last: it says that the others are its own
+        shutil.rmtree(work)
     return show(folder)
 
 

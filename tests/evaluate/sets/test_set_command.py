@@ -16,7 +16,8 @@ from evaluate.sets.config import CompareSetConfig
 from evaluate.sets.layers import open_set
 from evaluate.sets.result import SetResult, read_set
 from harvest.model import loading
-from store.errors import Damaged, Refused
+from store.disk.lock import WriterLock
+from store.errors import Busy, Damaged, Refused
 from store.layout import MANIFEST, REPORT, SET_RESULT, SUMMARY, UNFINISHED
 from store.transcoders.transcoder import Transcoder
 from tests.evaluate.sets.making import LAYERS, Case
@@ -174,6 +175,16 @@ def test_after_ctrl_c_the_same_command_goes_on_with_the_same_bits(gemma, monkeyp
     assert not (folder / UNFINISHED).exists()
     for file in (SET_RESULT, SUMMARY):
         assert (folder / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_two_comparisons_of_one_set_do_not_mix_their_sums(gemma):
+    config = gemma.config(name="twice")
+    config.folder.mkdir(parents=True)
+    with (
+        WriterLock(config.folder / f"{UNFINISHED}.lock"),
+        pytest.raises(Busy, match=r"is writing .*twice; wait for it, stop it, or choose another folder"),
+    ):
+        compare_set(config)
 
 
 def test_linear_maps_that_were_fitted_are_not_fitted_again(gemma, monkeypatch):
