@@ -13,21 +13,10 @@ from harvest.model.loading import load_model
 from harvest.planning.plan import plan
 from store.errors import Refused
 from store.shards.reader import open_store
-from tests.harvest.model.making import save_tiny
+from tests.harvest.model.making import LLAMA, save_tiny
 
 SCALE = 0.22
-GRANITE = dict(
-    vocab_size=98,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    residual_multiplier=SCALE,
-    bos_token_id=2,
-    eos_token_id=1,
-    pad_token_id=0,
-)
+GRANITE = LLAMA | {"residual_multiplier": SCALE}
 
 
 @pytest.fixture(scope="module")
