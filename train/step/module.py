@@ -180,10 +180,17 @@ class TrainingTranscoder(nn.Module):
             by_dense = by_dense_latent(fired, rows, self.config.dense_weight).index_select(0, entries.latent)
             by_latent += by_dense
         gradients = self.activation.gradients(selection, by_latent, by_gate, rows, step)
-        by_group = (bags, self._table(decoded.grad_bags))
-        by_pre = (gradients.pre, gradients.bias)
-        known = (entries, latents * (2 * unit), *by_group, *by_pre, gathered_x)
-        weights = weight_gradients(*known, len(self.encoder), self.frozen)
+        weights = weight_gradients(
+            entries,
+            latents * (2 * unit),
+            bags,
+            self._table(decoded.grad_bags),
+            gradients.pre,
+            gradients.bias,
+            gathered_x,
+            len(self.encoder),
+            self.frozen,
+        )
         self.encoder.grad = weights.encoder
         self.b_enc.grad = weights.b_enc
         self.decoder.grad = weights.decoder
