@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,11 @@ TOO_SLOW = 1 / 4
 
 MANY_EPOCHS = 10
 MANY = "that is %.0f passes over the store, which overfits: give --tokens %d (make: TOKENS=) for one, or harvest more"
+FEW_STEPS = 100
+"""A run of fewer steps learns little."""
+ENOUGH_STEPS = 500
+LEAST_ROWS = 64
+"""Of a step, that is advised."""
 MANY_DEAD = 10.0
 """Percent of the latents above which the end of a training warns of dead ones."""
 log = logging.getLogger(__name__)
@@ -67,6 +73,12 @@ def warnings_of(config: TrainConfig) -> list[str]:
     steps = config.n_steps
     tokens = config.n_steps * config.batch_rows
     found = []
+    smaller = max(LEAST_ROWS, 2 ** int(math.log2(max(1, tokens // ENOUGH_STEPS))))
+    if steps < FEW_STEPS and smaller < config.batch_rows:
+        found.append(
+            f"batch_rows is {config.batch_rows:,}, so that {tokens:,} rows are {steps:,} steps only, and little is learnt; "
+            f"give --batch-rows {smaller}, or harvest more tokens"
+        )
     if config.n_warmup_steps >= steps:
         last = config.peak_lr * steps / config.n_warmup_steps
         found.append(

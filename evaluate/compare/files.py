@@ -102,7 +102,7 @@ def publish(
         run: the folder with the training log.
         winners: of a comparison, by metric.
         checks: of a comparison.
-        said: the last line of summary.txt, where there is one.
+        said: the last lines of summary.txt, where there are any.
     """
     write_text(folder / SUMMARY, summary(measured, store, winners) + (f"{said}\n" if said else ""))
     write_text(folder / REPORT_MARKDOWN, markdown(measured, store, winners))

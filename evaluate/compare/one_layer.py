@@ -14,6 +14,7 @@ from evaluate.compare.measure import measure
 from evaluate.compare.progress import ProgressFile
 from evaluate.compare.verdict import name_winners
 from evaluate.metrics.measurement import Comparison, Measurement
+from evaluate.report.verdict import sentences
 from evaluate.runs import check_fits, check_in_model, open_run
 from evaluate.training_log import read_log
 from store.disk.files import refuse_unwritable
@@ -66,7 +67,8 @@ def compare_runs(config: CompareConfig) -> Path:
     else:
         (folder / GOOGLE_METRICS).unlink(missing_ok=True)
     write_json(folder / COMPARISON, comparison.plus(key=key))
-    publish(folder, measured, store, run.folder, comparison.winners, comparison.checks)
+    said = "\n".join(["in words:", *sentences(measured, comparison.winners)])
+    publish(folder, measured, store, run.folder, comparison.winners, comparison.checks, said)
     progress.forget()
     return show(folder)
 

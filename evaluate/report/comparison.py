@@ -38,7 +38,7 @@ def appendix_rows(measured: Sequence[Measurement]) -> list[list[str]]:
     return [[label.label, *(cell(m, label) for m in measured)] for label in rows_of(measured, "appendix")]
 
 
-def cell(metrics: Figures, label: Label) -> str:
+def cell(metrics: Figures, label: Label, with_interval: bool = True) -> str:
     """A figure, and its 95% interval in brackets where it has one."""
     if not metrics.has(label.key):
         return "-"
@@ -49,7 +49,7 @@ def cell(metrics: Figures, label: Label) -> str:
         return "-"
     shown = label.form.format(value)
     interval = metrics.interval(label.key)
-    if interval is None:
+    if interval is None or not with_interval:
         return shown
     low, high = map(label.form.format, interval)
     return f"{shown} [{low}, {high}]"
@@ -62,12 +62,20 @@ def prefix_rows(metrics: Measurement) -> list[tuple[str, list[str]]]:
 
 
 def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str, str]) -> str:
-    """The table as plain text, with the rows and the store that it was measured on."""
+    """The table as plain text, with the rows and the store that it was measured on.
+
+    Columns of several are numbered, and trivial predictors and nulls go without intervals: a terminal is narrow.
+    """
     labels = rows_of(measured)
-    rows = [[label.label, *(cell(m, label) for m in measured)] for label in labels]
-    head, *table = text_table(rows, ["", *(m.name for m in measured)])
-    notes = [winner_note(winners.get(label.key), measured) for label in labels]
-    lines = [head, *(f"{line}   {note}".rstrip() for line, note in zip(table, notes, strict=True))]
+    several = len(measured) > 1
+    heads = [f"({number})" for number in range(1, len(measured) + 1)] if several else [measured[0].name]
+    rows = [[label.label, *(cell(m, label, not (m.trivial or m.null)) for m in measured)] for label in labels]
+    head, *table = text_table(rows, ["", *heads])
+    notes = [winner_note(winners.get(label.key), ("(1)", "(2)")).partition(":")[0] for label in labels]
+    lines = [f"{number} {m.name}" for number, m in zip(heads, measured, strict=True)] if several else []
+    lines.append(f"{head}   {BETTER}" if winners else head)
+    lines += [f"{line}   {note}".rstrip() for line, note in zip(table, notes, strict=True)]
+    lines += sorted({won for won in winners.values() if won.startswith("not judged")})
     for m in measured:
         if len(m.fvu_per_prefix) > 1:
             prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m.fvu_per_prefix.items())
@@ -78,12 +86,13 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
     return "\n".join(lines) + "\n"
 
 
-def winner_note(winner: str | None, measured: Sequence[Measurement]) -> str:
-    """Who is better in one metric, or why nobody is; empty where it is not judged."""
-    if winner is None:
-        return ""
-    names = {"ours": measured[0].name, "other": measured[1].name}
-    return f"{BETTER}: {names[winner]}" if winner in names else winner
+def winner_note(winner: str | None, names: Sequence[str]) -> str:
+    """Who is better in one metric, or why nobody is; empty where it is not judged.
+
+    names: of ours and of the one that it is judged against.
+    """
+    sides = dict(zip(("ours", "other"), names, strict=False))  # a run by itself has no other
+    return sides.get(winner or "", winner or "")
 
 
 def not_measured(measured: Sequence[Measurement]) -> list[str]:
@@ -121,7 +130,7 @@ def markdown(measured: Sequence[Measurement], store: Store, winners: Mapping[str
     """The verdict and the table as Markdown, for papers and issues."""
     rows = []
     for label in rows_of(measured):
-        better = winner_note(winners.get(label.key), measured).removeprefix(f"{BETTER}: ")
+        better = winner_note(winners.get(label.key), [m.name for m in measured[:2]])
         rows.append([label.label, *(cell(m, label) for m in measured), better])
     heads = ["held-out metric", *(m.name for m in measured), BETTER]
     lines = [verdict(measured, winners), "", *markdown_table(rows, heads)]

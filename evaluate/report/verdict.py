@@ -13,18 +13,23 @@ FEW_DOCUMENTS = 50
 
 
 def verdict(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
-    """The result in a few sentences: each at its own L0, both at an equal one, and what puts them in place."""
+    """The result in a few sentences, as one paragraph."""
+    return " ".join(sentences(measured, winners))
+
+
+def sentences(measured: Sequence[Measurement], winners: Mapping[str, str]) -> list[str]:
+    """The result: each at its own L0, both at an equal one, and what puts them in place."""
     ours = measured[0]
     first = f"{ours.name} leaves {ours.fvu:.1%} of the variance unexplained at a mean L0 of {ours.l0_mean:.1f}"
     few = [f"Only {ours.n_documents} held-out documents were measured, so intervals are wide."] * (
         ours.n_documents < FEW_DOCUMENTS
     )
     if len(measured) == 1:
-        return " ".join([*costs(measured), f"{first}, with {ours.dead_fraction:.2%} dead features.", *few])
+        return [*costs(measured), f"{first}, with {ours.dead_fraction:.2%} dead features.", *few]
     other = measured[1]
     own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(other)}."
     chance = of_chance(measured, winners)
-    return " ".join([*costs(measured[:2]), own, judgement(measured, winners), *chance, *beaten_by(measured), *few])
+    return [*costs(measured[:2]), own, *judgement(measured, winners), *chance, *beaten_by(measured), *few]
 
 
 def in_words(m: Measurement, cost_of_mean: float | None) -> str:
@@ -54,13 +59,20 @@ def _cost(m: Measurement) -> str:
 
 def _between_own(other: Measurement) -> str:
     """The difference between both at their own L0."""
-    apart = (other.minus_first or {}).get("fvu")
-    if apart is None:
+    difference = (other.minus_first or {}).get("fvu")
+    if difference is None:
         return ""
-    ends = "" if apart.ci95 is None else f" [{min(map(abs, apart.ci95)):.4f}, {max(map(abs, apart.ci95)):.4f}]"
-    if apart.ci95 is not None and apart.ci95[0] < 0 < apart.ci95[1]:
-        ends = " (the interval includes zero)"
-    return f" (each at its own L0: FVU {abs(apart.value):.4f} apart{ends})"
+    if difference.ci95 is None:
+        return f" (an FVU {_less_or_more(difference.value, f'{abs(difference.value):.4f}')}, each at its own L0)"
+    low, high = sorted(map(abs, difference.ci95))
+    if difference.ci95[0] < 0 < difference.ci95[1]:
+        return " (no difference that can be told, each at its own L0)"
+    by = f"{abs(difference.value):.4f} [{low:.4f}, {high:.4f}]"
+    return f" (an FVU {_less_or_more(difference.value, by)}, each at its own L0)"
+
+
+def _less_or_more(difference: float, by: str) -> str:
+    return f"{'lower' if difference < 0 else 'higher'} by {by}"
 
 
 def beaten_by(measured: Sequence[Measurement]) -> list[str]:
@@ -77,17 +89,17 @@ def beaten_by(measured: Sequence[Measurement]) -> list[str]:
     return said
 
 
-def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> str:
+def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> list[str]:
     """Both readings at an equal L0, and who is better in what."""
     names = {"ours": measured[0].name, "other": measured[1].name}
     found: dict[str, list[str]] = {}
     for label in shown_in("headline"):
         if label.key in winners:
             found.setdefault(winners[label.key], []).append(label.brief)
-    read = readings(measured[0], measured[1])
+    read = [_reading(one, measured) for one in readings(measured[0], measured[1])]
     if not {"tie", *names} & found.keys():
         reason = winners["fvu"].removeprefix("not judged: ")
-        return " ".join([*(_reading(one, measured) for one in read), f"No winner is named: {reason}."])
+        return [*read, f"No winner is named: {reason}."]
     said = []
     for outcome, labels in found.items():
         in_what = " and ".join(labels)
@@ -97,21 +109,22 @@ def judgement(measured: Sequence[Measurement], winners: Mapping[str, str]) -> st
             said.append(f"{in_what}: {names[outcome]} is better")
         else:
             said.append(f"{in_what}: {outcome}")
-    judged = f"At equal L0, by 95% intervals of the differences, paired by document: {'; '.join(said)}."
-    return " ".join([*(_reading(one, measured) for one in read), judged])
+    return [*read, f"At equal L0, by 95% intervals of the differences, paired by document: {'; '.join(said)}."]
 
 
 def _reading(one: Reading, measured: Sequence[Measurement]) -> str:
-    """Both at one L0, in a sentence."""
+    """Both at one L0, in a sentence about the one whose threshold was moved."""
     index = 0 if one.moved == "ours" else 1
-    moved = measured[index].name
-    kept = measured[1 - index].name
-    said = f"At the L0 of {kept} ({one.l0[0]:.1f} against {one.l0[1]:.1f}): FVU {one.fvu[0]:.4f} against {one.fvu[1]:.4f}"
+    moved, kept = measured[index].name, measured[1 - index].name
+    l0s, fvus = ((pair[index], pair[1 - index]) for pair in (one.l0, one.fvu))
+    said = f"Moved to the L0 of {kept} ({l0s[0]:.1f} against {l0s[1]:.1f}), {moved} has an FVU of {fvus[0]:.4f}"
     if one.is_past_its_best:
-        own = f"{one.own[1]:.4f} at {one.own[0]:.1f}"
-        return f"{said}, which does not count: {moved} is worse there than at its own L0 ({own})."
+        return f"{said}, which does not count: it is worse there than at its own L0 ({one.own[1]:.4f} at {one.own[0]:.1f})."
+    said += f" against {fvus[1]:.4f}"
     ends = one.minus_ours["fvu"].ci95
-    if ends is None or ends[0] <= 0 <= ends[1]:
+    if ends is None:
         return f"{said}."
+    if ends[0] <= 0 <= ends[1]:
+        return f"{said}: no difference that can be told."
     low, high = sorted(map(abs, ends))
-    return f"{said}, {low:.4f} to {high:.4f} apart."
+    return f"{said}: {_less_or_more(fvus[0] - fvus[1], f'{low:.4f} to {high:.4f}')}."

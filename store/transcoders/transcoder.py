@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from store.disk.files import write_tensors, write_text
 from store.errors import Damaged, Refused
-from store.layout import CONFIG, WEIGHTS
+from store.layout import CONFIG, TRAIN_CONFIG, WEIGHTS
 from store.parents import holds_store
 from store.transcoders.files import check_arrays, read_arrays, read_config
 from store.views import VIEWS, Norm, ViewName
@@ -228,6 +229,12 @@ def _what_instead(directory: Path) -> str:
     if inside:
         more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
         return f"it is the folder of {', '.join(inside[:3])}{more}: give one of these"
+    if (directory / TRAIN_CONFIG).exists():
+        return "its training has not ended: the command that began it goes on with it"
+    runs = [path.parent.name for path in directory.parent.glob(f"*/{WEIGHTS}")]
+    near = get_close_matches(directory.name, runs, n=1)
+    if near:
+        return f"did you mean {directory.parent / near[0]}?"
     return "train one with `make train`, or give a transcoder of another project as BASELINE="
 
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from store.errors import Refused
+from store.transcoders.transcoder import Transcoder
 from tests.child import ROOT
 from tests.command import run
 
@@ -51,3 +53,13 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path, monkeypat
     assert errors.rstrip().endswith(f"; there are {listed} and 1 more (MODEL=, LAYER= or RUN= chooses)")
     _, errors = run(monkeypatch, capsys, "evaluate", "metrics", "--run", "elsewhere")
     assert "there are" not in errors
+
+
+def test_a_misspelt_run_and_one_that_is_not_trained_to_its_end_are_told(trained_once, tmp_path):
+    shutil.copytree(trained_once / "run", tmp_path / "widest")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "train_config.json").write_text("{}")
+    for name, said in (("widset", f"did you mean {tmp_path}/widest\\?"), ("begun", "its training has not ended")):
+        with pytest.raises(Refused, match=said):
+            Transcoder.load(tmp_path / name)

@@ -87,6 +87,14 @@ def test_a_rate_for_longer_runs_is_told_with_the_one_that_fits():
         assert advice.warnings_of(TrainConfig(tokens=1024 * 195, lr=given)) == []
 
 
+def test_a_run_of_few_steps_is_told_with_rows_that_make_more():
+    assert advice.warnings_of(TrainConfig(tokens=40_000)) == [
+        "batch_rows is 1,024, so that 39,936 rows are 39 steps only, and little is learnt; give --batch-rows 64, or "
+        "harvest more tokens"
+    ]
+    assert advice.warnings_of(TrainConfig(tokens=64 * 39, batch_rows=64)) == []
+
+
 def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplog):
     config = replace(config, warmup_steps=None, dead_after=None, heldout_every=20)
     transcoder = train(config)

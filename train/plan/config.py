@@ -29,7 +29,7 @@ class PlanConfig(Options):
     """Mean active latents a row."""
     skip: bool = False
     """A linear path beside the dictionary."""
-    batch_rows: Positive = 4096
+    batch_rows: Positive = TrainConfig.batch_rows
     """Rows of a training step."""
     targets: Literal["stored", "recomputed"] = "stored"
     """As in harvest: recomputed stores no mlp_out."""

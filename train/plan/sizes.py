@@ -121,6 +121,12 @@ def large(n_bytes: float) -> str:
     return f"{n_bytes / 1e12:,.1f} TB" if n_bytes >= 1e13 else gigabytes(round(n_bytes))
 
 
+def subject(config: PlanConfig) -> str:
+    """What is planned, in words."""
+    said = f"{config.tokens:,} tokens of width {config.d_model:,}, {config.d_sae:,} latents with k {config.k}"
+    return f"{said}; layers: {config.layers}, GPUs: {config.gpus}, machines: {config.nodes}"
+
+
 def plan(config: PlanConfig) -> str:
     """The plan, as a person reads it: what it takes, what limits it, and what to change."""
     sizes = sizes_of(config)
@@ -131,6 +137,7 @@ def plan(config: PlanConfig) -> str:
     times = hours_of(config, sizes, layout)
     streamed = config.keep_shards is not None
     rows = [
+        ("plan of", subject(config)),
         ("a token", f"{sizes.row:,} bytes a layer; {large(sizes.moved)} written in all"),
         ("disk", f"{large(sizes.disk)} at one time, {large(sizes.heldout)} of it held out and kept for ever"),
         (
@@ -173,6 +180,9 @@ def advice_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> list[str]:
     share = share_of(config)
     if layout.gpus < share:
         found.append(f"{layout.gpus} of a layer's {share} GPUs train it faster than all: the others can train other layers")
+    idle = config.gpus - config.layers * layout.gpus
+    if layout.gpus == share and idle > 0 and config.keep_shards is None:
+        found.append(f"{idle} of {config.gpus} GPUs have no layer to train, and only harvest")
     if layout.gpus > config.gpus:
         found.append(f"--gpus {layout.gpus} or more: fewer do not hold a layer; the hours are of so many")
     if layout.lines > 1 and not layout.shards_optimizer and config.keep_shards is None:

@@ -72,8 +72,11 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
     row = body[body.index("FVU<small>") :]
     assert row.index('class="best"') < row.index("0.2000") < row.index("0.2500")
     summary = (report.parent / "summary.txt").read_text()
-    assert "better at equal L0: ours" in next(line for line in summary.splitlines() if line.startswith("FVU "))
-    assert "better" not in next(line for line in summary.splitlines() if line.startswith("MSE"))
+    lines = summary.splitlines()
+    assert lines[:2] == ["(1) ours <script>alert(1)</script>", "(2) the other"]
+    assert lines[2].endswith("(1)                      (2)   better at equal L0")
+    assert next(line for line in lines if line.startswith("FVU ")).endswith("   (1)")
+    assert not next(line for line in lines if line.startswith("MSE")).endswith(")")
 
 
 def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
@@ -84,7 +87,8 @@ def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
     assert said.startswith(
         "ours leaves 20.0% of the variance unexplained at a mean L0 of 4.1; theirs leaves 20.0% at 4.1. "
     )
-    assert "At the L0 of theirs (4.3 against 4.1): FVU 0.2000 against 0.2500, 0.0400 to 0.0600 apart." in said
+    moved = "Moved to the L0 of theirs (4.3 against 4.1), ours has an FVU of 0.2000 against 0.2500"
+    assert f"{moved}: lower by 0.0400 to 0.0600." in said
     assert "delta CE and KL: theirs is better" in said or "KL and delta CE: theirs is better" in said
     assert "FVU: a tie, within chance" in said
     assert said.endswith("Only 40 held-out documents were measured, so intervals are wide.")

@@ -10,7 +10,9 @@ from train.plan.config import PlanConfig
 from train.plan.layouts import best, layout_of, layouts_of
 from train.plan.sizes import hours_of, plan, sizes_of
 
-WIDE = PlanConfig(d_model=4608, tokens=1_000_000_000, d_sae=131_072, gpus=8, train_rate=50_000.0, link_rate=450.0)
+WIDE = PlanConfig(
+    d_model=4608, tokens=1_000_000_000, d_sae=131_072, batch_rows=4096, gpus=8, train_rate=50_000.0, link_rate=450.0
+)
 WEIGHTS = 4 * (131_072 * (2 * 4608 + 2) + 4608)
 """Bytes of its weights; the plan also counts which latents fired, a number each."""
 STEPS = 1_000_000_000 / 4096

@@ -50,7 +50,14 @@ def test_planned_state_is_that_of_a_training(tmp_path, d, d_sae, rows):
 
 
 LARGE = PlanConfig(
-    d_model=4608, layers=46, tokens=10_000_000_000, d_sae=262_144, gpus=54, harvest_rate=7400.0, train_rate=58_500.0
+    d_model=4608,
+    layers=46,
+    tokens=10_000_000_000,
+    d_sae=262_144,
+    batch_rows=4096,
+    gpus=54,
+    harvest_rate=7400.0,
+    train_rate=58_500.0,
 )
 
 
@@ -76,11 +83,21 @@ def test_the_recipe_of_gemma_2_2b_fits_small_cards(gigabytes):
 
 
 def test_memory_that_options_change_is_planned():
-    one = layout_of(PlanConfig()).need
-    assert layout_of(PlanConfig(batch_rows=16_384)).need.step > 3 * one.step
-    assert layout_of(PlanConfig(k=1024)).need.step > one.step + 64 * 4096 * (1024 - 96) // 2
-    assert layout_of(PlanConfig(skip=True)).need.state == one.state + 16 * 2304**2
-    assert "dead latents 10% are taken to be; AuxK takes 0.40 GB more where half are; --aux-latents" in plan(PlanConfig())
+    rows = PlanConfig(batch_rows=4096)
+    one = layout_of(rows).need
+    assert layout_of(replace(rows, batch_rows=16_384)).need.step > 3 * one.step
+    assert layout_of(replace(rows, k=1024)).need.step > one.step + 64 * 4096 * (1024 - 96) // 2
+    assert layout_of(replace(rows, skip=True)).need.state == one.state + 16 * 2304**2
+    assert "dead latents 10% are taken to be; AuxK takes 0.40 GB more where half are; --aux-latents" in plan(rows)
+
+
+def test_the_plan_says_what_it_is_of_and_which_gpus_train_nothing():
+    text = plan(LARGE)
+    of = "10,000,000,000 tokens of width 4,608, 262,144 latents with k 96; layers: 46, GPUs: 54, machines: 1"
+    assert text.splitlines()[0] == f"plan of      {of}"
+    assert "change       8 of 54 GPUs have no layer to train" in text
+    assert "have no layer" not in plan(replace(LARGE, gpus=46))
+    assert "have no layer" not in plan(replace(LARGE, layers=60))
 
 
 def test_the_plan_names_a_limit_of_held_out_tokens_and_counts_with_it():

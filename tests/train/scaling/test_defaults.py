@@ -130,8 +130,8 @@ def test_every_layer_null_and_run_of_a_sweep_has_the_number(unchosen, tmp_path):
 def test_wandb_and_the_plan_show_the_number():
     config = TrainConfig(tokens=1024 * 200)
     assert log._options(config)["lr"] == peak_lr(200, 18_432)
-    text = plan(PlanConfig(tokens=4096 * 200))
-    assert f"200 of 4,096 rows, at a learning rate of {peak_lr(200, 18_432):g}" in text
+    text = plan(PlanConfig(tokens=1024 * 200))
+    assert f"200 of 1,024 rows, at a learning rate of {peak_lr(200, 18_432):g}" in text
 
 
 def test_a_short_run_ends_better_with_its_own_rate_than_with_that_of_long_ones(unchosen, store, tmp_path):
