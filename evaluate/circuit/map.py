@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -42,7 +41,7 @@ def circuit(config: CircuitConfig) -> str:
 
 
 def make_map(config: CircuitConfig, layers: Sequence[CircuitLayer]) -> str:
-    """Makes the map unless it is there, and returns its table."""
+    """Makes the map unless it is there, and returns its table. Busy while another process makes it."""
     folder = config.folder
     key = key_of(config, layers)
     done = None if config.force else read_circuit(folder)
@@ -51,12 +50,11 @@ def make_map(config: CircuitConfig, layers: Sequence[CircuitLayer]) -> str:
     if config.check:
         for layer in layers:
             check_shards(layer.store, "heldout")
-    work = unfinished_folder(folder / UNFINISHED, key, config.force)
-    chunks = chunks_of(layers[0].store.manifest.of_split("heldout"), config.rows)
-    read_chunks(layers, chunks, work, config.batch_rows)
-    gap = max(gap_in(chunks, work), relate_layers(layers, chunks, work, config.edges))
-    summary = write_map(config, layers, chunks, work, key, gap)
-    shutil.rmtree(work)
+    with unfinished_folder(folder / UNFINISHED, key, config.force) as work:
+        chunks = chunks_of(layers[0].store.manifest.of_split("heldout"), config.rows)
+        read_chunks(layers, chunks, work, config.batch_rows)
+        gap = max(gap_in(chunks, work), relate_layers(layers, chunks, work, config.edges))
+        summary = write_map(config, layers, chunks, work, key, gap)
     return table_of(summary, folder)
 
 

@@ -1,7 +1,6 @@
 """`python -m evaluate compare-set`: what it costs the model to replace the MLPs of several layers at once."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from evaluate.sets.table import SetTable
 from harvest.model.loading import model_that_made
 from store.devices import resolve_device
 from store.disk.files import refuse_unwritable
-from store.disk.lock import WriterLock
 from store.disk.unfinished import unfinished_folder
 from store.layout import REPORT, SET_RESULT, UNFINISHED
 from store.shards.reader import check_shards
@@ -41,7 +39,8 @@ DEFINED = 1
 def compare_set(config: CompareSetConfig) -> Path:
     """The folder with the result of a set, measured unless it was before.
 
-    Refused as `open_set` and `open_baseline` do, and when the model is not the stores' any more.
+    Refused as `open_set` and `open_baseline` do, and when the model is not the stores' any more. Busy while another
+    process measures it.
     """
     device = resolve_device(config.device)
     runs = open_set(config)
@@ -59,9 +58,7 @@ def compare_set(config: CompareSetConfig) -> Path:
     model = model_that_made(first.manifest.recipe, device, "harvest the layers and train them again")
     if config.check:
         check_shards(first, "heldout")
-    folder.mkdir(parents=True, exist_ok=True)
-    with WriterLock(folder / f"{UNFINISHED}.lock"):
-        work = unfinished_folder(folder / UNFINISHED, key, config.force)
+    with unfinished_folder(folder / UNFINISHED, key, config.force) as work:
         sides = [ours]
         if config.linear:
             sides.append(linear_maps(runs, work, device))
@@ -77,7 +74,6 @@ def compare_set(config: CompareSetConfig) -> Path:
         result = result_of(runs, sides, table, ways, n_sequences, model.n_layers).plus(key=key)
         publish(folder, result)
         write_json(folder / SET_RESULT, result)  # last: it says that the others are its own
-        shutil.rmtree(work)
     return show(folder)
 
 
