@@ -102,6 +102,8 @@ class RunFolder:
     folder: Path
     config: dict
     """config.json, or train_config.json of an unfinished run."""
+    training: dict
+    """train_config.json; empty for a transcoder that was not trained here."""
     measured: Measurement | None
     """By `evaluate metrics`, or else by `evaluate compare`."""
     swept: dict
@@ -132,6 +134,13 @@ class RunFolder:
         if self.swept:
             return {key: value for key, value in self.swept.items() if isinstance(value, int | float)}
         return {key: value for key, value in self.config.items() if isinstance(value, int | float)}
+
+    @property
+    def trained_with(self) -> str:
+        """What tells apart the runs of a sweep or over seeds: `lr 0.008, 200,000 rows, seed 0`; empty if unknown."""
+        forms = {"lr": "lr {:g}", "tokens": "{:,} rows", "seed": "seed {}"}
+        numbers = {key: value for key, value in self.training.items() if isinstance(value, int | float)}
+        return ", ".join(form.format(numbers[key]) for key, form in forms.items() if key in numbers)
 
     @property
     def data(self) -> str:
@@ -253,6 +262,7 @@ def read_run(name: str, folder: Path) -> RunFolder:
             name=name,
             folder=folder,
             config=found.config,
+            training={},
             measured=None,
             swept={},
             origin={},
@@ -262,13 +272,15 @@ def read_run(name: str, folder: Path) -> RunFolder:
             layout=found.layout,
             arrays=found.arrays,
         )
-    config = read(lambda: read_config(folder / CONFIG), {}) or read(lambda: read_config(folder / TRAIN_CONFIG), {})
+    training = read(lambda: read_config(folder / TRAIN_CONFIG), {})
+    config = read(lambda: read_config(folder / CONFIG), {}) or training
     evaluated = read(lambda: read_metrics(folder, f"{EVALUATION}/{METRICS}", "metrics"), None)
     compared = read(lambda: read_metrics(folder, f"{COMPARISON_FOLDER}/{OURS_METRICS}", "compare"), None)
     return RunFolder(
         name=name,
         folder=folder,
         config=config,
+        training=training,
         measured=evaluated or compared,
         swept=read(lambda: read_swept(folder), {}),
         origin=read(lambda: read_config(folder / ORIGIN), {}),

@@ -51,6 +51,14 @@ def test_a_run_of_a_sweep_shows_the_figures_of_its_summary(results, tmp_path):
     assert "summary.json cannot be read" in open_folder("k4", run).problems[0]
 
 
+def test_the_list_tells_runs_over_seeds_and_rates_apart(results, tmp_path):
+    copy = shutil.copytree(results, tmp_path / "results")
+    (copy / RUN / "train_config.json").write_text(json.dumps({"lr": 0.008, "tokens": 200_000, "seed": 3, "k": 4}))
+    assert "<small>lr 0.008, 200,000 rows, seed 3</small>" in runs_page(copy)
+    (copy / RUN / "train_config.json").write_text(json.dumps({"lr": None, "seed": 3}))
+    assert "<small>seed 3</small>" in runs_page(copy)
+
+
 def test_an_export_says_on_the_command_line_what_it_leaves_out(results, tmp_path, caplog):
     export(BrowseExportConfig(results=results, out=tmp_path / "site", features=7))
     said = [record.getMessage() for record in caplog.records if "get a page" in record.getMessage()]
