@@ -46,6 +46,8 @@ def write_card(folder: Path, layout: str, made: Transcoder, *gates: Gate, **more
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "d_out": config.d_out,
+        "k": config.k,
+        "prefix_sizes": config.prefix_sizes,
         "store_fingerprint": config.store_fingerprint,
         "gate": [vars(found) for found in gates],
     } | more

@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> str:
     if made.config.view != ours.config.view:
         lines.append(f"  it reads the view {made.config.view} instead of {ours.config.view}: the norm is folded into it")
     if len(ours.config.prefix_sizes) > 1 and not layout.holds.everything:
-        lines.append("  this layout knows no nested prefixes: it is the whole dictionary")
+        lines.append("  this layout knows no nested prefixes: it is the whole dictionary; export.json keeps them")
     if config.layout == "circuit-tracer":
         lines.append("  circuit-tracer loads a set only with every layer of the model: make export-set writes one")
     return "\n".join([*lines, f"  {found}"])

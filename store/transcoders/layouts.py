@@ -3,15 +3,17 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 
+from store.disk.schema import first_complaint
 from store.disk.suggest import command_line
-from store.errors import Refused
-from store.layout import CONFIG, WEIGHTS, model_slug
+from store.errors import Damaged, Refused
+from store.layout import CONFIG, EXPORT, WEIGHTS, model_slug
 from store.names import SET_CONFIG, hub_url_of
 from store.transcoders.circuit_tracer import (
     LOST_TOPK,
@@ -222,7 +224,24 @@ def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None
             f"{path} reads the view {view}, and the layout {name} does not say what that is where the norm before "
             f"the MLP is {NORMS[norm].label}; give the transcoder in another layout, as {CONFIG} with {WEIGHTS}"
         )
-    return transcoder
+    return with_what_its_card_says(transcoder, path / EXPORT, name)
+
+
+def with_what_its_card_says(transcoder: Transcoder, card: Path, layout: str) -> Transcoder:
+    """With the name, the k and the prefixes that the layout has no place for, and an export of ours has beside it.
+
+    As it is where there is no card, or one of a set or of other files. Damaged where the card cannot be read.
+    """
+    said = read_settings(card) if card.is_file() else {}
+    config = transcoder.config
+    if said.get("layout") != layout or (said.get("layer"), said.get("d_sae")) != (config.layer, config.d_sae):
+        return transcoder
+    kept = {key: said[key] for key in ("name", "k", "prefix_sizes") if said.get(key) is not None}
+    try:
+        return replace(transcoder, config=type(config).model_validate(config.model_dump() | kept))
+    except (ValidationError, Refused) as error:
+        reason = first_complaint(error, type(config).model_fields) if isinstance(error, ValidationError) else error
+        raise Damaged(f"{card} does not fit the weights beside it ({reason}); restore it, or delete it") from None
 
 
 def warn_of_another_model(path: Path, transcoder: Transcoder, model: str) -> None:

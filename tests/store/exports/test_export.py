@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from store.disk.files import write_tensors
-from store.errors import Refused
+from store.errors import Damaged, Refused
 from store.exports import gate as module
 from store.exports.export import ExportConfig, export
 from store.shards.origin import write_origin
@@ -335,6 +335,22 @@ def test_what_the_gate_found_stands_beside_the_export(tmp_path, store):
     assert card["input_hook"] == "blocks.1.ln2.hook_normalized"
     assert card["output_hook"] == "blocks.1.hook_mlp_out"
     assert card["store_fingerprint"] == store.fingerprint
+
+
+@pytest.mark.parametrize("layout", ["saelens", "gemma-scope-1", "gemma-scope-2"])
+def test_name_k_and_prefixes_come_back_from_the_card_beside_an_export(tmp_path, store, layout):
+    ours = make_run(tmp_path / "run", store, k=3, name="Matryoshka")
+    export(options(tmp_path, store, layout))
+    config = load_folder(tmp_path / "out", ours.config.layer, ours.config.model).config
+    assert (config.name, config.k, config.prefix_sizes) == ("Matryoshka", 3, (2, 5, 10))
+    card = tmp_path / "out" / "export.json"
+    said = json.loads(card.read_text())
+    card.write_text(json.dumps(said | {"d_sae": 11}))
+    assert load_folder(tmp_path / "out", ours.config.layer, ours.config.model).config.prefix_sizes == (10,)
+    for wrong in ({"prefix_sizes": [2, 5]}, {"k": "many"}, {"k": 50}):
+        card.write_text(json.dumps(said | wrong))
+        with pytest.raises(Damaged, match="export.json does not fit the weights beside it .*; restore it, or delete it"):
+            load_folder(tmp_path / "out", ours.config.layer, ours.config.model)
 
 
 @pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens"])
