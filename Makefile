@@ -285,6 +285,7 @@ bench: $(VENV)/dev  ## Speed, as ratios against a dense step, memcpy or a matmul
 	$(PY) -m tests.bench.distant
 	$(PY) -m tests.bench.gpu --device cpu --parts writer --patience 8
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.harvest
+	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.plan
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.evaluate
 
 bench-scale: $(VENV)/dev  ## How costs grow with shards, rows, latents, layers, processes (ARGS=--small for a try)

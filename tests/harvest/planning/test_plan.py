@@ -1,8 +1,5 @@
-import shutil
-import time
 from collections import Counter, namedtuple
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,10 +7,10 @@ from hypothesis import strategies as st
 
 from harvest.config import HarvestConfig
 from harvest.loop import harvest
-from harvest.planning.plan import ALONE, measure, plan
-from harvest.planning.timing import Cluster, seconds_of
+from harvest.planning.plan import plan
+from harvest.planning.timing import Cluster
 from harvest.space import metric_bytes, shard_bytes, shards_on_disk
-from tests.making import make_recipe, on_threads
+from tests.making import make_recipe
 
 
 def test_planned_bytes_are_those_written(config):
@@ -96,38 +93,6 @@ def test_a_plan_says_the_start_and_what_waits(config):
     lines = dict(line.split(maxsplit=1) for line in plan(config).splitlines() if line.startswith(("start", "writing")))
     assert "for libraries, the model and the first text" in lines["start"]
     assert lines["writing"].endswith("while the model waits")
-
-
-SHAPES = {
-    "small shards": dict(tokens=48 * 512),
-    "two layers": dict(layer=(0, 1), tokens=32 * 512),
-    "large shards and batches": dict(tokens=10 * 4096, shard_tokens=4096, context=64, batch_sequences=16),
-    "a metric, at once": dict(tokens=16 * 512, metric_sequences=40, batch_sequences=16),
-    "compressed": dict(tokens=10 * 4096, shard_tokens=4096, format="zarr", compression="zstd"),
-    "every site, so that the bridge runs": dict(
-        tokens=24 * 512, sites=("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-    ),
-}
-TIMED = ("harvest.planning.plan", "harvest.planning.probe", "harvest.metric.gradients")
-
-
-@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (n > 1)) for n, each in enumerate(SHAPES)])
-def test_planned_seconds_are_those_of_a_harvest(config, monkeypatch, name):
-    """By the time of the processor, with one thread, in one of some tries: other work on the machine moves that too."""
-    for module in TIMED:
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=time.process_time))
-    asked = replace(config, **SHAPES[name])
-    off: list[float] = []
-    with on_threads(1):
-        plan(asked)  # imports, and whatever is made once
-        while not off or (min(off) > 0.25 and len(off) < 6):
-            planned = measure(asked, time.process_time())
-            start = time.process_time()
-            harvest(asked)
-            seconds = time.process_time() - start
-            off.append(abs(seconds_of(planned.speed, planned.work, ALONE) / seconds - 1))
-            shutil.rmtree(asked.store)
-    assert min(off) <= 0.25, off
 
 
 def test_a_plan_for_many_gpus_says_how_shards_fall_to_them(config):
