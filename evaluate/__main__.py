@@ -21,6 +21,7 @@ from store.disk.suggest import next_line
 from store.layout import (
     COLLECTION_SUMMARY,
     COMPARISON,
+    CONFIG,
     FEATURES,
     ITEMS,
     METRICS,
@@ -101,11 +102,22 @@ def then(configs: Sequence[object]) -> str | None:
     if not isinstance(config, EvaluateConfig) or len(configs) > 1:
         return None
     options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
-    if type(config) is EvaluateConfig:
+    if type(config) is EvaluateConfig and has_published_baseline(config):
         return next_line("evaluate", "compare", **options)
-    if isinstance(config, CompareConfig) and len(config.layers) == 1:
+    if type(config) is EvaluateConfig or (isinstance(config, CompareConfig) and len(config.layers) == 1):
         return next_line("evaluate", "features", **options)
     return None
+
+
+def has_published_baseline(config: EvaluateConfig) -> bool:
+    """Whether `evaluate compare` needs no BASELINE=: Google publishes transcoders of the model; the hub may be asked."""
+    from huggingface_hub import constants  # takes half a second
+
+    from evaluate.baselines import repo_of
+
+    path = config.run_directory / CONFIG
+    model = json.loads(path.read_text()).get("model", config.model) if path.exists() else config.model
+    return repo_of(model) is not None and not constants.HF_HUB_OFFLINE
 
 
 def _common(folders: Iterable[Path]) -> Path:

