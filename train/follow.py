@@ -2,6 +2,7 @@
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
@@ -141,7 +142,9 @@ class Following:
 
     def _shards(self, first: int, stop: int | None = None) -> int:
         """Training shards with numbers from `first` on and below `stop`."""
-        return sum(first <= number_of(shard) and (stop is None or number_of(shard) < stop) for shard in self.ledger.shards)
+        shards = self.ledger.shards
+        end = len(shards) if stop is None else bisect_left(shards, stop, key=number_of)
+        return max(0, end - bisect_left(shards, first, key=number_of))
 
     def stream(self, cursor: int, device: torch.device, wait: Callable[[int], None]) -> Generator[Batch, None, None]:
         """The batches from row `cursor` on. While the next batch is not whole, `wait(position)` is called every PAUSE."""

@@ -16,7 +16,8 @@ from store.loader.batches import ALONE, Batch, Reader, Windows
 from store.loader.columns import SitesOf
 from store.loader.schedule import Mix, Schedule
 from store.loader.sharing import Rows, Sharing
-from store.shards.manifest import Manifest, ShardEntry, load_manifest
+from store.shards.entries import read_on
+from store.shards.manifest import Manifest, ShardEntry, load_without_chapters
 from store.shards.reader import Store, open_store
 from store.shards.ring import number_of, present
 from store.views import VIEWS, Norm, ViewName
@@ -30,21 +31,25 @@ class Ledger:
 
     def __init__(self, source: StorePath, target: StorePath | None = None) -> None:
         self.directories = [source] if target is None else [source, target]
+        self.entries: list[list[ShardEntry]] = [[] for _ in self.directories]
+        """Of each store, all shards."""
         self.shards: list[ShardEntry] = []
         self.ends: list[int] = []
         self.next_shard = 0
         self.look()
 
     def look(self) -> None:
-        """Reads the manifests again."""
-        self.manifests = [load_manifest(directory) for directory in self.directories]
-        shortest = min(self.manifests, key=lambda manifest: len(manifest.shards))
-        for shard in shortest.shards[self.next_shard :]:
+        """Reads the manifests again, and the entries that are new."""
+        self.manifests = [load_without_chapters(directory) for directory in self.directories]
+        for directory, manifest, entries in zip(self.directories, self.manifests, self.entries, strict=True):
+            entries += read_on(directory, manifest, len(entries))
+        shortest = min(range(len(self.entries)), key=lambda number: len(self.entries[number]))
+        for shard in self.entries[shortest][self.next_shard :]:
             if shard.split == "train":
                 self.shards.append(shard)
                 self.ends.append(self.rows + shard.kept)
-        self.exhausted = shortest.exhausted
-        self.next_shard = len(shortest.shards)
+        self.exhausted = self.manifests[shortest].exhausted
+        self.next_shard = len(self.entries[shortest])
 
     @property
     def rows(self) -> int:
@@ -73,16 +78,16 @@ class Ledger:
     def open(self, shard: int) -> Store:
         """The source's store as if it had this training shard alone, with the target's likewise."""
         number = number_of(self.shards[shard])
-        source, *target = (only(*place, number) for place in zip(self.directories, self.manifests, strict=True))
+        places = zip(self.directories, self.manifests, self.entries, strict=True)
+        source, *target = (only(directory, manifest, entries[number]) for directory, manifest, entries in places)
         return replace(source, target=target[0]) if target else source
 
 
-def only(directory: StorePath, manifest: Manifest, number: int) -> Store:
-    """A store as if it had this one shard of its manifest. Refused when it has it no longer."""
-    alone = manifest.model_copy(update={"shards": manifest.shards[number : number + 1]})
+def only(directory: StorePath, manifest: Manifest, shard: ShardEntry) -> Store:
+    """A store as if it had this one shard. Refused when it has it no longer."""
+    alone = manifest.model_copy(update={"shards": (shard,)})
     if not present(directory, alone).shards:
-        name = manifest.shards[number].name
-        raise Refused(f"{directory} no longer has {name}: it was deleted after another run had trained on it")
+        raise Refused(f"{directory} no longer has {shard.name}: it was deleted after another run had trained on it")
     return open_store(directory, alone)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -118,14 +118,21 @@ def write_chapter(
 
 def read_chapters(directory: StorePath, chapters: Iterable[ChapterInfo]) -> tuple[ShardEntry, ...]:
     """The entries of all chapters, in order. Damaged naming the first that is missing or was changed."""
-    return _joined(directory, tuple(info.xxh3_128 for info in chapters))
-
-
-@lru_cache(maxsize=128)
-def _joined(directory: StorePath, checksums: tuple[str, ...]) -> tuple[ShardEntry, ...]:
-    """Joined once: a run that follows a harvest asks at each new shard."""
-    parts = (_entries(_path(directory, number), checksum) for number, checksum in enumerate(checksums))
+    parts = (_entries(_path(directory, number), info.xxh3_128) for number, info in enumerate(chapters))
     return tuple(chain.from_iterable(parts))
+
+
+def read_on(directory: StorePath, manifest: "Manifest", first: int) -> tuple[ShardEntry, ...]:
+    """The entries from shard number `first` on, of a manifest that lists only the shards that are in no chapter. Chapters
+    before that are not read."""
+    begins = 0
+    parts: list[tuple[ShardEntry, ...]] = []
+    for number, info in enumerate(manifest.chapters or ()):
+        ends = begins + info.shards
+        if first < ends:
+            parts.append(_entries(_path(directory, number), info.xxh3_128)[max(0, first - begins) :])
+        begins = ends
+    return (*chain.from_iterable(parts), *manifest.shards[max(0, first - begins) :])
 
 
 @cache

@@ -169,6 +169,13 @@ def with_chapter(directory: StorePath, manifest: Manifest, sums: "Mapping[str, T
 
 def load_manifest(directory: StorePath) -> Manifest:
     """The manifest of a store. Refused where there is none, Damaged when it does not fit its schema or was edited."""
+    manifest = load_without_chapters(directory)
+    before = read_chapters(directory, manifest.chapters or ())
+    return manifest.model_copy(update={"shards": (*before, *manifest.shards)})
+
+
+def load_without_chapters(directory: StorePath) -> Manifest:
+    """Likewise, but it lists only the shards that are in no chapter: what it costs does not grow with the store."""
     path = directory / MANIFEST
     require_store(directory)
     content = path.read_bytes()
@@ -183,8 +190,7 @@ def load_manifest(directory: StorePath) -> Manifest:
             f"{path} was edited: its recipe hashes to {manifest.recipe.fingerprint}, "
             f"its fingerprint says {manifest.fingerprint}; {cure_of_manifest(directory)}"
         )
-    before = read_chapters(directory, manifest.chapters or ())
-    return manifest.model_copy(update={"shards": (*before, *manifest.shards)})
+    return manifest
 
 
 def refuse_newer(content: bytes, path: StorePath, newest: int = FORMAT_VERSION) -> None:

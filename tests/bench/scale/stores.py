@@ -86,7 +86,6 @@ def of_one_store(store: Store, found: Costs) -> None:
 
 def anew(act: Callable[[], T]) -> T:
     """What a process does that has read no chapter yet."""
-    entries._joined.cache_clear()
     entries._entries.cache_clear()
     return act()
 
