@@ -8,7 +8,7 @@ import numpy as np
 
 from harvest.model.tokenizer import load_tokenizer
 from harvest.store_config import InfoConfig
-from store.counts import gigabytes
+from store.counts import counted, gigabytes
 from store.loader.repeats import document_tokens, find_repeats
 from store.loader.schedule import Mix, Schedule
 from store.mlp.proof import MOST_FVU
@@ -97,8 +97,8 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"  tokens           {manifest.n_tokens:,} in rows of {recipe.context}; excluded: {list(recipe.excluded_tokens)}",
         f"  rows             {manifest.n_rows('train'):,} to train on, {manifest.n_rows('heldout'):,} held out "
         f"({len(manifest.of_split('heldout'))} of {len(manifest.shards)} shards)",
-        f"  disk             {gigabytes(n_bytes)} in {len(manifest.shards)} shards, {recipe.format}, {recipe.dtype}; "
-        f"{n_bytes / manifest.n_tokens:,.0f} bytes a token",
+        f"  disk             {gigabytes(n_bytes)} in {counted(len(manifest.shards), 'shard')}, {recipe.format}, "
+        f"{recipe.dtype}; {n_bytes / manifest.n_tokens:,.0f} bytes a token",
         f"  norm             {manifest.norm.kind}, eps {manifest.norm.eps:g}",
     ]
     lines += _targets(store)

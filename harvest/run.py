@@ -8,6 +8,7 @@ from harvest.planning.config import PlanConfig
 from harvest.preflight import refuse_what_is_known, rounding_of, visit
 from harvest.ranks import Rank
 from harvest.text.origin import ignored_options
+from store.counts import counted
 from store.disk.suggest import next_line
 from store.layers.parse import spell_layers
 
@@ -56,7 +57,7 @@ def run(config: HarvestConfig) -> str:
     for manifest, directory in zip(manifests, config.directories.values(), strict=True):
         megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
         lines.append(
-            f"{directory}: {manifest.n_tokens:,} tokens in {len(manifest.shards)} shards ({megabytes:,.0f} MB), "
+            f"{directory}: {manifest.n_tokens:,} tokens in {counted(len(manifest.shards), 'shard')} ({megabytes:,.0f} MB), "
             f"{manifest.n_rows('train'):,} rows to train on, {manifest.n_rows('heldout'):,} held out; "
             f"fingerprint {manifest.fingerprint}"
         )

@@ -84,3 +84,8 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things, for people: `1 shard`, `1,234 shards`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"

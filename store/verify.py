@@ -1,6 +1,7 @@
 """`python -m store verify`: reads every shard and compares checksums."""
 
 from store.config import VerifyConfig
+from store.counts import counted
 from store.disk.remote import StorePath
 from store.errors import Damaged
 from store.lens.site_lens import damage_of_lens
@@ -30,7 +31,9 @@ def verify(config: VerifyConfig) -> str:
             raise Damaged(f"{found}; {CURE}")
     proof = proven(directory, manifest)
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    return f"{directory}: all {len(manifest.shards)} shards ({megabytes:,.0f} MB) are as they were written{proof}"
+    return (
+        f"{directory}: all {counted(len(manifest.shards), 'shard')} ({megabytes:,.0f} MB) are as they were written{proof}"
+    )
 
 
 def proven(directory: StorePath, manifest: Manifest) -> str:

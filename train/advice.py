@@ -13,6 +13,7 @@ from store.disk.suggest import command_line, next_line
 from store.layout import TRAIN_CONFIG
 from store.shards.manifest import AGREEMENT, load_manifest
 from train.config import TrainConfig
+from train.nulls import with_nulls
 from train.scaling import defaults
 
 TOO_SLOW = 1 / 4
@@ -39,7 +40,8 @@ def describe(config: TrainConfig, result: Any) -> str | None:
     if os.environ.get("RANK", "0") != "0":
         return None
     first = f"{config.run_directory}: {result.config.name}, d_sae {result.config.d_sae}"
-    return "\n".join([first, *summary(config)])
+    nulls = [f"null, {null.null.replace('_', ' ')}: {summary_line(null)}" for null in with_nulls(config)[1:]]
+    return "\n".join([first, *nulls, *summary(config)])
 
 
 def announce(configs: Sequence[TrainConfig], rows: int, store: str, target_view: str) -> None:

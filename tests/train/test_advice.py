@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evaluate.training_log import read_log
 from store.cli import parse
 from store.disk.suggest import STARTED_BY, interpreter
 from store.shards.manifest import save_manifest
@@ -13,7 +14,7 @@ from tests.making import with_metric
 from tests.train.making import results_of
 from train import advice
 from train.checkpoint import identity
-from train.config import TrainConfig
+from train.config import NULLS, TrainConfig
 from train.loop import train
 from train.presets import expand, names
 from train.scaling.defaults import peak_lr
@@ -108,6 +109,15 @@ def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplo
     assert said[2].startswith(f"held-out rows at step 40: FVU {log[-1]['heldout_fvu']:.4f}, L0 ")
     assert said[3].startswith(f"in words: its errors on held-out rows are {log[-1]['heldout_fvu']:.2f} times the variance")
     assert said[-1].startswith("next: ")
+
+
+def test_a_run_with_nulls_ends_with_what_chance_reaches(config):
+    config = replace(config, nulls=True)
+    said = advice.describe(config, train(config)).splitlines()
+    for line, null in zip(said[1:4], NULLS, strict=True):
+        last = read_log(config.run_directory / "null" / null)[-1]
+        assert line == f"null, {null.replace('_', ' ')}: last batch: {advice.figures_of(last)}"
+    assert said[4].startswith("last batch: ")
 
 
 def with_log(config: TrainConfig, *records: dict, target_view: str = "raw") -> list[str]:

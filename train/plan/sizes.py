@@ -5,7 +5,7 @@ from typing import get_args
 
 from evaluate.metrics.accumulate import COLUMNS
 from evaluate.rows import DOCUMENT_SUMS
-from store.counts import ceil_div, duration, gigabytes
+from store.counts import ceil_div, counted, duration, gigabytes
 from store.errors import Refused
 from store.shards.recipe import Splits
 from store.sparse.scan import Candidates
@@ -76,7 +76,7 @@ def hours_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> dict[str, floa
         )
     found = {}
     if config.harvest_rate is not None:
-        found[f"the model, on {harvesters} GPUs"] = config.tokens / (config.harvest_rate * harvesters)
+        found[f"the model, on {counted(harvesters, 'GPU')}"] = config.tokens / (config.harvest_rate * harvesters)
     if config.train_rate is not None:
         turns = 1 if streamed else ceil_div(config.layers, max(1, config.gpus // layout.gpus))
         exchange = layout.seconds_of_exchange(config) or 0.0

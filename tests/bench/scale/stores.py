@@ -71,9 +71,9 @@ def of_one_store(store: Store, found: Costs) -> None:
     assert isinstance(folder, Path)
     lists = [*folder.glob("manifest*"), *folder.glob("chapter*")]
     found.note("manifest and chapters, KB", sum(path.stat().st_size for path in lists) / 1e3)
-    found.note("open, CPU s", cpu(lambda: anew(lambda: open_store(folder)), 3))
+    found.note("open, CPU s", cpu(lambda: anew(lambda: open_store(folder)), 6))
     found.note("an open store, MB", traced(lambda: anew(lambda: open_store(folder))))
-    found.note("manifest read, CPU s", cpu(lambda: anew(lambda: load_manifest(folder)), 3))
+    found.note("manifest read, CPU s", cpu(lambda: anew(lambda: load_manifest(folder)), 6))
     found.note("verify, CPU s", cpu(lambda: find_damage(folder, store.manifest)))
     found.note("info, CPU s", cpu(lambda: describe(store, "no text")))
     found.note("first batch of the loader, CPU s", cpu(lambda: next(batches(store, "train", 1024)), 2))

@@ -1,6 +1,7 @@
 """Stores of many shards: entries move to chapters, appending stays as cheap as it was, and nothing else changes."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from store.disk.files import write_text
 from store.errors import Damaged
 from store.loader.batches import batches
+from store.loader.follow import Ledger
 from store.shards import entries, manifest
 from store.shards.manifest import MANIFEST, load_manifest
 from store.shards.reader import find_damage, open_store
@@ -44,6 +46,27 @@ def test_the_manifest_lists_what_no_chapter_holds_and_readers_see_all(tmp_path, 
     assert find_damage(folder, found) == {}
     one, other = (next(batches(open_store(store), "train", 64)) for store in (folder, plain))
     assert torch.equal(one.source, other.source)
+
+
+@pytest.mark.parametrize("looks", [[1, 2, 3, 5, 6, 9, 10, 13], [3, 9, 14], [4, 8, 14], [14]])
+def test_a_run_that_follows_reads_each_chapter_once_and_sees_what_the_manifest_lists(tmp_path, monkeypatch, looks):
+    read: list[str] = []
+    real = entries._content
+    monkeypatch.setattr(entries, "_content", lambda path, checksum: (read.append(path.name), real(path, checksum))[1])
+    folder, ledger = tmp_path / "store", None
+    for before, size in pairwise([0, *looks]):
+        grown(folder, before, size)
+        read.clear()
+        if ledger is None:
+            ledger = Ledger(folder)
+        ledger.look()
+        assert set(read) <= {f"chapter-{number:05d}.safetensors" for number in range(before // 4, size // 4)}
+        assert tuple(ledger.entries[0]) == load_manifest(folder).shards
+    assert ledger is not None
+    train = [shard for shard in load_manifest(folder).shards if shard.split == "train"]
+    assert ledger.shards == train
+    for number in (0, len(train) - 1):
+        assert ledger.open(number).manifest.shards == (train[number],)
 
 
 @pytest.mark.parametrize("stops", [[3], [4], [5], [8], [1, 4, 9]])
