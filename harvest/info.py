@@ -94,7 +94,7 @@ def describe(store: Store, decode: Callable[[list[int]], str] | str, batch_rows:
         f"  text             {recipe.dataset} ({recipe.dataset_revision}), documents 0 to "
         f"{manifest.shards[-1].next_document - 1:,}{', all that there is' if manifest.exhausted else ''}",
         *_left_out(manifest),
-        f"  tokens           {manifest.n_tokens:,} in rows of {recipe.context}; excluded: {list(recipe.excluded_tokens)}",
+        f"  tokens           {manifest.n_tokens:,} in rows of {recipe.context}; excluded: {_excluded(store, decode)}",
         f"  rows             {manifest.n_rows('train'):,} to train on, {manifest.n_rows('heldout'):,} held out "
         f"({len(manifest.of_split('heldout'))} of {len(manifest.shards)} shards)",
         f"  disk             {gigabytes(n_bytes)} in {counted(len(manifest.shards), 'shard')}, {recipe.format}, "
@@ -154,6 +154,14 @@ def _left_out(manifest: Manifest) -> list[str]:
         far = sum(shard.excluded_by_norm or 0 for shard in manifest.shards)
         lines.append(f"  left out         {far:,} rows above {recipe.exclude_norm:g} median norms of {recipe.norm_site}")
     return lines
+
+
+def _excluded(store: Store, decode: Callable[[list[int]], str] | str) -> str:
+    """The tokens whose rows are not kept, by number, with their texts where these can be had."""
+    numbers = store.manifest.recipe.excluded_tokens
+    if isinstance(decode, str):
+        return ", ".join(map(str, numbers)) or "none"
+    return ", ".join(f"{number} {decode([number])!r}" for number in numbers) or "none"
 
 
 def _repeats(store: Store, decode: Callable[[list[int]], str] | str) -> list[str]:

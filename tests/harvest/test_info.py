@@ -53,6 +53,13 @@ def test_the_default_mix_is_within_a_tenth_of_the_ideal(tmp_path):
     assert found == pytest.approx(ideal, rel=0.1)
 
 
+def test_excluded_tokens_are_named_where_their_texts_can_be_had(tmp_path):
+    store = make_store(tmp_path, excluded_tokens=(0, 2))
+    assert "; excluded: 0 '<0>', 2 '<2>'\n" in describe(store, lambda tokens: f"<{tokens[0]}>")
+    assert "; excluded: 0, 2\n" in describe(store, "no text")
+    assert "; excluded: none\n" in describe(make_store(tmp_path / "all", excluded_tokens=()), "no text")
+
+
 def test_a_description_says_what_how_much_and_shows_text(store: Store):
     text = describe(store, lambda tokens: f"{len(tokens)} tokens")
     for expected in (
