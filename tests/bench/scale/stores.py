@@ -74,7 +74,7 @@ def of_one_store(store: Store, found: Costs) -> None:
     found.note("open, CPU s", cpu(lambda: anew(lambda: open_store(folder)), 6))
     found.note("an open store, MB", traced(lambda: anew(lambda: open_store(folder))))
     found.note("manifest read, CPU s", cpu(lambda: anew(lambda: load_manifest(folder)), 6))
-    found.note("verify, CPU s", cpu(lambda: find_damage(folder, store.manifest)))
+    found.note("verify, CPU s", cpu(lambda: find_damage(folder, store.manifest), 3))
     found.note("info, CPU s", cpu(lambda: describe(store, "no text")))
     found.note("first batch of the loader, CPU s", cpu(lambda: next(batches(store, "train", 1024)), 2))
     found.note("writer resumes, CPU s", cpu(lambda: anew(lambda: resumed(folder))))

@@ -59,20 +59,19 @@ class Costs(dict[str, list[float]]):
 
 def cpu(act: Callable[[], object], times: int = 1) -> float:
     """CPU seconds of this process, the least of some calls."""
-    found = []
-    for _ in range(times):
-        start = time.process_time()
-        act()
-        found.append(time.process_time() - start)
-    return min(found)
+    return min(mean_cpu(act, 1) for _ in range(times))
 
 
 def mean_cpu(act: Callable[[], object], times: int) -> float:
-    """CPU seconds of one call, the mean of several."""
+    """CPU seconds of one call, the mean of several. The collector of garbage leaves out what was there before."""
+    gc.collect()
+    gc.freeze()
     start = time.process_time()
     for _ in range(times):
         act()
-    return (time.process_time() - start) / times
+    seconds = time.process_time() - start
+    gc.unfreeze()
+    return seconds / times
 
 
 def written() -> int:
