@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -20,7 +21,7 @@ from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.results import evaluate
 from evaluate.model.splice import splice
 from evaluate.model.splice_table import SpliceTable
-from harvest.metric.estimate import Estimate
+from harvest.metric.estimate import Estimate, check_sites
 from harvest.model.loading import model_of
 from store.cli import one_line_errors, parse
 from store.counts import parse_count
@@ -95,6 +96,10 @@ def metrics_of(store: Store, sequences: int, other_layer: int, folder: Path) -> 
     """The metric from several numbers of sequences, the last of them all, and that of another layer; kept in the folder."""
     layer = store.manifest.recipe.layer
     path = folder / f"metrics-{sequences}.safetensors"
+
+    def of_the_store(sites: Mapping[tuple[int, str], torch.Tensor], *others: Any) -> None:
+        check_sites({place: values for place, values in sites.items() if place[0] == layer}, *others)
+
     counts = (*COUNTS, sequences)
     if not path.exists():
         model = model_of(store.manifest.recipe, CPU)
@@ -105,7 +110,8 @@ def metrics_of(store: Store, sequences: int, other_layer: int, folder: Path) -> 
         for begin, end in pairwise((0, *counts)):  # each from where the last one ended
             whole.drawn = replace(drawn, tokens=drawn.tokens[begin:end], kept=drawn.kept[begin:end])
             whole.run_already = 0
-            whole.run()
+            with mock.patch("harvest.metric.estimate.check_sites", of_the_store):
+                whole.run()
             for name, array in whole.sums.metric[layer, SITE].arrays().items():
                 saved[f"{end}.{name}"] = array
         saved |= {f"other.{name}": array for name, array in whole.sums.metric[other_layer, SITE].arrays().items()}
