@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from evaluate.compare.checks import checks
 from evaluate.intervals import MIN_DOCUMENTS
 from evaluate.labels import judged
-from evaluate.metrics.chance import SeedSpread, counting_differences, detectable, spread_over_seeds
+from evaluate.metrics.chance import (
+    SeedSpread,
+    counting_differences,
+    detectable,
+    reaches_zero,
+    rounding,
+    spread_over_seeds,
+)
 from evaluate.metrics.measurement import Comparison, Measurement
 from evaluate.metrics.readings import Reading, readings
 from store.shards.reader import Store
 
 SIDES = {"ours", "other"}
-
-ROUNDING = 1e-5
-"""Differences below this share of a figure are float32's rounding: it has the same sign in every document."""
 
 
 def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
@@ -34,7 +38,7 @@ def name_winners(measured: Sequence[Measurement], store: Store) -> Comparison:
         if failed:
             winners[name] = f"not judged: {failed[0]}"
         else:
-            least = ROUNDING * abs(ours.value(name) or 0.0)
+            least = rounding(ours.value(name))
             spread = spread_over_seeds(ours.seeds, other.seeds, name)
             winners[name] = winner_at_equal_l0(read, name, lower_is_better, least, spread)
     return Comparison(
@@ -77,7 +81,6 @@ def winner(difference: Sequence[float] | None, lower_is_better: bool, least: flo
     """The better side, from the 95% interval of theirs minus ours; a tie unless it excludes zero by more than `least`."""
     if difference is None:
         return f"not judged: fewer than {MIN_DOCUMENTS} documents"
-    low, high = difference
-    if low <= least and high >= -least:
+    if reaches_zero(difference, least):
         return "tie"
-    return "ours" if (low > 0) == lower_is_better else "other"
+    return "ours" if (difference[0] > 0) == lower_is_better else "other"

@@ -13,6 +13,20 @@ from evaluate.metrics.matched import Detectable, OverSeeds
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.readings import Reading, readings
 
+ROUNDING = 1e-5
+"""Differences below this share of a figure are float32's rounding: it has the same sign in every document."""
+
+
+def rounding(figure: float | None) -> float:
+    """The size of a difference in a figure that float32 alone may make."""
+    return ROUNDING * abs(figure or 0.0)
+
+
+def reaches_zero(difference: Sequence[float], least: float) -> bool:
+    """Whether the interval of a difference holds a number no further from zero than `least`."""
+    low, high = difference
+    return low <= least and high >= -least
+
 
 @dataclass(frozen=True)
 class SeedSpread:

@@ -4,7 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
 from evaluate.labels import Label, shown_in
-from evaluate.metrics.chance import AgainstChance, against_chance, counting_differences, detectable
+from evaluate.metrics.chance import (
+    AgainstChance,
+    against_chance,
+    counting_differences,
+    detectable,
+    reaches_zero,
+    rounding,
+)
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.readings import readings
 
@@ -47,7 +54,9 @@ def undone_by_seeds(measured: Sequence[Measurement], winners: Mapping[str, str],
         return False
     counting = counting_differences(readings(measured[0], measured[1]), label.key)
     interval = counting[0].ci95 if counting else None
-    return interval is not None and (interval[0] > 0 or interval[1] < 0) and measured[0].seeds is not None
+    if interval is None or measured[0].seeds is None:
+        return False
+    return not reaches_zero(interval, rounding(measured[0].value(label.key)))
 
 
 def of_smallest_difference(measured: Sequence[Measurement]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from evaluate.labels import shown_in
+from evaluate.metrics.chance import reaches_zero, rounding
 from evaluate.metrics.measurement import Measurement
 from evaluate.metrics.readings import Reading, readings
 from evaluate.report.chance import of_chance
@@ -27,7 +28,7 @@ def sentences(measured: Sequence[Measurement], winners: Mapping[str, str]) -> li
     if len(measured) == 1:
         return [*costs(measured), f"{first}, with {ours.dead_fraction:.2%} dead features.", *few]
     other = measured[1]
-    own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(other)}."
+    own = f"{first}; {other.name} leaves {other.fvu:.1%} at {other.l0_mean:.1f}{_between_own(ours, other)}."
     chance = of_chance(measured, winners)
     return [*costs(measured[:2]), own, *judgement(measured, winners), *chance, *beaten_by(measured), *few]
 
@@ -57,17 +58,17 @@ def _cost(m: Measurement) -> str:
     return f"an estimated KL of {m.estimated_kl:.4f} nats" if m.has("estimated_kl") else ""
 
 
-def _between_own(other: Measurement) -> str:
+def _between_own(ours: Measurement, other: Measurement) -> str:
     """The difference between both at their own L0."""
     difference = (other.minus_first or {}).get("fvu")
     if difference is None:
         return ""
-    if difference.ci95 is None:
-        return f" (an FVU {_less_or_more(difference.value, f'{abs(difference.value):.4f}')}, each at its own L0)"
-    low, high = sorted(map(abs, difference.ci95))
-    if difference.ci95[0] < 0 < difference.ci95[1]:
+    if reaches_zero(difference.ci95 or (difference.value, difference.value), rounding(ours.fvu)):
         return " (no difference that can be told, each at its own L0)"
-    by = f"{abs(difference.value):.4f} [{low:.4f}, {high:.4f}]"
+    by = f"{abs(difference.value):.4f}"
+    if difference.ci95 is not None:
+        low, high = sorted(map(abs, difference.ci95))
+        by += f" [{low:.4f}, {high:.4f}]"
     return f" (an FVU {_less_or_more(difference.value, by)}, each at its own L0)"
 
 
@@ -124,7 +125,7 @@ def _reading(one: Reading, measured: Sequence[Measurement]) -> str:
     ends = one.minus_ours["fvu"].ci95
     if ends is None:
         return f"{said}."
-    if ends[0] <= 0 <= ends[1]:
+    if reaches_zero(ends, rounding(measured[0].fvu)):
         return f"{said}: no difference that can be told."
     low, high = sorted(map(abs, ends))
     return f"{said}: {_less_or_more(fvus[0] - fvus[1], f'{low:.4f} to {high:.4f}')}."

@@ -1,5 +1,7 @@
 """Both readings at an equal L0, and no winner where a dictionary is pushed past its best."""
 
+import pytest
+
 from evaluate.compare.verdict import name_winners, winner_at_equal_l0
 from evaluate.estimates import Estimate
 from evaluate.metrics.measurement import AtL0, Comparison, FrontierPoint, Matched, Measurement
@@ -38,12 +40,23 @@ def test_a_dictionary_pushed_past_its_best_is_judged_at_its_own_l0(store):
     assert winner_at_equal_l0([pushed, own], "fvu", lower_is_better=True) == "ours"
     said = verdict(both, {"fvu": "ours"})
     assert "ours leaves 18.0% of the variance unexplained at a mean L0 of 33.0; theirs leaves 15.0% at 67.0" in said
-    assert "(each at its own L0: FVU 0.0300 apart [0.0200, 0.0400])" in said
+    assert "(an FVU lower by 0.0300 [0.0200, 0.0400], each at its own L0)" in said
     assert (
-        "At the L0 of theirs (66.0 against 67.0): FVU 0.2300 against 0.1500, which does not count: ours is worse there "
+        "Moved to the L0 of theirs (66.0 against 67.0), ours has an FVU of 0.2300, which does not count: it is worse there "
         "than at its own L0 (0.1800 at 33.0)." in said
     )
-    assert "At the L0 of ours (33.0 against 33.0): FVU 0.1800 against 0.2000, 0.0100 to 0.0300 apart." in said
+    moved = "Moved to the L0 of ours (33.0 against 33.0), theirs has an FVU of 0.2000 against 0.1800"
+    assert f"{moved}: higher by 0.0100 to 0.0300." in said
+
+
+@pytest.mark.parametrize("interval", [(-0.02, 0.01), (0.0, 0.02), (0.0, 0.0), (1e-9, 2e-9), (-2e-9, -1e-9)])
+def test_a_difference_that_chance_or_rounding_makes_has_no_direction(store, interval):
+    """As of a run beside its own export, whose errors differ in the last bits."""
+    ours, other = pair(store, 0.17, Estimate(value=sum(interval) / 2, ci95=interval), 0.18)
+    other = other.plus(minus_first={"fvu": Estimate(value=sum(interval) / 2, ci95=interval)}, matched=None)
+    said = verdict([ours, other], {"fvu": "tie"})
+    assert "theirs leaves 15.0% at 67.0 (no difference that can be told, each at its own L0)." in said
+    assert "theirs has an FVU of 0.1800 against 0.1800: no difference that can be told." in said
 
 
 def test_where_no_reading_counts_nothing_is_judged(store):
