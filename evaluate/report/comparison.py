@@ -72,7 +72,7 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
     rows = [[label.label, *(cell(m, label, not (m.trivial or m.null)) for m in measured)] for label in labels]
     head, *table = text_table(rows, ["", *heads])
     notes = [winner_note(winners.get(label.key), ("(1)", "(2)")).partition(":")[0] for label in labels]
-    lines = [f"{number} {m.name}" for number, m in zip(heads, measured, strict=True)] if several else []
+    lines = [f"{number} {name}" for number, name in zip(heads, told_apart(measured), strict=True)] if several else []
     lines.append(f"{head}   {BETTER}" if winners else head)
     lines += [f"{line}   {note}".rstrip() for line, note in zip(table, notes, strict=True)]
     lines += sorted({won for won in winners.values() if won.startswith("not judged")})
@@ -86,12 +86,18 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
     return "\n".join(lines) + "\n"
 
 
+def told_apart(measured: Sequence[Measurement]) -> list[str]:
+    """The names, each with its source where another has the same."""
+    names = [m.name for m in measured]
+    return [f"{m.name}, from {m.source}" if names.count(m.name) > 1 else m.name for m in measured]
+
+
 def winner_note(winner: str | None, names: Sequence[str]) -> str:
     """Who is better in one metric, or why nobody is; empty where it is not judged.
 
     names: of ours and of the one that it is judged against.
     """
-    sides = dict(zip(("ours", "other"), names, strict=False))  # a run by itself has no other
+    sides: dict[str, str] = dict(zip(("ours", "other"), names, strict=False))  # a run by itself has no other
     return sides.get(winner or "", winner or "")
 
 

@@ -8,6 +8,7 @@ import pytest
 from evaluate.compare.files import publish
 from evaluate.compare.verdict import name_winners
 from evaluate.metrics.measurement import Measurement
+from evaluate.report.comparison import summary
 from evaluate.report.verdict import verdict
 from store.shards.reader import Store
 from tests.evaluate.making import PATIENCE, needs_chromium
@@ -77,6 +78,12 @@ def test_the_winner_is_marked_only_where_one_is_named(report):
     assert lines[2].endswith("(1)                      (2)   better at equal L0")
     assert next(line for line in lines if line.startswith("FVU ")).endswith("   (1)")
     assert not next(line for line in lines if line.startswith("MSE")).endswith(")")
+
+
+def test_columns_of_one_name_are_listed_with_their_sources(tmp_path):
+    store = make_store(tmp_path / "store")
+    three = [measurement(name, 0.2, store).plus(source=source) for name, source in (("a", "x"), ("b", "y"), ("b", "z"))]
+    assert summary(three, store, {}).splitlines()[:3] == ["(1) a", "(2) b, from y", "(3) b, from z"]
 
 
 def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
@@ -204,8 +211,8 @@ def test_it_opens_in_a_browser_without_a_network_or_an_error(open_page, width, s
     assert len(ticks) > 2
     assert ticks == sorted(ticks)
     assert ticks[-1] <= 1
-    for summary in page.locator("summary").all():
-        summary.click(position={"x": 3, "y": 3})
+    for heading in page.locator("summary").all():
+        heading.click(position={"x": 3, "y": 3})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
