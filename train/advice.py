@@ -10,10 +10,9 @@ from typing import Any
 from evaluate.text import explained
 from evaluate.training_log import read_log
 from store.disk.suggest import command_line, next_line
-from store.layout import TRAIN_CONFIG
+from store.layout import TRAIN_CONFIG, null_folder
 from store.shards.manifest import AGREEMENT, load_manifest
-from train.config import TrainConfig
-from train.nulls import with_nulls
+from train.config import NULLS, TrainConfig
 from train.scaling import defaults
 
 TOO_SLOW = 1 / 4
@@ -40,7 +39,10 @@ def describe(config: TrainConfig, result: Any) -> str | None:
     if os.environ.get("RANK", "0") != "0":
         return None
     first = f"{config.run_directory}: {result.config.name}, d_sae {result.config.d_sae}"
-    nulls = [f"null, {null.null.replace('_', ' ')}: {summary_line(null)}" for null in with_nulls(config)[1:]]
+    nulls = []
+    for null in NULLS if config.nulls else ():
+        figures = _figures(read_log(null_folder(config.run_directory, null)))
+        nulls.append(f"null, {null.replace('_', ' ')}: {'; '.join(figures)}")
     return "\n".join([first, *nulls, *summary(config)])
 
 
@@ -79,7 +81,7 @@ def warnings_of(config: TrainConfig) -> list[str]:
     if steps < FEW_STEPS and smaller < config.batch_rows:
         found.append(
             f"batch_rows is {config.batch_rows:,}, so that {tokens:,} rows are {steps:,} steps only, and little is learnt; "
-            f"give --batch-rows {smaller}, or harvest more tokens"
+            f"give --batch-rows {smaller}, or more --tokens (make: TOKENS=)"
         )
     if config.n_warmup_steps >= steps:
         last = config.peak_lr * steps / config.n_warmup_steps

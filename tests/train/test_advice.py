@@ -91,7 +91,7 @@ def test_a_rate_for_longer_runs_is_told_with_the_one_that_fits():
 def test_a_run_of_few_steps_is_told_with_rows_that_make_more():
     assert advice.warnings_of(TrainConfig(tokens=40_000)) == [
         "batch_rows is 1,024, so that 39,936 rows are 39 steps only, and little is learnt; give --batch-rows 64, or "
-        "harvest more tokens"
+        "more --tokens (make: TOKENS=)"
     ]
     assert advice.warnings_of(TrainConfig(tokens=64 * 39, batch_rows=64)) == []
 
@@ -118,6 +118,18 @@ def test_a_run_with_nulls_ends_with_what_chance_reaches(config):
         last = read_log(config.run_directory / "null" / null)[-1]
         assert line == f"null, {null.replace('_', ' ')}: last batch: {advice.figures_of(last)}"
     assert said[4].startswith("last batch: ")
+
+
+def test_no_null_is_advised_to_train_for_longer(config):
+    """An FVU above 1 is what shuffled targets are for."""
+    config = replace(config, nulls=True)
+    result = train(config)
+    log = config.run_directory / "null/shuffled_targets/training_log.jsonl"
+    lines = [json.dumps(record | {"fvu": 1.25, "dead_features_percentage": 50.0}) for record in read_log(log.parent)]
+    log.write_text("".join(f"{line}\n" for line in lines))
+    [line] = [each for each in advice.describe(config, result).splitlines() if "shuffled targets" in each]
+    assert "FVU 1.2500" in line
+    assert "WARNING" not in line
 
 
 def with_log(config: TrainConfig, *records: dict, target_view: str = "raw") -> list[str]:
