@@ -229,12 +229,14 @@ def _what_instead(directory: Path) -> str:
     if inside:
         more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
         return f"it is the folder of {', '.join(inside[:3])}{more}: give one of these"
+    if (directory / CONFIG).exists() or (directory / WEIGHTS).exists():
+        return "restore it, or fetch the folder of the run again"
     if (directory / TRAIN_CONFIG).exists():
         return "its training has not ended: the command that began it goes on with it"
-    runs = [path.parent.name for path in directory.parent.glob(f"*/{WEIGHTS}")]
+    runs = [] if directory.exists() else [path.parent.name for path in directory.parent.glob(f"*/{WEIGHTS}")]
     near = get_close_matches(directory.name, runs, n=1)
     if near:
-        return f"did you mean {directory.parent / near[0]}?"
+        return f"did you mean {directory.parent / near[0]}? Else train one with `make train`"
     return "train one with `make train`, or give a transcoder of another project as BASELINE="
 
 

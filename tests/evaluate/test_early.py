@@ -60,6 +60,13 @@ def test_a_misspelt_run_and_one_that_is_not_trained_to_its_end_are_told(trained_
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "train_config.json").write_text("{}")
-    for name, said in (("widset", f"did you mean {tmp_path}/widest\\?"), ("begun", "its training has not ended")):
+    for name in ("config", "transcoder"):
+        shutil.copytree(trained_once / "run", tmp_path / f"without_{name}", ignore=shutil.ignore_patterns(f"{name}.*"))
+    for name, said in (
+        ("widset", f"did you mean {tmp_path}/widest\\? Else train one"),
+        ("begun", "its training has not ended"),
+        ("without_config", "config.json is missing; restore it"),
+        ("without_transcoder", "transcoder.safetensors is missing; restore it"),
+    ):
         with pytest.raises(Refused, match=said):
             Transcoder.load(tmp_path / name)
