@@ -7,7 +7,7 @@ from store.disk.files import write_text
 from store.exports.gate import Gate
 from store.layout import EXPORT
 from store.transcoders.hooks import OUTPUT_HOOK, hook_of
-from store.transcoders.layouts import LAYOUTS
+from store.transcoders.layouts import LAYOUTS, checksum_of_biases
 from store.transcoders.transcoder import Transcoder
 from store.views import ViewName
 
@@ -48,6 +48,7 @@ def write_card(folder: Path, layout: str, made: Transcoder, *gates: Gate, **more
         "d_out": config.d_out,
         "k": config.k,
         "prefix_sizes": config.prefix_sizes,
+        "biases_xxh3_128": checksum_of_biases(made),
         "store_fingerprint": config.store_fingerprint,
         "gate": [vars(found) for found in gates],
     } | more

@@ -68,9 +68,10 @@ def export_set(config: ExportSetConfig) -> str:
         assert made is not None
         for layer in plan.silent:
             write_layer(silent(made, layer), partial)
-        of_layers = {"layer": None, "layers": sorted(plan.runs), "silent_layers": plan.silent}
-        more = of_layers | {"input_hook": hook_of(made.config.view), "output_hook": OUTPUT_HOOK}
-        write_card(partial, NAME, made, *gates.values(), **more)
+        of_layers = {"layers": sorted(plan.runs), "silent_layers": plan.silent}
+        of_one = dict.fromkeys(("name", "layer", "k", "prefix_sizes", "biases_xxh3_128"))
+        hooks = {"input_hook": hook_of(made.config.view), "output_hook": OUTPUT_HOOK}
+        write_card(partial, NAME, made, *gates.values(), **of_layers, **of_one, **hooks)
     lines = [f"{config.out}: {plan.n_layers} layers of {plan.d_sae:,} latents, as a set of circuit-tracer's"]
     lines += [f"  layer {layer}: {found}" for layer, found in gates.items()]
     if plan.silent:

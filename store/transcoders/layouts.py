@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import xxhash
 from pydantic import ValidationError
 
 from store.disk.schema import first_complaint
@@ -224,24 +225,36 @@ def load_folder(path: Path, layer: int, model: str, norm: NormKind | None = None
             f"{path} reads the view {view}, and the layout {name} does not say what that is where the norm before "
             f"the MLP is {NORMS[norm].label}; give the transcoder in another layout, as {CONFIG} with {WEIGHTS}"
         )
-    return with_what_its_card_says(transcoder, path / EXPORT, name)
+    return with_what_its_card_says(transcoder, path, name)
 
 
-def with_what_its_card_says(transcoder: Transcoder, card: Path, layout: str) -> Transcoder:
-    """With the name, the k and the prefixes that the layout has no place for, and an export of ours has beside it.
+def with_what_its_card_says(transcoder: Transcoder, path: Path, layout: str) -> Transcoder:
+    """With the name, the k and the prefixes that an export of ours has in export.json, where the layout has no place for
+    them.
 
-    As it is where there is no card, or one of a set or of other files. Damaged where the card cannot be read.
+    As it is where there is no such file, or where that is of a set, of an earlier version or of other weights. Damaged
+    where it cannot be read, or does not fit.
     """
-    said = read_settings(card) if card.is_file() else {}
-    config = transcoder.config
-    if said.get("layout") != layout or (said.get("layer"), said.get("d_sae")) != (config.layer, config.d_sae):
+    card = (path if path.is_dir() else path.parent) / EXPORT
+    if LAYOUTS[layout].holds.everything or not card.is_file():
         return transcoder
-    kept = {key: said[key] for key in ("name", "k", "prefix_sizes") if said.get(key) is not None}
+    said = read_settings(card)
+    if said.get("layout") != layout or said.get("biases_xxh3_128") != checksum_of_biases(transcoder):
+        return transcoder
+    config = transcoder.config
+    lacking = ["name", "prefix_sizes"] + ["k"] * (config.k is None)
+    kept = {key: said[key] for key in lacking if said.get(key) is not None}
     try:
         return replace(transcoder, config=type(config).model_validate(config.model_dump() | kept))
     except (ValidationError, Refused) as error:
         reason = first_complaint(error, type(config).model_fields) if isinstance(error, ValidationError) else error
         raise Damaged(f"{card} does not fit the weights beside it ({reason}); restore it, or delete it") from None
+
+
+def checksum_of_biases(transcoder: Transcoder) -> str:
+    """Of b_enc and b_dec in float32, which every layout keeps: tells one transcoder from another."""
+    biases = torch.cat([transcoder.b_enc, transcoder.b_dec]).float()
+    return xxhash.xxh3_128_hexdigest(biases.cpu().numpy().tobytes())
 
 
 def warn_of_another_model(path: Path, transcoder: Transcoder, model: str) -> None:

@@ -337,20 +337,47 @@ def test_what_the_gate_found_stands_beside_the_export(tmp_path, store):
     assert card["store_fingerprint"] == store.fingerprint
 
 
-@pytest.mark.parametrize("layout", ["saelens", "gemma-scope-1", "gemma-scope-2"])
-def test_name_k_and_prefixes_come_back_from_the_card_beside_an_export(tmp_path, store, layout):
-    ours = make_run(tmp_path / "run", store, k=3, name="Matryoshka")
-    export(options(tmp_path, store, layout))
-    config = load_folder(tmp_path / "out", ours.config.layer, ours.config.model).config
-    assert (config.name, config.k, config.prefix_sizes) == ("Matryoshka", 3, (2, 5, 10))
+def said_of(folder: Path) -> tuple[str, int | None, tuple[int, ...]]:
+    config = load_folder(folder, 1, "tiny").config
+    return config.name, config.k, config.prefix_sizes
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("saelens", "float32"), ("saelens", "bfloat16"), ("gemma-scope-1", "float32")]
+)
+def test_name_k_and_prefixes_come_back_from_the_card_beside_an_export(tmp_path, store, layout, dtype):
+    make_run(tmp_path / "run", store, k=3, name="Matryoshka")
+    export(options(tmp_path, store, layout, dtype=dtype))
+    assert said_of(tmp_path / "out") == ("Matryoshka", 3, (2, 5, 10))
+    if layout == "gemma-scope-1":
+        assert said_of(tmp_path / "out" / "params.npz") == ("Matryoshka", 3, (2, 5, 10))
     card = tmp_path / "out" / "export.json"
     said = json.loads(card.read_text())
-    card.write_text(json.dumps(said | {"d_sae": 11}))
-    assert load_folder(tmp_path / "out", ours.config.layer, ours.config.model).config.prefix_sizes == (10,)
     for wrong in ({"prefix_sizes": [2, 5]}, {"k": "many"}, {"k": 50}):
         card.write_text(json.dumps(said | wrong))
         with pytest.raises(Damaged, match="export.json does not fit the weights beside it .*; restore it, or delete it"):
-            load_folder(tmp_path / "out", ours.config.layer, ours.config.model)
+            load_folder(tmp_path / "out", 1, "tiny")
+
+
+def test_a_card_beside_other_weights_says_nothing(tmp_path, store):
+    """As where one export was copied over another of the same layer and width."""
+    make_run(tmp_path / "run", store, name="Matryoshka")
+    export(options(tmp_path, store, "saelens"))
+    other = make_transcoder(d_in=12, d_out=10)
+    LAYOUTS["saelens"].save(replace(other, b_enc=other.b_enc + 1), tmp_path / "out")
+    assert said_of(tmp_path / "out") == ("SAELens jumprelu_transcoder, 10 latents", None, (10,))
+
+
+def test_what_the_files_themselves_say_stands_above_the_card(tmp_path, square):
+    make_run(tmp_path / "run", square, d_out=12, view="normed", activation="topk", name="ours")
+    export(options(tmp_path, square, "sparsify"))
+    settings = tmp_path / "out" / "cfg.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"k": 2}))
+    assert said_of(tmp_path / "out") == ("ours", 2, (2, 5, 10))
+    export(options(tmp_path, square, "run", out=tmp_path / "again"))
+    settings = tmp_path / "again" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"name": "renamed"}))
+    assert said_of(tmp_path / "again")[0] == "renamed"
 
 
 @pytest.mark.parametrize("layout", ["gemma-scope-2", "saelens"])

@@ -39,6 +39,7 @@ def test_every_layer_has_a_file_and_those_of_runs_compute_what_the_runs_do(tmp_p
     }
     card = json.loads((tmp_path / "set/export.json").read_text())
     assert (card["layers"], card["silent_layers"], len(card["gate"])) == ([1, 3], [0, 2, 4], 2)
+    assert {card[key] for key in ("name", "layer", "k", "prefix_sizes", "biases_xxh3_128")} == {None}
 
 
 def test_a_silent_layer_never_fires_and_predicts_nothing(tmp_path):
