@@ -49,7 +49,7 @@ def test_the_manifest_lists_what_no_chapter_holds_and_readers_see_all(tmp_path, 
 
 
 @pytest.mark.parametrize("looks", [[1, 2, 3, 5, 6, 9, 10, 13], [3, 9, 14], [4, 8, 14], [14]])
-def test_a_run_that_follows_reads_each_chapter_once_and_sees_what_the_manifest_lists(tmp_path, monkeypatch, looks):
+def test_a_run_that_follows_reads_each_chapter_once_and_sees_every_shard(tmp_path, monkeypatch, looks):
     read: list[str] = []
     real = entries._content
     monkeypatch.setattr(entries, "_content", lambda path, checksum: (read.append(path.name), real(path, checksum))[1])
