@@ -75,7 +75,7 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
     lines = [f"{number} {name}" for number, name in zip(heads, told_apart(measured), strict=True)] if several else []
     lines.append(f"{head}   {BETTER}" if winners else head)
     lines += [f"{line}   {note}".rstrip() for line, note in zip(table, notes, strict=True)]
-    lines += sorted({won for won in winners.values() if won.startswith("not judged")})
+    lines += not_judged(labels, winners)
     for m in measured:
         if len(m.fvu_per_prefix) > 1:
             prefixes = ", ".join(f"{size}: {value:.4f}" for size, value in m.fvu_per_prefix.items())
@@ -84,6 +84,16 @@ def summary(measured: Sequence[Measurement], store: Store, winners: Mapping[str,
     lines += not_measured(measured)
     lines.append(provenance(measured[0], store))
     return "\n".join(lines) + "\n"
+
+
+def not_judged(labels: Sequence[Label], winners: Mapping[str, str]) -> list[str]:
+    """A line for each reason why nobody is better; where there are several, with the metrics of each."""
+    metrics: dict[str, list[str]] = {}
+    for label in labels:
+        reason = winners.get(label.key, "")
+        if reason.startswith("not judged"):
+            metrics.setdefault(reason, []).append(label.brief)
+    return [reason if len(metrics) == 1 else f"{reason} ({', '.join(each)})" for reason, each in metrics.items()]
 
 
 def told_apart(measured: Sequence[Measurement]) -> list[str]:

@@ -86,6 +86,15 @@ def test_columns_of_one_name_are_listed_with_their_sources(tmp_path):
     assert summary(three, store, {}).splitlines()[:3] == ["(1) a", "(2) b, from y", "(3) b, from z"]
 
 
+def test_several_reasons_why_nobody_is_better_name_their_metrics(tmp_path):
+    store = make_store(tmp_path / "store")
+    both = [measurement("ours", 0.2, store), measurement("theirs", 0.2, store)]
+    far, few = "not judged: no equal L0 could be reached", "not judged: fewer than 10 documents"
+    lines = summary(both, store, {"fvu": far, "mse": few, "cosine_similarity": far}).splitlines()
+    assert lines[-5:-3] == [f"{far} (FVU, cosine)", f"{few} (MSE)"]
+    assert far in summary(both, store, {"fvu": far, "mse": far}).splitlines()
+
+
 def test_the_verdict_says_what_each_is_better_in_and_at_which_l0(tmp_path):
     store = make_store(tmp_path / "store")
     both = [measurement("ours", 0.2, store), measurement("theirs", 0.2, store)]
