@@ -18,6 +18,7 @@ from store.loader.schedule import LEAST_PIECE_BYTES
 from store.shards.reader import Store
 from store.sparse.scan import Candidates
 from train.config import TrainConfig
+from train.scaling import defaults
 from train.step.adam import Adam
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import load_state, state_of
@@ -52,6 +53,7 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found["lr"] = config.peak_lr
     found["warmup_steps"] = config.n_warmup_steps
     found["dead_after"] = config.n_dead_after
+    found["encoder_norm"] = defaults.encoder_norm(config.encoder_norm, config.activation, config.null)
     found["store_fingerprint"] = store.fingerprint
     found["target_view"] = target_view(config, store)
     fisher = found["target_view"] == "fisher"
@@ -110,6 +112,7 @@ ADDED: dict[str, Any] = {
     "l0_warmup": 0.0,
     "target_dtype": "float32",
     "decoder_start": "random",
+    "encoder_norm": 1.0,
     "piece_bytes": LEAST_PIECE_BYTES,
     "aux_latents": 0,
     "tables": "float32",

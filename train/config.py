@@ -37,8 +37,7 @@ class TrainConfig(Options):
     """Folder of the run. Default: results/MODEL/layerL/ARCHITECTURE, such as matryoshka_batchtopk or jumprelu_skip."""
     activation: Activation = "batchtopk"
     """Activation function: batchtopk (arXiv 2412.06410), topk (2406.04093), relu with an L1 penalty, jumprelu with an L0
-    penalty (2407.14435), or gated (2404.16014). All reach an L0 of k on held-out rows, nested or not; jumprelu comes within
-    a tenth of it after enough steps."""
+    penalty (2407.14435), or gated (2404.16014). All reach an L0 of k on held-out rows, nested or not; jumprelu, in time."""
     d_sae: Positive = 18_432
     """Width of the dictionary."""
     k: Positive = 96
@@ -96,8 +95,7 @@ class TrainConfig(Options):
     aux_k: Positive = 256
     """Dead latents that AuxK uses in each row."""
     aux_latents: NotNegative = 0
-    """About as many dead latents as AuxK helps in a step; of more, each gets its turn. 0 for all at once, which costs a
-    step more the more of them are dead."""
+    """About as many dead latents as AuxK helps in a step; of more, each gets its turn. 0: all, which makes steps longer."""
     dead_after: Count | None = None
     """Tokens without firing before a latent counts as dead. Default: 1M, but at most a fifth of --tokens."""
     resample_every: NotNegative = 0
@@ -122,6 +120,8 @@ class TrainConfig(Options):
     tables: Literal["float32", "bfloat16"] = "float32"
     """Precision in which a step gathers weights, inputs and errors for its active latents; sums, Adam and the weights that
     are saved are float32 always. bfloat16 halves what a GPU gathers; on a CPU it only rounds."""
+    encoder_norm: AboveZero | None = None
+    """Norm of encoder rows at the start; decoder rows keep norm 1. Default: 0.3 for batchtopk and topk, 1 for others."""
     decoder_start: Literal["random", "mlp"] = "random"
     """Start of the decoder: drawn rows, or the MLP's answers to a push along each encoder row (harvest --keep-mlp)."""
     seed: Seed = 0

@@ -192,6 +192,7 @@ VARIANTS = {
     "penalty on dense latents, weight 1": Variant({"dense_weight": 1.0}),
     "MinFire": Variant({}, min_fire),
     "bfloat16 tables": Variant({"tables": "bfloat16"}),
+    "encoder rows start at norm 1": Variant({"encoder_norm": 1.0}),
 }
 
 

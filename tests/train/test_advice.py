@@ -107,7 +107,7 @@ def test_a_fitting_run_ends_with_its_figures_and_without_a_warning(config, caplo
     assert said[1] == f"last batch: {advice.figures_of(log[-1])}"
     assert said[1].endswith("%")
     assert said[2].startswith(f"held-out rows at step 40: FVU {log[-1]['heldout_fvu']:.4f}, L0 ")
-    assert said[3].startswith(f"in words: its errors on held-out rows are {log[-1]['heldout_fvu']:.2f} times the variance")
+    assert said[3].startswith(f"in words: explains {1 - log[-1]['heldout_fvu']:.1%} of the variance of held-out rows; ")
     assert said[-1].startswith("next: ")
 
 

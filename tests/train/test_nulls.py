@@ -37,7 +37,10 @@ def test_the_random_matrix_stays_as_it_was_drawn_and_the_others_learn(store, nul
 @pytest.mark.parametrize("activation", ["batchtopk", "topk", "gated"])
 def test_a_frozen_matrix_gets_no_gradient_and_the_others_their_own(store, null, frozen, activation):
     """Bit for bit, those of the run with the same weights, of which AuxK helps two dead latents."""
-    modules = [make_module(store, make_config(null=each, activation=activation, aux_weight=1.0)) for each in ("none", null)]
+    modules = [
+        make_module(store, make_config(null=each, activation=activation, aux_weight=1.0, encoder_norm=1.0))
+        for each in ("none", null)
+    ]
     batch = first_batch(store, modules[0].config)
     for module in modules:
         perturb(module)
@@ -54,7 +57,9 @@ def test_a_random_decoder_is_the_one_that_the_run_beside_it_starts_from(store):
     for null in NULLS:
         module = make_module(store, make_config(null=null))
         assert torch.equal(module.decoder, plain.decoder)
-        assert torch.equal(module.encoder, plain.encoder)
+        length = 1.0 if null == "random_encoder" else 0.3  # a frozen encoder cannot grow
+        torch.testing.assert_close(module.encoder.norm(dim=1), torch.full((40,), length))
+        torch.testing.assert_close(module.encoder / length, plain.encoder / 0.3)
 
 
 def test_shuffled_targets_are_the_batchs_own_in_another_order(store):

@@ -15,6 +15,19 @@ WIDE = 8192
 """Width above which the rate falls by the square root of the width, as measured, and as in arXiv 2406.04093."""
 
 
+SHORT_ROWS = 0.3
+"""Norm of encoder rows at the start where k latents are chosen by rank. The first reconstructions are noise, whose square
+is then a tenth of that at norm 1. Measured better than 1 (evaluate/RESULTS.md)."""
+
+
+def encoder_norm(given: float | None, activation: str, null: str) -> float:
+    """Norm of encoder rows at the start: as given, or as measured. Where a threshold or a penalty decides which latents are
+    active, 1; also where the encoder stays as it is drawn, since nothing would make activations larger."""
+    if given is not None:
+        return given
+    return SHORT_ROWS if activation in ("batchtopk", "topk") and null != "random_encoder" else 1.0
+
+
 def peak_lr(n_steps: int, d_sae: int) -> float:
     """Adam's peak rate in a run of so many steps, and for a dictionary of that width; never below LONG_LR.
 

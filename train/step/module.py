@@ -17,6 +17,7 @@ from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
+from train.scaling import defaults
 from train.step.auxk import auxk, some_of
 from train.step.draws import draw_order, draw_prefixes, draw_unit_rows
 from train.step.losses import StepResult, Sums, by_dense_latent, report
@@ -41,8 +42,8 @@ WAIT_EVERY = 100
 class TrainingTranscoder(nn.Module):
     """A transcoder while it is trained. The encoder is stored transposed, [d_sae, d_in]: both matrices by latent.
 
-    Both matrices start as random rows of norm 1: the same rows in an autoencoder (arXiv 2406.04093), independent rows in a
-    transcoder, whose source and target are different spaces. Each start measured better there than the other (RESULTS.md).
+    Both matrices start as random rows: in the same directions in an autoencoder (arXiv 2406.04093), in independent ones in
+    a transcoder, whose source and target are different spaces. Each start measured better there than the other (RESULTS).
 
     Where processes share the dictionary, each holds its own latents (train/parallel.py) and everything else whole.
     """
@@ -88,9 +89,11 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("target_root", None if target_root is None else target_root.root.float())
         self.register_buffer("target_inverse", None if target_root is None else target_root.inverse)
         generator = torch.Generator().manual_seed(config.seed)
-        self.encoder = nn.Parameter(draw_unit_rows(config.d_sae, d_in, generator, ranks.latents))
-        drawn = self.encoder if config.is_sae else draw_unit_rows(config.d_sae, d_out, generator, ranks.latents)
-        self.decoder = nn.Parameter(drawn.detach().clone())
+        drawn = draw_unit_rows(config.d_sae, d_in, generator, ranks.latents)
+        self.encoder = nn.Parameter(defaults.encoder_norm(config.encoder_norm, config.activation, config.null) * drawn)
+        if not config.is_sae:
+            drawn = draw_unit_rows(config.d_sae, d_out, generator, ranks.latents)
+        self.decoder = nn.Parameter(drawn)
         self.b_enc = nn.Parameter(torch.zeros(len(self.encoder)))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.skip = nn.Parameter(torch.zeros(d_out, d_in)) if config.skip else None

@@ -47,8 +47,19 @@ def test_the_loss_sees_every_prefix(store):
 
 def test_an_autoencoder_starts_tied(store):
     module = make_module(store, make_config(source_site="mlp_out", target_site="mlp_out"))
-    assert torch.equal(module.encoder, module.decoder)
-    assert module.encoder.data_ptr() != module.decoder.data_ptr()
+    assert torch.equal(module.encoder, torch.tensor(0.3) * module.decoder)
+    one = make_module(store, make_config(source_site="mlp_out", target_site="mlp_out", encoder_norm=1.0))
+    assert torch.equal(one.encoder, one.decoder)
+    assert one.encoder.data_ptr() != one.decoder.data_ptr()
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("batchtopk", 0.3), ("topk", 0.3), ("jumprelu", 1.0), ("relu", 1.0)])
+def test_encoder_rows_start_short_where_latents_are_chosen_by_rank(store, activation, expected):
+    module = make_module(store, make_config(activation=activation))
+    torch.testing.assert_close(module.encoder.norm(dim=1), torch.full((len(module.encoder),), expected))
+    given = make_module(store, make_config(activation=activation, encoder_norm=0.7))
+    torch.testing.assert_close(given.encoder.norm(dim=1), torch.full((len(module.encoder),), 0.7))
+    assert torch.equal(given.decoder, module.decoder)
 
 
 def test_dead_is_counted_in_tokens_and_survives_saving(store):
