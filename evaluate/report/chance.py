@@ -54,7 +54,7 @@ def undone_by_seeds(measured: Sequence[Measurement], winners: Mapping[str, str],
         return False
     counting = counting_differences(readings(measured[0], measured[1]), label.key)
     interval = counting[0].ci95 if counting else None
-    if interval is None or measured[0].seeds is None:
+    if interval is None or all(m.seeds is None for m in measured[:2]):
         return False
     return not reaches_zero(interval, rounding(measured[0].value(label.key)))
 

@@ -15,6 +15,7 @@ from evaluate.report.page import write_page
 from evaluate.report.verdict import verdict
 from evaluate.text import markdown_table, text_table
 from evaluate.training_log import read_log
+from store.counts import counted
 from store.shards.reader import Store
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def provenance(metrics: Measurement, store: Store) -> str:
     across = "" if target is None else f" to layer {target.manifest.recipe.layer} (store {target.fingerprint})"
     said = [
         f"{metrics.n_rows:,} held-out rows of {metrics.n_documents:,} documents "
-        f"({metrics.n_outliers:,} outliers) of {recipe.model} layer {recipe.layer}{across} "
+        f"({counted(metrics.n_outliers, 'outlier')}) of {recipe.model} layer {recipe.layer}{across} "
         f"on {recipe.dataset}; store {store.fingerprint}"
     ]
     said += repeated_documents(metrics)

@@ -182,7 +182,7 @@ def advice_of(config: PlanConfig, sizes: Sizes, layout: Layout) -> list[str]:
         found.append(f"{layout.gpus} of a layer's {share} GPUs train it faster than all: the others can train other layers")
     idle = config.gpus - config.layers * layout.gpus
     if layout.gpus == share and idle > 0 and config.keep_shards is None:
-        found.append(f"{idle} of {config.gpus} GPUs have no layer to train, and only harvest")
+        found.append(f"--gpus {config.gpus - idle} trains as fast: {idle} of {config.gpus} have no layer to train")
     if layout.gpus > config.gpus:
         found.append(f"--gpus {layout.gpus} or more: fewer do not hold a layer; the hours are of so many")
     if layout.lines > 1 and not layout.shards_optimizer and config.keep_shards is None:

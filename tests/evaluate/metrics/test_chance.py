@@ -9,6 +9,7 @@ from evaluate.estimates import Estimate
 from evaluate.metrics.chance import against_chance, detectable, spread_over_seeds
 from evaluate.metrics.matched import AtL0, FrontierPoint, Matched, OverSeeds
 from evaluate.metrics.measurement import Measurement
+from evaluate.report.chance import of_seeds
 
 ROWS = dict(
     fvu=0.2,
@@ -79,6 +80,16 @@ def test_the_smallest_difference_is_of_documents_and_of_seeds_where_there_are_so
     assert (alone.difference, alone.documents, alone.seeds, alone.least) == pytest.approx((0.05, 0.03, None, 0.03))
     both = detectable(pair((0.02, 0.08), seeds=seeds(0.20, 0.22, 0.21)))["fvu"]
     assert both.least == pytest.approx(math.hypot(0.03, 4.302653 * 0.01 / math.sqrt(3)), rel=1e-6)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_win_that_seeds_undo_is_said_whichever_side_has_them(side):
+    both = pair((0.02, 0.08))
+    said = "FVU: different by the documents, but seeds differ as much: within chance."
+    assert said not in of_seeds(both, {"fvu": "tie"})
+    both[side] = both[side].plus(seeds=seeds(0.20, 0.22, 0.21))
+    assert said in of_seeds(both, {"fvu": "tie"})
+    assert said not in of_seeds(both, {"fvu": "ours"})
 
 
 def test_a_reading_that_does_not_count_says_nothing_of_what_could_be_seen():

@@ -95,7 +95,7 @@ def test_the_plan_says_what_it_is_of_and_which_gpus_train_nothing():
     text = plan(LARGE)
     of = "10,000,000,000 tokens of width 4,608, 262,144 latents with k 96; layers: 46, GPUs: 54, machines: 1"
     assert text.splitlines()[0] == f"plan of      {of}"
-    assert "change       8 of 54 GPUs have no layer to train" in text
+    assert "change       --gpus 46 trains as fast: 8 of 54 have no layer to train" in text
     assert "have no layer" not in plan(replace(LARGE, gpus=46))
     assert "have no layer" not in plan(replace(LARGE, layers=60))
 
