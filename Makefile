@@ -144,7 +144,11 @@ export-set: $(VENV)/base  ## Runs of several layers as a set of circuit-tracer's
 train: $(VENV)/base  ## Train a Matryoshka transcoder on the shards (K=96 D_SAE=18432)
 	$(PY) -m train $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(ARGS)
 
-seeds := $(if $(SEEDS),--seed $$($(PYTHON) -c 'print(*range(int("$(SEEDS)")), sep=",")'))
+ifdef SEEDS
+first_seeds := $(shell seq -s , 0 $$(($(SEEDS) - 1)) 2>/dev/null)
+$(if $(first_seeds),,$(error SEEDS is $(SEEDS); give how many, like 3))
+seeds := --seed $(first_seeds)
+endif
 
 sweep: $(VENV)/base  ## Train many from one pass over the shards: K=32,64,128 D_SAE=8192,16384 SEEDS=3
 	$(PY) -m train sweep $(call option,preset,PRESET) $(where) $(run) $(if $(TOKENS),--tokens $(TOKENS)) $(size) $(seeds) $(ARGS)

@@ -1,5 +1,7 @@
 """What is refused before a command imports the libraries of language models, which takes many seconds."""
 
+import sys
+
 from evaluate.config import EvaluateConfig, LayersConfig
 from store.errors import Refused
 
@@ -25,7 +27,19 @@ def check_places(command: str, config: object) -> None:
                 load_run(one.run_directory)  # refuses it
             except Refused as error:
                 raise Refused(f"{error}{'' if one.run else _runs_there()}") from None
+        refuse_another_layer(one)
         require_store(store_of(one))
+
+
+def refuse_another_layer(config: EvaluateConfig) -> None:
+    """Refused where the command line names a layer beside a run of another one."""
+    if config.run is None or not any(word.partition("=")[0] == "--layer" for word in sys.argv):
+        return
+    from store.transcoders.layouts import read_run_config
+
+    layer = read_run_config(config.run).layer
+    if layer != config.layer:
+        raise Refused(f"layer is {config.layer}, but {config.run} is of layer {layer}; leave LAYER (--layer) out")
 
 
 def _runs_there() -> str:

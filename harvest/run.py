@@ -62,6 +62,7 @@ def run(config: HarvestConfig) -> str:
             f"fingerprint {manifest.fingerprint}"
         )
     if not config.keep_shards and {"resid_mid", "mlp_out"} <= {*config.sites}:  # else training needs options of its own
-        options = {"model": config.model, "layer": spell_layers(config.layers), "store": config.store}
+        rows = manifests[0].n_rows("train")  # one pass
+        options = {"model": config.model, "layer": spell_layers(config.layers), "store": config.store, "tokens": rows}
         lines.append(next_line("train", "run", **options) or "")
     return "\n".join(lines).rstrip("\n")

@@ -59,7 +59,7 @@ def lines_of(command: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     text = done.stdout.replace("\\\n", " ")
-    return [re.sub(r"\$\(\S+ -c '[^']*'\)", "0,1,2", line) for line in text.splitlines()]  # SEEDS, worked out by the shell
+    return text.splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -34,6 +34,8 @@ def make(*words: str) -> subprocess.CompletedProcess:
         ("harvest K=32", "make harvest does not read K (it reads ARGS DATASET"),
         ("compare BASELNE=b LAYER=9", "make compare does not read BASELNE; did you mean BASELINE?"),
         ("lint LAYER=9", "make lint does not read LAYER (it reads no variable)"),
+        ("sweep SEEDS=two", "SEEDS is two; give how many, like 3"),
+        ("sweep SEEDS=0", "SEEDS is 0; give how many, like 3"),
     ],
 )
 def test_a_variable_that_a_target_does_not_read_is_refused(words, message):
@@ -109,9 +111,10 @@ def test_a_path_may_begin_with_the_home_folder():
 @pytest.mark.parametrize("target", sorted(READS.keys() - {"demo", "demo-more", "demo-standin", "demo-all"}))
 def test_every_variable_that_a_target_reads_changes_what_it_runs(target):
     for variable in READS[target]:
-        done = make(target, f"{variable}=chosen")
+        value, seen = ("4", "0,1,2,3") if variable == "SEEDS" else ("chosen", "chosen")
+        done = make(target, f"{variable}={value}")
         assert done.returncode == 0, done.stderr
-        assert "chosen" in done.stdout, variable
+        assert seen in done.stdout, variable
 
 
 def test_setup_lets_scripts_anywhere_find_the_packages(tmp_path):

@@ -184,10 +184,10 @@ def _warnings_of_figures(config: TrainConfig, records: Sequence[dict[str, Any]])
         found.append(f"WARNING: FVU is above 1, worse than predicting the mean: {_cure_of_fvu(config, records)}")
     dead = last["dead_features_percentage"]
     if dead is not None and dead > MANY_DEAD:
-        found.append(
-            f"WARNING: {dead:.1f}% of the latents are dead: lower --dead-after, which is {config.n_dead_after:,} tokens, "
-            f"raise --aux-k, or lower --d-sae"
-        )
+        cure = f"lower --dead-after, which is {config.n_dead_after:,} tokens, raise --aux-k, or lower --d-sae"
+        if config.activation == "jumprelu":
+            cure = "give --k-start 4 --threshold-lr 5 --l0-weight 10, by which most live, or lower --d-sae"
+        found.append(f"WARNING: {dead:.1f}% of the latents are dead: {cure}")
     return found
 
 

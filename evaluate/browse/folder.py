@@ -174,6 +174,11 @@ class RunFolder:
         return (self.folder / WEIGHTS).exists()
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether its training has begun and not ended."""
+        return bool(self.training) and self.training is self.config
+
+    @property
     def is_compared(self) -> bool:
         return COMPARISON_FOLDER in self.reports
 

@@ -86,7 +86,7 @@ def of_nulls(measured: Sequence[Measurement]) -> list[str]:
     if beaten:
         said.append(f"{measured[0].name} is better than chance in {_listed(beaten)}.")
     if within:
-        said.append(f"Within chance: {_listed(within)}.")
+        said.append(f"No better than chance: {_listed(within)}.")
     return said
 
 

@@ -98,11 +98,13 @@ def estimate(
         layers = ",".join(map(str, stores))
         first = stores[min(stores)].directory
         place = first if len(stores) == 1 else first.parent
+        again = command_line("harvest", "metric", layer=layers, store=place, force=True, sequences=4 * n)
         log.warning(
-            "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: %s",
+            "the metric is rough: its halves agree to a cosine of %.2f, below %.1f; more sequences make it better: %s%s",
             worst,
             AGREEMENT,
-            command_line("harvest", "metric", layer=layers, store=place, force=True, sequences=4 * n),
+            "harvest more tokens, and then " if n < wanted else "",
+            again,
         )
 
 

@@ -13,7 +13,7 @@ GOES_ON = "GOES_ON"
 
 TARGETS = {("evaluate", "metrics"): "evaluate", ("harvest", "run"): "harvest", ("train", "run"): "train"}
 """Targets of make that have another name than their command."""
-VARIABLES = ("model", "layer", "store", "run", "layout", "out", "results")
+VARIABLES = ("model", "layer", "store", "run", "tokens", "layout", "out", "results")
 """Options that make takes as variables; ARGS passes the others on."""
 POSITIONAL = {("store", "export"): "run"}
 """The option whose value stands without its name in Python's command line."""

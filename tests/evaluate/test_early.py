@@ -55,6 +55,13 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path, monkeypat
     assert "there are" not in errors
 
 
+def test_a_layer_beside_a_run_of_another_one_is_refused(trained_once, monkeypatch, capsys):
+    words = ["evaluate", "metrics", "--run", str(trained_once / "run")]
+    code, errors = run(monkeypatch, capsys, *words, "--layer", "8")
+    assert code == 1
+    assert f"layer is 8, but {trained_once / 'run'} is of layer 1; leave LAYER (--layer) out" in errors
+
+
 def test_a_misspelt_run_and_one_that_is_not_trained_to_its_end_are_told(trained_once, tmp_path):
     shutil.copytree(trained_once / "run", tmp_path / "widest")
     begun = tmp_path / "begun"

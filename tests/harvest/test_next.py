@@ -19,10 +19,14 @@ def by_hand(monkeypatch):
 
 def test_a_finished_harvest_says_how_to_train_on_it(config, monkeypatch):
     last = run(config).splitlines()[-1]
+    rows = open_store(config.store).manifest.n_rows("train")
     train = ["-m", "train", "run", "--model", config.model, "--layer", "1", "--store", str(config.store)]
+    train += ["--tokens", str(rows)]
     assert shlex.split(last) == ["next:", interpreter(), *train]
     monkeypatch.setenv(STARTED_BY, "make")
-    assert run(config).splitlines()[-1] == f"next: make train MODEL={config.model} LAYER=1 STORE={config.store}"
+    assert (
+        run(config).splitlines()[-1] == f"next: make train MODEL={config.model} LAYER=1 STORE={config.store} TOKENS={rows}"
+    )
     monkeypatch.setenv(GOES_ON, "yes")
     assert run(config).splitlines()[-1].startswith(f"{config.store}: ")
 

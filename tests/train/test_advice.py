@@ -189,3 +189,5 @@ def test_many_dead_latents_are_told_with_their_cure(config):
         "WARNING: 31.4% of the latents are dead: lower --dead-after, which is 200 tokens, raise --aux-k, or lower --d-sae"
     )
     assert len(with_log(config, {"dead_features_percentage": 9.0})) == 3
+    said = with_log(replace(config, activation="jumprelu"), {"dead_features_percentage": 31.4})
+    assert "dead: give --k-start 4 --threshold-lr 5 --l0-weight 10, by which most live" in said[2]

@@ -55,6 +55,11 @@ def test_the_list_tells_runs_over_seeds_and_rates_apart(results, tmp_path):
     copy = shutil.copytree(results, tmp_path / "results")
     (copy / RUN / "train_config.json").write_text(json.dumps({"lr": 0.008, "tokens": 200_000, "seed": 3, "k": 4}))
     assert "<small>lr 0.008, 200,000 rows, seed 3</small>" in runs_page(copy)
+    assert "unfinished" not in runs_page(copy)
+    begun = copy / "tiny/layer1/begun"
+    begun.mkdir()
+    shutil.copy(copy / RUN / "train_config.json", begun)
+    assert runs_page(copy).count('<span class="badge">unfinished</span>') == 1
     (copy / RUN / "train_config.json").write_text(json.dumps({"lr": None, "seed": 3}))
     assert "<small>seed 3</small>" in runs_page(copy)
 
