@@ -18,6 +18,7 @@ from evaluate.publish.config import ExportFeaturesConfig, PublishNeuronpediaConf
 from evaluate.sets.config import CompareSetConfig
 from store.cli import Commands, run_command
 from store.disk.suggest import next_line
+from store.layers.words import with_names_of_store
 from store.layout import (
     COLLECTION_SUMMARY,
     COMPARISON,
@@ -31,6 +32,7 @@ from store.layout import (
     SET_RESULT,
     SUMMARY,
 )
+from store.usage import values_of
 
 COMMANDS: Commands = {
     "metrics": (EvaluateConfig, "evaluate.compare.one_run:evaluate_run"),
@@ -125,8 +127,13 @@ def _common(folders: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([*folders]))
 
 
+def with_names(words: Sequence[str]) -> list[str]:
+    """The command line with the model and the layer of its store, which name the default run, where it names none."""
+    return [*words] if values_of("--run", words) else with_names_of_store(words)
+
+
 def main() -> None:
-    run_command("evaluate", COMMANDS, say=written, check=check_places, brief=brief, then=then)
+    run_command("evaluate", COMMANDS, expand=with_names, say=written, check=check_places, brief=brief, then=then)
 
 
 if __name__ == "__main__":

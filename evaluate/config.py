@@ -21,10 +21,11 @@ class EvaluateConfig(Options):
     """Measure a run on the held-out rows of its store: metrics.json, summary.txt and report.html."""
 
     model: str = "google/gemma-2-2b"
-    """Model whose MLP is replaced. It names the default run."""
+    """Model whose MLP is replaced. It names the default run. Beside --store: that store's."""
     layer: EachLayer = 8
-    """Layer whose MLP is replaced, from 0. It also names the default run. Several (8,12 or 0-25, or all that data/MODEL
-    holds) are taken in turn; write {layer} in --run, and give the folder of their stores as --store."""
+    """Layer whose MLP is replaced, from 0. It also names the default run. Beside --store: that store's. Several (8,12 or
+    0-25, or all that data/MODEL holds) are taken in turn; write {layer} in --run, and give the folder of their stores as
+    --store."""
     store: StorePathOption | None = None
     """Folder or URL (s3://, gs://, hf://) of the activation store. Default: the store that the run records, or
     data/MODEL/layerL of the run's own model and layer."""

@@ -9,7 +9,7 @@ from store.disk.remote import Remote, parse_store_path
 from store.errors import Refused
 from store.layers.parse import ALL, parse_layers, spell_layers
 from store.layout import default_store
-from store.parents import holds_store, layers_in
+from store.parents import holds_store, layers_in, named_by
 from store.usage import HELP_FLAGS, flag_in, leaves, values_of
 
 IN_TURN = "in turn"
@@ -98,3 +98,17 @@ def layers_there(line: LayerWords) -> list[int]:
         raise Refused(f"layer is all, but {place} holds no layer0, layer1, ...; `make harvest LAYER=all` makes them")
     log.info("layers %s: those that %s holds", spell_layers(found), place)
     return found
+
+
+def with_names_of_store(words: Sequence[str]) -> list[str]:
+    """The words, and before them the model and the layer of the store that they give, where they name none; of a folder of
+    several layers' stores the model alone."""
+    given = values_of("--store", words)
+    known: dict[str, str] = {}
+    if given:
+        store = parse_store_path(given[0])
+        there = [] if holds_store(store) else layers_in(store)
+        known = named_by(store / f"layer{there[0]}") if there else named_by(store)
+        if there:
+            known.pop("layer", None)
+    return [word for name in known if not values_of(f"--{name}", words) for word in (f"--{name}", known[name])] + [*words]

@@ -11,6 +11,7 @@ from store.errors import Refused
 from store.transcoders.transcoder import Transcoder
 from tests.child import ROOT
 from tests.command import run
+from tests.making import make_store
 
 CODE = (
     "import sys, evaluate.__main__ as room\n"
@@ -60,6 +61,16 @@ def test_a_layer_beside_a_run_of_another_one_is_refused(trained_once, monkeypatc
     code, errors = run(monkeypatch, capsys, *words, "--layer", "8")
     assert code == 1
     assert f"layer is 8, but {trained_once / 'run'} is of layer 1; leave LAYER (--layer) out" in errors
+
+
+@pytest.mark.parametrize(("place", "layers"), [("data/tiny/layer1", []), ("data/tiny", ["--layer", "1"])])
+def test_a_store_names_the_model_of_the_default_run(tmp_path, monkeypatch, capsys, place, layers):
+    monkeypatch.chdir(tmp_path)
+    make_store(tmp_path / "data/tiny/layer1")
+    _, errors = run(monkeypatch, capsys, "evaluate", "metrics", "--store", place, *layers)
+    assert "results/tiny/layer1/matryoshka_batchtopk holds no transcoder" in errors
+    _, errors = run(monkeypatch, capsys, "evaluate", "metrics", "--store", place, "--model", "gpt2", *layers)
+    assert "results/gpt2/layer1/matryoshka_batchtopk holds no transcoder" in errors
 
 
 def test_a_misspelt_run_and_one_that_is_not_trained_to_its_end_are_told(trained_once, tmp_path):

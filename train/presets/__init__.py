@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from store.disk.remote import StorePath, parse_store_path
 from store.errors import Refused
-from store.parents import holds_store, layers_in, named_by
+from store.layers.words import with_names_of_store
 from store.usage import did_you_mean, flags_of
 from train.config import TrainConfig
 
@@ -61,26 +60,4 @@ def _option(key: str, value: object) -> list[str]:
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:
     """The command line with a preset's options, and with the model and the layer of its store where it names none."""
-    words = expand(arguments)
-    store = value_of("--store", words)
-    known = {} if store is None else known_of(parse_store_path(store))
-    return [word for name in known if value_of(f"--{name}", words) is None for word in (f"--{name}", known[name])] + words
-
-
-def known_of(store: StorePath) -> dict[str, str]:
-    """The model and the layer of a store, by option; of a folder of several layers' stores the model alone."""
-    there = layers_in(store)
-    if there and not holds_store(store):
-        return {name: value for name, value in named_by(store / f"layer{there[0]}").items() if name == "model"}
-    return named_by(store)
-
-
-def value_of(flag: str, words: Sequence[str]) -> str | None:
-    """The last value that words give an option; None where they give none."""
-    found = None
-    for index, word in enumerate(words):
-        if word == flag:
-            found = next(iter(words[index + 1 :]), None)
-        elif word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
-    return found
+    return with_names_of_store(expand(arguments))
