@@ -186,6 +186,7 @@ def on_tiny_model(tiny_models: dict[str, Path], text_file: Path, tmp_path_factor
     where = dict(model=str(tiny_models["gemma2"]), layer=1, store=folder / "store", device="cpu")
     exact = dict(dtype="float32", compute_dtype="float32")
     harvest(HarvestConfig(**where, **exact, dataset=str(text_file), tokens=4096, context=32, heldout_every=2))
-    train(TrainConfig(**where, run=folder / "run", d_sae=40, k=4, tokens=1024, batch_rows=32))
+    # at norm 1 more latents fire after so few steps, the first of them too
+    train(TrainConfig(**where, run=folder / "run", d_sae=40, k=4, tokens=1024, batch_rows=32, encoder_norm=1.0))
     collect_samples(FeaturesConfig(**where, run=folder / "run", json=False))
     return TrainConfig(**where, run=folder / "run")

@@ -13,12 +13,14 @@ from torch import Tensor
 from store.devices import native_bfloat16
 from store.disk.files import write_tensors
 from store.errors import Damaged, Refused
+from store.layout import TRAIN_CONFIG
 from store.loader.batches import mix_of
 from store.loader.schedule import LEAST_PIECE_BYTES
 from store.shards.reader import Store
 from store.sparse.scan import Candidates
+from store.transcoders.files import read_settings
 from train.config import TrainConfig
-from train.scaling import defaults
+from train.scaling.defaults import encoder_norm
 from train.step.adam import Adam
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import load_state, state_of
@@ -53,7 +55,7 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found["lr"] = config.peak_lr
     found["warmup_steps"] = config.n_warmup_steps
     found["dead_after"] = config.n_dead_after
-    found["encoder_norm"] = defaults.encoder_norm(config.encoder_norm, config.activation, config.null)
+    found["encoder_norm"] = config.encoder_norm or begun_with(config)
     found["store_fingerprint"] = store.fingerprint
     found["target_view"] = target_view(config, store)
     fisher = found["target_view"] == "fisher"
@@ -65,6 +67,15 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     if store.target is not None:
         found["target_store_fingerprint"] = store.target.fingerprint
     return found
+
+
+def begun_with(config: TrainConfig) -> float:
+    """The norm at which the encoder rows of a run start that is not given one. One that was begun goes on as it was, though
+    an earlier version had another default."""
+    path = config.run_directory / TRAIN_CONFIG
+    if not path.exists():
+        return encoder_norm(config.activation, config.null)
+    return in_todays_words(read_settings(path))["encoder_norm"]
 
 
 def piece_bytes(config: TrainConfig, store: Store) -> int:

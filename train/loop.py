@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -93,6 +94,7 @@ def start(config: TrainConfig, store: Store, device: torch.device, identity: dic
         metric = read_metric(store.target_side, config.target_site)
         assert metric is not None
         root = TargetRoot.of(metric, config.fisher_mix)
+    config = replace(config, encoder_norm=identity.get("encoder_norm", config.encoder_norm))
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root
     )

@@ -20,11 +20,9 @@ SHORT_ROWS = 0.3
 is then a tenth of that at norm 1. Measured better than 1 (evaluate/RESULTS.md)."""
 
 
-def encoder_norm(given: float | None, activation: str, null: str) -> float:
-    """Norm of encoder rows at the start: as given, or as measured. Where a threshold or a penalty decides which latents are
-    active, 1; also where the encoder stays as it is drawn, since nothing would make activations larger."""
-    if given is not None:
-        return given
+def encoder_norm(activation: str, null: str) -> float:
+    """Norm of encoder rows at the start. It is 1 where a threshold or a penalty decides which latents are active, and where the
+    encoder stays as it is drawn, since nothing would make activations larger."""
     return SHORT_ROWS if activation in ("batchtopk", "topk") and null != "random_encoder" else 1.0
 
 

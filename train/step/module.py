@@ -17,7 +17,7 @@ from train.activations import ACTIVATIONS
 from train.activations.base import Selection
 from train.config import TrainConfig
 from train.parallel import Ranks
-from train.scaling import defaults
+from train.scaling.defaults import encoder_norm
 from train.step.auxk import auxk, some_of
 from train.step.draws import draw_order, draw_prefixes, draw_unit_rows
 from train.step.losses import StepResult, Sums, by_dense_latent, report
@@ -90,7 +90,7 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("target_inverse", None if target_root is None else target_root.inverse)
         generator = torch.Generator().manual_seed(config.seed)
         drawn = draw_unit_rows(config.d_sae, d_in, generator, ranks.latents)
-        self.encoder = nn.Parameter(defaults.encoder_norm(config.encoder_norm, config.activation, config.null) * drawn)
+        self.encoder = nn.Parameter((config.encoder_norm or encoder_norm(config.activation, config.null)) * drawn)
         if not config.is_sae:
             drawn = draw_unit_rows(config.d_sae, d_out, generator, ranks.latents)
         self.decoder = nn.Parameter(drawn)
