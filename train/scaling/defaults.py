@@ -21,8 +21,8 @@ is then a tenth of that at norm 1. Measured better than 1 (evaluate/RESULTS.md).
 
 
 def encoder_norm(activation: str, null: str) -> float:
-    """Norm of encoder rows at the start. It is 1 where a threshold or a penalty decides which latents are active, and where the
-    encoder stays as it is drawn, since nothing would make activations larger."""
+    """Norm of encoder rows at the start. It is 1 where a threshold or a penalty decides which latents are active, and where
+    the encoder stays as it is drawn, since nothing would make activations larger."""
     return SHORT_ROWS if activation in ("batchtopk", "topk") and null != "random_encoder" else 1.0
 
 
