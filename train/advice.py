@@ -25,6 +25,7 @@ FEW_STEPS = 100
 ENOUGH_STEPS = 500
 LEAST_ROWS = 64
 """Of a step, that is advised."""
+LAST_BATCH = "the last batch (others differ)"
 MANY_DEAD = 10.0
 """Percent of the latents above which the end of a training warns of dead ones."""
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def in_words(config: TrainConfig, last: dict[str, Any]) -> str:
     """What the figures of the last line of a log mean, beside what predicting the mean would reach."""
-    said = f"in words: {explained(_fvu(last), 'held-out rows' if 'heldout_fvu' in last else 'the last batch')}"
+    said = f"in words: {explained(_fvu(last), 'held-out rows' if 'heldout_fvu' in last else LAST_BATCH)}"
     if _weighs_by_cost(config):
         share = _loss_beside_the_mean(config, last)
         said += f"; weighed by what errors cost the model, prefix by prefix, its errors are {share:.1%} of the mean's"

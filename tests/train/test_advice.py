@@ -146,7 +146,8 @@ def test_the_end_says_what_the_figures_mean_beside_the_mean(config):
     config = replace(config, prefix_weights="1,3", prefix_sizes="20,40")
     said = with_log(config, {"fvu": 0.351, "l2_loss": 0.6}, target_view="fisher")
     assert said[1] == (
-        "in words: explains 64.9% of the variance of the last batch; predicting the mean explains none, above 70% is good; "
+        "in words: explains 64.9% of the variance of the last batch (others differ); predicting the mean explains none, "
+        "above 70% is good; "
         "weighed by what errors cost the model, prefix by prefix, its errors are 15.0% of the mean's"
     )
     assert not [line for line in said if "explains none" not in line and line.startswith("WARNING")]
@@ -162,7 +163,7 @@ def test_an_fvu_above_1_is_told_a_cure_by_what_the_loss_did(config, target_view,
     records = [{"l2_loss": loss, "fvu": loss / 2} for loss in (first, last)]
     said = with_log(config, *records, target_view=target_view)
     assert said[1].startswith(
-        "in words: its errors on the last batch are 1.25 times the variance, which is what predicting"
+        "in words: its errors on the last batch (others differ) are 1.25 times the variance, which is "
     )
     assert said[2] == f"WARNING: FVU is above 1, worse than predicting the mean: {cure}"
 
