@@ -12,7 +12,7 @@ from evaluate.metrics.measurement import Check, Figures, Measurement
 from evaluate.metrics.worst import in_words
 from evaluate.report.figures import FIGURES, Results
 from evaluate.report.page import write_page
-from evaluate.report.verdict import verdict
+from evaluate.report.verdict import sentences, verdict
 from evaluate.text import markdown_table, text_table
 from evaluate.training_log import read_log
 from store.counts import counted
@@ -198,7 +198,7 @@ def write_report(
         "report.html",
         [figure(results) for figure in FIGURES],
         title=" against ".join(m.name for m in measured[:2]),
-        verdict=verdict(measured, winners),
+        verdict=sentences(measured, winners),
         measured=shown,
         rows=rows,
         provenance=provenance(measured[0], store),
