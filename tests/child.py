@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,18 @@ def forked(code: str, *words: str) -> str:
             raise TimeoutError(f"the script hangs: {code[:300]}")
         assert server.stdout.readline() == "0\n", complained.read_text()[-3000:] if complained.exists() else ""
         return printed.read_text()
+
+
+def fork_ranks(world: int, act: Callable[[int], None]) -> None:
+    """Runs `act(rank)` for each rank in a fork of this process, all at once. Each must end well."""
+    pids = []
+    for rank in range(world):
+        if (pid := os.fork()) == 0:
+            act(rank)
+            os._exit(0)
+        pids.append(pid)
+    endings = [os.waitpid(pid, 0)[1] for pid in pids]
+    assert not any(endings), (world, endings)
 
 
 @functools.cache

@@ -7,10 +7,11 @@ from tests.child import forked
 from tests.making import make_store
 
 STEPS = """
-import os, sys
+import sys
 import torch, torch.distributed as dist
 from store.loader.batches import batches
 from store.shards.reader import open_store
+from tests.child import fork_ranks
 from tests.train.making import make_config
 from train.parallel import Group, Ranks, grid
 from train.step.module import TrainingTranscoder
@@ -54,13 +55,7 @@ def child(rank, world, sharers):
 
 train(Ranks(), "1")
 for world, sharers in ((2, 1), (2, 2), (3, 3), (4, 2)):
-    pids = []
-    for rank in range(world):
-        if (pid := os.fork()) == 0:
-            child(rank, world, sharers)
-            os._exit(0)
-        pids.append(pid)
-    assert not any([os.waitpid(pid, 0)[1] for pid in pids]), (world, sharers)
+    fork_ranks(world, lambda rank: child(rank, world, sharers))
 """
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from store.shards.reader import open_store
+from tests.child import fork_ranks
 from tests.killed import Killed
 from train import run
 from train.checkpoint import identity
@@ -189,16 +190,13 @@ def processes(folder: Path, world: int) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    pids = []
-    for rank in map(str, range(world)):
-        if (pid := os.fork()) == 0:
-            os.environ |= meeting | {"RANK": rank, "LOCAL_RANK": rank}
-            os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-            main(folder)
-            os._exit(0)
-        pids.append(pid)
-    endings = [os.waitpid(pid, 0)[1] for pid in pids]
-    assert not any(endings)
+    meeting |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+
+    def child(rank: int) -> None:
+        os.environ |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        main(folder)
+
+    fork_ranks(world, child)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def test_it_is_the_nth_largest_bit_for_bit(numbers, data):
 
 
 PROCESSES = """
-import os, sys
+import sys
 import torch, torch.distributed as dist
+from tests.child import fork_ranks
 from tests.train.activations.making import cases
 from train.activations.nth import nth_largest
 from train.parallel import Group
@@ -55,13 +56,7 @@ def child(rank, world):
 
 
 for world in (1, 2, 3, 4):
-    pids = []
-    for rank in range(world):
-        if (pid := os.fork()) == 0:
-            child(rank, world)
-            os._exit(0)
-        pids.append(pid)
-    assert not any([os.waitpid(pid, 0)[1] for pid in pids])
+    fork_ranks(world, lambda rank: child(rank, world))
 """
 
 

@@ -15,11 +15,12 @@ SILENT = [3, 17, 31]
 """Latents that start anew after the last step."""
 
 STEPS = """
-import os, sys
+import sys
 from itertools import product
 import torch, torch.distributed as dist
 from store.loader.batches import batches
 from store.shards.reader import open_store
+from tests.child import fork_ranks
 from tests.train.making import make_config
 from train.parallel import Ranks, grid
 from train.step.module import TrainingTranscoder
@@ -88,13 +89,7 @@ def child(rank, world):
 
 
 for world in (2, 3):
-    pids = []
-    for rank in range(world):
-        if (pid := os.fork()) == 0:
-            child(rank, world)
-            os._exit(0)
-        pids.append(pid)
-    assert not any([os.waitpid(pid, 0)[1] for pid in pids]), world
+    fork_ranks(world, lambda rank: child(rank, world))
 """
 
 Found = dict[int, list[dict[tuple[bool, str], dict]]]
