@@ -116,15 +116,9 @@ def write_chapter(
     return ChapterInfo(shards=len(entries), bytes=n_bytes, xxh3_128=checksum)
 
 
-def read_chapters(directory: StorePath, chapters: Iterable[ChapterInfo]) -> tuple[ShardEntry, ...]:
-    """The entries of all chapters, in order. Damaged naming the first that is missing or was changed."""
-    parts = (_entries(_path(directory, number), info.xxh3_128) for number, info in enumerate(chapters))
-    return tuple(chain.from_iterable(parts))
-
-
 def read_on(directory: StorePath, manifest: "Manifest", first: int) -> tuple[ShardEntry, ...]:
     """The entries from shard number `first` on, of a manifest that lists only the shards that are in no chapter. Chapters
-    before that are not read."""
+    before that are not read. Damaged naming the first other one that is missing or was changed."""
     begins = 0
     parts: list[tuple[ShardEntry, ...]] = []
     for number, info in enumerate(manifest.chapters or ()):

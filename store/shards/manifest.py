@@ -14,7 +14,7 @@ from store.layout import MANIFEST as MANIFEST
 from store.mlp.info import MlpInfo
 from store.names import NormKind, NormReads
 from store.parents import require_store
-from store.shards.entries import LENGTH, ChapterInfo, read_chapters, write_chapter
+from store.shards.entries import LENGTH, ChapterInfo, read_on, write_chapter
 from store.shards.entries import Rest as Rest
 from store.shards.entries import ShardEntry as ShardEntry
 from store.shards.entries import going_on as going_on
@@ -170,8 +170,7 @@ def with_chapter(directory: StorePath, manifest: Manifest, sums: "Mapping[str, T
 def load_manifest(directory: StorePath) -> Manifest:
     """The manifest of a store. Refused where there is none, Damaged when it does not fit its schema or was edited."""
     manifest = load_without_chapters(directory)
-    before = read_chapters(directory, manifest.chapters or ())
-    return manifest.model_copy(update={"shards": (*before, *manifest.shards)})
+    return manifest.model_copy(update={"shards": read_on(directory, manifest, 0)})
 
 
 def load_without_chapters(directory: StorePath) -> Manifest:
