@@ -4,6 +4,7 @@ import sys
 
 from evaluate.config import EvaluateConfig, LayersConfig
 from store.errors import Refused
+from store.usage import values_of
 
 NEED_ROWS = ("metrics", "compare", "compare-set", "features", "compare-layers", "circuit", "importance", "judge-export")
 """Commands that read a store."""
@@ -33,7 +34,7 @@ def check_places(command: str, config: object) -> None:
 
 def refuse_another_layer(config: EvaluateConfig) -> None:
     """Refused where the command line names a layer beside a run of another one."""
-    if config.run is None or not any(word.partition("=")[0] == "--layer" for word in sys.argv):
+    if config.run is None or not values_of("--layer", sys.argv):
         return
     from store.transcoders.layouts import read_run_config
 

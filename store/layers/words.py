@@ -104,11 +104,11 @@ def with_names_of_store(words: Sequence[str]) -> list[str]:
     """The words, and before them the model and the layer of the store that they give, where they name none; of a folder of
     several layers' stores the model alone."""
     given = values_of("--store", words)
-    known: dict[str, str] = {}
-    if given:
-        store = parse_store_path(given[0])
-        there = [] if holds_store(store) else layers_in(store)
-        known = named_by(store / f"layer{there[0]}") if there else named_by(store)
-        if there:
-            known.pop("layer", None)
+    if not given:
+        return [*words]
+    store = parse_store_path(given[0])
+    there = [] if holds_store(store) else layers_in(store)
+    known = named_by(store / f"layer{there[0]}" if there else store)
+    if there:
+        known.pop("layer", None)
     return [word for name in known if not values_of(f"--{name}", words) for word in (f"--{name}", known[name])] + [*words]

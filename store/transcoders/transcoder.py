@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,6 +18,7 @@ from store.errors import Damaged, Refused
 from store.layout import CONFIG, TRAIN_CONFIG, WEIGHTS
 from store.parents import holds_store
 from store.transcoders.files import check_arrays, read_arrays, read_config
+from store.usage import nearest
 from store.views import VIEWS, Norm, ViewName
 
 OBSOLETE = (("standardised", False),)
@@ -234,9 +234,9 @@ def _what_instead(directory: Path) -> str:
     if (directory / TRAIN_CONFIG).exists():
         return "its training has not ended: the command that began it goes on with it"
     runs = [] if directory.exists() else [path.parent.name for path in directory.parent.glob(f"*/{WEIGHTS}")]
-    near = get_close_matches(directory.name, runs, n=1)
-    if near:
-        return f"did you mean {directory.parent / near[0]}? Else train one with `make train`"
+    near = nearest(directory.name, runs)
+    if near is not None:
+        return f"did you mean {directory.parent / near}? Else train one with `make train`"
     return "train one with `make train`, or give a transcoder of another project as BASELINE="
 
 
