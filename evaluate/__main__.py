@@ -104,9 +104,9 @@ def then(configs: Sequence[object]) -> str | None:
     if not isinstance(config, EvaluateConfig) or len(configs) > 1:
         return None
     options = {"run": config.run_directory, "store": config.store, "target_store": config.target_store}
-    if type(config) is EvaluateConfig and has_published_baseline(config):
-        return next_line("evaluate", "compare", **options)
-    if type(config) is EvaluateConfig or (isinstance(config, CompareConfig) and len(config.layers) == 1):
+    if type(config) is EvaluateConfig:
+        return next_line("evaluate", "compare" if has_published_baseline(config) else "features", **options)
+    if isinstance(config, CompareConfig) and len(config.layers) == 1:
         return next_line("evaluate", "features", **options)
     return None
 

@@ -13,8 +13,6 @@ LONG_LR, LONG = 4e-4, 16_000
 """Peak rate from so many steps on: that of the layer-8 recipe, and of that length."""
 WIDE = 8192
 """Width above which the rate falls by the square root of the width, as measured, and as in arXiv 2406.04093."""
-
-
 SHORT_ROWS = 0.3
 """Norm of encoder rows at the start where k latents are chosen by rank. The first reconstructions are noise, whose square
 is then a tenth of that at norm 1. Measured better than 1 (evaluate/RESULTS.md)."""
