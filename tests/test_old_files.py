@@ -116,3 +116,16 @@ def test_a_run_with_int8_candidates_goes_on_with_float32_ones(tmp_path, finished
     assert torch.equal(made.W_dec, Transcoder.load(config.run_directory).W_dec)
     with pytest.raises(ValueError, match="candidates: 'float32' != 'bfloat16'"):
         train(TrainConfig(**(vars(config) | {"candidates": "bfloat16"})))
+
+
+def test_a_run_with_the_plain_squared_error_beside_the_metric_is_not_taken_for_one_of_today(tmp_path):
+    config = copied_run(tmp_path / "run")
+    train(config)
+    path = config.run_directory / TRAIN_CONFIG
+    options = json.loads(path.read_text())
+    del options["whitening"]
+    path.write_text(json.dumps(options | {"fisher_mix": None}))  # of the plain target, which is as it was
+    train(config)
+    path.write_text(json.dumps(options | {"fisher_mix": 0.03}))
+    with pytest.raises(ValueError, match=r"fisher_mix: 0.03 != None; give those options, or another RUN"):
+        train(config)

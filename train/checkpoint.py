@@ -59,7 +59,7 @@ def identity(config: TrainConfig, store: Store, device: torch.device) -> dict[st
     found["store_fingerprint"] = store.fingerprint
     found["target_view"] = target_view(config, store)
     fisher = found["target_view"] == "fisher"
-    found["fisher_mix"] = config.fisher_mix if fisher else None
+    found["whitening"] = config.whitening if fisher else None
     found["metric"] = store.target_side.manifest.metric.xxh3_128 if fisher else None  # type: ignore[union-attr]
     found["candidates"] = candidates(config, device)
     found["aux_latents"] = config.aux_latents if config.aux_weight and config.aux_latents < config.d_sae else 0
@@ -110,7 +110,7 @@ def candidates(config: TrainConfig, device: torch.device) -> Candidates:
 ADDED: dict[str, Any] = {
     "null": "none",
     "target_view": "raw",
-    "fisher_mix": None,
+    "whitening": None,
     "metric": None,
     "k_start": 1.0,
     "prefix_weights": None,
@@ -135,17 +135,19 @@ ADDED: dict[str, Any] = {
 def in_todays_words(saved: dict[str, Any]) -> dict[str, Any]:
     """The options of a run that an earlier version wrote, as this one writes them.
 
-    It had int8 candidates, which found the same latents as float32 ones, and lacked the options that were ADDED.
+    It had int8 candidates, which found the same latents as float32 ones, and lacked the options that were ADDED. The
+    metric was mixed with the plain squared error, by fisher_mix: where one was, it stays, as no option of today is equal.
     """
     candidates = "float32" if saved.get("candidates") == "int8" else saved.get("candidates")
-    return ADDED | saved | {"candidates": candidates}
+    kept = {name: value for name, value in saved.items() if name != "fisher_mix" or value is not None}
+    return ADDED | kept | {"candidates": candidates}
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Each option that differs, as `name: saved != wanted`."""
     names = sorted(saved.keys() | wanted.keys())
     if saved.get("target_view") != wanted.get("target_view"):
-        names = [name for name in names if name not in ("fisher_mix", "metric")]  # they follow from it
+        names = [name for name in names if name not in ("fisher_mix", "whitening", "metric")]  # they follow from it
     return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
 
 

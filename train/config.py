@@ -73,8 +73,8 @@ class TrainConfig(Options):
     target_view: Literal["auto", "raw", "fisher"] = "auto"
     """Errors that training weighs: fisher by what they cost the language model (the store's metric), raw all alike. auto is
     fisher where the store has a metric, and raw elsewhere and with --follow. The result predicts the plain target."""
-    fisher_mix: Annotated[float, Range(0, 1, above=True)] = 0.03
-    """Share of the plain squared error in the loss of target_view fisher, above 0; at 1 it is that of raw."""
+    whitening: Annotated[float, Range(0, 1, above=True)] = 0.7
+    """Share of half-whitened targets in the loss of target_view fisher, above 0; the rest is what errors cost the model."""
     tokens: Count = 16_384_000
     """Rows to train on, rounded down to whole steps. More than the store holds means several epochs."""
     batch_rows: Positive = 1024

@@ -93,7 +93,7 @@ def start(config: TrainConfig, store: Store, device: torch.device, identity: dic
     if identity["target_view"] == "fisher":
         metric = read_metric(store.target_side, config.target_site)
         assert metric is not None
-        root = TargetRoot.of(metric, config.fisher_mix)
+        root = TargetRoot.of(metric, config.whitening)
     config = replace(config, encoder_norm=identity.get("encoder_norm", config.encoder_norm))
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root

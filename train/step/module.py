@@ -82,8 +82,7 @@ class TrainingTranscoder(nn.Module):
         mean, square = moments_of(target_manifest.statistics[config.target_site])
         scale = scale_of(mean, square)
         if target_root is not None:
-            mean = mean @ target_root.root
-            scale = mean.new_tensor(target_root.mean_square).rsqrt()
+            mean, scale = mean @ target_root.root, torch.ones_like(scale)
         self.register_buffer("target_mean", mean.float())
         self.register_buffer("target_scale", scale.float())
         self.register_buffer("target_root", None if target_root is None else target_root.root.float())

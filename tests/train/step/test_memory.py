@@ -70,7 +70,7 @@ def highest_of_steps(
     """Bytes at the peak of steps that wait and steps that do not, by `highest`; the last of them is one of the log's."""
     d_in, d_out = (store.manifest.widths[site] for site in ("resid_mid", "mlp_out"))
     metric = read_metric(store, "mlp_out") if root else None
-    root_of = None if metric is None else TargetRoot.of(metric, config.fisher_mix)
+    root_of = None if metric is None else TargetRoot.of(metric, config.whitening)
     precision = candidates(config, device)
     module = TrainingTranscoder(config, store.manifest, store.norm, precision, target_root=root_of).to(device)
     optimizer = make_optimizer(module, 1e-3)

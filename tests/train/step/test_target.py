@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from evaluate.rows import rows_in_order
 from store.errors import Refused
 from store.loader.batches import batches
-from store.shards.metric import read_metric
+from store.shards.metric import SiteMetric, estimated_kl, read_metric
 from store.shards.reader import Store
 from tests.making import make_store, with_metric
 from tests.pretend import DEVICE, values
@@ -23,7 +23,7 @@ from train.loop import train
 from train.run import Run
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
-from train.step.target import TargetRoot
+from train.step.target import TargetRoot, half_whitening
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,14 @@ def shared(tmp_path_factory) -> Store:
     return with_metric(make_store(tmp_path_factory.mktemp("target") / "store", shard_sequences=64))
 
 
-def root_of(store: Store, mix: float = 0.1) -> TargetRoot:
+def metric_of(store: Store) -> SiteMetric:
     metric = read_metric(store, "mlp_out")
     assert metric is not None
-    return TargetRoot.of(metric, mix)
+    return metric
+
+
+def root_of(store: Store, whitening: float = 0.1) -> TargetRoot:
+    return TargetRoot.of(metric_of(store), whitening)
 
 
 def trained_a_little(store: Store, config: TrainConfig) -> TrainingTranscoder:
@@ -45,17 +49,36 @@ def trained_a_little(store: Store, config: TrainConfig) -> TrainingTranscoder:
     return module
 
 
-def test_the_root_is_that_of_the_mixed_metric(shared):
-    root = root_of(shared, mix=0.1)
-    gradients = load_file(shared.directory / "metric.safetensors")["gradients.mlp_out"]
-    fisher = gradients.sum(0) / (gradients.sum(0).trace() / 10)
-    identity = torch.eye(10, dtype=torch.float64)
-    torch.testing.assert_close(root.root @ root.root, 0.9 * fisher + 0.1 * identity)
-    torch.testing.assert_close(root.root @ root.inverse, identity)
+def test_the_root_is_that_of_both_shares(shared):
+    """M^2 = d (0.9 G / tr(G C) + 0.1 W / tr(W C)); W W C = 1 tells that W is C^(-1/2)."""
+    root = root_of(shared, 0.1)
+    gradients = load_file(shared.directory / "metric.safetensors")["gradients.mlp_out"].sum(0)
     rows = torch.cat([b.target for b in batches(shared, "train", 64, stop=shared.manifest.n_rows("train"))]).double()
+    covariance = torch.cov(rows.T, correction=0)
+    torch.testing.assert_close(metric_of(shared).covariance, covariance, rtol=1e-2, atol=1e-2)
+    covariance = metric_of(shared).covariance
+    white = half_whitening(covariance)
+    identity = torch.eye(10, dtype=torch.float64)
+    torch.testing.assert_close(white @ white @ covariance, identity)
+    share_of_cost = gradients / (gradients * covariance).sum()
+    share_of_white = white / (white * covariance).sum()
+    torch.testing.assert_close(root.root @ root.root, 10 * (0.9 * share_of_cost + 0.1 * share_of_white))
+    torch.testing.assert_close(root.root @ root.inverse, identity)
     seen = (rows - rows.mean(0)) @ root.root
-    assert root.mean_square == pytest.approx(seen.square().mean().item(), rel=1e-2)
-    torch.testing.assert_close(root_of(shared, mix=1.0).root, identity)
+    assert seen.square().mean().item() == pytest.approx(1, rel=1e-2)
+    torch.testing.assert_close(root_of(shared, 1.0).root @ root_of(shared, 1.0).root, 10 * share_of_white)
+
+
+def test_directions_that_hardly_vary_are_whitened_by_a_thousandth_of_the_mean(shared):
+    """By hand: variances 4 and 0 have the mean 2, so that the second direction counts as one of variance 0.002."""
+    white = half_whitening(torch.diag(torch.tensor([4.0, 0.0], dtype=torch.float64)))
+    torch.testing.assert_close(white, torch.diag(torch.tensor([0.5, 0.002**-0.5], dtype=torch.float64)))
+    metric = metric_of(shared)
+    still = torch.eye(10, dtype=torch.float64)
+    still[3:, 3:] = 0  # only three of ten dimensions vary, as in a metric from three rows
+    root = TargetRoot.of(replace(metric, products=still, total=metric.total * 0), 0.7)
+    assert root.root.isfinite().all()
+    torch.testing.assert_close(root.root @ root.inverse, torch.eye(10, dtype=torch.float64))
 
 
 def test_targets_are_centred_with_unit_mean_square(shared):
@@ -81,7 +104,7 @@ def test_loss_and_logged_fvu_are_those_of_the_artefact(shared, options):
     y = batch.target.double()
     mean = torch.tensor(shared.manifest.statistics["mlp_out"].mean, dtype=torch.float64)
     errors = [artefact.prefix(size)(batch.source).double() - y for size in (5, 13, 40)]
-    through = [(error @ root_of(shared).root).square().mean() / root_of(shared).mean_square for error in errors]
+    through = [(error @ root_of(shared).root).square().mean() for error in errors]
     weights = [float(weight) for weight in options.get("prefix_weights", "1,1,1").split(",")]
     weighted = sum(weight * one.item() for weight, one in zip(weights, through, strict=True))
     assert result.l2_loss.item() == pytest.approx(weighted, rel=1e-4)
@@ -116,13 +139,13 @@ def test_an_accelerator_folds_the_decoder_back_a_few_rows_at_a_time(shared, acce
 @pytest.mark.slow
 def test_errors_that_cost_more_become_smaller(shared, tmp_path):
     config = replace(run_config(shared.directory, tmp_path / "raw"), tokens=32 * 150)
-    fisher = root_of(shared, 0.03)
+    fisher = metric_of(shared).fisher
 
     def cost(view: str) -> float:
         made = train(replace(config, run=tmp_path / view, target_view=view))
         rows = rows_in_order(shared, "heldout", 64, torch.device("cpu"), "test", quiet=True)
         return sum(
-            ((made(made.view(b.source, shared.norm)) - b.target).double() @ fisher.root).square().sum() for b in rows
+            estimated_kl((made(made.view(b.source, shared.norm)) - b.target).double(), fisher).sum().item() for b in rows
         )
 
     assert cost("fisher") < 0.9 * cost("raw")
@@ -138,9 +161,9 @@ def test_auto_takes_the_metric_where_there_is_one(shared, tmp_path):
     assert_same_run(config, replace(config, run=tmp_path / "fisher"))
     assert_same_run(replace(config, run=tmp_path / "raw"), replace(config, run=tmp_path / "without"))
     options = {name: json.loads((tmp_path / name / "train_config.json").read_text()) for name in ("auto", "raw", "without")}
-    assert (options["auto"]["target_view"], options["auto"]["fisher_mix"]) == ("fisher", 0.03)
+    assert (options["auto"]["target_view"], options["auto"]["whitening"]) == ("fisher", 0.7)
     assert options["auto"]["metric"] == shared.manifest.metric.xxh3_128
-    assert (options["raw"]["target_view"], options["raw"]["fisher_mix"], options["raw"]["metric"]) == ("raw", None, None)
+    assert (options["raw"]["target_view"], options["raw"]["whitening"], options["raw"]["metric"]) == ("raw", None, None)
     assert options["without"] == options["raw"]
     with pytest.raises(Refused, match="no metric of mlp_out; run `make metric`"):
         train(replace(config, run=tmp_path / "no", store=plain.directory, target_view="fisher"))
