@@ -118,7 +118,7 @@ def test_a_run_with_int8_candidates_goes_on_with_float32_ones(tmp_path, finished
         train(TrainConfig(**(vars(config) | {"candidates": "bfloat16"})))
 
 
-def test_a_run_with_the_plain_squared_error_beside_the_metric_is_not_taken_for_one_of_today(tmp_path):
+def test_a_run_with_the_plain_error_beside_the_metric_is_not_one_of_today(tmp_path):
     config = copied_run(tmp_path / "run")
     train(config)
     path = config.run_directory / TRAIN_CONFIG

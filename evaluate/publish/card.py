@@ -227,10 +227,8 @@ def _loss_of(options: Mapping[str, Any]) -> str:
         return "not recorded"
     if options.get("target_view") != "fisher":
         return "mean squared error, summed over the prefixes"
-    if "whitening" in options:
-        rest = f"{options['whitening']} half-whitened"
-    else:
-        rest = f"{options.get('fisher_mix')} plain"  # by an earlier version
+    earlier = f"{options.get('fisher_mix')} plain"
+    rest = f"{options['whitening']} half-whitened" if "whitening" in options else earlier
     return f"errors weighed by what they cost the language model (Fisher view, {rest}), summed over the prefixes"
 
 

@@ -1,9 +1,9 @@
 """The target as the loss sees it: as it is, or through the square root of what an error in it costs the language model.
 
-Trained on M y with M^2 = (1 - a) G / tr(G C) + a W / tr(W C). G is the store's metric (E[g g^T], arXiv 1412.1193): what an
-error costs the model, to second order. C is the covariance of the targets, and W = C^(-1/2) whitens them by half: directions
-in which targets vary little, which the plain squared error neglects, are learnt as well. Measured better than the plain
-squared error in the place of W, and than either alone (evaluate/RESULTS.md).
+Trained on M y with M^2 = (1 - a) G / tr(G C) + a W / tr(W C). G is the store's metric (E[g g^T], arXiv 1412.1193): what
+an error costs the model, to second order. C is the covariance of the targets, and W = C^(-1/2) whitens them by half, so
+that directions in which targets vary little, which the plain squared error neglects, are learnt as well. Measured better
+than the plain squared error in the place of W, and than W alone (evaluate/RESULTS.md).
 """
 
 from dataclasses import dataclass
