@@ -208,7 +208,7 @@ def _recipe(facts: Carded) -> list[str]:
         "text": f"{recipe.dataset} ({recipe.dataset_revision}), rows of {recipe.context} tokens",
         "tokens harvested": "not recorded" if facts.source.tokens is None else f"{facts.source.tokens:,}",
         "rows trained on": f"{options['tokens']:,}" if "tokens" in options else "not recorded",
-        "loss": _loss_of(options),
+        "loss": loss_of(options),
     }
     shown = ("activation", "k", "d_sae", "prefix_sizes", "batch_rows", "lr", "seed")
     said |= {name: str(options[name]) for name in shown if options.get(name) is not None}
@@ -222,7 +222,8 @@ def _recipe(facts: Carded) -> list[str]:
     return ["\n".join(table), f"To make it again{template}{lacking}:\n\n{commands(facts.source)}"]
 
 
-def _loss_of(options: Mapping[str, Any]) -> str:
+def loss_of(options: Mapping[str, Any]) -> str:
+    """What a run was trained on, by its options, those of an earlier version too."""
     if not options:
         return "not recorded"
     if options.get("target_view") != "fisher":

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from starlette.testclient import TestClient
 
 from evaluate.browse.server import make_app
-from evaluate.publish.card import licence_of
+from evaluate.publish.card import licence_of, loss_of
 from evaluate.publish.config import PushConfig
 from evaluate.publish.push import push
 from store.errors import Refused
@@ -170,6 +170,14 @@ def test_a_run_that_was_not_measured_or_not_finished_is_refused(run, tmp_path):
     with pytest.raises(Refused, match=str(tmp_path / "none")):
         push(PushConfig(run=tmp_path / "none", repo="me/tiny", dry_run=True))
     assert not (run / "hub").exists()
+
+
+def test_a_card_says_what_the_loss_was(run):
+    card = push(PushConfig(run=run, repo="me/tiny", dry_run=True))
+    assert "| loss | mean squared error, summed over the prefixes |" in card
+    assert loss_of({}) == "not recorded"
+    assert "(Fisher view, 0.7 half-whitened)" in loss_of({"target_view": "fisher", "whitening": 0.7})
+    assert "(Fisher view, 0.03 plain)" in loss_of({"target_view": "fisher", "fisher_mix": 0.03})
 
 
 def test_licences_go_by_the_base_model():
