@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from store.disk.suggest import next_line
 from store.errors import Refused
+from store.layers.parse import spell_layers
 from store.parents import holds_store
 from store.shards.pair import check_same_rows, in_common, open_pair
 from store.shards.reader import open_store
@@ -13,7 +15,7 @@ from store.transcoders.transcoder import Transcoder
 from train.advice import summary_line
 from train.config import TrainConfig
 from train.layers.budget import divided, fall_of, table_of, train_pilots
-from train.layers.config import LayersTrainConfig
+from train.layers.config import LayersTrainConfig, layers_of
 from train.layers.together import train_layers_together
 from train.loop import train
 from train.nulls import with_nulls
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def train_layers(config: LayersTrainConfig) -> Transcoder | str:
-    """The transcoder of the only layer; of several, a line for each and the folders of the runs.
+    """The transcoder of the only layer; of several, a line for each, the folders of the runs and the next command.
 
     Each run is bit for bit the run of its layer alone. Under torchrun each process trains every world-th layer, by itself.
     ValueError for bad input, before anything is trained.
@@ -51,7 +53,8 @@ def train_layers(config: LayersTrainConfig) -> Transcoder | str:
         log.info("%s", table)
     own = configs[mine]
     train_layers_together([with_nulls(one) for one in own], config.layers_at_once)
-    return "\n\n".join(filter(None, [told(own), table])) if own else ""
+    last = what_comes_next(config) if everyone.rank == 0 else None
+    return "\n\n".join(filter(None, [told(own), table, last])) if own else ""
 
 
 def check_metrics(configs: Sequence[TrainConfig]) -> None:
@@ -78,3 +81,9 @@ def told(configs: Sequence[TrainConfig]) -> str:
     """A line for each layer, and the folders of the runs."""
     lines = [f"layer {one.layer}: {summary_line(one)}" for one in configs]
     return "\n".join([*lines, *(str(one.run_directory) for one in configs)])
+
+
+def what_comes_next(config: LayersTrainConfig) -> str | None:
+    """The command that measures every layer."""
+    layers = spell_layers(layers_of(config))
+    return next_line("evaluate", "metrics", model=config.model, layer=layers, store=config.store, run=config.run)

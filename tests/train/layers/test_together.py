@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,10 @@ def test_each_layer_is_the_run_that_it_would_be_alone(stores, solo, tmp_path, ki
     assert_same(stores, tmp_path, solo, kind)
     lines = said.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == [f"layer {layer}" for layer in LAYERS]
-    assert lines[3:] == [str(tmp_path / f"layer{layer}") for layer in LAYERS]
+    assert lines[3:-2] == [str(tmp_path / f"layer{layer}") for layer in LAYERS]
+    words = shlex.split(lines[-1])
+    assert [words[0], *words[3:7]] == ["next:", "evaluate", "metrics", "--model", "tiny"]
+    assert words[7:] == ["--layer", "3,8,12", "--store", str(stores), "--run", f"{tmp_path}/layer{{layer}}"]
     last = json.loads((tmp_path / "layer8" / "training_log.jsonl").read_text().splitlines()[-1])
     assert f"FVU {last['fvu']:.4f}" in lines[1]
 
