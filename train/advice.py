@@ -28,6 +28,10 @@ LEAST_ROWS = 64
 LAST_BATCH = "the last batch (others differ)"
 MANY_DEAD = 10.0
 """Percent of the latents above which the end of a training warns of dead ones."""
+NO_METRIC = (
+    "the store has no metric, so that all errors weigh alike; make metric would add it, and --target-view whitened needs "
+    "none: both make dictionaries that cost the language model less"
+)
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +68,7 @@ def announce(configs: Sequence[TrainConfig], rows: int, store: str, target_view:
     if epochs > MANY_EPOCHS:
         log.warning(MANY, epochs, rows)
     if target_view == "raw" and config.target_view == "auto":
-        log.info("the store has no metric, so that all errors weigh alike; make metric would add it")
+        log.info("%s", NO_METRIC)
 
 
 def warn(configs: Sequence[TrainConfig]) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,7 @@ from train.scaling.defaults import encoder_norm
 from train.step.adam import Adam
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import load_state, state_of
+from train.step.start import TargetView
 
 NOT_PART_OF_THE_RUN = (
     "store",
@@ -86,14 +87,14 @@ def piece_bytes(config: TrainConfig, store: Store) -> int:
     return config.piece_bytes if decides else LEAST_PIECE_BYTES
 
 
-def target_view(config: TrainConfig, store: Store) -> Literal["raw", "fisher"]:
+def target_view(config: TrainConfig, store: Store) -> TargetView:
     """What the loss weighs errors by. Refused for fisher where the store has no metric of the target's site."""
     info = store.target_side.manifest.metric
     has_metric = info is not None and config.target_site in info.agreement
     if config.target_view == "fisher" and not has_metric:
         raise Refused(
             f"target_view is fisher, but {store.target_side.directory} has no metric of {config.target_site}; run "
-            "`make metric` for this store (python -m harvest metric), or give --target-view raw"
+            "`make metric` for this store (python -m harvest metric), or give --target-view whitened or raw"
         )
     if config.target_view == "auto":
         return "fisher" if has_metric and not config.follow else "raw"

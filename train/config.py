@@ -70,9 +70,9 @@ class TrainConfig(Options):
     view: ViewName | Literal["auto"] = "auto"
     """View in which resid_mid is read: raw, rms (normalised, no gain), or normed (gain applied). auto is rms for a
     transcoder, and raw for an autoencoder and for other sites."""
-    target_view: Literal["auto", "raw", "fisher"] = "auto"
-    """Errors that training weighs: fisher by what they cost the language model (the store's metric), raw all alike. auto is
-    fisher where the store has a metric, and raw elsewhere and with --follow. The result predicts the plain target."""
+    target_view: Literal["auto", "raw", "whitened", "fisher"] = "auto"
+    """Errors that training weighs: fisher by what they cost the language model (the store's metric), whitened more where
+    targets vary little, raw all alike. auto: fisher where the store has a metric, else, and with --follow, raw."""
     whitening: Annotated[float, Range(0, 1, above=True)] = 0.7
     """Share of half-whitened targets in the loss of target_view fisher, above 0; the rest is what errors cost the model."""
     tokens: Count = 16_384_000
@@ -173,8 +173,8 @@ class TrainConfig(Options):
             raise Refused(f"null is {self.null}, which is one of the nulls itself; leave out --nulls or --null")
         if self.random_prefixes and not 2 <= self.random_prefixes <= self.d_sae:
             raise Refused(f"random_prefixes is {self.random_prefixes}; give 2 to d_sae ({self.d_sae}), or 0 for none")
-        if self.target_view == "fisher" and self.follow:
-            raise Refused("target_view fisher needs the metric of a finished store, which follow lacks; leave one out")
+        if self.target_view in ("fisher", "whitened") and self.follow:
+            raise Refused(f"target_view {self.target_view} needs a finished store, which follow lacks; leave one out")
         self.weights  # noqa: B018
         for name in ("random_prefixes", "detach_prefixes"):
             if getattr(self, name) and len(self.prefixes) == 1:

@@ -11,7 +11,6 @@ import torch
 
 from store.layout import CHECKPOINT
 from store.loader.batches import Batch, batches, mix_of
-from store.shards.metric import read_metric
 from store.shards.reader import Store
 from store.transcoders.transcoder import Transcoder
 from train.advice import announce, warn
@@ -24,8 +23,7 @@ from train.parallel import Ranks
 from train.run import Run, Strand
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
-from train.step.start import start_decoder
-from train.step.target import TargetRoot
+from train.step.start import start_decoder, target_root
 from train.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
@@ -89,11 +87,7 @@ def train_prepared(parts: Sequence[tuple[Sequence[TrainConfig], Prepared]]) -> l
 
 def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
     """The run from its last checkpoint, or from the start, on the device."""
-    root = None
-    if identity["target_view"] == "fisher":
-        metric = read_metric(store.target_side, config.target_site)
-        assert metric is not None
-        root = TargetRoot.of(metric, config.whitening)
+    root = target_root(config, store, identity["target_view"])
     config = replace(config, encoder_norm=identity.get("encoder_norm", config.encoder_norm))
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root

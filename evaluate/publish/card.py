@@ -226,8 +226,9 @@ def loss_of(options: Mapping[str, Any]) -> str:
     """What a run was trained on, by its options, those of an earlier version too."""
     if not options:
         return "not recorded"
-    if options.get("target_view") != "fisher":
-        return "mean squared error, summed over the prefixes"
+    view = options.get("target_view")
+    if view != "fisher":
+        return f"mean squared error{' of half-whitened targets' if view == 'whitened' else ''}, summed over the prefixes"
     earlier = f"{options.get('fisher_mix')} plain"
     rest = f"{options['whitening']} half-whitened" if "whitening" in options else earlier
     return f"errors weighed by what they cost the language model (Fisher view, {rest}), summed over the prefixes"

@@ -178,7 +178,7 @@ def main() -> None:
             folder = options.results / f"{options.tokens}-seed{seed}" / variant.name.replace(" ", "-").replace(":", "")
             view = "raw" if variant.metric is None else "fisher"
             config = replace(recipe, run=folder, seed=seed, target_view=view, whitening=variant.whitening)
-            with mock.patch("train.loop.read_metric", lambda *args, metric=variant.metric: metric):
+            with mock.patch("train.step.start.read_metric", lambda *args, metric=variant.metric: metric):
                 transcoders.append(train(config))
     scored = score(transcoders, store, options.heldout)
     print_table({variant.name: scored[index :: len(variants)] for index, variant in enumerate(variants)})

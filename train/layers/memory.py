@@ -69,7 +69,7 @@ def need_of(configs: Sequence[TrainConfig], prepared: Prepared) -> Need:
         d_in = store.manifest.widths[config.source_site]
         d_out = store.target_side.manifest.widths[config.target_site]
         identity = prepared.identities[position]
-        root = identity["target_view"] == "fisher"
+        root = identity["target_view"] != "raw"
         found = found.plus(need_of_run(config, d_in, d_out, root, identity["candidates"]))
     return found
 

@@ -1,4 +1,7 @@
-"""The functional start of the decoder: what the MLP answers when its input is pushed along each latent's encoder row."""
+"""What a run reads before its first step: what targets are seen through, and the functional start of the decoder, which is
+what the MLP answers when its input is pushed along each latent's encoder row."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -8,12 +11,40 @@ from store.loader.batches import batches
 from store.mlp.derivatives import Function
 from store.mlp.forward import Mlp
 from store.names import ViewName
+from store.shards.metric import read_metric
 from store.shards.reader import Store
 from train.config import TrainConfig
 from train.step.module import TrainingTranscoder
+from train.step.target import TargetRoot
 
 START_ROWS = 64
 """Training rows over which the MLP's derivative is averaged."""
+COVARIANCE_ROWS = 16_384
+"""Training rows from which the covariance of the targets is known, where the store has no metric."""
+COVARIANCE_BATCH = 1024
+TargetView = Literal["raw", "whitened", "fisher"]
+
+
+def target_root(config: TrainConfig, store: Store, view: TargetView) -> TargetRoot | None:
+    """What the loss sees errors through; None for the plain target."""
+    if view == "raw":
+        return None
+    if view == "whitened":
+        return TargetRoot.whitened(covariance_of_targets(store, config))
+    metric = read_metric(store.target_side, config.target_site)
+    assert metric is not None
+    return TargetRoot.of(metric, config.whitening)
+
+
+def covariance_of_targets(store: Store, config: TrainConfig) -> Float[Tensor, "d d"]:
+    """Of the first COVARIANCE_ROWS training rows, which stay the first when the store is extended. Float64."""
+    rows = min(COVARIANCE_ROWS, store.manifest.n_rows("train"))
+    sites = (config.source_site, config.target_site)
+    products, total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for batch in batches(store, "train", COVARIANCE_BATCH, view=config.input_view, sites=sites, stop=rows, shuffle=False):
+        y = batch.target.double()
+        products, total = products + y.T @ y, total + y.sum(0)
+    return products / rows - torch.outer(total, total) / rows**2
 
 
 def of_view(mlp: Mlp, view: ViewName) -> Function:

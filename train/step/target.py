@@ -22,8 +22,8 @@ metric from few rows has not seen them vary."""
 
 @dataclass(frozen=True)
 class TargetRoot:
-    """The map that the target is seen through, in float64. Seen so, the metric's rows have unit mean square about their
-    mean."""
+    """The map that the target is seen through, in float64. Seen so, the rows that it was made from have unit mean square
+    about their mean."""
 
     root: Float[Tensor, "d d"]
     """M: symmetric."""
@@ -33,9 +33,17 @@ class TargetRoot:
     @classmethod
     def of(cls, metric: SiteMetric, whitening: float) -> "TargetRoot":
         """M of a site's metric. whitening: a, the share of the half-whitened targets in what the loss sees, above 0."""
-        covariance = metric.covariance
-        shares = (1 - whitening) * _with_unit_share(metric.fisher, covariance)
-        shares += whitening * _with_unit_share(half_whitening(covariance), covariance)
+        cost = _with_unit_share(metric.fisher, metric.covariance)
+        white = _with_unit_share(half_whitening(metric.covariance), metric.covariance)
+        return cls._of_shares((1 - whitening) * cost + whitening * white)
+
+    @classmethod
+    def whitened(cls, covariance: Float[Tensor, "d d"]) -> "TargetRoot":
+        """M of targets that are whitened by half, without a metric."""
+        return cls._of_shares(_with_unit_share(half_whitening(covariance), covariance))
+
+    @classmethod
+    def _of_shares(cls, shares: Float[Tensor, "d d"]) -> "TargetRoot":
         values, vectors = torch.linalg.eigh(shares * len(shares))
         root = values.sqrt()
         return cls(root=(vectors * root) @ vectors.T, inverse=(vectors / root) @ vectors.T)

@@ -176,6 +176,7 @@ def test_a_card_says_what_the_loss_was(run):
     card = push(PushConfig(run=run, repo="me/tiny", dry_run=True))
     assert "| loss | mean squared error, summed over the prefixes |" in card
     assert loss_of({}) == "not recorded"
+    assert "error of half-whitened targets, summed" in loss_of({"target_view": "whitened"})
     assert "(Fisher view, 0.7 half-whitened)" in loss_of({"target_view": "fisher", "whitening": 0.7})
     assert "(Fisher view, 0.03 plain)" in loss_of({"target_view": "fisher", "fisher_mix": 0.03})
 

@@ -14,6 +14,7 @@ from store.errors import Refused
 from store.loader.batches import batches
 from store.shards.metric import SiteMetric, estimated_kl, read_metric
 from store.shards.reader import Store
+from store.transcoders.transcoder import Transcoder
 from tests.making import make_store, with_metric
 from tests.pretend import DEVICE, values
 from tests.train.making import assert_same_run, first_batch, in_raw_units, make_config, run_config
@@ -23,6 +24,7 @@ from train.loop import train
 from train.run import Run
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
+from train.step.start import covariance_of_targets
 from train.step.target import TargetRoot, half_whitening
 
 
@@ -171,6 +173,34 @@ def test_auto_takes_the_metric_where_there_is_one(shared, tmp_path):
         train(replace(config, target_view="raw"))
     with pytest.raises(Refused, match="follow"):
         replace(config, target_view="fisher", follow=True)
+
+
+def test_half_whitened_targets_need_no_metric(shared, tmp_path, caplog):
+    caplog.set_level("INFO")
+    plain = make_store(tmp_path / "plain", shard_sequences=64)
+    config = replace(run_config(plain.directory, tmp_path / "white"), target_view="whitened")
+    train(config)
+    assert "the store has no metric" not in caplog.text
+    train(replace(config, run=tmp_path / "beside", store=shared.directory))  # the same rows
+    assert_same_run(config, replace(config, run=tmp_path / "beside"))
+    options = json.loads((tmp_path / "white" / "train_config.json").read_text())
+    assert (options["target_view"], options["whitening"], options["metric"]) == ("whitened", None, None)
+    train(replace(config, run=tmp_path / "raw", target_view="auto"))
+    assert "--target-view whitened needs none" in caplog.text
+    arrays = [Transcoder.load(tmp_path / name).W_dec for name in ("white", "raw")]
+    assert not torch.allclose(*arrays)
+    with pytest.raises(Refused, match="target_view whitened needs a finished store, which follow lacks"):
+        replace(config, follow=True)
+
+
+def test_the_covariance_is_that_of_the_first_training_rows(shared, tmp_path, monkeypatch):
+    config = run_config(shared.directory, tmp_path / "run")
+    shards = shared.manifest.of_split("train")
+    rows = torch.cat([shared.array(shard, "mlp_out")[: shard.kept] for shard in shards]).double()
+    torch.testing.assert_close(covariance_of_targets(shared, config), torch.cov(rows.T, correction=0))
+    monkeypatch.setattr("train.step.start.COVARIANCE_ROWS", 50)
+    monkeypatch.setattr("train.step.start.COVARIANCE_BATCH", 16)
+    torch.testing.assert_close(covariance_of_targets(shared, config), torch.cov(rows[:50].T, correction=0))
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(shared, tmp_path, monkeypatch):
