@@ -157,9 +157,9 @@ def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
 def in_words(config: TrainConfig, last: dict[str, Any]) -> str:
     """What the figures of the last line of a log mean, beside what predicting the mean would reach."""
     said = f"in words: {explained(_fvu(last), 'held-out rows' if 'heldout_fvu' in last else LAST_BATCH)}"
-    if _weighs_by_cost(config):
+    if _view_of(config) != "raw":
         share = _loss_beside_the_mean(config, last)
-        said += f"; weighed by what errors cost the model, prefix by prefix, its errors are {share:.1%} of the mean's"
+        said += f"; as the loss weighs errors, prefix by prefix, they are {share:.1%} of the mean's"
     return said
 
 
@@ -168,9 +168,9 @@ def _fvu(record: dict[str, Any]) -> float:
     return record.get("heldout_fvu", record["fvu"])
 
 
-def _weighs_by_cost(config: TrainConfig) -> bool:
-    """Whether the finished run's loss saw errors through the store's metric."""
-    return json.loads((config.run_directory / TRAIN_CONFIG).read_text(encoding="utf-8")).get("target_view") == "fisher"
+def _view_of(config: TrainConfig) -> str:
+    """How the finished run's loss saw errors: raw, whitened or fisher."""
+    return json.loads((config.run_directory / TRAIN_CONFIG).read_text(encoding="utf-8")).get("target_view", "raw")
 
 
 def _loss_beside_the_mean(config: TrainConfig, record: dict[str, Any]) -> float:
@@ -199,16 +199,16 @@ def _warnings_of_figures(config: TrainConfig, records: Sequence[dict[str, Any]])
 def _cure_of_fvu(config: TrainConfig, records: Sequence[dict[str, Any]]) -> str:
     """What to do about an FVU above 1, by what the loss did."""
     last = records[-1]
-    weighed = _weighs_by_cost(config)
-    if not weighed or _loss_beside_the_mean(config, last) >= 1:
-        seen = "l2_loss" if weighed else "fvu"
+    view = _view_of(config)
+    if view == "raw" or _loss_beside_the_mean(config, last) >= 1:
+        seen = "fvu" if view == "raw" else "l2_loss"
         falls = len(records) < 2 or last[seen] < records[0][seen]
         return "its loss still falls, train for longer" if falls else f"give a lower --lr than {config.peak_lr:.3g}"
-    said = "the loss, which weighs errors by what they cost the model, is below that of the mean all the same"
+    said = "the loss, which does not weigh all errors alike, is below that of the mean all the same"
     directory = config.target_directory or config.store_directory
     info = load_manifest(directory).metric
     cosine = None if info is None else info.agreement.get(config.target_site)
-    if info is None or cosine is None or cosine >= AGREEMENT:
+    if view != "fisher" or info is None or cosine is None or cosine >= AGREEMENT:
         return f"{said}; --target-view raw weighs all errors alike"
     more = command_line("harvest", "metric", store=directory, force=True, sequences=4 * info.sequences)
     return (

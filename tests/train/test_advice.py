@@ -148,12 +148,12 @@ def test_the_end_says_what_the_figures_mean_beside_the_mean(config):
     assert said[1] == (
         "in words: explains 64.9% of the variance of the last batch (others differ); predicting the mean explains none, "
         "above 70% is good; "
-        "weighed by what errors cost the model, prefix by prefix, its errors are 15.0% of the mean's"
+        "as the loss weighs errors, prefix by prefix, they are 15.0% of the mean's"
     )
     assert not [line for line in said if "explains none" not in line and line.startswith("WARNING")]
 
 
-@pytest.mark.parametrize("target_view", ["raw", "fisher"])
+@pytest.mark.parametrize("target_view", ["raw", "whitened", "fisher"])
 @pytest.mark.parametrize(
     ("first", "last", "cure"),
     [(9.0, 2.5, "its loss still falls, train for longer"), (2.2, 2.5, "give a lower --lr than 0.005")],
@@ -182,6 +182,8 @@ def test_a_rough_metric_is_named_where_the_loss_is_good_and_fvu_is_not(config, s
         assert "--target-view raw" in said[2]
         assert (f"make metric STORE={store.directory} ARGS='--force --sequences 64'" in said[2]) == (cosine < 0.8)
         assert "--lr" not in said[2]
+    said = with_log(config, {"l2_loss": 0.4, "fvu": 1.5}, target_view="whitened")
+    assert said[2].endswith("all the same; --target-view raw weighs all errors alike")
 
 
 def test_many_dead_latents_are_told_with_their_cure(config):
