@@ -128,7 +128,7 @@ def default_store(model: str, layer: int) -> Path:
     return DATA / model_slug(model) / f"layer{layer}"
 
 
-def default_run(model: str, layer: int, run: str) -> Path:
+def default_run(model: str, layer: int | str, run: str) -> Path:
     return RESULTS / model_slug(model) / f"layer{layer}" / run
 
 

@@ -149,7 +149,10 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = sorted(saved.keys() | wanted.keys())
     if saved.get("target_view") != wanted.get("target_view"):
         names = [name for name in names if name not in ("fisher_mix", "whitening", "metric")]  # they follow from it
-    return "; ".join(f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n))
+    parts = {n: f"{n}: {saved.get(n)!r} != {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n)}
+    if "fisher_mix" in parts:
+        parts["fisher_mix"] = f"fisher_mix: {saved['fisher_mix']}, of an earlier version, which no option gives now"
+    return "; ".join(parts.values())
 
 
 def save(

@@ -8,6 +8,8 @@ from itertools import pairwise
 from store.disk.suggest import next_line
 from store.errors import Refused
 from store.layers.parse import spell_layers
+from store.layers.words import LAYER
+from store.layout import default_run
 from store.parents import holds_store
 from store.shards.pair import check_same_rows, in_common, open_pair
 from store.shards.reader import open_store
@@ -86,4 +88,5 @@ def told(configs: Sequence[TrainConfig]) -> str:
 def what_comes_next(config: LayersTrainConfig) -> str | None:
     """The command that measures every layer."""
     layers = spell_layers(layers_of(config))
-    return next_line("evaluate", "metrics", model=config.model, layer=layers, store=config.store, run=config.run)
+    run = config.run or default_run(config.model, LAYER, config.architecture)
+    return next_line("evaluate", "metrics", model=config.model, layer=layers, store=config.store, run=run)

@@ -83,7 +83,7 @@ def dead_latents(config: TrainConfig, share: float = DEAD) -> int:
 
 
 def need_of_run(config: TrainConfig, d_in: int, d_out: int, root: bool, candidates: Candidates) -> Need:
-    """What one run takes, without windows. root: whether errors are weighed by the store's metric."""
+    """What one run takes, without windows. root: whether the loss does not weigh all errors alike."""
     weights = weight_bytes(config, d_in, d_out)
     step = step_bytes(config, d_in, d_out, candidates, dead_latents(config), root)
     measuring = measuring_bytes(config, d_in, d_out) - weights  # gradients are not there then

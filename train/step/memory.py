@@ -70,7 +70,7 @@ def step_bytes(config: TrainConfig, d_in: int, d_out: int, candidates: Candidate
     """Bytes at the peak of a step, its batch among them, beside weights, gradients and Adam's state.
 
     dead: latents that AuxK helps.
-    root: whether errors are weighed by the store's metric; a line of the log then has those of the plain target too.
+    root: whether the loss does not weigh all errors alike; a line of the log then has those of the plain target too.
     """
     s = Shape.of(config, d_in, d_out, candidates)
     batch = 2 * (s.inputs + s.targets)  # as it comes, and normalised

@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from store.errors import Refused
 from store.shards.metric import SiteMetric
 from train.step.sparse import Decoded
 
 LEAST_VARIANCE = 1e-3
 """Directions in which targets vary by less than this share of the mean variance are whitened as if they varied so much: a
 metric from few rows has not seen them vary."""
+SMALLEST = 1e-12
+"""Eigenvalues of M^2 are at least this share of their mean, so that M can be inverted."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class TargetRoot:
     @classmethod
     def _of_shares(cls, shares: Float[Tensor, "d d"]) -> "TargetRoot":
         values, vectors = torch.linalg.eigh(shares * len(shares))
-        root = values.sqrt()
+        root = values.clamp_min(SMALLEST * values.mean()).sqrt()  # rounding can make the least of them negative
         return cls(root=(vectors * root) @ vectors.T, inverse=(vectors / root) @ vectors.T)
 
 
 def half_whitening(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """C^(-1/2), without directions of next to no variance."""
+    """C^(-1/2), without directions of next to no variance. Refused for targets that do not vary."""
+    if not covariance.trace() > 0:
+        raise Refused("the targets are all alike, so that nothing can be learnt of them; harvest another site or layer")
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp_min(LEAST_VARIANCE * values.mean()).rsqrt()) @ vectors.T
 

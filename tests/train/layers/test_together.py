@@ -119,6 +119,15 @@ def test_killed_anywhere_and_resumed_all_layers_have_the_same_bits(stores, solo,
         assert_same(stores, tmp_path / f"killed{number}", solo, "batchtopk")
 
 
+def test_the_next_command_names_the_runs_that_were_trained(stores, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = options(stores, tmp_path, run=None, activation="topk", tokens=32 * 3)
+    words = shlex.split(train_layers(config).splitlines()[-1])
+    for one in config.configs:
+        assert words[-1].replace("{layer}", str(one.layer)) == str(one.run_directory)
+        assert (one.run_directory / "transcoder.safetensors").exists()
+
+
 SHARED = """
 import os, sys
 from pathlib import Path

@@ -80,7 +80,14 @@ def test_directions_that_hardly_vary_are_whitened_by_a_thousandth_of_the_mean(sh
     still[3:, 3:] = 0  # only three of ten dimensions vary, as in a metric from three rows
     root = TargetRoot.of(replace(metric, products=still, total=metric.total * 0), 0.7)
     assert root.root.isfinite().all()
+    barely = TargetRoot.of(replace(metric, products=still, total=metric.total * 0), 1e-15)
+    assert barely.inverse.isfinite().all()
     torch.testing.assert_close(root.root @ root.inverse, torch.eye(10, dtype=torch.float64))
+
+
+def test_targets_that_do_not_vary_are_refused():
+    with pytest.raises(Refused, match="the targets are all alike"):
+        TargetRoot.whitened(torch.zeros(3, 3, dtype=torch.float64))
 
 
 def test_targets_are_centred_with_unit_mean_square(shared):
