@@ -24,6 +24,7 @@ from train.run import Run, Strand
 from train.snapshots import collecting
 from train.step.module import TrainingTranscoder
 from train.step.start import start_decoder, target_root
+from train.step.target import TargetRoot
 from train.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def train_together(configs: Sequence[TrainConfig]) -> list[Transcoder]:
         return train_prepared([(configs, prepared)])[0]
 
 
+Roots = dict[tuple[str, float], TargetRoot | None]
+"""What the runs of one store see errors through, by target view and whitening."""
 MOST_BARS = 12
 """Progress bars that fit a terminal: of more runs only the first has one."""
 
@@ -66,8 +69,9 @@ def train_prepared(parts: Sequence[tuple[Sequence[TrainConfig], Prepared]]) -> l
         announce(to_train, prepared.store.manifest.n_rows("train"), str(prepared.store.directory), view)
         warn(to_train)
     for configs, prepared in left:
+        roots: Roots = {}
         runs = [
-            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks)
+            start(configs[n], prepared.store, prepared.device, prepared.identities[n], prepared.ranks, roots)
             for n in prepared.left
         ]
         strands.append(Strand(runs, prepared.store, prepared.following))
@@ -85,9 +89,15 @@ def train_prepared(parts: Sequence[tuple[Sequence[TrainConfig], Prepared]]) -> l
     return found
 
 
-def start(config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks) -> Run:
-    """The run from its last checkpoint, or from the start, on the device."""
-    root = target_root(config, store, identity["target_view"])
+def start(
+    config: TrainConfig, store: Store, device: torch.device, identity: dict, ranks: Ranks, roots: Roots | None = None
+) -> Run:
+    """The run from its last checkpoint, or from the start, on the device. roots: what runs that start together share."""
+    roots = {} if roots is None else roots
+    key = (identity["target_view"], config.whitening)
+    if key not in roots:
+        roots[key] = target_root(config, store, identity["target_view"])
+    root = roots[key]
     config = replace(config, encoder_norm=identity.get("encoder_norm", config.encoder_norm))
     module = TrainingTranscoder(
         config, store.manifest, store.norm, candidates(config, device), store.target_side.manifest, ranks, root

@@ -86,7 +86,7 @@ class TrainingTranscoder(nn.Module):
         self.register_buffer("target_mean", mean.float())
         self.register_buffer("target_scale", scale.float())
         self.register_buffer("target_root", None if target_root is None else target_root.root.float())
-        self.register_buffer("target_inverse", None if target_root is None else target_root.inverse)
+        self.register_buffer("target_inverse", None if target_root is None else target_root.inverse.clone())
         generator = torch.Generator().manual_seed(config.seed)
         drawn = draw_unit_rows(config.d_sae, d_in, generator, ranks.latents)
         self.encoder = nn.Parameter((config.encoder_norm or encoder_norm(config.activation, config.null)) * drawn)

@@ -20,11 +20,11 @@ from tests.pretend import DEVICE, values
 from tests.train.making import assert_same_run, first_batch, in_raw_units, make_config, run_config
 from train.config import TrainConfig
 from train.export import export
-from train.loop import train
+from train.loop import train, train_together
 from train.run import Run
 from train.step.module import TrainingTranscoder
 from train.step.optimizer import make_optimizer, train_step
-from train.step.start import covariance_of_targets
+from train.step.start import covariance_of_targets, target_root
 from train.step.target import TargetRoot, half_whitening
 
 
@@ -198,6 +198,19 @@ def test_half_whitened_targets_need_no_metric(shared, tmp_path, caplog):
     assert not torch.allclose(*arrays)
     with pytest.raises(Refused, match="target_view whitened needs a finished store, which follow lacks"):
         replace(config, follow=True)
+
+
+def test_runs_that_start_together_share_what_the_target_is_seen_through(shared, tmp_path, monkeypatch):
+    config = run_config(shared.directory, tmp_path / "one")
+    made = []
+    monkeypatch.setattr("train.loop.target_root", lambda *words: made.append(words) or target_root(*words))
+    half, two = replace(config, run=tmp_path / "half", whitening=0.5), replace(config, run=tmp_path / "two", k=3)
+    train_together([config, half, two])
+    assert len(made) == 2
+    for one in (half, two):
+        alone = replace(one, run=tmp_path / "alone" / one.run.name)
+        train(alone)
+        assert_same_run(one, alone)
 
 
 def test_the_covariance_is_that_of_the_first_training_rows(shared, tmp_path, monkeypatch):
